@@ -1,0 +1,24 @@
+"""A fair, distributed benchmark of deep metric learning.
+
+The names below are the stable surface. They are imported when first asked for, so that `import harness`
+costs nothing and needs neither ray nor faiss.
+"""
+
+from importlib import import_module
+
+_HOME = {
+    "Grid": "harness.config",
+    "Trial": "harness.config",
+    "run_trial": "harness.trial",
+    "run_grid": "harness.launch",
+    "evaluate": "harness.retrieval",
+    "Embedder": "harness.models",
+}
+
+__all__ = ["Embedder", "Grid", "Trial", "evaluate", "run_grid", "run_trial"]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"harness has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)

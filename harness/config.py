@@ -1,0 +1,511 @@
+"""Grids and trials: what a YAML file says, checked and turned into values.
+
+A `Grid` is what a researcher writes: lists of datasets, backbones, losses, levels and seeds, and the settings all
+of them share. Its product is a list of `Trial`s: frozen, complete values, each of which can be run anywhere.
+Every setting is declared here once, with its type, default and range; unknown keys are refused with the nearest
+valid one, all mistakes of a file at once.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from harness import registry
+
+FLOORS = ("untrained", "pixels")
+LEVELS = ("baseline", "embedding", "feature", "input")
+SHARED_BY_A_LOSS = ("lr", "schedule", "step_epochs", "gamma")  # may differ between losses, never within one
+
+
+class GridError(ValueError):
+    """A grid that cannot run; `problems` holds one sentence for each mistake found."""
+
+    def __init__(self, where: str, problems: Sequence[str]):
+        self.problems = tuple(problems)
+        super().__init__(f"{where}: " + "\n  ".join(["cannot run:", *problems]))
+
+
+class Value(BaseModel):
+    """A frozen setting that refuses what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Choice(Value):
+    """An entry of a register with its keyword options, written `name` or `{name: …, options: {…}}`."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Backbone(Choice):
+    """A timm network. `options` go to timm; `stage` is where the feature level mixes (None: the last feature map)."""
+
+    pretrained: bool | str = False
+    stage: str | None = None
+
+
+class Loss(Choice):
+    """A loss with its hyperparameters (`options`) and, where they differ from the grid's, its own step sizes."""
+
+    lr: float | None = Field(None, gt=0)
+    schedule: Literal["constant", "step", "cosine"] | None = None
+    step_epochs: int | None = Field(None, ge=1)
+    gamma: float | None = Field(None, gt=0, le=1)
+
+
+class Level(Value):
+    """Where and how Metrix mixes; the keywords of `metrix.Metrix`, with the same defaults."""
+
+    at: Literal["embedding", "feature", "input"] = "embedding"
+    stage: str | None = None
+    pairs: Literal["alternate", "pos-neg", "anc-neg", "pos-pos", "neg-neg"] = "alternate"
+    weight: float = Field(0.4, ge=0)
+    alpha: float = Field(2.0, gt=0)
+    renormalize: bool = True
+    lambda_per: Literal["batch", "example"] = "batch"
+    hardest: int | None = Field(None, ge=1)
+    max_mixed: int | None = Field(None, ge=1)
+
+    def __str__(self) -> str:
+        given = {k: v for k, v in self.model_dump(exclude_defaults=True).items() if k != "at"}
+        return self.at + _brackets(given)
+
+
+class Model(Value):
+    """The embedder around the backbone: pooling, a linear head to `dim`, l2-normalisation."""
+
+    dim: int = Field(512, ge=1)
+    pooling: Literal["avg", "max", "avg+max", "token"] = "avg"
+    norm: Literal["train", "frozen"] = "train"
+
+
+class Images(Value):
+    """What the network sees. Training: random resized crop (share of the area) and flip; test: resize, centre crop.
+
+    `flip` auto means: yes, unless a mirror image belongs to another class, as with characters.
+    """
+
+    side_px: int = Field(224, ge=8)
+    cache_side_px: int | None = Field(None, ge=8)
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    flip: bool | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _check(self):
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale is {list(self.crop_scale)}; it must rise within (0, 1]")
+        if self.cache_side_px is not None and self.cache_side_px < self.side_px:
+            raise ValueError(f"cache_side_px {self.cache_side_px} is smaller than side_px {self.side_px}")
+        return self
+
+
+class Training(Value):
+    """How long, on what batches and with what steps. Equal for every arm of a table, but for a loss's own lr."""
+
+    epochs: int = Field(60, ge=1)
+    batch_size: int = Field(100, ge=2)
+    sampler: Literal["balanced", "shuffle"] = "balanced"
+    examples_per_class: int = Field(5, ge=1)
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    schedule: Literal["constant", "step", "cosine"] = "step"
+    step_epochs: int = Field(10, ge=1)
+    gamma: float = Field(0.1, gt=0, le=1)
+    warmup_epochs: int = Field(0, ge=0)
+    clip_value: float | None = Field(10.0, gt=0)
+    precision: Literal["float32", "bf16"] = "float32"
+    threads: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.sampler == "balanced" and self.batch_size % self.examples_per_class:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of examples_per_class {self.examples_per_class}"
+            )
+        return self
+
+
+class Resources(Value):
+    """What one trial occupies. `gpus_per_trial` auto: one GPU where there is one, else none."""
+
+    cpus_per_trial: int = Field(1, ge=1)
+    gpus_per_trial: float | Literal["auto"] = "auto"
+    retries: int = Field(2, ge=0)
+    epoch_timeout_s: float = Field(3600, gt=0)
+
+
+class Arm(Value):
+    """A row of the leaderboard: a loss, plain or with Metrix, or a floor that is not trained by any loss.
+
+    Written `multi_similarity`, `multi_similarity+embedding`, `contrastive[margin=0.3]+feature[stage=layer3]`:
+    every hyperparameter that is not the default stands in brackets.
+    """
+
+    loss: str
+    options: dict[str, Any] = {}
+    metrix: Level | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Arm":
+        """The arm that `text` writes, complete with its loss's defaults; ValueError says what is wrong with it."""
+        bracket = r"(?:\[([^\]]*)\])?"
+        match = re.fullmatch(rf"([\w:]+){bracket}(?:\+(\w+){bracket})?", text.strip())
+        if not match:
+            raise ValueError(f"arm {text!r} is not written loss, loss+level or loss[key=value]+level[key=value]")
+        loss, options, at, level = match.groups()
+        metrix = None if at in (None, "baseline") else Level(at=at, **_pairs(level))
+        return cls.of(loss, _pairs(options), metrix)
+
+    @classmethod
+    def of(cls, loss: str, options: dict[str, Any], metrix: Level | None = None) -> "Arm":
+        """The arm of a loss, its `options` completed with the defaults (so that an id holds every value)."""
+        if loss in FLOORS:
+            if options or metrix:
+                raise ValueError(f"{loss} is a floor: it takes neither options nor a level")
+            return cls(loss=loss)
+        defaults = registry.loss(loss).parameters
+        if strange := [key for key in options if key not in defaults]:
+            raise ValueError("; ".join(registry.unknown(f"parameter of {loss}", k, defaults) for k in strange))
+        return cls(loss=loss, options={**defaults, **options}, metrix=metrix)
+
+    @property
+    def at(self) -> str:
+        """The level: baseline, embedding, feature, input, or floor."""
+        return "floor" if self.loss in FLOORS else self.metrix.at if self.metrix else "baseline"
+
+    @property
+    def baseline(self) -> str:
+        """The label of the same loss without Metrix."""
+        return Arm(loss=self.loss, options=self.options).label
+
+    @property
+    def label(self) -> str:
+        """The arm as it is written, non-default values in brackets."""
+        defaults = {} if self.loss in FLOORS else registry.loss(self.loss).parameters
+        given = {k: v for k, v in self.options.items() if v != defaults.get(k)}
+        return self.loss + _brackets(given) + (f"+{self.metrix}" if self.metrix else "")
+
+
+class Trial(Value):
+    """One cell of the grid with one seed: everything that decides its result, and nothing else.
+
+    Where data lie, which device runs it and when are not part of it.
+    """
+
+    dataset: Choice
+    backbone: Backbone
+    model: Model
+    images: Images
+    training: Training
+    arm: Arm
+    protocol: Literal["fair"] = "fair"
+    keep: Literal["weights", "embeddings", "none"] = "embeddings"
+    seed: int = Field(0, ge=0)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the trial's content (less `keep`, which changes no number), hexadecimal."""
+        content = json.dumps(self.model_dump(mode="json", exclude={"keep"}), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @cached_property
+    def id(self) -> str:
+        """Readable and unique: `glyphs-test_resnet-contrastive+input-s0-3f9a12`."""
+        arm = self.arm.loss + (f"+{self.arm.at}" if self.arm.metrix else "")
+        name = f"{self.dataset.name}-{self.backbone.name}-{arm}-s{self.seed}"
+        return re.sub(r"[^\w+.-]", "_", name) + f"-{self.digest[:8]}"
+
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        """(dataset, backbone, arm): what seeds repeat."""
+        return self.dataset.name, self.backbone.name, self.arm.label
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The factors that must be equal within one table of a dataset and a backbone (FAIR-08), flattened."""
+        content = self.model_dump(mode="json", exclude={"arm", "seed", "keep"})
+        content["backbone"].pop("stage")
+        for name in SHARED_BY_A_LOSS:
+            content["training"].pop(name)
+        return dict(_flat(content))
+
+
+ManyChoices = Annotated[Choice, BeforeValidator(_named)]
+
+
+class Grid(Value):
+    """The experiment a YAML file describes: datasets × backbones × (losses × levels + arms + floors) × seeds."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    version: int = Field(1, ge=1)
+    about: str = ""
+    protocol: Literal["fair"] = "fair"
+    datasets: tuple[ManyChoices, ...] = Field(min_length=1)
+    backbones: tuple[Annotated[Backbone, BeforeValidator(_named)], ...] = Field(min_length=1)
+    losses: tuple[Annotated[Loss, BeforeValidator(_named)], ...] = ()
+    levels: tuple[Literal["baseline", "embedding", "feature", "input"], ...] = LEVELS
+    arms: tuple[str, ...] = ()
+    floors: tuple[Literal["untrained", "pixels"], ...] = FLOORS
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    metrix: Level = Level()
+    model: Model = Model()
+    images: Images = Images()
+    training: Training = Training()
+    resources: Resources = Resources()
+    keep: Literal["weights", "embeddings", "none"] = "embeddings"
+
+    @classmethod
+    def load(
+        cls, source: str | Path, overrides: Iterable[str] = (), only: dict[str, Sequence[str]] | None = None
+    ) -> "Grid":
+        """The grid of a file, or of a name that ships (`quick`), after overrides.
+
+        `overrides` are `key=value` with a dotted or a unique last key (`training.epochs=20`, `epochs=20`).
+        `only` keeps the named entries of a list: {"losses": ["contrastive"], "seeds": ["0", "1"]}.
+        Raises GridError with every problem found, each in one sentence.
+        """
+        path = find(source)
+        try:
+            content = yaml.load(path.read_text(), _Loader)
+        except yaml.YAMLError as error:
+            raise GridError(str(path), [f"it is not YAML: {error}".replace("\n", " ")]) from None
+        if not isinstance(content, dict):
+            raise GridError(str(path), ["it holds no settings; see the grids that ship for an example"])
+        problems = [p for text in overrides if (p := _override(content, text))]
+        problems += _narrow(content, only or {})
+        try:
+            grid = cls.model_validate(content)
+        except ValidationError as error:
+            raise GridError(str(path), [*problems, *_sentences(error, content), *_strangers(content)]) from None
+        if problems := [*problems, *_strangers(content), *grid._contradictions()]:
+            raise GridError(str(path), problems)
+        return grid
+
+    def _contradictions(self) -> list[str]:
+        found = []
+        for field in ("datasets", "backbones", "losses"):
+            names = [choice.name for choice in getattr(self, field)]
+            found += [f"{field}: {name} is listed twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        for field in ("seeds", "levels", "floors", "arms"):
+            values = getattr(self, field)
+            found += [f"{field}: {v} is listed twice" for v in sorted({v for v in values if values.count(v) > 1})]
+        if not (self.losses or self.arms or self.floors):
+            found.append("losses: there is no loss, arm or floor to run")
+        if self.metrix.at != "embedding":
+            found.append("metrix.at: the levels of a grid stand in `levels`; take metrix.at away")
+        return found
+
+    def trials(self) -> list[Trial]:
+        """Every trial of the product, seeds outermost, so that a partial run has whole seeds first."""
+        cells = [
+            (dataset, backbone, arm, training)
+            for dataset, backbone in itertools.product(self.datasets, self.backbones)
+            for arm, training in self._arms(backbone)
+        ]
+        return [
+            Trial(
+                dataset=dataset,
+                backbone=backbone.model_copy(update={"stage": None}),
+                model=self.model,
+                images=self.images,
+                training=training,
+                arm=arm,
+                protocol=self.protocol,
+                keep=self.keep,
+                seed=seed,
+            )
+            for number, seed in enumerate(self.seeds)
+            for dataset, backbone, arm, training in cells
+            if arm.loss != "pixels" or number == 0  # no seed enters the cosine of raw images
+        ]
+
+    def _arms(self, backbone: Backbone) -> list[tuple[Arm, Training]]:
+        arms = [(Arm.of(floor, {}), self.training) for floor in self.floors]
+        for loss, level in itertools.product(self.losses, self.levels):
+            metrix = None
+            if level != "baseline":
+                metrix = self.metrix.model_copy(update={"at": level, "stage": None})
+                if level == "feature":
+                    metrix = metrix.model_copy(update={"stage": self.metrix.stage or backbone.stage})
+            arms.append((Arm.of(loss.name, loss.options, metrix), self._training(loss)))
+        chosen = {loss.name: loss for loss in self.losses}
+        for text in self.arms:
+            arm = Arm.parse(text)
+            arms.append((arm, self._training(chosen.get(arm.loss, Loss(name=arm.loss)))))
+        return arms
+
+    def _training(self, loss: Loss) -> Training:
+        own = {k: v for k in SHARED_BY_A_LOSS if (v := getattr(loss, k)) is not None}
+        return self.training.model_copy(update=own)
+
+
+def grids() -> dict[str, Path]:
+    """The grids that ship: name → file."""
+    folder = Path(str(resources.files("harness") / "grids"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(source: str | Path) -> Path:
+    """The file of a grid: a path that exists, or the name of one that ships. Raises GridError with near names."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    if (name := str(source).removesuffix(".yaml")) in grids():
+        return grids()[name]
+    raise GridError(str(source), [registry.unknown("grid file, nor grid", str(source), grids())])
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as everybody expects (YAML 1.1 reads it as text)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _brackets(options: dict[str, Any]) -> str:
+    return "[" + ",".join(f"{k}={_plain(v)}" for k, v in options.items()) + "]" if options else ""
+
+
+def _plain(value: Any) -> str:
+    return (
+        {True: "true", False: "false", None: "none"}.get(value, value)
+        if not isinstance(value, float | int) or isinstance(value, bool)
+        else f"{value:g}"
+    )
+
+
+def _pairs(text: str | None) -> dict[str, Any]:
+    found = {}
+    for part in filter(None, (text or "").split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"{part!r} is not written key=value")
+        found[key.strip()] = None if value.strip() == "none" else yaml.load(value, _Loader)
+    return found
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", tuple(value) if isinstance(value, list) else value
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    """Every dotted key that an override may set."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _override(content: dict[str, Any], text: str) -> str | None:
+    """Apply one `key=value` to the raw content; a sentence when it cannot be."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        return f"--set {text}: it is written key=value, such as epochs=20"
+    leaves = list(_leaves(Grid))
+    matches = [leaf for leaf in leaves if leaf == key] or [leaf for leaf in leaves if leaf.rpartition(".")[2] == key]
+    if not matches:
+        return f"--set {text}: " + registry.unknown(
+            "setting", key, {*leaves, *(leaf.rpartition(".")[2] for leaf in leaves)}
+        )
+    if len(matches) > 1:
+        return f"--set {text}: {key} could be {' or '.join(matches)}"
+    *parents, last = matches[0].split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+    content[last] = yaml.load(value, _Loader)
+    return None
+
+
+def _narrow(content: dict[str, Any], only: dict[str, Sequence[str]]) -> list[str]:
+    """Keep the named entries of the grid's lists; a sentence for each name that the grid does not list."""
+    problems = []
+    for field, wanted in only.items():
+        listed = content.get(field, Grid.model_fields[field].default) or ()
+        name_of = {str(item["name"] if isinstance(item, dict) else item): item for item in listed}
+        for name in wanted:
+            if name not in name_of and field != "seeds":
+                problems.append(
+                    f"--{field} {name}: " + registry.unknown(f"entry of the grid's {field}", name, name_of)
+                )
+        content[field] = [name_of.get(name, name) for name in wanted]
+    return problems
+
+
+def _strangers(content: dict[str, Any]) -> list[str]:
+    """Names of losses, arms and datasets that do not exist, and hyperparameters they do not have."""
+    problems = []
+    for choice in _choices(content, "losses"):
+        problems += _complaint(lambda c=choice: Arm.of(c["name"], c.get("options") or {}), "losses")
+    for text in content.get("arms") or ():
+        problems += _complaint(lambda t=text: Arm.parse(str(t)), "arms")
+    for choice in _choices(content, "datasets"):
+        problems += _complaint(lambda c=choice: registry.entry("harness.datasets", c["name"], "dataset"), "datasets")
+    return problems
+
+
+def _choices(content: dict[str, Any], field: str) -> list[dict[str, Any]]:
+    listed = content.get(field)
+    choices = [_named(item) for item in listed] if isinstance(listed, list | tuple) else []
+    return [c for c in choices if isinstance(c, dict) and isinstance(c.get("name"), str)]
+
+
+def _complaint(attempt, where: str) -> list[str]:
+    try:
+        attempt()
+    except ValidationError as error:
+        return [f"{where}: {p}" for p in _sentences(error, {}, Level)]
+    except ValueError as error:
+        return [f"{where}: {error}"]
+    return []
+
+
+def _sentences(error: ValidationError, content: dict[str, Any], model: type[BaseModel] = Grid) -> list[str]:
+    """Pydantic's findings in the words of the file."""
+    found = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            owner = _model_at(model, item["loc"][:-1])
+            found.append(f"{where}: " + registry.unknown("setting", item["loc"][-1], owner.model_fields))
+        elif item["type"] == "missing":
+            found.append(f"{where}: this setting is needed")
+        elif item["type"] == "value_error":
+            found.append(f"{where}: {item['ctx']['error']}")
+        else:
+            found.append(f"{where}: {item['input']!r} does not fit: {item['msg'].lower()}")
+    return found
+
+
+def _model_at(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel]:
+    """The model that the keys `loc` of a file lead to, through lists and annotations."""
+    for part in loc:
+        if isinstance(part, str) and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            while not isinstance(annotation, type) or not issubclass(annotation, BaseModel):
+                annotation = get_args(annotation)[0]
+            model = annotation
+    return model
