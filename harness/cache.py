@@ -1,0 +1,56 @@
+"""Files that several processes build once and share: locked, written aside, renamed into place."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class CacheError(ValueError):
+    """The cache folder cannot be written; the message names the folder and says what to do."""
+
+
+def default_folder() -> Path:
+    """The folder used when none is named: `$XDG_CACHE_HOME/metrix-bench`, or `~/.cache/metrix-bench`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metrix-bench"
+
+
+@contextmanager
+def building(path: Path) -> Iterator[Path]:
+    """Hold `path` for this process alone and give a scratch path that becomes `path` on success.
+
+    Waits while another process builds the same file, so look at `path` again inside: the other one may
+    have finished it. Nothing is renamed when the scratch file was never written, or when the block raises.
+    The lock is the kernel's (flock), so a killed process leaves none behind.
+
+    Raises CacheError when the folder cannot be written or the disk is full.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                yield scratch
+                if scratch.exists():
+                    _flush_to_disk(scratch)
+                    os.replace(scratch, path)
+            finally:
+                scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise CacheError(
+            f"cannot write the cache in {path.parent}: {error.strerror or error}; "
+            "free some space there, or name another folder for the cache"
+        ) from error
+
+
+def _flush_to_disk(path: Path) -> None:
+    """A rename may reach the disk before the data does: fsync first, or a power cut leaves an empty file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

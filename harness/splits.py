@@ -1,0 +1,73 @@
+"""Which classes are held out: a fixed order by hash, the same for every seed, arm and machine."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from harness.datasets import Dataset
+
+# Whole groups are held out when their classes add up to the wanted number within this share of it.
+GROUP_TOLERANCE = Fraction(1, 4)
+
+
+def hash_order(names: Sequence[str], salt: str) -> list[int]:
+    """Indices of `names` in the order of sha256(salt + name): as good as random, and the same everywhere."""
+    return sorted(range(len(names)), key=lambda i: hashlib.sha256((salt + names[i]).encode()).digest())
+
+
+def held_out(class_names: Sequence[str], share: float, salt: str, groups: Sequence[str] | None = None) -> list[int]:
+    """Indices of the ⌈share·C⌉ classes to hold out, whole groups where possible.
+
+    class_names: the C candidates, unique.  share: in (0, 1).
+    salt: names the purpose ("test-1", "val-1"), so that two purposes do not hold out the same classes.
+    groups: (C,) group of each class, or None.
+
+    Without groups: the first ⌈share·C⌉ classes in hash order. With groups, these are gone through in hash order
+    and each is taken that keeps the number of classes within 5/4 of the wanted one, until 3/4 of it are
+    reached; where whole groups cannot reach that, the groups are disregarded.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share = {share} of the classes, expected between 0 and 1 (both excluded)")
+    wanted = math.ceil(Fraction(str(share)) * len(class_names))  # 0.2 * 35 is 7, not 7.000000000000001
+    if groups is not None:
+        size, taken, total = Counter(groups), set(), 0
+        by_hash = sorted(size)
+        for group in (by_hash[i] for i in hash_order(by_hash, salt)):
+            if total < wanted * (1 - GROUP_TOLERANCE) and total + size[group] <= wanted * (1 + GROUP_TOLERANCE):
+                taken.add(group)
+                total += size[group]
+        if total >= wanted * (1 - GROUP_TOLERANCE):
+            return [c for c, group in enumerate(groups) if group in taken]
+    return hash_order(class_names, salt)[:wanted]
+
+
+def fair_validation(dataset: Dataset, share: float = 0.2) -> np.ndarray:
+    """(n,) split of every image under the fair protocol: some training classes become "validation".
+
+    They are the first ⌈share·C⌉ of the C training classes in the order of sha256("val-1" + class name), whole
+    groups where possible (see `held_out`): the same for all seeds and arms. A validation split that the source
+    names is kept as it is, and so is the test split.
+
+    Raises ValueError when fewer than two classes would remain to train on.
+    """
+    if (dataset.split == "validation").any():
+        return dataset.split.copy()
+    classes = np.unique(dataset.labels[dataset.split == "train"])
+    groups = None if dataset.groups is None else [dataset.groups[c] for c in classes]
+    chosen = classes[held_out([dataset.class_names[c] for c in classes], share, "val-1", groups)]
+    if len(classes) - len(chosen) < 2:
+        raise ValueError(
+            f"{dataset.name}: {len(classes)} training classes, {len(chosen)} of them for validation: "
+            "at least 2 must remain to train on"
+        )
+    split = dataset.split.astype("<U10")
+    split[np.isin(dataset.labels, chosen) & (split == "train")] = "validation"
+    return split
