@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -31,20 +32,29 @@ def building(path: Path) -> Iterator[Path]:
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                yield scratch
-                if scratch.exists():
-                    _flush_to_disk(scratch)
-                    os.replace(scratch, path)
-            finally:
-                scratch.unlink(missing_ok=True)
+        lock = open(path.with_name(f".{path.name}.lock"), "w")
     except OSError as error:
-        raise CacheError(
-            f"cannot write the cache in {path.parent}: {error.strerror or error}; "
-            "free some space there, or name another folder for the cache"
-        ) from error
+        raise _refusal(path.parent, error) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield scratch
+            if scratch.exists():
+                _flush_to_disk(scratch)
+                os.replace(scratch, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise _refusal(path.parent, error) from error
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+def _refusal(folder: Path, error: OSError) -> CacheError:
+    return CacheError(
+        f"cannot write the cache in {folder}: {error.strerror}; make room or give permission there, "
+        "or name another folder for the cache"
+    )
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -32,21 +32,31 @@ def held_out(class_names: Sequence[str], share: float, salt: str, groups: Sequen
 
     Without groups: the first ⌈share·C⌉ classes in hash order. With groups, these are gone through in hash order
     and each is taken that keeps the number of classes within 5/4 of the wanted one, until 3/4 of it are
-    reached; where whole groups cannot reach that, the groups are disregarded.
+    reached. Where that fails, the same from the second group on, and so on; where no start succeeds, single
+    classes are held out as without groups.
     """
     if not 0 < share < 1:
         raise ValueError(f"share = {share} of the classes, expected between 0 and 1 (both excluded)")
     wanted = math.ceil(Fraction(str(share)) * len(class_names))  # 0.2 * 35 is 7, not 7.000000000000001
-    if groups is not None:
-        size, taken, total = Counter(groups), set(), 0
-        by_hash = sorted(size)
-        for group in (by_hash[i] for i in hash_order(by_hash, salt)):
-            if total < wanted * (1 - GROUP_TOLERANCE) and total + size[group] <= wanted * (1 + GROUP_TOLERANCE):
+    if groups is not None and (whole := _whole_groups(groups, wanted, salt)) is not None:
+        return [c for c, group in enumerate(groups) if group in whole]
+    return hash_order(class_names, salt)[:wanted]
+
+
+def _whole_groups(groups: Sequence[str], wanted: int, salt: str) -> set[str] | None:
+    size = Counter(groups)
+    names = sorted(size)
+    order = [names[i] for i in hash_order(names, salt)]
+    least, most = wanted * (1 - GROUP_TOLERANCE), wanted * (1 + GROUP_TOLERANCE)
+    for start in range(len(order)):
+        taken, total = set(), 0
+        for group in order[start:]:
+            if total < least and total + size[group] <= most:
                 taken.add(group)
                 total += size[group]
-        if total >= wanted * (1 - GROUP_TOLERANCE):
-            return [c for c, group in enumerate(groups) if group in taken]
-    return hash_order(class_names, salt)[:wanted]
+        if total >= least:
+            return taken
+    return None
 
 
 def fair_validation(dataset: Dataset, share: float = 0.2) -> np.ndarray:

@@ -16,12 +16,12 @@ import importlib
 import inspect
 import os
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -101,7 +101,7 @@ def load(name: str, data: Path | str | None = None, cache: Path | str | None = N
     known = _options(module)
     for option in options:
         if option not in known:
-            raise DatasetError(f"dataset {name!r} has no option {option!r}{_suggestion(option, known)}")
+            raise DatasetError(f"dataset {name!r} has no option {option!r}{suggestion(option, known)}")
     if module.NEEDS_DATA and data is None:
         raise DatasetError(f"dataset {name!r} reads your own copy: say where it lies (data=…)")
     if module.NEEDS_DATA and not Path(data).exists():
@@ -184,10 +184,62 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+class Row(NamedTuple):
+    """One image file of a dataset."""
+
+    key: str  # path relative to the dataset's folder, with forward slashes
+    class_name: str
+    split: str
+    role: str = ""
+
+
+def from_files(
+    name: str, folder: Path, rows: Sequence[Row], *, groups: dict[str, str] | None = None, mirrored: bool = True
+) -> Dataset:
+    """A dataset of image files below `folder`; class names are sorted, images stay in the order of `rows`.
+
+    groups: the group of each class name, or None.
+    Raises DatasetError naming every file that does not exist.
+    """
+    class_names = sorted({row.class_name for row in rows})
+    number = {class_name: c for c, class_name in enumerate(class_names)}
+    keys = tuple(row.key for row in rows)
+    return Dataset(
+        name=name,
+        keys=keys,
+        labels=np.array([number[row.class_name] for row in rows], dtype=np.int64),
+        class_names=tuple(class_names),
+        split=np.array([row.split for row in rows], dtype="<U10"),
+        read=partial(_read_file, folder, keys),
+        role=np.array([row.role for row in rows], dtype="<U7") if any(row.role for row in rows) else None,
+        groups=None if groups is None else tuple(groups[class_name] for class_name in class_names),
+        mirrored=mirrored,
+        source_stamp=_stamp(name, folder, keys),
+    )
+
+
+def _read_file(folder: Path, keys: tuple[str, ...], index: int) -> Image.Image:
+    return decode(folder / keys[index], keys[index])
+
+
+def _stamp(name: str, folder: Path, keys: tuple[str, ...]) -> str:
+    """A digest of the sizes and modification times of files: cheap, and another one when a file is replaced."""
+    digest, missing = hashlib.sha256(), []
+    for key in keys:
+        try:
+            status = os.stat(folder / key)
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+        except (FileNotFoundError, NotADirectoryError):
+            missing.append(key)
+    if missing:
+        raise DatasetError("\n  ".join([f"{name}: {len(missing)} files are missing in {folder}:", *missing]))
+    return digest.hexdigest()
+
+
 def image_files(folder: Path) -> list[Path]:
     """All image files below a folder, sorted; hidden files (`._a.jpg`, `.cache/`) are left out."""
     found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
             Path(parent, name)
@@ -197,15 +249,6 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def stamp(files: Iterable[Path]) -> str:
-    """A digest of the sizes and modification times of files: cheap, and changes when one is replaced."""
-    digest = hashlib.sha256()
-    for file in files:
-        status = os.stat(file)
-        digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
 def some(words: list[str], most: int = 5) -> str:
     """The first few of many words, for a message: 'a, b, c and 4 more'."""
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
@@ -213,7 +256,7 @@ def some(words: list[str], most: int = 5) -> str:
 
 def _module(name: str) -> ModuleType:
     if name not in names():
-        raise DatasetError(f"no dataset named {name!r}{_suggestion(name, names())}")
+        raise DatasetError(f"no dataset named {name!r}{suggestion(name, names())}")
     return importlib.import_module(f"{__name__}.{name}")
 
 
@@ -222,7 +265,7 @@ def _options(module: ModuleType) -> dict[str, Any]:
     return {parameter.name: parameter.default for parameter in parameters}
 
 
-def _suggestion(word: str, known: Iterable[str]) -> str:
+def suggestion(word: str, known: Iterable[str]) -> str:
     """What follows a misspelled word: "; did you mean 'glyphs'? (folder, glyphs, manifest)"."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1)
