@@ -32,22 +32,22 @@ def building(path: Path) -> Iterator[Path]:
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_name(f".{path.name}.lock"), "w")
+        lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise _refusal(path.parent, error) from error
-    with lock:
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield scratch
-            if scratch.exists():
-                _flush_to_disk(scratch)
-                os.replace(scratch, path)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise _refusal(path.parent, error) from error
-        finally:
-            scratch.unlink(missing_ok=True)
+        yield scratch
+        if scratch.exists():
+            _flush_to_disk(scratch)
+            os.replace(scratch, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _refusal(path.parent, error) from error
+    finally:
+        scratch.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def _refusal(folder: Path, error: OSError) -> CacheError:
