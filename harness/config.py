@@ -11,7 +11,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -219,13 +218,13 @@ class Trial(Value):
     keep: Literal["weights", "embeddings", "none"] = "embeddings"
     seed: int = Field(0, ge=0)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """sha256 of the trial's content (less `keep`, which changes no number), hexadecimal."""
         content = json.dumps(self.model_dump(mode="json", exclude={"keep"}), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
-    @cached_property
+    @property
     def id(self) -> str:
         """Readable and unique: `glyphs-test_resnet-contrastive+input-s0-3f9a12`."""
         arm = self.arm.loss + (f"+{self.arm.at}" if self.arm.metrix else "")

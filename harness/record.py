@@ -6,6 +6,7 @@ A run folder holds
     failures/<trial id>.json     what stopped a trial; removed when the trial succeeds later
     checkpoints/<trial id>/      of trials under way
     per_query/<trial id>.npz     outcomes of every test query, embeddings and image ids of the one test read
+    plan.json                    the grids that ran here and the combinations that have no Metrix form
     ledger.jsonl  driver.log  leaderboard.{csv,md,tex,html}
 """
 
@@ -14,14 +15,15 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.config import Trial
+from harness.config import Grid, Trial
 
 SCHEMA = 1
 
@@ -48,9 +50,10 @@ class Epoch(Stored):
 
 
 class Cost(Stored):
-    """What the trial took. `train_s` is the time inside training steps, without validation and test."""
+    """What the trial took. `train_s` is the time of training steps, without checkpoints, validation and test."""
 
     train_s: float = 0.0
+    checkpoint_s: float = 0.0
     wall_s: float = 0.0
     images_per_s: float | None = None
     steps: int = 0
@@ -152,6 +155,10 @@ class Run:
         """The record of a trial, or None while it has none."""
         return self._read(self.record_path(trial), Record)
 
+    def failure(self, trial: Trial) -> Failure | None:
+        """Why the trial stopped last, or None where nothing says so."""
+        return self._read(self.failure_path(trial), Failure)
+
     def records(self) -> list[Record]:
         """All records, by file name."""
         return list(self._all("records", Record))
@@ -161,13 +168,45 @@ class Run:
         done = {path.name for path in (self.folder / "records").glob("*.json")}
         return [f for f in self._all("failures", Failure) if f"{f.id}.json" not in done]
 
+    def remember(self, grid: Grid, refused: Iterable[Sequence[str]]) -> None:
+        """Keep what was asked for, so that a report can show what is missing."""
+        grids, before = self.remembered()
+        grids = [other for other in grids if other != grid] + [grid]
+        rows = dict.fromkeys([*before, *map(tuple, refused)])
+        write_json(
+            self.folder / "plan.json",
+            {"grids": [g.model_dump(mode="json") for g in grids], "refused": [list(row) for row in rows]},
+        )
+
+    def remembered(self) -> tuple[list[Grid], list[tuple[str, ...]]]:
+        """The grids that ran in this folder, and (dataset, backbone, arm, reason) of what they could not ask for."""
+        path = self.folder / "plan.json"
+        if not path.exists():
+            return [], []
+        content = json.loads(path.read_text())
+        return [Grid.model_validate(g) for g in content["grids"]], [tuple(row) for row in content["refused"]]
+
     def finish(self, record: Record) -> None:
         """Write the record: from here on the trial is done."""
         write_json(self.record_path(record.trial), record.model_dump(mode="json"))
         self.failure_path(record.trial).unlink(missing_ok=True)
 
-    def fail(self, trial: Trial, kind: str, reason: str, traceback: str, attempts: int = 1) -> None:
-        """Write why the trial stopped; the next run tries it again."""
+    def keep_queries(self, trial: Trial, **arrays: np.ndarray) -> None:
+        """Keep what the test read gave, query by query, beside the record; written before it, atomically."""
+        path = self.per_query_path(trial.id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with aside.open("wb") as file:
+                np.savez_compressed(file, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def fail(self, trial: Trial, kind: str, reason: str, traceback: str, attempts: int = 1) -> Failure:
+        """Write why the trial stopped, and return it; the next run tries it again."""
         failure = Failure(
             id=trial.id,
             trial=trial,
@@ -179,6 +218,7 @@ class Run:
             finished=now(),
         )
         write_json(self.failure_path(trial), failure.model_dump(mode="json"))
+        return failure
 
     def _all(self, kind: str, model: type[Stored]) -> Iterator[Any]:
         for path in sorted((self.folder / kind).glob("*.json")):
@@ -191,12 +231,15 @@ class Run:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            first = error.errors()[0]
-            aside = self.folder / "set_aside" / f"{path.name}.{time.time_ns()}"
-            aside.parent.mkdir(exist_ok=True)
-            path.replace(aside)
-            self._warn(f"{path} cannot be read ({first['msg']}): set aside as {aside}; its trial runs again")
+            self.set_aside(path, f"{path} cannot be read ({error.errors()[0]['msg']}); its trial runs again")
             return None
+
+    def set_aside(self, path: Path, why: str) -> None:
+        """Move a file or folder that cannot be used out of the way, keep it, and say so."""
+        aside = self.folder / "set_aside" / f"{path.name}.{time.time_ns()}"
+        aside.parent.mkdir(exist_ok=True)
+        path.replace(aside)
+        self._warn(f"{why} (kept as {aside})")
 
     def prepare(self) -> None:
         """Make the folder and make sure that it can be written; RunError says who must do what otherwise."""

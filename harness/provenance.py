@@ -1,0 +1,55 @@
+"""Where a number comes from: code revision, package versions, machine. No names, no paths, no secrets."""
+
+import functools
+import hashlib
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "timm", "ray", "faiss-cpu", "numpy", "scipy", "pillow", "metrix-bench")
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+    """Revision of the code with a digest of uncommitted changes, versions of what computes, processor."""
+    return {
+        **_revision(),
+        "packages": _versions(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _revision() -> dict[str, Any]:
+    """The commit and, where files differ from it, a digest of the difference; from the sources without git."""
+    root = Path(__file__).parent.parent
+    try:
+        commit = _git(root, "rev-parse", "HEAD").decode().strip()
+        changes = _git(root, "diff", "HEAD", "--", "baselines", "metrix", "harness")
+        changes += b"".join(
+            (root / name).read_bytes()
+            for name in _git(root, "ls-files", "-o", "--exclude-standard", "--", "baselines", "metrix", "harness")
+            .decode()
+            .splitlines()
+        )
+    except (OSError, subprocess.CalledProcessError):
+        sources = sorted(path for part in ("baselines", "metrix", "harness") for path in (root / part).rglob("*.py"))
+        digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+        return {"revision": None, "sources": digest}
+    return {"revision": commit, "uncommitted": hashlib.sha256(changes).hexdigest()[:16] if changes else None}
+
+
+def _git(root: Path, *words: str) -> bytes:
+    return subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True).stdout

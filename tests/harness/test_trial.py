@@ -1,0 +1,176 @@
+"""A trial: the same bits however often it is interrupted, the same streams for every arm, the test read once."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from harness import checkpoint, selection, train
+from harness.config import Choice, Level
+from harness.record import Epoch, Run
+from harness.trial import Sources, open_dataset, run_trial, steps
+
+
+@pytest.fixture
+def tiny(make_trial):
+    def tiny(arm="contrastive", stage=None, **changes):
+        trial = make_trial(arm, **changes)
+        if stage:
+            metrix = trial.arm.metrix.model_copy(update={"stage": stage})
+            trial = trial.model_copy(update={"arm": trial.arm.model_copy(update={"metrix": metrix})})
+        return trial.model_copy(update={"dataset": Choice(name="glyphs", options={"classes": 16}), "keep": "weights"})
+
+    return tiny
+
+
+def outcome(record):
+    """What must be equal bit for bit."""
+    return record.test, record.selected_epoch, [(e.loss, e.validation) for e in record.curve]
+
+
+ARMS = ("contrastive", "proxy_anchor+embedding", "multi_similarity+input", "contrastive+feature")
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_interrupted_trial_ends_in_the_same_bits(arm, tiny, tmp_path):
+    trial = tiny(arm, stage="layer3" if "feature" in arm else None, epochs=3)
+    whole = run_trial(trial, tmp_path / "whole")
+    for _ in range(2):  # stopped after one epoch, twice; each time what was in memory is lost
+        next(steps(trial, Sources(tmp_path / "parts")))
+        torch.rand(3)
+    parts = run_trial(trial, tmp_path / "parts")
+    assert outcome(parts) == outcome(whole)
+    assert len(parts.curve) == 3
+    a, b = (Run(tmp_path / name).checkpoints(trial) / "last.safetensors" for name in ("whole", "parts"))
+    (one, _), (two, _) = checkpoint.load(a), checkpoint.load(b)
+    for section in ("model", "criterion"):
+        assert one[section].keys() == two[section].keys()
+        assert all(torch.equal(one[section][name], two[section][name]) for name in one[section])
+
+
+@pytest.mark.parametrize("at", ["embedding", "feature", "input"])
+def test_metrix_of_weight_zero_is_the_baseline_bit_for_bit(at, tiny, tmp_path):
+    plain = run_trial(tiny("multi_similarity"), tmp_path)
+    mixed = run_trial(tiny(f"multi_similarity+{at}[weight=0]", stage="layer3" if at == "feature" else None), tmp_path)
+    assert outcome(mixed) == outcome(plain)
+    assert mixed.cost.forward_passes_per_step == 1.0
+
+
+def test_every_arm_of_a_seed_sees_the_same_batches_and_augmentations(tiny, tmp_path, monkeypatch):
+    """Whatever an arm draws of its own, what the network is shown stays the same."""
+    from harness.loading import Augmentation
+
+    shown = {}
+
+    class Watched(Augmentation):
+        def train(self, images, generator):
+            pixels = super().train(images, generator)
+            shown[name].append((pixels.sum().item(), torch.initial_seed()))
+            return pixels
+
+    monkeypatch.setattr("harness.trial.Augmentation", Watched)
+    for name in ("contrastive", "proxy_anchor", "multi_similarity+input", "contrastive+embedding"):
+        shown[name] = []
+        run_trial(tiny(name), tmp_path)
+    assert len(shown["contrastive"]) > 4
+    assert all(pixels == shown["contrastive"] for pixels in shown.values())
+
+
+def test_input_mixing_doubles_the_forward_passes_and_embedding_adds_none(tiny, tmp_path):
+    cost = {at: run_trial(tiny(f"contrastive+{at}"), tmp_path).cost for at in ("input", "embedding")}
+    assert cost["input"].forward_passes_per_step == pytest.approx(2.0)
+    assert cost["embedding"].forward_passes_per_step == 1.0
+
+
+def test_the_test_split_is_read_once_and_what_it_gave_is_kept(tiny, tmp_path):
+    trial = tiny().model_copy(update={"keep": "embeddings"})
+    record = run_trial(trial, tmp_path)
+    run_trial(trial, tmp_path)
+    (line,) = (tmp_path / "ledger.jsonl").read_text().splitlines()
+    assert json.loads(line)["cell"] == "glyphs/test_resnet/contrastive/s0"
+    kept = np.load(tmp_path / "per_query" / f"{record.id}.npz")
+    dataset = open_dataset(trial.dataset)
+    assert set(kept["ids"]) == {
+        key for key, split in zip(dataset.keys, dataset.split, strict=True) if split == "test"
+    }
+    assert kept["query R@1"].mean() == pytest.approx(record.test["R@1"])
+    assert kept["embeddings"].shape == (record.data.images["test"], 16)
+    assert kept["embeddings"].dtype == np.float16
+    assert not Run(tmp_path).checkpoints(trial).exists()
+
+
+def test_another_checkpoint_of_the_same_cell_is_marked(tiny, tmp_path):
+    trial = tiny()
+    run_trial(trial, tmp_path)
+    other = tiny(lr=2e-3)
+    assert run_trial(trial, tmp_path).notes == ()
+    assert run_trial(other, tmp_path).notes[0].startswith("FAIR-03 test read")
+
+
+def test_a_loss_that_is_not_finite_stops_the_trial_with_the_step(tiny, tmp_path):
+    with pytest.raises(
+        train.Diverged, match=r"the loss is (nan|inf) at epoch \d, step \d+; (the last finite|no loss)"
+    ):
+        run_trial(tiny("contrastive", lr=1e30), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_checkpoint_cut_in_half_is_set_aside_and_the_trial_starts_anew(name, tiny, tmp_path):
+    trial = tiny(epochs=2)
+    next(steps(trial, Sources(tmp_path)))
+    path = Run(tmp_path).checkpoints(trial) / f"{name}.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    record = run_trial(trial, tmp_path)
+    assert outcome(record) == outcome(run_trial(trial, tmp_path / "undisturbed"))
+    assert len(list((tmp_path / "set_aside").iterdir())) == 1
+
+
+def test_floors_train_nothing_and_are_the_same_for_every_loss(tiny, tmp_path):
+    untrained, pixels = (run_trial(tiny(floor), tmp_path) for floor in ("untrained", "pixels"))
+    assert (untrained.curve, untrained.selected_epoch, untrained.cost.steps) == ((), None, 0)
+    assert pixels.test["R@1"] > untrained.test["R@1"] > 0
+
+
+def test_selection_takes_the_highest_validation_score_and_the_earliest_on_ties():
+    curve = [
+        Epoch(epoch=e, loss=0.0, lr=0.1, validation={"MAP@R": s, "R@1": 1 - s}, train_s=0, validation_s=0)
+        for e, s in ((1, 0.2), (2, 0.5), (3, 0.5), (4, 0.1))
+    ]
+    assert selection.select(curve) == 2
+    with pytest.raises(ValueError, match="no epoch"):
+        selection.select([])
+
+
+def test_schedules():
+    from harness.config import Training
+
+    step = Training(schedule="step", step_epochs=2, gamma=0.1)
+    assert [train.step_size(step, epoch) for epoch in (1, 2, 3, 5)] == pytest.approx([1, 1, 0.1, 0.01])
+    cosine = Training(schedule="cosine", epochs=4)
+    assert [train.step_size(cosine, epoch) for epoch in (1, 3)] == pytest.approx([1, 0.5])
+
+
+def test_head_warm_up_leaves_the_backbone_as_it_was(tiny, tmp_path):
+    trial = tiny(epochs=2, warmup_epochs=1)
+    from harness.trial import embedder
+
+    initial = embedder(trial).state_dict()
+    running = steps(trial, Sources(tmp_path))
+    next(running)
+    after, _ = checkpoint.load(Run(tmp_path).checkpoints(trial) / "last.safetensors")
+    weights = [name for name in initial if name.endswith("weight")]
+    assert all(torch.equal(after["model"][n], initial[n]) for n in weights if not n.startswith("head"))
+    assert not torch.equal(after["model"]["head.weight"], initial["head.weight"])
+    next(running)
+    later, _ = checkpoint.load(Run(tmp_path).checkpoints(trial) / "last.safetensors")
+    assert not all(
+        torch.equal(later["model"][name], initial[name]) for name in weights if not name.startswith("head")
+    )
+
+
+def test_the_level_of_an_arm_reaches_metrix(tiny):
+    from harness.trial import objective
+
+    criterion = objective(tiny("contrastive+embedding[weight=0.2,pairs=pos-neg]"), 4)
+    assert (criterion.weight, criterion.pairs, criterion.at) == (0.2, "pos-neg", "embedding")
+    assert isinstance(Level(at="embedding"), Level)
