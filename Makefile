@@ -1,0 +1,51 @@
+# Two commands do everything: `make benchmark` and `make test`. Each installs what it needs the first time.
+
+VENV   ?= .venv
+PYTHON ?= python3
+GRID   ?= quick
+DATA   ?=
+OUT    ?= results/runs/$(notdir $(basename $(GRID)))
+ARGS   ?=
+
+BIN   := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
+BENCH := PYTHONPATH=$(CURDIR) $(BIN)/python -m harness.cli
+
+.DEFAULT_GOAL := help
+.PHONY: help setup benchmark report test perf lint format clean
+
+help:  ## explain the targets (what `make` alone does)
+	@echo "metrix-bench: a fair benchmark of deep metric learning"; echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo; echo "  GRID=$(GRID)  DATA=folder  OUT=$(OUT)  VENV=$(VENV)  ARGS='--seeds 0 --set epochs=2'"
+	@echo "  grids: $(notdir $(basename $(wildcard harness/grids/*.yaml)))"
+
+setup: $(STAMP)  ## make the virtual environment and install everything (five minutes, once)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,tune]"
+	touch $(STAMP)
+
+benchmark: $(STAMP)  ## run GRID (default: quick, 10 minutes on 2 cores) and write its leaderboard to OUT
+	@$(BENCH) run $(GRID) --out $(OUT) $(if $(DATA),--data $(DATA)) $(ARGS)
+
+report: $(STAMP)  ## write the leaderboard of OUT again from its records
+	@$(BENCH) report $(OUT) $(ARGS)
+
+test: $(STAMP)  ## run the tests (under 10 minutes on 2 cores)
+	@PYTHONPATH=$(CURDIR) $(BIN)/python -m pytest $(ARGS)
+
+perf: $(STAMP)  ## measure speed and memory, printed as ratios within one run
+	@for file in tests/performance/[a-z]*.py; do \
+		PYTHONPATH=$(CURDIR) $(BIN)/python -m tests.performance.$$(basename $$file .py) || exit 1; done
+
+lint: $(STAMP)  ## check style and types of error that a linter finds
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(STAMP)  ## rewrite the sources in the project's format
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+clean:  ## remove the virtual environment and caches; results stay
+	rm -rf .venv .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

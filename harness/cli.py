@@ -1,0 +1,262 @@
+"""The command line: `metrix-bench run quick`. Every option is a setting of the grid or a place on disk."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from harness.config import Grid, GridError, grids
+from harness.record import Run, RunError
+
+OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+LISTS = ("losses", "levels", "backbones", "datasets", "arms", "seeds")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 a trial failed, 2 wrong input, 130 interrupted."""
+    arguments = parser().parse_args(words)
+    try:
+        return arguments.command(arguments)
+    except (GridError, RunError, ValueError, ModuleNotFoundError) as error:
+        print(f"metrix-bench: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        print("metrix-bench: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    top = argparse.ArgumentParser(prog="metrix-bench", description="A fair benchmark of deep metric learning.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    run = _command(commands, run_command, "run", "run what a grid lacks, then write its leaderboard")
+    _grid_options(run)
+    run.add_argument("--out", type=Path, help="run folder (default: results/runs/GRID)")
+
+    plan = _command(commands, plan_command, "plan", "say what a grid would run and what it would cost")
+    _grid_options(plan)
+    plan.add_argument("--out", type=Path, help="run folder whose records count as done (default: results/runs/GRID)")
+
+    trial = _command(commands, trial_command, "trial", "run one arm of a grid in this process, without ray")
+    _grid_options(trial)
+    trial.add_argument("--arm", required=True, help="such as contrastive or 'multi_similarity+embedding'")
+    trial.add_argument("--seed", type=int, default=0)
+    trial.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
+    trial.add_argument("--out", type=Path, help="run folder (default: results/runs/GRID)")
+
+    status = _command(commands, status_command, "status", "say what a run folder holds and lacks")
+    status.add_argument("run", type=Path, help="run folder")
+
+    report = _command(commands, report_command, "report", "write the leaderboard of a run folder again")
+    report.add_argument("run", type=Path, help="run folder")
+
+    listing = _command(commands, list_command, "list", "list what a grid may name")
+    listing.add_argument("what", choices=sorted(LISTINGS), help="what to list")
+    listing.add_argument("pattern", nargs="?", help="backbones: a pattern such as 'resnet*'; stages: a backbone")
+    return top
+
+
+def _command(commands, function: Callable, name: str, words: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=words, description=(words[0].upper() + words[1:] + "."))
+    command.set_defaults(command=function)
+    return command
+
+
+def _grid_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("grid", help=f"a YAML file, or one of {', '.join(grids())}")
+    command.add_argument("--data", type=Path, help="folder of the dataset, for those that are not embedded")
+    command.add_argument("--cache", type=Path, help="folder for decoded images (default: ~/.cache/metrix-bench)")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, such as epochs=20"
+    )
+    for field in LISTS:
+        command.add_argument(f"--{field}", metavar="A,B", help=f"only these of the grid's {field}")
+
+
+def _grid(arguments: argparse.Namespace) -> Grid:
+    only = {field: text.split(",") for field in LISTS if (text := getattr(arguments, field))}
+    return Grid.load(arguments.grid, arguments.set, only)
+
+
+def _folder(arguments: argparse.Namespace, grid: Grid) -> Path:
+    return arguments.out or Path("results/runs") / grid.name
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Run a grid under Ray Tune, show it, and write the leaderboard of whatever there is at the end."""
+    from harness import terminal
+    from harness.launch import run_grid
+
+    grid = _grid(arguments)
+    folder = _folder(arguments, grid)
+    outcome = run_grid(grid, folder, arguments.data, arguments.cache, watch=terminal.view)
+    _report(Run(folder))
+    if outcome.interrupted:
+        print(f"interrupted with {outcome.missing} trials to go; the same command continues where it stopped")
+        return INTERRUPTED
+    if outcome.missing:
+        print(f"{outcome.missing} of {len(outcome.plan.trials)} trials failed: see {folder}/failures")
+        print("the same command tries them again")
+        return FAILED
+    return OK
+
+
+def plan_command(arguments: argparse.Namespace) -> int:
+    """Print the trials of a grid, which are done, and what the others will take."""
+    from harness import terminal
+    from harness.plan import estimate, make_plan
+
+    grid = _grid(arguments)
+    plan = make_plan(grid, arguments.data, arguments.cache)
+    done = {record.id: record for record in Run(_folder(arguments, grid)).records()}
+    seconds = estimate(plan, tuple(done.values()), arguments.data, arguments.cache)
+    terminal.table(
+        f"{grid.name}: {len(plan.trials)} trials",
+        ("trial", "epochs", "state", "seconds"),
+        [
+            (t.id, str(t.training.epochs), "done" if t.id in done else "to run", f"{seconds[t.id]:.0f}")
+            for t in plan.trials
+        ]
+        + [(f"{dataset}-{backbone}-{arm}", "", "n/a", reason) for dataset, backbone, arm, reason in plan.refused],
+    )
+    todo = [seconds[trial.id] for trial in plan.trials if trial.id not in done]
+    print(f"{len(todo)} to run, about {sum(todo) / 60:.0f} minutes on one slot of a machine like this one")
+    return OK
+
+
+def trial_command(arguments: argparse.Namespace) -> int:
+    """Run one trial of a grid here and print its scores."""
+    from harness.config import Arm
+    from harness.plan import make_plan
+    from harness.trial import Sources, steps
+
+    grid = _grid(arguments).model_copy(update={"seeds": (arguments.seed,)})
+    label = Arm.parse(arguments.arm).label
+    named = [trial for trial in grid.trials() if trial.arm.label == label or _short(trial) == arguments.arm]
+    if not named:
+        grid = grid.model_copy(update={"arms": (arguments.arm,), "losses": (), "floors": ()})
+        named = grid.trials()
+    plan = make_plan(grid.model_copy(update={"floors": grid.floors}), arguments.data, arguments.cache)
+    folder = _folder(arguments, grid)
+    run = Run(folder, warn=print)
+    run.prepare()
+    for trial in [trial for trial in named if trial in plan.trials]:
+        print(trial.id)
+        sources = Sources(
+            folder,
+            arguments.data,
+            arguments.cache,
+            arguments.device,
+            (("name", grid.name), ("version", grid.version)),
+        )
+        for progress in steps(trial, sources):
+            epoch = progress.curve[-1]
+            scores = "  ".join(f"{name} {value:.4f}" for name, value in epoch.validation.items())
+            print(f"epoch {epoch.epoch}/{trial.training.epochs}  loss {epoch.loss:.4f}  validation: {scores}")
+        record = run.record(trial)
+        print("test: " + "  ".join(f"{name} {value:.4f}" for name, value in record.test.items()))
+        print(f"record: {run.record_path(trial)}")
+    return OK
+
+
+def _short(trial) -> str:
+    """The arm as it is spoken of, without brackets."""
+    return trial.arm.loss + (f"+{trial.arm.at}" if trial.arm.metrix else "")
+
+
+def status_command(arguments: argparse.Namespace) -> int:
+    """Print how many records and failures a run folder holds, and the failures' reasons."""
+    from harness import terminal
+
+    run = _existing(arguments.run)
+    records, failures = run.records(), run.failures()
+    terminal.table(
+        f"{run.folder}: {len(records)} done, {len(failures)} failed",
+        ("trial", "state", "R@1", "seconds"),
+        [(r.id, "done", f"{100 * r.test['R@1']:.2f}", f"{r.cost.wall_s:.0f}") for r in records]
+        + [(f.id, f"failed {f.attempts}x: {f.reason}", "", "") for f in failures],
+    )
+    return FAILED if failures else OK
+
+
+def report_command(arguments: argparse.Namespace) -> int:
+    """Write the leaderboard files from the records, and show it."""
+    _report(_existing(arguments.run))
+    return OK
+
+
+def _existing(folder: Path) -> Run:
+    if not (folder / "records").is_dir():
+        raise RunError(f"{folder} is not a run folder: it has no records/")
+    return Run(folder, warn=lambda sentence: print(sentence, file=sys.stderr))
+
+
+def _report(run: Run) -> None:
+    from harness import reports, tables, terminal
+
+    records, failures = run.records(), run.failures()
+    if not records and not failures:
+        print(f"{run.folder} holds no results yet")
+        return
+    asked, refused = run.remembered()
+    without = {row[:3] for row in refused}
+    planned = {t.id: t for grid in asked for t in grid.trials() if t.cell not in without}
+    board = tables.leaderboard(records, failures, planned=tuple(planned.values()), refused=tuple(refused))
+    written = reports.write_all(board, run.folder)
+    terminal.show(board)
+    print("written: " + "  ".join(str(path) for path in written))
+
+
+def list_command(arguments: argparse.Namespace) -> int:
+    """Print a register."""
+    from harness import terminal
+
+    title, columns, rows = LISTINGS[arguments.what](arguments.pattern)
+    terminal.table(title, columns, rows)
+    return OK
+
+
+def _losses(pattern: str | None):
+    import baselines
+
+    rows = []
+    for name in baselines.names():
+        about = baselines.describe(name)
+        form = "yes" if about.metrix else f"no: {about.why_no_metrix}"
+        rows.append((name, about.paper, form, ", ".join(about.learnable) or "–"))
+    return "losses", ("name", "paper", "Metrix form", "learnable"), rows
+
+
+def _datasets(pattern: str | None):
+    from harness import datasets
+
+    rows = [
+        (d.name, d.title, "--data" if d.needs_data else "embedded") for d in map(datasets.describe, datasets.names())
+    ]
+    return "datasets", ("name", "what", "data"), rows
+
+
+def _backbones(pattern: str | None):
+    from harness import models
+
+    return "backbones", ("name",), [(name,) for name in models.names(pattern or "*")]
+
+
+def _stages(pattern: str | None):
+    from harness import models
+
+    if pattern is None:
+        raise ValueError("list stages needs a backbone: metrix-bench list stages resnet50")
+    return f"stages of {pattern}", ("stage",), [(stage,) for stage in models.stages(pattern)]
+
+
+def _grids(pattern: str | None):
+    rows = [(name, Grid.load(name).about.strip()) for name in grids()]
+    return "grids", ("name", "what"), rows
+
+
+LISTINGS = {"losses": _losses, "datasets": _datasets, "backbones": _backbones, "stages": _stages, "grids": _grids}
+
+if __name__ == "__main__":
+    sys.exit(main())

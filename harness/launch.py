@@ -1,0 +1,431 @@
+"""Ray Tune runs the trials of a plan: the engine, never the book-keeper.
+
+A trial is a Tune trial whose steps are epochs; actors are reused, so a process imports torch once. Done is what has
+a record: every invocation submits only what lacks one, whatever became of the last. Tune's own checkpoints, result
+files and restore are not used.
+"""
+
+import faulthandler
+import gc
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TextIO
+
+import torch
+
+from harness.config import Grid, Resources, Trial
+from harness.plan import Plan, make_plan
+from harness.record import Failure, Record, Run, RunError, conflicts
+from harness.selection import FAIR
+from harness.train import Diverged
+from harness.trial import Sources, steps
+
+BEFORE_RAY = {  # ray reads these when it is imported
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: all listeners on 127.0.0.1, on Linux too
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_memory_monitor_refresh_ms": "0",  # its kill aborts the whole grid; the kernel's is an ordinary retry
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+for _name, _value in BEFORE_RAY.items():
+    os.environ.setdefault(_name, _value)
+
+try:
+    import ray
+    from ray import tune
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "a grid runs on ray, which is not installed: pip install 'ray[tune]' (one trial runs without it: "
+        "metrix-bench trial)"
+    ) from error
+
+OBJECT_STORE_BYTES = 100 * 2**20  # trials exchange nothing but numbers
+DRIVER_ATTEMPTS = 3  # a crash of Tune's controller is survived by submitting what lacks a record again
+
+
+class View(Protocol):
+    """Who watches a run; `harness.terminal.view` is one. All calls return at once."""
+
+    def begin(self, total: int, done: int, slots: int) -> None:
+        """The run begins: this many trials in all, this many done before, this many at a time."""
+
+    def started(self, trial: Trial, where: str, attempt: int) -> None:
+        """A trial starts, or starts again."""
+
+    def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float) -> None:
+        """An epoch ended with this mean loss and this validation score in [0, 1]."""
+
+    def finished(self, trial_id: str, score: float, seconds: float) -> None:
+        """A trial has its record; `score` is the test R@1."""
+
+    def failed(self, trial_id: str, reason: str, attempt: int, will_retry: bool) -> None:
+        """A trial stopped with an error."""
+
+    def note(self, sentence: str) -> None:
+        """Something a reader of the results should know."""
+
+    def end(self, interrupted: bool) -> None:
+        """Nothing runs any more."""
+
+
+class Unseen:
+    """The view of a run that nobody watches."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: its plan, records and failures, whether it was interrupted, and how its slots were used."""
+
+    plan: Plan
+    records: tuple[Record, ...]
+    failures: tuple[Failure, ...]
+    interrupted: bool
+    wall_s: float
+    slots: int
+
+    @property
+    def missing(self) -> int:
+        """Trials of the plan without a record."""
+        return len({trial.id for trial in self.plan.trials} - {record.id for record in self.records})
+
+
+def run_grid(
+    grid: Grid,
+    out: str | Path,
+    data: str | Path | None = None,
+    cache: str | Path | None = None,
+    watch: Callable[[TextIO], View] | None = None,
+) -> Outcome:
+    """Run what a grid lacks, on this machine's GPUs or processors, and return what there is.
+
+    `out` is the run folder; `watch` makes a view on the stream it is given. Raises GridError before anything runs
+    when the grid cannot run, RunError when the folder is in use, not writable, or holds results of other settings.
+    Ctrl-C ends the running epochs' trials, keeps everything, and returns with `interrupted` set.
+    """
+    began = time.perf_counter()
+    plan = make_plan(grid, data and Path(data), cache and Path(cache))
+    notes: list[str] = []
+    run = Run(out, warn=notes.append)
+    run.prepare()
+    with run.lock():
+        refuse_strangers(run, grid, plan)
+        run.remember(grid, plan.refused)
+        sources = Sources(
+            run.folder.resolve(),
+            data and Path(data).resolve(),
+            cache and Path(cache).resolve(),
+            grid=(("name", grid.name), ("version", grid.version)),
+        )
+        todo = missing(run, plan)
+        slots = 0
+        with quiet(run.folder / "driver.log") as screen:
+            vars(_watch).update(vars(_Watch(watch(screen) if watch else Unseen(), run)))
+            if todo:
+                slots = _run(plan, todo, run, sources, grid.resources, notes)
+        return Outcome(
+            plan,
+            tuple(run.records()),
+            tuple(run.failures()),
+            _watch.interrupted,
+            time.perf_counter() - began,
+            slots,
+        )
+
+
+def missing(run: Run, plan: Plan) -> list[Trial]:
+    """The trials of a plan that have no readable record, in order."""
+    return [trial for trial in plan.trials if run.record(trial) is None]
+
+
+def refuse_strangers(run: Run, grid: Grid, plan: Plan) -> None:
+    """Raise RunError when the folder's records would stand in one table with what they cannot be compared with."""
+    records = run.records()
+    differences = conflicts(records, plan.trials)
+    versions = {record.grid.get("version") for record in records if record.grid.get("name") == grid.name}
+    if others := sorted(versions - {grid.version}):
+        differences.append(f"version of grid {grid.name} was {', '.join(map(str, others))} and is now {grid.version}")
+    if differences:
+        listed = "\n  ".join(differences)
+        raise RunError(
+            f"{run.folder} holds results of other settings:\n  {listed}\n"
+            "Results under different settings do not share a table: name another folder with OUT=…, or go back to "
+            "the old settings."
+        )
+
+
+def _run(plan: Plan, todo: list[Trial], run: Run, sources: Sources, wants: Resources, notes: list[str]) -> int:
+    """Submit trials until each has a record or has failed for good; returns the number of slots."""
+    view, left = _watch.view, todo
+    with cluster() as (cpus, gpus):
+        share = wants.gpus_per_trial if wants.gpus_per_trial != "auto" else float(gpus > 0)
+        cores = max(wants.cpus_per_trial, max(trial.training.threads for trial in todo))
+        if cores > cpus or share > gpus:
+            raise RunError(
+                f"a trial wants {cores} processors and {share:g} GPUs; this machine has {cpus} and {gpus:g}"
+            )
+        slots = int(min(cpus // cores, gpus // share if share else cpus))
+        view.begin(len(plan.trials), len(plan.trials) - len(todo), slots)
+        for sentence in notes:
+            view.note(sentence)
+        with stoppable():
+            for _ in range(DRIVER_ATTEMPTS):
+                try:
+                    _fit(left, sources, wants, {"CPU": cores, "GPU": share} if share else {"CPU": cores})
+                except RuntimeError:
+                    if _watch.interrupted:
+                        break
+                    traceback.print_exc()
+                    view.note(f"ray's controller stopped; what lacks a record is submitted again: {last_line()}")
+                failed = {failure.id for failure in run.failures()} & _watch.gave_up
+                left = [trial for trial in missing(run, plan) if trial.id not in failed]
+                if not left or _watch.interrupted:
+                    break
+        view.end(_watch.interrupted)
+    return slots
+
+
+def _fit(trials: Sequence[Trial], sources: Sources, wants: Resources, bundle: dict[str, float]) -> None:
+    specs = [{"trial": trial.model_dump_json(), "epochs": trial.training.epochs} for trial in trials]
+    with scratch("metrix-tune-") as folder:
+        tune.Tuner(
+            tune.with_resources(TrialActor, tune.PlacementGroupFactory([bundle])),
+            param_space={
+                "spec": tune.grid_search(specs),
+                "sources": sources,
+                "epoch_timeout_s": wants.epoch_timeout_s,
+            },
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="grid",
+                storage_path=str(folder),
+                verbose=0,
+                callbacks=[Messenger()],
+                failure_config=tune.FailureConfig(max_failures=wants.retries),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()
+
+
+class TrialActor(tune.Trainable):
+    """`harness.trial.steps`, one epoch a step. Everything a trial builds is built at its first step: Tune may set
+    an actor up for a trial that another one runs."""
+
+    def setup(self, config: dict) -> None:
+        self._config, self._steps, self._last = config, None, None
+
+    def reset_config(self, new_config: dict) -> bool:
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict:
+        trial = Trial.model_validate_json(self._config["spec"]["trial"])
+        run = Run(self._config["sources"].out)
+        faulthandler.dump_traceback_later(self._config["epoch_timeout_s"], exit=True)
+        try:
+            if self._steps is None:
+                self._steps = steps(trial, self._config["sources"])
+            self._last = next(self._steps, None)
+        except Exception as error:
+            kind = kind_of(error)
+            run.fail(trial, kind, f"{type(error).__name__}: {error}", traceback.format_exc())
+            self._release()
+            if kind in FINAL:
+                return {"done": True, "failed": f"{error}"}
+            raise
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        if self._last is None:
+            self._release()
+            record = run.record(trial)
+            return {"done": True, "score": record.test["R@1"], "seconds": record.cost.wall_s}
+        epoch = self._last.curve[-1]
+        return {"epoch": epoch.epoch, "loss": epoch.loss, "score": epoch.validation[FAIR.metric]}
+
+    def cleanup(self) -> None:
+        self._release()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Trials keep their own checkpoints."""
+
+    def load_checkpoint(self, checkpoint: dict | None) -> None:
+        """Trials keep their own checkpoints."""
+
+    def _release(self) -> None:
+        self._steps = self._last = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+FINAL = ("diverged", "out of memory")  # the same again would end the same
+
+
+def kind_of(error: Exception) -> str:
+    """What a failure is called in the tables."""
+    if isinstance(error, Diverged):
+        return "diverged"
+    return "out of memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "error"
+
+
+@dataclass
+class _Watch:
+    """What the callback reports to. Tune pickles callbacks, so this cannot be an attribute of one."""
+
+    view: View = field(default_factory=Unseen)
+    run: Run | None = None
+    interrupted: bool = False
+    gave_up: set[str] = field(default_factory=set)
+
+
+_watch = _Watch()
+
+
+class Messenger(tune.Callback):
+    """Tells the view what Tune does. Runs in Tune's controller loop, so it does little."""
+
+    def on_trial_start(self, iteration, trials, trial, **info) -> None:
+        _watch.view.started(_trial(trial), "", trial.num_failures + 1)
+
+    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        if "epoch" in result:
+            spec = trial.config["spec"]
+            _watch.view.progress(_trial(trial).id, result["epoch"], spec["epochs"], result["loss"], result["score"])
+
+    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        result = trial.last_result or {}
+        if "failed" in result:
+            _give_up(trial, trial.num_failures + 1)
+        elif result.get("done") and "seconds" in result:
+            _watch.view.finished(_trial(trial).id, result["score"], result["seconds"])
+
+    def on_trial_recover(self, iteration, trials, trial, **info) -> None:
+        failure = _failure(trial, trial.num_failures)
+        _watch.view.failed(failure.id, failure.reason, failure.attempts, True)
+
+    def on_trial_error(self, iteration, trials, trial, **info) -> None:
+        _give_up(trial, trial.num_failures)
+
+
+def _give_up(trial: "tune.experiment.Trial", attempts: int) -> None:
+    failure = _failure(trial, attempts)
+    _watch.gave_up.add(failure.id)
+    _watch.view.failed(failure.id, failure.reason, attempts, False)
+
+
+def _trial(trial: "tune.experiment.Trial") -> Trial:
+    return Trial.model_validate_json(trial.config["spec"]["trial"])
+
+
+def _failure(trial: "tune.experiment.Trial", attempts: int) -> Failure:
+    """What stopped a trial, with the number of tries; in its own words where its process left some."""
+    spec, run = _trial(trial), _watch.run
+    failure = run.failure(spec)
+    if failure is None:
+        text = _error_text(trial)
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return run.fail(spec, "lost", f"its process was lost: {lines[-1] if lines else 'no message'}", text, attempts)
+    return run.fail(spec, failure.kind, failure.reason, failure.traceback, attempts)
+
+
+def _error_text(trial: "tune.experiment.Trial") -> str:
+    path = trial.error_file
+    return Path(path).read_text() if path and Path(path).exists() else ""
+
+
+@contextmanager
+def cluster() -> Iterator[tuple[int, float]]:
+    """A ray of this machine alone: loopback, token, silent. Yields its processors and GPUs; gone on leaving."""
+    with scratch("metrix-ray-") as folder:
+        token = folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+        for name in ("ray", "ray.tune", "ray.train"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            _temp_dir=str(folder),
+        )
+        try:
+            have = ray.cluster_resources()
+            yield int(have.get("CPU", 0)), have.get("GPU", 0.0)
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end Tune's loop in order, once; a second one ends the process at once."""
+
+    def stop(number, frame):
+        if _watch.interrupted:
+            os._exit(130)
+        _watch.interrupted = True
+        os.kill(os.getpid(), signal.SIGUSR1)  # what Tune listens to
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune listens
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def quiet(log: Path) -> Iterator[TextIO]:
+    """Send everything this process prints to `log`; yields a stream on the real screen.
+
+    Ray's threads print to the descriptors themselves, so the descriptors are what is redirected.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with log.open("a") as file, os.fdopen(os.dup(kept[0]), "w", buffering=1) as screen:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield screen
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, descriptor in zip((1, 2), kept, strict=True):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+
+
+@contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """A folder that is gone on leaving. In /tmp, because a socket's path may not exceed 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def last_line() -> str:
+    """The last line of the exception in hand."""
+    return traceback.format_exc().strip().splitlines()[-1]

@@ -1,0 +1,164 @@
+"""What a grid would run, checked against the data and networks it names, before anything runs."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import metrix
+from harness import datasets, models, splits
+from harness.config import Arm, Grid, GridError, Trial
+from harness.models import Embedder
+from harness.record import Record
+from harness.selection import PROTOCOLS
+from harness.trial import embedder, open_dataset
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Trials to run, in order; `refused` holds (dataset, backbone, arm, reason) of cells without a Metrix form."""
+
+    trials: tuple[Trial, ...]
+    refused: tuple[tuple[str, str, str, str], ...] = ()
+
+
+def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -> Plan:
+    """The plan of a grid. Raises GridError with everything that would fail later, all at once.
+
+    A combination without a Metrix form is refused when `arms` names it, and listed as not applicable when it comes
+    out of the product of losses and levels.
+    """
+    trials = grid.trials()
+    reasons = {trial.arm.label: refusal(trial.arm) for trial in trials}
+    kept = [trial for trial in trials if not reasons[trial.arm.label]]
+    named = [Arm.parse(text).label for text in grid.arms]
+    problems = [f"arms: {label}: {reasons[label]}" for label in named if reasons[label]]
+    problems += _network_problems(kept) + _data_problems(kept, data, cache)
+    if problems:
+        raise GridError(grid.name, problems)
+    refused = {(*trial.cell, reason): None for trial in trials if (reason := reasons[trial.arm.label])}
+    return Plan(tuple(kept), tuple(refused))
+
+
+def refusal(arm: Arm) -> str | None:
+    """Why an arm has no Metrix form; None where it has one, or is no Metrix arm."""
+    return metrix.refusal(arm.loss, **arm.metrix.model_dump()) if arm.metrix else None
+
+
+def _network_problems(trials: list[Trial]) -> list[str]:
+    """Backbones, pooling, weights and stages that do not exist or do not fit."""
+    asked = {}
+    for t in trials:
+        stage = t.arm.metrix.stage if t.arm.metrix and t.arm.at == "feature" else None
+        key = (t.backbone.model_dump_json(), t.model.model_dump_json(), t.images.side_px, stage)
+        asked.setdefault(key, (t, stage))
+    found = {}
+    for trial, stage in asked.values():
+        if trial.arm.loss == "pixels":
+            continue
+        for problem in models.problems(
+            trial.backbone.name,
+            trial.model.pooling,
+            trial.model.norm,
+            trial.backbone.pretrained,
+            stage,
+            trial.backbone.options,
+            side_px=trial.images.side_px,
+        ):
+            found[f"backbones: {problem}"] = None
+    return list(found)
+
+
+def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -> list[str]:
+    """Datasets that are missing, broken or unfair, and batches that cannot be drawn from them."""
+    problems = []
+    for choice in dict.fromkeys(trial.dataset.model_dump_json() for trial in trials):
+        some = [trial for trial in trials if trial.dataset.model_dump_json() == choice]
+        try:
+            dataset = open_dataset(some[0].dataset, data, cache)
+        except datasets.DatasetError as error:
+            problems.append(f"datasets: {error}")
+            continue
+        split = splits.fair_validation(dataset, PROTOCOLS[some[0].protocol].validation_share)
+        counts = np.unique(dataset.labels[split == "train"], return_counts=True)[1]
+        problems += dict.fromkeys(p for trial in some if (p := _batch_problem(trial, counts)))
+    return problems
+
+
+def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:
+    settings, name = trial.training, trial.dataset.name
+    if settings.sampler == "balanced":
+        wanted = settings.batch_size // settings.examples_per_class
+        if wanted > len(counts):
+            return (
+                f"training.batch_size: {settings.batch_size} images at {settings.examples_per_class} per class need "
+                f"{wanted} classes; {name} has {len(counts)} for training"
+            )
+        if wanted < 2:
+            return (
+                f"training.examples_per_class: {settings.examples_per_class} of {settings.batch_size} images make a "
+                f"batch of one class, which has no negatives for {trial.arm.label} to learn from or to mix with"
+            )
+    elif settings.batch_size > counts.sum():
+        return f"training.batch_size: {settings.batch_size} is more than the {counts.sum()} training images of {name}"
+    return None
+
+
+def estimate(
+    plan: Plan, records: Sequence[Record] = (), data: Path | None = None, cache: Path | None = None
+) -> dict[str, float]:
+    """Seconds each trial of a plan will take on one slot of this machine: trial id → seconds.
+
+    The median of the cell's finished trials where there are some; else the time of a training step of its network,
+    measured here, times its steps and forward passes. Evaluation and start are not counted.
+    """
+    done: dict[tuple, list[float]] = {}
+    for record in records:
+        done.setdefault(record.trial.cell, []).append(record.cost.wall_s)
+    paces: dict[tuple, tuple[float, Embedder]] = {}
+    seconds = {}
+    for trial in plan.trials:
+        if trial.cell in done:
+            seconds[trial.id] = float(np.median(done[trial.cell]))
+        elif trial.arm.at == "floor":
+            seconds[trial.id] = 0.0
+        else:
+            key = (trial.backbone.model_dump_json(), trial.model, trial.images.side_px)
+            if key not in paces:
+                paces[key] = _pace(trial)
+            pace, network = paces[key]
+            seconds[trial.id] = pace * _images(trial, data, cache) * _passes(trial, network)
+    return seconds
+
+
+def _pace(trial: Trial) -> tuple[float, Embedder]:
+    """Seconds an image takes forward and backward (median of three steps after one to warm up); the network."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = embedder(trial).to(device).train()
+    side, size = trial.images.side_px, min(trial.training.batch_size, 32)
+    images, times = torch.rand(size, 3, side, side, device=device), []
+    for _ in range(4):
+        began = time.perf_counter()
+        network(images).square().sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return sorted(times[1:])[1] / size, network
+
+
+def _images(trial: Trial, data: Path | None, cache: Path | None) -> int:
+    dataset = open_dataset(trial.dataset, data, cache)
+    split = splits.fair_validation(dataset, PROTOCOLS[trial.protocol].validation_share)
+    return int((split == "train").sum()) * trial.training.epochs
+
+
+def _passes(trial: Trial, network: Embedder) -> float:
+    """Forward passes per step as planned: 1 for a baseline, more for the mixed rows a level adds."""
+    level = trial.arm.metrix
+    if level is None or level.at == "embedding":
+        return 1.0
+    share = 1.0 if level.at == "input" else network.share(level.stage, trial.images.side_px)
+    return 1.0 + share * (level.hardest or 1)

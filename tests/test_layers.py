@@ -1,0 +1,107 @@
+"""The arrows go one way, and each dependency comes in through one file."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("baselines", "metrix", "harness")
+LAYERS = [  # what may be imported: the own layer's neighbours and everything above this line
+    {"baselines"},
+    {"metrix"},
+    {
+        "harness.streams",
+        "harness.registry",
+        "harness.cache",
+        "harness.config",
+        "harness.record",
+        "harness.selection",
+        "harness.provenance",
+        "harness.ledger",
+        "harness.splits",
+        "harness.statistics",
+        "harness.datasets",
+        "harness.metrics",
+    },
+    {"harness.loading", "harness.models", "harness.checkpoint", "harness.retrieval", "harness.train"},
+    {"harness.trial", "harness.plan", "harness.tables", "harness.captions"},
+    {"harness.launch", "harness.terminal", "harness.reports"},
+    {"harness.cli"},
+]
+DOORS = {
+    "timm": "harness/models.py",
+    "huggingface_hub": "harness/models.py",
+    "torchvision": "harness/loading.py",
+    "safetensors": "harness/checkpoint.py",
+    "faiss": "harness/retrieval.py",
+    "scipy": "harness/statistics.py",
+    "pandas": "harness/tables.py",
+    "ray": "harness/launch.py",
+    "rich": "harness/terminal.py",
+    "jinja2": "harness/reports/web.py",
+    "yaml": "harness/config.py",
+    "fontTools": "harness/datasets/glyphs.py",
+}
+ALLOWED = {  # from outside, for the lower layers; the doors above come on top
+    0: {"torch"},
+    1: {"torch"},
+    2: {"numpy", "pydantic", "PIL"},
+    3: {"torch", "numpy", "PIL"},
+}
+
+
+def sources() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def layer(name: str) -> int | None:
+    for number, members in enumerate(LAYERS):
+        if any(name == member or name.startswith(member + ".") for member in members):
+            return number
+    return None
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a file imports, inside functions too; `from harness import x` counts as harness.x."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            inside = node.module == "harness"
+            found |= {f"harness.{alias.name}" for alias in node.names} if inside else {node.module}
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down_and_through_the_doors(path):
+    own = layer(module(path))
+    assert own is not None or module(path) in ("harness", "harness.grids"), f"{path} stands in no layer"
+    for name in imports(path):
+        top = name.partition(".")[0]
+        if top in DOORS:
+            assert str(path.relative_to(ROOT)) == DOORS[top], f"{top} has its door in {DOORS[top]}"
+        elif top in PACKAGES:
+            target = layer(name)
+            assert target is None or target <= own, f"{module(path)} (layer {own}) imports {name} (layer {target})"
+        elif own in ALLOWED:
+            assert top in ALLOWED[own] or top in sys.stdlib_module_names, f"layer {own} may not import {top}"
+
+
+def test_losses_metrix_and_metrics_need_no_timm_and_a_trial_no_ray_faiss_or_optuna():
+    hidden = "import sys\nfor name in {!r}: sys.modules[name] = None\n"
+    for names, line in (
+        (("timm", "ray", "faiss", "optuna", "torchvision"), "import baselines, metrix, harness.metrics"),
+        (("ray", "faiss", "optuna"), "import harness; harness.run_trial; harness.evaluate; harness.Grid"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", hidden.format(names) + line], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
