@@ -1,0 +1,302 @@
+"""What several seeds say: intervals, paired differences, corrections, power, ranks. Every distribution is scipy's.
+
+The unit of replication is the training seed, so intervals cover what another seed would change and not what another
+test set would. Two seeds give no interval: at n = 2 the t-quantile is 12.7 and the interval says nothing, so n < 3
+leaves its bounds nan and says so in `method`. Standard deviations have ddof = 1 everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEAST_SEEDS = 3
+LEAST_BOOTSTRAP_SEEDS = 5
+MOST_SEEDS = 100_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its interval [low, high], half as wide as `half`; nan bounds where there is none."""
+
+    mean: float
+    low: float
+    high: float
+    half: float
+    n: int
+    std: float
+    method: str
+    level: float = 0.95
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of a − b over the seeds both have, its t-interval and the two-sided p of the paired t-test.
+
+    seeds       the seeds used, in order; left_out: those that only one of the two has
+    p           nan where there is no test: fewer than 3 pairs, or differences without any spread around a mean ≠ 0
+    """
+
+    mean: float
+    low: float
+    high: float
+    half: float
+    n: int
+    seeds: tuple
+    p: float
+    method: str
+    std: float = math.nan
+    level: float = 0.95
+    left_out: tuple = ()
+
+
+@dataclass(frozen=True)
+class RankInterval:
+    """A row's observed rank (1 = best, equal means share the better one) and the ranks the data do not exclude."""
+
+    rank: int
+    low: int
+    high: int
+    method: str
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95, over: str = "training seeds") -> Interval:
+    """The mean of values (n,) with its t-interval at `level` in (0, 1): mean ± t_{n−1} · std / √n.
+
+    Raises ValueError where there is no value or one is not finite.
+    """
+    values = _finite(values, "values")
+    half, method = _half_width(values, level, over)
+    mean = float(values.mean())
+    return Interval(mean, mean - half, mean + half, half, len(values), _std(values), method, level)
+
+
+def paired_difference(
+    a_by_seed: Mapping[Hashable, float], b_by_seed: Mapping[Hashable, float], level: float = 0.95
+) -> PairedDifference:
+    """a − b paired by seed: {seed: score} of two arms that saw the same split, batches and initial weights per seed.
+
+    The differences are taken to be normal (the paired t-test's assumption). With n seeds a sign-flip test cannot
+    reach below 2/2ⁿ, 0.0625 at 5, which is why it is not used.
+
+    Raises ValueError for a score that is not finite. No seed in common gives n = 0 and nan.
+    """
+    seeds = tuple(seed for seed in a_by_seed if seed in b_by_seed)
+    left_out = tuple(seed for seed in (*a_by_seed, *b_by_seed) if (seed in a_by_seed) != (seed in b_by_seed))
+    if not seeds:
+        nan = math.nan
+        return PairedDifference(nan, nan, nan, nan, 0, (), nan, "no seed in common", nan, level, left_out)
+    a = _finite([a_by_seed[seed] for seed in seeds], "a_by_seed")
+    b = _finite([b_by_seed[seed] for seed in seeds], "b_by_seed")
+    differences = a - b
+    if np.ptp(differences) <= 1e-12 * np.abs([a, b]).max():  # rounding is no spread
+        differences[:] = differences[0]
+    half, method = _half_width(differences, level, "paired seeds")
+    mean, std = float(differences.mean()), _std(differences)
+    p = float(_paired_p(np.array(mean), np.array(std), np.array(len(seeds))))
+    return PairedDifference(mean, mean - half, mean + half, half, len(seeds), seeds, p, method, std, level, left_out)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """p-values (m,) adjusted for m comparisons, in the order given; compare them with the level as they are.
+
+    Holm 1979 (A Simple Sequentially Rejective Multiple Test Procedure): the i-th smallest times m − i + 1, never
+    decreasing, at most 1. nan (no test was made) stays nan and is no member of the family.
+    """
+    p_values = np.asarray(p_values, float)
+    if ((p_values < 0) | (p_values > 1)).any():
+        raise ValueError(f"p_values: {p_values[(p_values < 0) | (p_values > 1)][0]} is outside [0, 1]")
+    adjusted = np.full(p_values.shape, math.nan)
+    tested = np.flatnonzero(~np.isnan(p_values))
+    order = tested[np.argsort(p_values[tested], kind="stable")]
+    adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)), 1.0)
+    return adjusted
+
+
+def bootstrap_interval(
+    values_by_stratum: Mapping[Hashable, Sequence[float]],
+    level: float = 0.95,
+    *,
+    statistic: Callable[[list[np.ndarray]], np.ndarray] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap over seeds, stratified: {stratum: its scores over seeds}; one stratum is the plain one.
+
+    Seeds are drawn with replacement inside each stratum (a dataset, say), as in Agarwal et al. 2021 (Deep
+    Reinforcement Learning at the Edge of the Statistical Precipice). `statistic` gets one array (..., seeds) per
+    stratum and reduces the last axis; by default the mean over strata of their means. `std` is the bootstrap's
+    standard error.
+
+    From 5 seeds in each stratum; fewer give no interval, as the percentiles of 3 values are much too narrow.
+    Raises ValueError where there is no stratum or no value.
+    """
+    from scipy import stats
+
+    _checked_level(level)
+    if not values_by_stratum:
+        raise ValueError("values_by_stratum: no stratum")
+    strata = [_finite(values, f"stratum {name}") for name, values in values_by_stratum.items()]
+    statistic = statistic or (lambda samples: np.mean([sample.mean(axis=-1) for sample in samples], axis=0))
+    mean, n = float(statistic(strata)), min(map(len, strata))
+    over = f"{n} seeds" + (f" in each of {len(strata)} strata" if len(strata) > 1 else "")
+    if n < LEAST_BOOTSTRAP_SEEDS:
+        nan = math.nan
+        return Interval(mean, nan, nan, nan, n, nan, f"{over}: no bootstrap interval (from 5)", level)
+    drawn = stats.bootstrap(
+        strata,
+        lambda *samples, axis=-1: statistic(list(samples)),
+        n_resamples=resamples,
+        vectorized=True,
+        axis=-1,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = map(float, drawn.confidence_interval)
+    method = f"{100 * level:g} % percentile bootstrap over {over}"
+    return Interval(mean, low, high, (high - low) / 2, n, float(drawn.standard_error), method, level)
+
+
+def power(difference: float, std: float, n: int, *, level: float = 0.95, comparisons: int = 1) -> float:
+    """The chance that a two-sided paired t-test over n seeds finds a true mean difference, with its right sign.
+
+    difference and std are in the same unit, std that of the paired differences. The error 1 − level is divided by
+    `comparisons`, Holm's first step: the smallest of m p-values has to pass it.
+    """
+    from scipy import stats
+
+    _checked_level(level)
+    if std <= 0 or n < 2 or comparisons < 1:
+        raise ValueError(f"power: std = {std}, n = {n}, comparisons = {comparisons}; expected > 0, ≥ 2, ≥ 1")
+    critical = stats.t.isf((1 - level) / comparisons / 2, n - 1)
+    shift = abs(difference) * math.sqrt(n) / std
+    return float(stats.nct.sf(critical, n - 1, shift))
+
+
+def least_detectable(std: float, n: int, *, level: float = 0.95, target: float = 0.8, comparisons: int = 1) -> float:
+    """The least true difference that n seeds show with probability `target`, in the unit of std; nan from n < 3."""
+    from scipy import optimize
+
+    if not 0 < target < 1:
+        raise ValueError(f"target: {target} is outside (0, 1)")
+    if n < LEAST_SEEDS or not std > 0:
+        return math.nan
+
+    def missing(effect: float) -> float:
+        return power(effect, 1.0, n, level=level, comparisons=comparisons) - target
+
+    enough = 1.0
+    while missing(enough) < 0:
+        enough *= 2
+    return std * float(optimize.brentq(missing, 0.0, enough)) if missing(0.0) < 0 else 0.0
+
+
+def seeds_needed(
+    difference: float, std: float, *, level: float = 0.95, target: float = 0.8, comparisons: int = 1
+) -> int:
+    """The fewest seeds, at least 3, with which a true difference is found with probability `target`.
+
+    Raises ValueError where even 100,000 are not enough (a difference of 0 never is).
+    """
+
+    def enough(n: int) -> bool:
+        return power(difference, std, n, level=level, comparisons=comparisons) >= target
+
+    if enough(LEAST_SEEDS):
+        return LEAST_SEEDS
+    below, above = LEAST_SEEDS, 2 * LEAST_SEEDS
+    while not enough(above):
+        if above > MOST_SEEDS:
+            raise ValueError(f"a difference of {difference:g} at std {std:g} needs more than {MOST_SEEDS} seeds")
+        below, above = above, 2 * above
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (below, middle) if enough(middle) else (middle, above)
+    return above
+
+
+def rank_intervals(
+    scores_by_row: Mapping[Hashable, Mapping[Hashable, float]], level: float = 0.95
+) -> dict[Hashable, RankInterval]:
+    """For every row {seed: score} (more is better) the ranks it may have, all rows together at `level`.
+
+    A row's rank is at least 1 + the rows that are significantly better and at most the number of rows − those that
+    are significantly worse, by paired t-tests of all pairs with Holm's correction: the step-down construction of
+    Mogstad et al. 2024 (Inference for Ranks, Review of Economic Studies 91), with Holm in place of their bootstrap,
+    which needs more seeds than one has. Pairs with fewer than 3 common seeds exclude nothing.
+    """
+    _checked_level(level)
+    seeds = {seed: i for i, seed in enumerate(dict.fromkeys(s for row in scores_by_row.values() for s in row))}
+    scores = np.full((len(scores_by_row), len(seeds)), math.nan)
+    for i, (name, row) in enumerate(scores_by_row.items()):
+        scores[i, [seeds[seed] for seed in row]] = _finite(list(row.values()), f"row {name}")
+    first, second = np.triu_indices(len(scores), 1)
+    differences = scores[first] - scores[second]
+    n = np.isfinite(differences).sum(axis=1)
+    mean = np.nansum(differences, axis=1) / np.maximum(n, 1)
+    squares = np.nansum((differences - mean[:, None]) ** 2, axis=1)
+    std = np.sqrt(squares / np.maximum(n - 1, 1))
+    std[std <= 1e-12 * np.nanmax(np.abs(scores), initial=0.0)] = 0.0
+    separable = holm(_paired_p(mean, std, n)) <= 1 - level
+    better = np.zeros((len(scores), len(scores)), bool)
+    better[first, second] = separable & (mean > 0)
+    better[second, first] = separable & (mean < 0)
+    means = np.nanmean(scores, axis=1) if len(scores) else np.empty(0)
+    method = f"{100 * level:g} % simultaneous, paired t-tests of {len(first)} pairs with Holm's correction"
+    return {
+        name: RankInterval(
+            rank=1 + int((means > means[i]).sum()),
+            low=1 + int(better[:, i].sum()),
+            high=len(scores) - int(better[i].sum()),
+            method=method,
+        )
+        for i, name in enumerate(scores_by_row)
+    }
+
+
+def _paired_p(mean: np.ndarray, std: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Two-sided p of the paired t-test; nan under 3 pairs or without spread around a mean ≠ 0, 1 where all are 0."""
+    from scipy import stats
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * stats.t.sf(np.abs(mean) / (std / np.sqrt(n)), n - 1)
+    p = np.where(std == 0, np.where(mean == 0, 1.0, math.nan), p)
+    return np.where(n < LEAST_SEEDS, math.nan, p)
+
+
+def _half_width(values: np.ndarray, level: float, over: str) -> tuple[float, str]:
+    """Half the t-interval of the mean, and what to call it."""
+    from scipy import stats
+
+    _checked_level(level)
+    n = len(values)
+    if n < LEAST_SEEDS:
+        return math.nan, f"{n} {over}: no interval (from {LEAST_SEEDS})"
+    half = float(stats.t.isf((1 - level) / 2, n - 1)) * _std(values) / math.sqrt(n)
+    return half, f"{100 * level:g} % t-interval over {n} {over}"
+
+
+def _std(values: np.ndarray) -> float:
+    if len(values) < 2:
+        return math.nan
+    return float(values.std(ddof=1)) if np.ptp(values) else 0.0  # equal values may differ from their rounded mean
+
+
+def _finite(values: Sequence[float], name: str) -> np.ndarray:
+    values = np.array(list(values), float)
+    if not len(values):
+        raise ValueError(f"{name}: no value")
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{name}: {values[~np.isfinite(values)][0]} is not a score; leave failed runs out and say so"
+        )
+    return values
+
+
+def _checked_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level: {level} is outside (0, 1); 0.95 is 95 %")

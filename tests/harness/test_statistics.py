@@ -1,0 +1,161 @@
+"""Expected numbers are from printed t-tables, worked by hand, or simulated; none comes from the code under test."""
+
+import math
+
+import numpy as np
+import pytest
+
+from harness import statistics
+from harness.statistics import (
+    bootstrap_interval,
+    holm,
+    least_detectable,
+    mean_interval,
+    paired_difference,
+    rank_intervals,
+    seeds_needed,
+)
+
+T_975 = {2: 4.302653, 3: 3.182446, 4: 2.776445, 9: 2.262157}  # printed tables, two-sided 95 %
+
+
+def test_mean_interval_is_mean_and_t_times_standard_error():
+    interval = mean_interval([60.0, 61.0, 62.0, 63.0, 64.0])
+    half = T_975[4] * math.sqrt(2.5) / math.sqrt(5)
+    assert interval.mean == 62
+    assert interval.std == pytest.approx(math.sqrt(2.5)), "ddof = 1"
+    assert interval.half == pytest.approx(half, rel=1e-6)
+    assert (interval.low, interval.high) == pytest.approx((62 - half, 62 + half), rel=1e-6)
+    assert (interval.n, interval.method) == (5, "95 % t-interval over 5 training seeds")
+
+
+def test_another_level():
+    assert mean_interval([1, 2, 3], level=0.9).half == pytest.approx(2.919986 / math.sqrt(3), rel=1e-6)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.7]])
+def test_under_three_seeds_there_is_no_interval(values):
+    interval = mean_interval(values)
+    assert interval.mean == pytest.approx(np.mean(values))
+    assert all(map(math.isnan, (interval.low, interval.high, interval.half)))
+    assert "no interval" in interval.method
+    difference = paired_difference(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+    assert math.isnan(difference.half)
+    assert math.isnan(difference.p)
+
+
+def test_paired_difference_by_hand():
+    a, b = {0: 0.70, 1: 0.72, 2: 0.71, 3: 0.75}, {3: 0.72, 1: 0.71, 0: 0.68, 2: 0.69, 7: 0.1}
+    found = paired_difference(a, b)  # differences 2, 1, 2, 3 points: mean 2, std √(2/3)
+    std = 0.01 * math.sqrt(2 / 3)
+    assert found.mean == pytest.approx(0.02)
+    assert found.std == pytest.approx(std)
+    assert found.half == pytest.approx(T_975[3] * std / 2, rel=1e-6)
+    # F(t) of Student's t with 3 degrees of freedom in closed form
+    t = 0.02 / (std / 2)
+    x = t / math.sqrt(3)
+    assert found.p == pytest.approx(2 * (0.5 - (x / (1 + x * x) + math.atan(x)) / math.pi), rel=1e-9)
+    assert (found.n, found.seeds, found.left_out) == (4, (0, 1, 2, 3), (7,))
+    assert found.method == "95 % t-interval over 4 paired seeds"
+
+
+def test_differences_without_spread_give_no_test():
+    same = {0: 0.1, 1: 0.2, 2: 0.3}
+    assert paired_difference(same, same).p == 1
+    shifted = {seed: score + 0.1 for seed, score in same.items()}  # equal up to rounding
+    found = paired_difference(shifted, same)
+    assert (found.std, found.half) == (0, 0)
+    assert math.isnan(found.p)
+
+
+def test_no_common_seed():
+    found = paired_difference({0: 1.0}, {1: 1.0})
+    assert (found.n, found.seeds, found.left_out, found.method) == (0, (), (0, 1), "no seed in common")
+    assert math.isnan(found.mean)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: mean_interval([]), "no value"),
+        (lambda: mean_interval([0.1, math.nan]), "nan is not a score"),
+        (lambda: mean_interval([0.1, 0.2, 0.3], level=95), "95 is outside"),
+        (lambda: paired_difference({0: math.inf}, {0: 1.0}), "a_by_seed: inf"),
+        (lambda: holm([0.1, 1.2]), "1.2 is outside"),
+        (lambda: least_detectable(1.0, 5, target=80), "80 is outside"),
+        (lambda: seeds_needed(0.0, 1.0), "more than 100000 seeds"),
+        (lambda: bootstrap_interval({}), "no stratum"),
+        (lambda: rank_intervals({"a": {0: math.nan}}), "row a"),
+    ],
+)
+def test_bad_input_is_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_holm_by_hand():
+    # sorted .005 .01 .03 .04 → ×4 ×3 ×2 ×1 = .02 .03 .06 .04, made monotone: .02 .03 .06 .06
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.01, math.nan, 0.9]), [0.02, math.nan, 0.9])
+    np.testing.assert_allclose(holm([0.6, 0.7]), [1, 1])
+    assert holm([]).shape == (0,)
+
+
+def test_bootstrap_equals_a_loop_over_resampled_strata():
+    strata = {"cub": [60.0, 61.5, 59.0, 62.0, 60.5], "cars": [80.0, 84.0, 81.0, 79.0, 83.0, 82.0]}
+    rng = np.random.default_rng(1)
+    means = [np.mean([np.mean(rng.choice(values, len(values))) for values in strata.values()]) for _ in range(20_000)]
+    found = bootstrap_interval(strata)
+    assert found.mean == pytest.approx((60.6 + 81.5) / 2)
+    assert (found.low, found.high) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.05)
+    assert found.std == pytest.approx(np.std(means), abs=0.02)
+    assert (found.n, found.method) == (5, "95 % percentile bootstrap over 5 seeds in each of 2 strata")
+    assert found == bootstrap_interval(strata), "seeded"
+    assert "no bootstrap" in bootstrap_interval({"cub": [1, 2, 3, 4]}).method
+
+
+def test_bootstrap_of_another_statistic():
+    found = bootstrap_interval({"a": [1, 1, 1, 1, 9]}, statistic=lambda samples: np.median(samples[0], axis=-1))
+    assert (found.mean, found.low, found.high) == (1, 1, 9)  # P(three or more 9s of 5) = 0.058 > 2.5 %
+
+
+@pytest.mark.parametrize(("n", "comparisons"), [(3, 1), (5, 1), (5, 9), (10, 3)])
+def test_the_least_detectable_difference_is_found_in_80_of_100_simulated_runs(n, comparisons):
+    effect = least_detectable(2.0, n, comparisons=comparisons)
+    runs = np.random.default_rng(0).normal(effect, 2.0, (100_000, n))
+    t = runs.mean(axis=1) / (runs.std(axis=1, ddof=1) / math.sqrt(n))
+    critical = {(3, 1): 4.302653, (5, 1): 2.776445, (5, 9): 5.436592, (10, 3): 2.933}[n, comparisons]
+    assert np.mean(t > critical) == pytest.approx(0.8, abs=0.006)
+
+
+def test_least_detectable_scales_with_the_spread_and_needs_three_seeds():
+    assert least_detectable(3.0, 5) == pytest.approx(3 * least_detectable(1.0, 5))
+    assert math.isnan(least_detectable(1.0, 2))
+    assert statistics.power(0.0, 1.0, 5) == pytest.approx(0.025), "by luck, with the right sign"
+
+
+def test_seeds_needed():
+    # published tables of the paired t-test at 80 % power: effect 1.0 needs 10, 0.5 needs 34, 0.2 needs 199
+    assert [seeds_needed(effect, 1.0) for effect in (1.0, 0.5, 0.2)] == [10, 34, 199]
+    assert seeds_needed(100.0, 1.0) == 3
+    n = seeds_needed(0.3, 0.4, comparisons=9)
+    assert statistics.power(0.3, 0.4, n, comparisons=9) >= 0.8 > statistics.power(0.3, 0.4, n - 1, comparisons=9)
+
+
+def test_rank_intervals_separate_what_the_seeds_separate():
+    noise = {0: 0.0, 1: 0.2, 2: -0.1, 3: 0.1, 4: -0.2}
+    rows = {
+        "near": {seed: 70.1 - 0.5 * x for seed, x in noise.items()},
+        "best": {seed: 70.0 + x for seed, x in noise.items()},
+        "worst": {seed: 50.0 - x for seed, x in noise.items()},
+        "new": {0: 60.0, 1: 61.0},
+    }
+    found = rank_intervals(rows)
+    assert {name: (r.rank, r.low, r.high) for name, r in found.items()} == {
+        "near": (1, 1, 3),  # new, with two seeds, excludes nothing
+        "best": (2, 1, 3),
+        "worst": (4, 3, 4),
+        "new": (3, 1, 4),
+    }
+    assert rank_intervals({}) == {}
+    assert [(r.low, r.high) for r in rank_intervals({"a": {0: 1.0}, "b": {0: 2.0}}).values()] == [(1, 2), (1, 2)]
