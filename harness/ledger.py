@@ -66,7 +66,7 @@ class Ledger:
     def read(self, cell: str, checkpoint: str, split: str, evaluator: str) -> Read:
         """Enter a read and say what it is; call it before the test is read. Safe between threads and processes.
 
-        Raises ValueError for an empty argument and OSError where the file cannot be written: then leave the test alone.
+        Raises ValueError for an empty argument; OSError where the file cannot be written: then leave the test alone.
         """
         entry = Entry(cell, checkpoint, split, evaluator, datetime.now(UTC).isoformat(timespec="seconds"))
         for name, value in asdict(entry).items():
