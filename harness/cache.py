@@ -29,7 +29,7 @@ def building(path: Path) -> Iterator[Path]:
 
     Raises CacheError when the folder cannot be written or the disk is full.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    scratch = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
@@ -37,16 +37,19 @@ def building(path: Path) -> Iterator[Path]:
         raise _refusal(path.parent, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield scratch
-        if scratch.exists():
-            _flush_to_disk(scratch)
-            os.replace(scratch, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise _refusal(path.parent, error) from error
+        try:
+            scratch.unlink(missing_ok=True)  # of a process that was killed
+            yield scratch
+            if scratch.exists():
+                _flush_to_disk(scratch)
+                os.replace(scratch, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise _refusal(path.parent, error) from error
+        finally:
+            scratch.unlink(missing_ok=True)
     finally:
-        scratch.unlink(missing_ok=True)
         os.close(lock)
 
 

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,14 @@ import PIL
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from harness.cache import CacheError, building
 from harness.datasets import Dataset, DatasetError
 
 LAYOUT = "images-1"  # changes when the decoded pixels of the same files would
 CHECKED_IMAGES = 64  # whose sums are compared when a cache is opened
+SMALL_PX = 40  # up to this side a batch is cropped faster by matrix products than image by image, on a CPU core too
 
 
 @dataclass(frozen=True)
@@ -232,8 +235,7 @@ class Augmentation:
     """Whole batches of uint8 images to normalised float32, on the device where they are.
 
     Resampling is antialiased as in torchvision: a triangle ("bilinear") or Keys cubic ("bicubic") filter,
-    stretched by the factor of reduction. It is separable, so each image is W_rows · image · W_columnsᵀ with
-    its own pair of weight matrices, and the batch is two batched matrix products.
+    stretched by the factor of reduction.
 
     side_px: side of the square images that come out.
     mean, std: per channel, for pixel values in [0, 1].
@@ -270,76 +272,98 @@ class Augmentation:
         The crops are torchvision's RandomResizedCrop: area and ratio are drawn up to ten times until the crop
         fits, otherwise the largest central crop of a permitted ratio is taken.
         """
-        count, side = len(images), images.shape[-1]
-        uniform = torch.rand(23, count, generator=generator, dtype=torch.float64, device=generator.device)
-        top, left, height, width = _random_crops(uniform[:22], side, self.crop_scale, self.crop_ratio)
-        mirrored = uniform[22] < 0.5 if self.flip else torch.zeros(count, dtype=torch.bool)
-        edges = torch.stack([top, left, height, width]).to(images.device, torch.float32)
-        top, left, height, width = edges
-        rows = self._weights(top, height, top, top + height, side)
-        columns = self._weights(left, width, left, left + width, side, mirrored.to(images.device))
-        return self._resample(images, rows, columns)
+        uniform = torch.rand(23, len(images), generator=generator, dtype=torch.float64, device=generator.device)
+        crops = random_crops(uniform[:22], images.shape[-1], self.crop_scale, self.crop_ratio)
+        mirrored = uniform[22] < (0.5 if self.flip else 0)
+        # Per image of 224 px the matrix products take a CPU core 3 ms and torch's own 8-bit resize 0.4 ms; for
+        # images of 32 px, and on a GPU for all, the call per image costs more than its arithmetic.
+        each = images.device.type == "cpu" and images.shape[-1] > SMALL_PX
+        resize = resize_each if each else resize_together
+        return self._normalised(resize(images, crops, mirrored, self.side_px, self.interpolation))
 
     def evaluate(self, images: Tensor) -> Tensor:
         """Resize and central crop: (b, 3, s, s) uint8 to (b, 3, side_px, side_px) float32."""
-        side, resized = images.shape[-1], round(self.side_px / self.centre_share)
+        resized = round(self.side_px / self.centre_share)
         corner = round((resized - self.side_px) / 2)
-        edges = torch.tensor([[corner, self.side_px], [0, resized]], device=images.device) * (side / resized)
-        (start, length), (low, high) = edges.unsqueeze(-1)
-        weights = self._weights(start, length, low, high, side)
-        return self._resample(images, weights, weights)
+        if images.shape[-1] != resized:
+            pixels = images if images.device.type == "cpu" else images.float()  # CUDA has no 8-bit resize
+            images = functional.interpolate(pixels, size=(resized, resized), mode=self.interpolation, antialias=True)
+        inside = slice(corner, corner + self.side_px)
+        return self._normalised(images[:, :, inside, inside])
 
-    def _weights(
-        self, start: Tensor, length: Tensor, low: Tensor, high: Tensor, side: int, mirrored: Tensor | None = None
-    ) -> Tensor:
-        """(b, side_px, side) weights that resample pixels [start, start + length) to side_px, reading [low, high).
-
-        The weight of pixel j in output i is filter((j + ½ - centre_i) / stretch), each row normalised to sum 1.
-        """
-        place = torch.arange(self.side_px, device=start.device) + 0.5
-        place = place.expand(len(start), -1)
-        if mirrored is not None:
-            place = torch.where(mirrored.unsqueeze(1), self.side_px - place, place)
-        step = (length / self.side_px).unsqueeze(1)
-        centre = (start.unsqueeze(1) + place * step).unsqueeze(2)
-        pixel = torch.arange(side, device=start.device) + 0.5
-        weights = FILTERS[self.interpolation]((pixel - centre).abs() / step.clamp(min=1).unsqueeze(2))
-        inside = (pixel > low.unsqueeze(1)) & (pixel < high.unsqueeze(1))
-        weights = weights * inside.unsqueeze(1)
-        return weights / weights.sum(2, keepdim=True)
-
-    def _resample(self, images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """rows · image · columnsᵀ for every channel, normalised; weights of one image serve a whole batch."""
-        count, channels, side, _ = images.shape
-        pixels = images.reshape(count, channels * side, side).float()
-        wide = torch.matmul(pixels, columns.transpose(1, 2)).reshape(count * channels, side, -1)
-        mean, std = (images.new_tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (self.mean, self.std))
-        # (pixel / 255 - mean) / std: the factor goes into the weights, the rest is added in the second product.
-        rows = (rows.unsqueeze(1) / (255 * std)).expand(count, -1, -1, -1).reshape(count * channels, -1, side)
-        offset = (-mean / std).expand(count, -1, 1, 1).reshape(count * channels, 1, 1)
-        small = torch.baddbmm(offset, rows, wide).reshape(count, channels, self.side_px, self.side_px)
-        if self.interpolation == "bicubic":  # its negative lobes overshoot, and 8-bit images cannot
-            small = small.clamp(-mean / std, (1 - mean) / std)
-        return small
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """(pixel / 255 - mean) / std in float32, for pixels in [0, 255]; a cubic filter's overshoot is cut off."""
+        mean, std = _as_tensors(self.mean, self.std, pixels.device)
+        return pixels.float().clamp(0, 255).sub_(255 * mean).div_(255 * std)
 
 
-def _random_crops(
-    uniform: Tensor, side: int, scale: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(b,) top, left, height, width of crops in a square image, from (22, b) uniform numbers."""
+@lru_cache
+def _as_tensors(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
+    """(2, 3, 1, 1): made once per device, because a copy to a GPU in every step makes it wait."""
+    return torch.tensor([mean, std], device=device).view(2, -1, 1, 1)
+
+
+def random_crops(uniform: Tensor, side: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
+    """(4, b) top, left, height, width of crops in a square image, whole pixels, from (22, b) uniform numbers."""
     log_from, log_to = math.log(ratio[0]), math.log(ratio[1])
     area = side**2 * (scale[0] + (scale[1] - scale[0]) * uniform[:10])
     shape = torch.exp(log_from + (log_to - log_from) * uniform[10:20])
     width, height = (area * shape).sqrt().round(), (area / shape).sqrt().round()
     fits = (width <= side) & (height <= side) & (width > 0) & (height > 0)
-    first = fits.to(torch.uint8).argmax(0, keepdim=True)
-    central = min(max(1.0, ratio[0]), ratio[1])
-    found = fits.any(0)
-    width = torch.where(found, width.gather(0, first)[0], round(min(side, side * central)))
-    height = torch.where(found, height.gather(0, first)[0], round(min(side, side / central)))
+    found, first = fits.any(0), fits.to(torch.uint8).argmax(0, keepdim=True)
+    nearest = min(max(1.0, ratio[0]), ratio[1])
+    width = torch.where(found, width.gather(0, first)[0], round(min(side, side * nearest)))
+    height = torch.where(found, height.gather(0, first)[0], round(min(side, side / nearest)))
     top = torch.where(found, (uniform[20] * (side - height + 1)).floor(), ((side - height) / 2).floor())
     left = torch.where(found, (uniform[21] * (side - width + 1)).floor(), ((side - width) / 2).floor())
-    return top, left, height, width
+    return torch.stack([top, left, height, width]).to(torch.int64)
+
+
+def resize_each(images: Tensor, crops: Tensor, mirrored: Tensor, side_px: int, interpolation: str) -> Tensor:
+    """(b, 3, side_px, side_px) uint8: the crops one after the other, by torch's resize."""
+    resized = torch.cat(
+        [
+            functional.interpolate(
+                images[i : i + 1, :, top : top + height, left : left + width],
+                size=(side_px, side_px),
+                mode=interpolation,
+                antialias=True,
+            )
+            for i, (top, left, height, width) in enumerate(crops.T.tolist())
+        ]
+    )
+    return torch.where(mirrored.view(-1, 1, 1, 1), resized.flip(3), resized)
+
+
+def resize_together(images: Tensor, crops: Tensor, mirrored: Tensor, side_px: int, interpolation: str) -> Tensor:
+    """(b, 3, side_px, side_px) float32: the crops of a whole batch at once, each as rows · image · columnsᵀ.
+
+    Antialiased resampling is separable, so an image has one matrix of weights for its rows and one for its
+    columns, (side_px, side) each. In float32 also under autocast: half precision would be visible.
+    """
+    count, channels, side, _ = images.shape
+    device = images.device
+    top, left, height, width = crops.to(device)
+    rows = _weights(top, height, torch.zeros_like(mirrored, device=device), side, side_px, interpolation)
+    columns = _weights(left, width, mirrored.to(device), side, side_px, interpolation)
+    with torch.autocast(device.type, enabled=False):
+        narrow = torch.bmm(images.view(count, channels * side, side).float(), columns.transpose(1, 2))
+        return torch.matmul(rows.unsqueeze(1), narrow.view(count, channels, side, side_px))
+
+
+def _weights(start: Tensor, length: Tensor, mirrored: Tensor, side: int, side_px: int, interpolation: str) -> Tensor:
+    """(b, side_px, side) weights of the pixels [start, start + length) in each of side_px places.
+
+    Pixel j has filter((j + ½ - centre of place i) / stretch) in place i, and each place's weights sum to 1.
+    """
+    start, length = start.view(-1, 1, 1).float(), length.view(-1, 1, 1).float()
+    place = (torch.arange(side_px, device=start.device) + 0.5).view(1, -1, 1)
+    place = torch.where(mirrored.view(-1, 1, 1), side_px - place, place)
+    pixel = torch.arange(side, device=start.device) + 0.5 - start
+    step = length / side_px
+    weights = FILTERS[interpolation]((pixel - place * step).abs() / step.clamp(min=1))
+    weights = weights * ((pixel > 0) & (pixel < length))
+    return weights / weights.sum(2, keepdim=True)
 
 
 def _triangle(distance: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class Dataset:
     read: Callable[[int], Image.Image]  # image i, RGB or L; raises DatasetError naming the key
     role: np.ndarray | None = None  # (n,) of "query", "gallery", ""; None: every test image is both
     groups: tuple[str, ...] | None = None  # (C,), e.g. the alphabet of each character
+    ks: tuple[int, ...] = (1, 2, 4, 8)  # the K of R@K that are customary for it
     mirrored: bool = True  # does a horizontal flip keep the class?
     pixel_fingerprint: str | None = None  # sha256 over the decoded pixels, where that is cheap
     source_stamp: str = ""  # changes when the source's bytes do: digests, or sizes and times of the files

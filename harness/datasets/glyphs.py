@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
 import unicodedata
 import zipfile
 from collections import Counter, defaultdict
@@ -35,10 +36,11 @@ LEAST_TYPEFACES = 13
 LEAST_IMAGES = 8  # of a class, after the clean-up
 REFERENCE = "DejaVuSans"
 # The other files that matplotlib ships have no place here: Computer Modern and STIXNonUni put other characters
-# at the code points, the STIXSiz faces are brackets of one design in five sizes, the Display faces hold a few
+# at their code points, the STIXSiz faces are brackets of one design in five sizes, the Display faces hold a few
 # symbols, and LastResort draws the same box for a whole script.
-FAMILIES = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif", "STIXGeneral")
-STYLES = ("", "Bold", "BoldOblique", "BoldItalic", "Oblique", "Italic", "Bol", "BolIta")
+TYPEFACES = re.compile(
+    r"DejaVu(Sans|SansMono|Serif)(-(Bold|Oblique|Italic|BoldOblique|BoldItalic))?|STIXGeneral(Bol|Italic|BolIta)?"
+)
 # Letters, numbers, punctuation and symbols. Marks (M) are drawn on top of another character, and separators
 # and controls (Z, C) are not drawn at all.
 CATEGORIES = "LNPS"
@@ -128,10 +130,7 @@ def _typefaces() -> dict[str, Path]:
     if package is None:
         raise DatasetError("glyphs are drawn in the typefaces of matplotlib, which is not installed")
     folder = Path(package.submodule_search_locations[0]) / "mpl-data/fonts/ttf"
-    wanted = {
-        family + ("-" if "DejaVu" in family and style else "") + style for family in FAMILIES for style in STYLES
-    }
-    found = {file.stem: file for file in sorted(folder.glob("*.ttf")) if file.stem in wanted}
+    found = {file.stem: file for file in sorted(folder.glob("*.ttf")) if TYPEFACES.fullmatch(file.stem)}
     if len(found) < LEAST_TYPEFACES or REFERENCE not in found:
         raise DatasetError(f"glyphs: {len(found)} text typefaces in {folder}, at least {LEAST_TYPEFACES} are needed")
     return found
@@ -142,10 +141,10 @@ def _render(typefaces: dict[str, Path]) -> _Glyphs:
         name: ImageFont.truetype(file, size=round(EM_PX * OVERSAMPLING), layout_engine=ImageFont.Layout.BASIC)
         for name, file in typefaces.items()
     }
-    canvases = {(point, name): _draw(fonts[name], chr(point)) for point, name in _characters(typefaces)}
-    class_of = _clean({drawing: _shrink(canvas) for drawing, canvas in canvases.items()})
+    images = {(point, face): _shrink(_draw(fonts[face], point)) for point, face in _characters(typefaces)}
+    class_of = _clean(images)
     drawings = sorted(class_of, key=lambda drawing: (class_of[drawing], *drawing))
-    pixels = np.stack([np.asarray(_jitter(canvases[drawing], _key(*drawing))) for drawing in drawings])
+    pixels = np.stack([np.asarray(_jitter(_draw(fonts[face], point), _key(point, face))) for point, face in drawings])
     return _Glyphs(pixels, drawings, [class_of[drawing] for drawing in drawings])
 
 
@@ -166,13 +165,13 @@ def _characters(typefaces: dict[str, Path]) -> list[Drawing]:
     )
 
 
-def _draw(font: ImageFont.FreeTypeFont, character: str) -> Image.Image:
+def _draw(font: ImageFont.FreeTypeFont, point: int) -> Image.Image:
     """The character in white on a black 128 px square: its ink centred across, its baseline at a fixed height."""
     side = SIDE_PX * OVERSAMPLING
     canvas = Image.new("L", (side, side))
-    left, _, right, _ = font.getbbox(character, anchor="ls")
+    left, _, right, _ = font.getbbox(chr(point), anchor="ls")
     where = (round((side - left - right) / 2), round(BASELINE * side))
-    ImageDraw.Draw(canvas).text(where, character, font=font, anchor="ls", fill=255)
+    ImageDraw.Draw(canvas).text(where, chr(point), font=font, anchor="ls", fill=255)
     return canvas
 
 
@@ -200,7 +199,7 @@ def _clean(images: dict[Drawing, Image.Image]) -> dict[Drawing, int]:
     kept = {
         drawing: character for owner in owners.values() if len(owner) == 1 for character, drawing in owner.items()
     }
-    # 4. A class that lost most of its drawings goes.
+    # 4. A class that lost half of its drawings or more goes: a symbol that most typefaces draw alike.
     size = Counter(kept.values())
     return {drawing: character for drawing, character in kept.items() if size[character] >= LEAST_IMAGES}
 
