@@ -1,0 +1,115 @@
+"""Published metric-learning losses, one a file: `create("multi_similarity", beta=2.0)(embeddings, labels)`.
+
+The folder is the register: a file that holds a `Loss` is a loss, under the name of the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from baselines.form import Loss
+
+__all__ = ["Description", "Loss", "create", "describe", "names"]
+
+_FOUNDATION = {"form", "numerics"}  # what the losses are made of
+_SIZES = ("num_classes", "dim", "generator")  # arguments of `create` that are no hyperparameters
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a loss without creating it."""
+
+    name: str
+    title: str
+    paper: str
+    year: int
+    parameters: dict[str, Any]
+    """The hyperparameters and their defaults."""
+    metrix: bool
+    why_no_metrix: str
+    learnable: tuple[str, ...]
+    tuned_on: str | None
+    """Where the defaults were tuned, if they were."""
+    search_space: dict[str, dict[str, Any]]
+    """For each tuned hyperparameter {"low", "high", "log"} or {"choices"}."""
+
+
+def names() -> tuple[str, ...]:
+    """The names of all losses, in alphabetical order."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _FOUNDATION))
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    dim: int | None = None,
+    generator: torch.Generator | None = None,
+    **hyperparameters: Any,
+) -> Loss:
+    """The loss `name`; num_classes and dim (of the embeddings) matter to losses that learn proxies, which need both.
+
+    `generator` draws the initial proxies. An unknown name or hyperparameter, and one out of its range, is a
+    ValueError.
+    """
+    loss = find(name)
+    known = describe(name).parameters
+    for given in hyperparameters:
+        if given not in known:
+            raise ValueError(f"{name} has no hyperparameter {given!r}; {_nearest(given, known)}")
+    sizes = {"num_classes": num_classes, "dim": dim, "generator": generator}
+    for size, value in list(sizes.items())[:2]:
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{size} = {value!r} is out of range: it must be a positive integer")
+    wanted = inspect.signature(loss).parameters.keys() & sizes.keys()
+    missing = [size for size in ("num_classes", "dim") if size in wanted and sizes[size] is None]
+    if missing:
+        raise ValueError(f"{name} learns one vector for each class, so it needs {' and '.join(missing)}")
+    return loss(**{size: sizes[size] for size in wanted}, **hyperparameters)
+
+
+def describe(name: str) -> Description:
+    """Title, paper, hyperparameters, learnable tensors and search space of the loss `name`; ValueError if unknown."""
+    loss = find(name)
+    return Description(
+        name=name,
+        title=loss.title,
+        paper=loss.paper,
+        year=loss.year,
+        parameters={p.name: p.default for p in inspect.signature(loss).parameters.values() if p.name not in _SIZES},
+        metrix=loss.mixed is not None,
+        why_no_metrix=loss.why_no_metrix,
+        learnable=tuple(loss.rates),
+        tuned_on=loss.tuned_on,
+        search_space=loss.search_space,
+    )
+
+
+def find(name: str) -> type[Loss]:
+    if name not in names():
+        raise ValueError(f"no loss named {name!r}; {_nearest(name, names())}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    found = [
+        c
+        for c in vars(module).values()
+        if inspect.isclass(c) and issubclass(c, Loss) and c.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise ValueError(f"{name}.py must hold exactly one Loss, not {len(found)}")
+    return found[0]
+
+
+def _nearest(given: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    near = difflib.get_close_matches(given, known, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"there are {', '.join(known)}" if known else "it has none"

@@ -1,0 +1,39 @@
+"""Contrastive loss on cosine similarities: pull every positive, push every negative above the margin.
+
+    ℓ(a) = Σ_p −s(a,p)  +  Σ_n [s(a,n) − m]₊
+
+Hadsell, Chopra, LeCun, "Dimensionality reduction by learning an invariant mapping", CVPR 2006, in the weighting form
+of Wang et al., CVPR 2019, eq. 3. `reduction="sum"` is this formula to the letter. `reduction="mean"` divides the
+positive sum by
+# y > 0} and the negative sum by the number of negatives above the margin plus the number of mixed labels, so that in
+# a mixed
+set both sums share one divisor and λ keeps its meaning; each divisor is at least 1.
+"""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from baselines.form import Loss, Weights, one_of, within
+
+
+class Contrastive(Loss):
+    """Contrastive loss; margin m in [−1, 1], reduction "mean" or "sum"."""
+
+    title = "Contrastive"
+    paper = "Hadsell et al., CVPR 2006"
+    year = 2006
+    search_space: ClassVar = {"margin": {"low": 0.0, "high": 0.9}}
+
+    def __init__(self, margin: float = 0.5, reduction: str = "mean"):
+        super().__init__()
+        self.margin = within("margin", margin, -1.0, 1.0)
+        self.reduction = one_of("reduction", reduction, ("mean", "sum"))
+
+    def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
+        attract = -positive.sum(similarities)
+        repel = negative.sum((similarities - self.margin).relu())
+        if self.reduction == "sum":
+            return attract + repel
+        counted = negative.present & (positive.present | (similarities > self.margin))
+        return attract / positive.count().clamp(min=1) + repel / counted.flatten(1).sum(1).clamp(min=1)

@@ -1,0 +1,255 @@
+"""The generic label-weighted loss: one function of (similarities, label weights), clean or mixed.
+
+    ℓ(a) = τ( σ⁺( Σ y·ρ⁺(s(a,x)) ) + σ⁻( Σ (1−y)·ρ⁻(s(a,x)) ) ),   sums over the labelled set (x, y) of anchor a
+
+Venkataramanan et al., "It Takes Two to Tango: Mixup for Deep Metric Learning", ICLR 2022 (arXiv 2106.04990), eq. 4
+and 11. On clean data the label y says "positive" (1) or "negative" (0) for this anchor; Metrix only lets y lie in
+between. So a loss is written once, in `formula`, and everything else here turns a batch into similarities and label
+weights.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from baselines.numerics import cosine, full_precision, log_sum_exp, unit
+
+
+class Weights:
+    """The label weights of one side: y (or 1 − y) for the members of each anchor's labelled set, 0 for the others.
+
+    `members` (bool) and `value` (a number or a tensor in [0, 1]) broadcast to `shape` = (a, …), the shape of the
+    similarities they go with; every reduction runs over all dimensions but the first and returns (a,).
+    """
+
+    def __init__(self, members: Tensor, value: float | Tensor, shape: torch.Size, dtype: torch.dtype):
+        self.members, self.value, self.shape, self.dtype = members, value, shape, dtype
+
+    @cached_property
+    def present(self) -> Tensor:
+        """Where the weight is above zero (bool, broadcastable to `shape`)."""
+        if isinstance(self.value, Tensor):
+            return self.members & (self.value > 0)
+        return self.members if self.value > 0 else torch.zeros_like(self.members)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """The weights as numbers, 0 for those who are not members (broadcastable to `shape`)."""
+        return self.members.to(self.dtype).mul(self.value)
+
+    @cached_property
+    def logs(self) -> Tensor:
+        """The logarithms of the weights, −∞ for those who are not members (broadcastable to `shape`)."""
+        if isinstance(self.value, Tensor):
+            return self.values.log()
+        log = math.log(self.value) if self.value > 0 else -math.inf
+        return torch.full(self.members.shape, -math.inf, dtype=self.dtype, device=self.members.device).masked_fill_(
+            self.members, log
+        )
+
+    def sum(self, terms: Tensor) -> Tensor:
+        """Σ y·terms."""
+        return (self.values * terms).flatten(1).sum(1)
+
+    def count(self) -> Tensor:
+        """How many weights are above zero."""
+        return self.present.expand(self.shape).flatten(1).sum(1)
+
+    def log_sum_exp(self, x: Tensor, slope: float = 1.0, centre: float = 0.0, plus_one: bool = False) -> Tensor:
+        """log Σ y·e^{slope·(x − centre)}, or log(1 + Σ …) with `plus_one`; −∞ (or 0) for an empty sum."""
+        return log_sum_exp(self.logs, x, slope, -slope * centre, plus_one)
+
+
+@dataclass
+class Batch:
+    """A checked batch as the losses see it.
+
+    Unit embeddings (n, d), labels (n,), similarities (anchors, candidates), and unit proxies where the loss learns
+    some.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    similarities: Tensor
+    proxies: Tensor | None = None
+
+
+class Loss(nn.Module):
+    """A published loss: its `formula`, who the anchors and candidates are, and where it was published.
+
+    A subclass states its hyperparameters as the arguments of `__init__` (plus num_classes, dim and generator where it
+    learns proxies) and implements `formula(similarities, positive, negative) -> (a,)`, the loss of each anchor. An
+    anchor whose loss is undefined (the logarithm of an empty sum) contributes 0 and is counted in the mean over
+    anchors.
+    """
+
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    year: ClassVar[int]
+    tuned_on: ClassVar[str | None] = None
+    search_space: ClassVar[dict[str, dict[str, Any]]] = {}
+    anchors: ClassVar[Literal["examples", "proxies"]] = "examples"
+    candidates: ClassVar[Literal["examples", "proxies"]] = "examples"
+    mixed: ClassVar[Literal["candidates", "anchors", None]] = "candidates"
+    why_no_metrix: ClassVar[str] = ""
+    refused_pairs: ClassVar[dict[str, str]] = {}
+    rates: ClassVar[dict[str, float]] = {}
+
+    def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
+        """The loss (a,) of each anchor, from its similarities (a, …) and the weights y and 1 − y of their labels."""
+        raise TypeError(f"{type(self).__name__} has no formula; write formula(similarities, positive, negative)")
+
+    def forward(self, embeddings: Tensor, labels: Tensor, indices_tuple: None = None) -> Tensor:
+        """The mean loss (scalar) of embeddings (n, d), normalised inside, with integer labels (n,).
+
+        `indices_tuple` is there for training loops that pass one, and must be None.
+        """
+        refuse_indices(indices_tuple)
+        with full_precision(embeddings.device):
+            return self.clean(self.batch(embeddings, labels))
+
+    def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """What a training loop minimises: the loss (scalar) of the model's embeddings of images (n, 3, h, w)."""
+        return self(model(images), labels)
+
+    mixed_rows = 0  # a plain loss sends no mixed rows through the network
+
+    def batch(self, embeddings: Tensor, labels: Tensor) -> Batch:
+        """Check a batch and compute its similarities; a ValueError or TypeError says what is wrong with it."""
+        check_shapes(embeddings, labels)
+        z, lengths = unit(embeddings)
+        if not self.learns_classes:
+            check_values(lengths, labels, None)
+            return Batch(z, labels, cosine(z, z))
+        if embeddings.shape[1] != self.proxies.shape[-1]:
+            raise ValueError(
+                f"embeddings have {embeddings.shape[1]} dimensions, but the loss was created with "
+                f"dim={self.proxies.shape[-1]}"
+            )
+        check_values(lengths, labels, len(self.proxies))
+        proxies = unit(self.proxies.flatten(0, -2).to(z.dtype))[0]
+        sides = (proxies, z) if self.anchors == "proxies" else (z, proxies)
+        return Batch(z, labels, cosine(*sides), proxies)
+
+    @property
+    def learns_classes(self) -> bool:
+        """Whether the loss holds learnable vectors of the classes (proxies, class weights, centres)."""
+        return "proxies" in (self.anchors, self.candidates)
+
+    def clean(self, batch: Batch) -> Tensor:
+        """The loss (scalar) of a checked batch."""
+        return self.formula(batch.similarities, *self.labelled(batch)).mean()
+
+    def sides(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Which candidates are positives, which negatives of each anchor (bool); an anchor is neither of its own."""
+        labels = batch.labels
+        if not self.learns_classes:
+            same = labels[:, None] == labels
+            other = ~same
+            return same.fill_diagonal_(False), other
+        classes = torch.arange(len(self.proxies), device=labels.device)
+        same = classes[:, None] == labels if self.anchors == "proxies" else labels[:, None] == classes
+        return same, ~same
+
+    def labelled(self, batch: Batch) -> tuple[Weights, Weights]:
+        """The label weights of the clean batch: 1 for each positive, 1 for each negative."""
+        dtype = batch.similarities.dtype
+        return tuple(Weights(side, 1.0, side.shape, dtype) for side in self.sides(batch))
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Its learnable tensors as optimiser groups, each with lr times its own multiplier; empty if there are none."""
+        return [
+            {"params": [tensor], "lr": lr * self.rates.get(name, 1.0)} for name, tensor in self.named_parameters()
+        ]
+
+
+def proxies(num_classes: int, dim: int, generator: torch.Generator | None, per_class: int = 0) -> nn.Parameter:
+    """One learnable vector for each class (num_classes, dim), or `per_class` of them: normal, variance 2 / fan-out.
+
+    The draw comes from `generator` and, without one, from a fork of torch's own, so that it moves no other random
+    number.
+    """
+    shape = (num_classes, per_class, dim) if per_class else (num_classes, dim)
+    deviation = math.sqrt(2.0 / (num_classes * max(1, per_class)))
+    with torch.random.fork_rng(devices=[]):
+        return nn.Parameter(torch.empty(shape).normal_(0.0, deviation, generator=generator))
+
+
+def defined(losses: Tensor) -> Tensor:
+    """The losses (a,) with 0, and no gradient, where an empty sum made them infinite."""
+    return losses.masked_fill(losses.isinf(), 0.0)
+
+
+def within(
+    name: str, value: float, low: float = -math.inf, high: float = math.inf, above: float | None = None
+) -> float:
+    """`value` if it is a finite number in [low, high] and greater than `above`; else a ValueError with the range."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if number and low <= value <= high and (above is None or value > above):
+        return value
+    floor = f"(−∞, {high}]" if low == -math.inf else f"[{low}, {high}]"
+    allowed = f"a number in ({above}, {high}]" if above is not None else f"a number in {floor}"
+    raise ValueError(f"{name} = {value!r} is out of range: it must be {allowed}".replace(f"{math.inf}]", "∞)"))
+
+
+def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    """`value` if it is one of the choices; otherwise a ValueError that lists them."""
+    if value in choices:
+        return value
+    raise ValueError(f"{name} = {value!r} is unknown; it must be one of {', '.join(map(repr, choices))}")
+
+
+def refuse_indices(indices_tuple: Any) -> None:
+    """Raise if pairs or triplets were mined outside: the label weights of these losses come from the labels alone."""
+    if indices_tuple is not None:
+        raise ValueError("indices_tuple is given, but these losses take their pairs from the labels; pass None")
+
+
+class NotFinite(ValueError):
+    """Embeddings with NaN or infinity: what a training loop reports as divergence."""
+
+
+def check_shapes(embeddings: Tensor, labels: Tensor) -> None:
+    """Raise unless embeddings are a floating (n, d) tensor and labels an integer (n,) tensor on the same device."""
+    if not isinstance(embeddings, Tensor) or embeddings.ndim != 2 or not embeddings.is_floating_point():
+        what = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
+        kind = f" of {embeddings.dtype}" if isinstance(embeddings, Tensor) else ""
+        raise TypeError(f"embeddings must be a floating-point tensor (n, d), not {what}{kind}")
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor of integers (n,), not {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, not {labels.dtype}; use labels.long()")
+    if labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"labels must have one entry for each of the {len(embeddings)} embeddings, not {tuple(labels.shape)}"
+        )
+    if len(labels) == 0:
+        raise ValueError("the batch is empty")
+    if labels.device != embeddings.device:
+        raise ValueError(f"labels are on {labels.device}, embeddings on {embeddings.device}; move one of them")
+
+
+def check_values(lengths: Tensor, labels: Tensor, num_classes: int | None) -> None:
+    """Raise if an embedding is not finite or a label names no class; one look at the device for both."""
+    total = lengths.detach().sum().double()
+    if num_classes is None:
+        total, low, high = total.item(), 0, 0
+    else:
+        total, low, high = torch.stack([total, labels.min().double(), labels.max().double()]).tolist()
+    if not math.isfinite(total):
+        rows = (~lengths.isfinite()).flatten().nonzero().flatten().tolist()
+        raise NotFinite(
+            f"{len(rows)} of {len(lengths)} embeddings are not finite, or too long for {lengths.dtype}: "
+            f"rows {rows[:10]}"
+        )
+    if num_classes is not None and (low < 0 or high >= num_classes):
+        wrong = int(low if low < 0 else high)
+        raise ValueError(
+            f"label {wrong} names no class: num_classes={num_classes}, so labels are 0 to {num_classes - 1}"
+        )

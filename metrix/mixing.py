@@ -1,0 +1,271 @@
+"""Mixed examples as losses see them: their similarities to the anchors, and the weights of their labels.
+
+At the embedding level nothing is mixed. With v = λz_i + (1−λ)z_j, re-normalised,
+
+    s(a, v) = (λ s(a,i) + (1−λ) s(a,j)) / √(λ² + (1−λ)² + 2λ(1−λ) s(i,j)),
+
+so the similarities of all mixed examples follow from those of the clean batch. At the other levels the network has
+embedded them, and only their labels are left to find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from baselines.form import Batch, Loss, Weights
+from baselines.numerics import cosine
+from metrix.pairs import uses
+
+CHUNK = 2**20  # similarities computed at once; larger sets are cut into chunks of anchors
+
+
+def mixed_loss(
+    loss: Loss, batch: Batch, pairs: str, lam: float | Tensor, chosen: Tensor | None, renormalize: bool
+) -> Tensor:
+    """ℓ̃ (scalar) of a batch at the embedding level: the mean of the loss over the mixed sets of all anchors.
+
+    `lam` is a number or one for each pair (i, j); `chosen` (bool, one for each pair) restricts the mixed examples,
+    None means all. 0 if there is nothing to mix.
+    """
+    if loss.mixed == "anchors":
+        return _mixed_anchors(loss, batch, lam, chosen, renormalize)
+    return _mixed_candidates(loss, batch, pairs, lam, chosen, renormalize)
+
+
+def embedded_loss(
+    loss: Loss, batch: Batch, mixed: Tensor, pairs: str, lam: float | Tensor, first: Tensor, second: Tensor
+) -> Tensor:
+    """ℓ̃ (scalar) of a batch whose mixed examples (first, second), (m,) each, have unit embeddings `mixed` (m, d).
+
+    `lam` is a number or one for each mixed example (m,).
+    """
+    labels, dtype = batch.labels, batch.similarities.dtype
+    lam = lam.to(labels.device, dtype) if isinstance(lam, Tensor) else lam
+    if loss.mixed == "anchors":
+        similarities = cosine(mixed, batch.proxies if loss.learns_classes else batch.embeddings)
+        lam = lam[:, None] if isinstance(lam, Tensor) else lam
+        return loss.formula(similarities, *_anchor_weights(loss, batch, first, second, lam)).mean()
+    examples = loss.anchors == "examples"
+    classes = labels if examples else torch.arange(len(loss.proxies), device=labels.device)
+    members = uses(pairs, first, second, labels, classes, examples)
+    anchors = batch.embeddings
+    if not examples:
+        used = members.any(1)
+        anchors, members = batch.proxies[used], members[used]
+    if len(members) == 0:
+        return batch.similarities.new_zeros(())
+    return _formula(loss, cosine(anchors, mixed), members, pairs, lam).mean()
+
+
+def _formula(loss: Loss, similarities: Tensor, members: Tensor, pairs: str, lam: float | Tensor) -> Tensor:
+    y = {"pos-pos": 1.0, "neg-neg": 0.0}.get(pairs, lam)
+    shape, dtype = similarities.shape, similarities.dtype
+    return loss.formula(similarities, Weights(members, y, shape, dtype), Weights(members, 1 - y, shape, dtype))
+
+
+class _InverseNorms(Function):
+    """1/‖λz_i + (1−λ)z_j‖ from the cosines of i and j."""
+
+    @staticmethod
+    def forward(ctx, cosines: Tensor, lam: float | Tensor) -> Tensor:
+        # λ² + (1−λ)² + 2λ(1−λ)s as a sum of two non-negative terms, which cannot cancel
+        product = 2 * lam * (1 - lam)
+        square = (cosines + 1).mul_(product).add_((2 * lam - 1) ** 2)
+        inverse = square.clamp(min=1e-12).rsqrt_()
+        ctx.product = product
+        ctx.save_for_backward(inverse, square)
+        return inverse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        inverse, square = ctx.saved_tensors
+        slope = inverse.pow(3).mul_(ctx.product).mul_(-0.5).masked_fill_(square < 1e-12, 0.0)
+        return slope.mul_(gradient), None
+
+
+class _Mix(Function):
+    """λ·first + (1−λ)·second, all combinations (r, f, s) of first (r, f) and second (r, s), times the inverse norms."""
+
+    @staticmethod
+    def forward(ctx, first: Tensor, second: Tensor, inverse: Tensor | None, lam: float | Tensor) -> Tensor:
+        first, second = first[:, :, None], second[:, None, :]
+        if isinstance(lam, Tensor):
+            mixed = first * lam + second * (1 - lam)
+        else:
+            mixed = torch.add(first * lam, second, alpha=1 - lam)
+        ctx.lam = lam
+        ctx.save_for_backward(None if inverse is None else mixed, inverse)
+        return mixed if inverse is None else (mixed * inverse).clamp_(-1.0, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        mixed, inverse = ctx.saved_tensors
+        towards_inverse = None if inverse is None else (gradient * mixed).sum_to_size(inverse.shape)
+        scaled = gradient if inverse is None else gradient * inverse
+        if isinstance(ctx.lam, Tensor):
+            towards_first = scaled * ctx.lam
+            return towards_first.sum(2), (scaled - towards_first).sum(1), towards_inverse, None
+        return scaled.sum(2).mul_(ctx.lam), scaled.sum(1).mul_(1 - ctx.lam), towards_inverse, None
+
+
+def _lists(mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The columns where each row of mask (a, n) is true, (a, l), and which of them are no padding (None if all)."""
+    counts = mask.sum(1)
+    rows, columns = mask.nonzero(as_tuple=True)
+    longest = int(counts.max()) if len(counts) else 0
+    if len(columns) == longest * len(mask):
+        return columns.view(len(mask), longest), None
+    places = torch.arange(len(columns), device=mask.device) - (counts.cumsum(0) - counts)[rows]
+    index = torch.zeros(len(mask), longest, dtype=torch.long, device=mask.device)
+    valid = torch.zeros_like(index, dtype=torch.bool)
+    index[rows, places], valid[rows, places] = columns, True
+    return index, valid
+
+
+class _InChunks(Function):
+    """The sum of function(rows, *tensors) over chunks of rows, holding one chunk at a time.
+
+    Each chunk is differentiated as soon as it is computed, so nothing is computed twice and nothing but the gradients
+    of the (small) tensors is kept.
+    """
+
+    @staticmethod
+    def forward(ctx, function: Callable[..., Tensor], chunks: list[slice], *tensors: Tensor | None) -> Tensor:
+        needed = [i for i, x in enumerate(tensors) if ctx.needs_input_grad[i + 2]]
+        leaves = [x.detach().requires_grad_(i in needed) if x is not None else None for i, x in enumerate(tensors)]
+        result = 0.0
+        with torch.set_grad_enabled(bool(needed)):
+            for rows in chunks:
+                part = function(rows, *leaves)
+                if part.requires_grad:
+                    part.backward()
+                result = result + part.detach()
+        ctx.save_for_backward(*(x.grad if x is not None and x.requires_grad else None for x in leaves))
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        return None, None, *(None if x is None else x * gradient for x in ctx.saved_tensors)
+
+
+def _in_chunks(function: Callable[..., Tensor], rows: int, size_of_row: int, *tensors: Tensor | None) -> Tensor:
+    step = max(1, CHUNK // max(1, size_of_row))
+    if rows <= step:
+        return function(slice(None), *tensors)
+    return _InChunks.apply(function, [slice(i, i + step) for i in range(0, rows, step)], *tensors)
+
+
+def _mixed_candidates(
+    loss: Loss, batch: Batch, pairs: str, lam: float | Tensor, chosen: Tensor | None, renormalize: bool
+) -> Tensor:
+    similarities = cosines = batch.similarities
+    positive, negative = loss.sides(batch)
+    if loss.anchors == "proxies":
+        least = {"pos-neg": (1, 1), "anc-neg": (0, 1), "pos-pos": (2, 0), "neg-neg": (0, 2)}[pairs]
+        used = (positive.sum(1) >= least[0]) & (negative.sum(1) >= least[1])
+        similarities, positive, negative = similarities[used], positive[used], negative[used]
+        if pairs == "anc-neg":
+            cosines = similarities
+            lam, chosen = (x[used] if isinstance(x, Tensor) else x for x in (lam, chosen))
+        elif renormalize:
+            cosines = cosine(batch.embeddings, batch.embeddings)
+    if pairs in ("pos-pos", "neg-neg"):
+        distinct = ~torch.eye(len(batch.labels), dtype=torch.bool, device=similarities.device)
+        chosen = distinct if chosen is None else chosen & distinct
+    index, valid = _lists(positive) if pairs.startswith("pos") else (None, None)
+    if len(similarities) == 0 or (index is not None and index.shape[1] == 0):
+        return similarities.new_zeros(())
+    inverse = _InverseNorms.apply(cosines, lam) if renormalize else None
+
+    def total(rows: slice, similarities: Tensor, inverse: Tensor | None) -> Tensor:
+        s, others, places = similarities[rows], negative[rows], None if index is None else index[rows]
+        real = None if valid is None else valid[rows]
+        first, second, members, pick = _COMBINATIONS[pairs](s, others, places, real, rows)
+        if chosen is not None:
+            members = members & pick(chosen)
+        y = pick(lam) if isinstance(lam, Tensor) else lam
+        mixed = _Mix.apply(first, second, None if inverse is None else pick(inverse), y)
+        return _formula(loss, mixed, members, pairs, y).sum()
+
+    columns = similarities.shape[1]
+    size_of_row = {
+        "pos-neg": columns * (0 if index is None else index.shape[1]),
+        "anc-neg": columns,
+        "pos-pos": 0 if index is None else index.shape[1] ** 2,
+        "neg-neg": columns**2,
+    }[pairs]
+    return _in_chunks(total, len(similarities), size_of_row, similarities, inverse) / len(similarities)
+
+
+# For anchors with similarities s (a, n): the similarities of all first (a, f) and all second (a, s) examples of their
+# mixed sets, the members among their combinations, and how to pick the entries (i, j) of an (n, n) matrix for these
+# combinations.
+
+
+def _pos_neg(s, negative, index, valid, rows):
+    members = negative[:, None, :] if valid is None else negative[:, None, :] & valid[:, :, None]
+    return s.gather(1, index), s, members, lambda m: m.index_select(0, index.flatten()).view(*index.shape, -1)
+
+
+def _anc_neg(s, negative, index, valid, rows):
+    return s.new_ones(len(s), 1), s, negative[:, None, :], lambda m: m[rows][:, None, :]
+
+
+def _pos_pos(s, negative, index, valid, rows):
+    s = s.gather(1, index)
+    valid = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
+    return s, s, valid[:, :, None] & valid[:, None, :], lambda m: m[index[:, :, None], index[:, None, :]]
+
+
+def _neg_neg(s, negative, index, valid, rows):
+    return s, s, negative[:, :, None] & negative[:, None, :], lambda m: m[None]
+
+
+_COMBINATIONS = {"pos-neg": _pos_neg, "anc-neg": _anc_neg, "pos-pos": _pos_pos, "neg-neg": _neg_neg}
+
+
+def _anchor_weights(
+    loss: Loss, batch: Batch, first: Tensor, second: Tensor, lam: float | Tensor
+) -> tuple[Weights, Weights]:
+    """The label weights of mixed anchors (first, second): λ on the class of the first, 1 − λ on that of the second."""
+    positive, _ = loss.sides(batch)
+    dtype = batch.similarities.dtype
+    if loss.learns_classes:
+        same = positive.to(dtype)
+        members = torch.ones(1, 1, dtype=torch.bool, device=same.device)
+    else:
+        same = (positive | torch.eye(len(positive), dtype=torch.bool, device=positive.device)).to(dtype)
+        places = torch.arange(len(positive), device=same.device)
+        members = (places != first[:, None]) & (places != second[:, None])
+    y = same[first] * lam + same[second] * (1 - lam)
+    return Weights(members, y, y.shape, dtype), Weights(members, 1 - y, y.shape, dtype)
+
+
+def _mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Tensor | None, renormalize: bool) -> Tensor:
+    labels, similarities = batch.labels, batch.similarities
+    chosen = labels[:, None] != labels if chosen is None else chosen
+    first, second = chosen.nonzero(as_tuple=True)
+    if len(first) == 0:
+        return similarities.new_zeros(())
+    inverse = None
+    if renormalize:
+        cosines = cosine(batch.embeddings, batch.embeddings) if loss.learns_classes else similarities
+        inverse = _InverseNorms.apply(cosines, lam)
+
+    def total(rows: slice, similarities: Tensor, inverse: Tensor | None) -> Tensor:
+        i, j = first[rows], second[rows]
+        y = lam[i, j][:, None] if isinstance(lam, Tensor) else lam
+        mixed = similarities[i] * y + similarities[j] * (1 - y)
+        if inverse is not None:
+            mixed = mixed * inverse[i, j][:, None]
+        return loss.formula(mixed, *_anchor_weights(loss, batch, i, j, y)).sum()
+
+    return _in_chunks(total, len(first), similarities.shape[1], similarities, inverse) / len(first)

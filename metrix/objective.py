@@ -1,0 +1,305 @@
+"""The objective of Metrix: mean clean loss + w · mean mixed loss, at the input, a feature map or the embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import baselines
+from baselines.form import Loss, one_of, refuse_indices, within
+from baselines.numerics import cosine, full_precision, unit
+from metrix import network
+from metrix import pairs as choose
+from metrix.mixing import embedded_loss, mixed_loss
+
+LEVELS = ("input", "feature", "embedding")
+MIXED_PAIRS = ("pos-neg", "anc-neg", "pos-pos", "neg-neg")
+
+
+def refusal(
+    loss: str | nn.Module,
+    at: str = "embedding",
+    stage: str | int | None = None,
+    pairs: str = "alternate",
+    hardest: int | None = None,
+    stages: tuple[str, ...] | None = None,
+    **_: Any,
+) -> str | None:
+    """Why this combination has no Metrix form, or None if it has one.
+
+    `loss` is a name or a loss, `stages` are those of the network if they are known; other arguments of `Metrix`
+    restrict nothing and are accepted.
+    """
+    kind = baselines.find(loss) if isinstance(loss, str) else type(loss)
+    name = kind.__module__.rpartition(".")[2]
+    if not issubclass(kind, Loss):
+        return f"{kind.__name__} is not one of the losses of `baselines`, so it has no label weights to mix"
+    if kind.mixed is None:
+        return f"{name} has no Metrix form: {kind.why_no_metrix}"
+    if pairs in ("pos-pos", "neg-neg") and kind.mixed == "anchors":
+        return f"{name} refuses pairs={pairs!r}: its mixed examples are anchors, which mix two different classes"
+    if pairs in kind.refused_pairs:
+        return f"{name} refuses pairs={pairs!r}: {kind.refused_pairs[pairs]}"
+    if hardest is not None and pairs in ("pos-pos", "neg-neg"):
+        return f"hardest={hardest} keeps the most similar examples of other classes, so pairs={pairs!r} refuses it"
+    if kind.anchors == "proxies" and pairs == "anc-neg" and at != "embedding":
+        return f"{name} has pairs='anc-neg' at='embedding' only: its anchors are proxies, which have no {at} to mix"
+    if at == "feature" and stages is not None and stage is not None:
+        if stage not in stages and not (isinstance(stage, int) and -len(stages) <= stage < len(stages)):
+            return f"no stage {stage!r} in this network; it has {', '.join(stages)}"
+        if hardest is not None and stage not in (stages[-1], -1, len(stages) - 1):
+            return _no_hardest(hardest, stage)
+    return None
+
+
+def _no_hardest(hardest: int, stage: str | int) -> str:
+    return (
+        f"hardest={hardest} needs the clean embeddings, which are not known yet where stage={stage!r} is mixed; "
+        "there partners are drawn at random"
+    )
+
+
+class Metrix(nn.Module):
+    """The mixed variant of a loss: total = mean ℓ + weight · mean ℓ̃ (Venkataramanan et al., ICLR 2022, eq. 14).
+
+    at: "embedding" (a drop-in for any training loop, and nearly free), "feature" (a stage of the network; None is its
+    last feature map) or "input". pairs: "pos-neg", "anc-neg", "pos-pos", "neg-neg", or "alternate" between the first
+    two, drawn at each step. weight: w ≥ 0. alpha: λ ~ Beta(alpha, alpha), drawn for each batch or for each pair
+    ("example"). renormalize: unit length for mixed embeddings at="embedding" (elsewhere the network sees to it).
+    hardest: keep for each example its k most similar ones of other classes; None is all at the embedding and 1
+    elsewhere. max_mixed: keep at most so many pairs, at random. generator: the source of all its random numbers; None
+    is one seeded like torch's own.
+
+    A combination without a mixed form, and an argument out of range, is a ValueError that says why.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        at: str = "embedding",
+        stage: str | int | None = None,
+        pairs: str = "alternate",
+        weight: float = 0.4,
+        alpha: float = 2.0,
+        renormalize: bool = True,
+        lambda_per: str = "batch",
+        hardest: int | None = None,
+        max_mixed: int | None = None,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.at = one_of("at", at, LEVELS)
+        self.pairs = one_of("pairs", pairs, choose.PAIRS)
+        self.weight = within("weight", weight, 0.0)
+        self.alpha = within("alpha", alpha, above=0.0)
+        self.renormalize = one_of("renormalize", renormalize, (True, False))
+        self.lambda_per = one_of("lambda_per", lambda_per, ("batch", "example"))
+        self.hardest = hardest if hardest is None else _count("hardest", hardest)
+        self.max_mixed = max_mixed if max_mixed is None else _count("max_mixed", max_mixed)
+        if stage is not None and at != "feature":
+            raise ValueError(f"stage={stage!r} belongs to at='feature', not to at={at!r}")
+        self.stage = stage
+        why_not = refusal(loss, at=at, stage=stage, pairs=pairs, hardest=hardest)
+        if why_not:
+            raise ValueError(why_not)
+        self.loss = loss
+        self.generator = generator or torch.Generator().manual_seed(torch.initial_seed() & (2**63 - 1))
+        self.mixed_rows = 0
+
+    def forward(self, embeddings: Tensor, labels: Tensor, indices_tuple: None = None) -> Tensor:
+        """The objective (scalar) of embeddings (n, d) and integer labels (n,); only the clean loss in eval mode."""
+        refuse_indices(indices_tuple)
+        return self._total(self.terms(embeddings, labels))
+
+    def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The objective (scalar) of a network on images (n, 3, h, w) with integer labels (n,), at any level."""
+        return self._total(self.terms(model, images, labels))
+
+    def _total(self, terms: dict[str, Tensor]) -> Tensor:
+        return terms["clean"] + self.weight * terms["mixed"] if "mixed" in terms else terms["clean"]
+
+    def terms(self, *inputs: Any) -> dict[str, Tensor]:
+        """The two means before they are added, {"clean": ℓ, "mixed": ℓ̃}, of (embeddings, labels) or (model, images, labels).
+
+        Without a mixed term (eval mode, weight 0) there is only "clean".
+        """
+        self.mixed_rows = 0
+        mixing = self.training and self.weight > 0
+        if len(inputs) == 2:
+            if mixing and self.at != "embedding":
+                raise ValueError(f"at={self.at!r} mixes inside the network: call objective(model, images, labels)")
+            return self._at_embedding(*inputs, mixing)
+        model, images, labels = inputs
+        if not mixing or self.at == "embedding":
+            return self._at_embedding(model(images), labels, mixing)
+        if self.at == "input":
+            return self._at_input(model, images, labels)
+        stage, is_last = network.last_stage_or(self.stage, model)
+        if is_last:
+            return self._at_last_map(model, stage, images, labels)
+        return self._at_stage(model, stage, images, labels)
+
+    def mixed_loss(
+        self, embeddings: Tensor, labels: Tensor, pairs: str | None = None, lam: float | Tensor | None = None
+    ) -> Tensor:
+        """ℓ̃ alone (scalar, unweighted) at the embedding level; pair type and λ, a number or (n, n), are drawn if None."""
+        if pairs is not None:
+            one_of("pairs", pairs, MIXED_PAIRS)
+            why_not = refusal(self.loss, pairs=pairs, hardest=self.hardest)
+            if why_not:
+                raise ValueError(why_not)
+        if lam is not None and not isinstance(lam, Tensor):
+            within("lam", lam, 0.0, 1.0)
+        with full_precision(embeddings.device):
+            return self._mixed(self.loss.batch(embeddings, labels), pairs, lam)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The learnable tensors of the loss as optimiser groups, each with lr times its own multiplier."""
+        return self.loss.parameter_groups(lr)
+
+    def get_extra_state(self) -> Tensor:
+        """The state of the generator (uint8), so that a resumed training draws what an uninterrupted one does."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take up the state of a generator that `get_extra_state` returned."""
+        self.generator.set_state(state.cpu())
+
+    def _at_embedding(self, embeddings: Tensor, labels: Tensor, mixing: bool) -> dict[str, Tensor]:
+        with full_precision(embeddings.device):
+            batch = self.loss.batch(embeddings, labels)
+            terms = {"clean": self.loss.clean(batch)}
+            if mixing:
+                terms["mixed"] = self._mixed(batch)
+        return terms
+
+    def _mixed(self, batch, pairs: str | None = None, lam: float | Tensor | None = None) -> Tensor:
+        drawn = self._draw_type()
+        pairs = pairs or drawn
+        n = len(batch.labels)
+        with_proxies = self.loss.anchors == "proxies" and pairs == "anc-neg"
+        shape = tuple(batch.similarities.shape) if with_proxies else (n, n)
+        lam = self._draw_lambda(shape) if lam is None else lam
+        if isinstance(lam, Tensor):
+            lam = lam.to(batch.similarities)
+            if lam.ndim == 0:
+                lam = lam.item()
+            elif lam.shape != shape:
+                raise ValueError(f"lam must be a number or {shape}, not {tuple(lam.shape)}")
+        chosen = None
+        if self.hardest is not None or self.max_mixed is not None:
+            if with_proxies:
+                chosen = self._narrow(self.loss.sides(batch)[1], batch, batch.similarities, self.hardest)
+            else:
+                chosen = self._narrow(self._eligible(pairs, batch.labels), batch, None, self.hardest)
+        return mixed_loss(self.loss, batch, pairs, lam, chosen, self.renormalize)
+
+    def _at_input(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if not images.is_floating_point():
+            raise TypeError(f"at='input' mixes normalised images, a floating-point tensor, not {images.dtype}")
+
+        return self._through(model, model(images), images, model, labels)
+
+    def _at_last_map(self, model: nn.Module, stage: str, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        maps = model.forward_to(stage, images)
+        embeddings = model.forward_from(stage, maps)
+        return self._through(model, embeddings, maps, lambda mixed: model.forward_from(stage, mixed), labels)
+
+    def _through(self, model, embeddings: Tensor, rows: Tensor, rest, labels: Tensor) -> dict[str, Tensor]:
+        """Clean and mixed loss, the mixed rows running through the `rest` of the network as a second forward pass."""
+        with full_precision(embeddings.device):
+            batch = self.loss.batch(embeddings, labels)
+            clean = self.loss.clean(batch)
+        pairs = self._draw_type()
+        hardest = self.hardest
+        if hardest is None and (pairs in ("pos-neg", "anc-neg") or self.loss.mixed == "anchors"):
+            hardest = 1
+        lam = self._draw_lambda((len(labels), len(labels)))
+        self._need_two_classes(pairs, labels)
+        chosen = self._narrow(self._eligible(pairs, labels), batch, None, hardest)
+        first, second = chosen.nonzero(as_tuple=True)
+        self.mixed_rows = len(first)
+        if not len(first):
+            return {"clean": clean, "mixed": clean.new_zeros(())}
+
+        def embed(i: Tensor, j: Tensor) -> Tensor:
+            return rest(_mix(rows, i, j, _of_pairs(lam, i, j)))
+
+        with network.aside(model, rows, self.generator):
+            mixed = network.in_chunks(model, embed, first, second)
+        return {"clean": clean, "mixed": self._embedded(batch, mixed, pairs, lam, first, second)}
+
+    def _at_stage(self, model: nn.Module, stage: str, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if self.hardest is not None:
+            raise ValueError(_no_hardest(self.hardest, stage))
+        pairs = self._draw_type()
+        lam = self._draw_lambda((len(labels), len(labels)))
+        self._need_two_classes(pairs, labels)
+        chosen = choose.keep_one(self._eligible(pairs, labels), self.generator)
+        if self.max_mixed is not None:
+            chosen = choose.keep_some(chosen, self.max_mixed, self.generator)
+        first, second = chosen.nonzero(as_tuple=True)
+        self.mixed_rows = len(first)
+        if not len(first):
+            return self._at_embedding(model(images), labels, mixing=False)
+        embeddings, mixed = model.forward_joint(
+            stage, images, lambda maps: _mix(maps, first, second, _of_pairs(lam, first, second))
+        )
+        with full_precision(embeddings.device):
+            batch = self.loss.batch(embeddings, labels)
+            clean = self.loss.clean(batch)
+        return {"clean": clean, "mixed": self._embedded(batch, mixed, pairs, lam, first, second)}
+
+    def _embedded(self, batch, mixed: Tensor, pairs: str, lam, first: Tensor, second: Tensor) -> Tensor:
+        with full_precision(mixed.device):
+            vectors = unit(mixed)[0].to(batch.embeddings.dtype)
+            return embedded_loss(self.loss, batch, vectors, pairs, _of_pairs(lam, first, second), first, second)
+
+    def _draw_type(self) -> str:
+        alternatives = ("pos-neg",) if self.loss.anchors == "proxies" else ("pos-neg", "anc-neg")
+        return choose.draw_type(self.pairs, alternatives, self.generator)
+
+    def _draw_lambda(self, shape: tuple[int, ...]) -> float | Tensor:
+        if self.lambda_per == "batch":
+            return choose.draw_lambda(self.alpha, (), self.generator).item()
+        return choose.draw_lambda(self.alpha, shape, self.generator)
+
+    def _eligible(self, pairs: str, labels: Tensor) -> Tensor:
+        proxies = len(self.loss.proxies) if self.loss.anchors == "proxies" else None
+        return choose.eligible(pairs, labels, self.loss.mixed, proxies)
+
+    def _narrow(self, mask: Tensor, batch, similarities: Tensor | None, hardest: int | None) -> Tensor:
+        if hardest is not None:
+            other = mask
+            if similarities is None:
+                z = batch.embeddings.detach()
+                similarities = batch.similarities if not self.loss.learns_classes else cosine(z, z)
+                other = batch.labels[:, None] != batch.labels
+            mask = choose.keep_hardest(mask, similarities, other, hardest)
+        return mask if self.max_mixed is None else choose.keep_some(mask, self.max_mixed, self.generator)
+
+    def _need_two_classes(self, pairs: str, labels: Tensor) -> None:
+        if pairs != "pos-pos" and len(labels) and (labels == labels[0]).all():
+            raise ValueError(
+                f"nothing to mix at={self.at!r}: the batch of {len(labels)} holds one class "
+                f"(label {labels[0].item()}), and pairs={self.pairs!r} needs at least two"
+            )
+
+
+def _count(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} = {value!r} is out of range: it must be a positive integer or None")
+    return value
+
+
+def _of_pairs(lam: float | Tensor, first: Tensor, second: Tensor) -> float | Tensor:
+    return lam.to(first.device)[first, second] if isinstance(lam, Tensor) else lam
+
+
+def _mix(rows: Tensor, first: Tensor, second: Tensor, lam: float | Tensor) -> Tensor:
+    """λ·rows[first] + (1−λ)·rows[second]; λ a number or one for each pair (m,)."""
+    if isinstance(lam, Tensor):
+        lam = lam.to(rows.dtype).view(-1, *[1] * (rows.ndim - 1))
+    return rows[first] * lam + rows[second] * (1 - lam)

@@ -1,0 +1,92 @@
+"""Every loss on clean batches: against loops, finite differences, and what it refuses."""
+
+import pytest
+import torch
+
+import baselines
+from tests.baselines import loops
+
+ORACLE = ("contrastive", "multi_similarity", "proxy_anchor")
+BATCHES = ([0, 0, 0, 1, 1, 1, 2, 2, 2], [4, 0, 0, 1, 0, 0, 1, 2], [1, 1, 1, 1], [0, 1, 2, 3], [2])
+
+
+def create(name, **hyperparameters):
+    generator = torch.Generator().manual_seed(1)
+    return baselines.create(name, num_classes=5, dim=4, generator=generator, **hyperparameters).double()
+
+
+def batch(labels, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(len(labels), 4, dtype=torch.float64, generator=generator), torch.tensor(labels)
+
+
+@pytest.mark.parametrize("labels", BATCHES)
+@pytest.mark.parametrize("name", ORACLE)
+def test_equals_loops(name, labels):
+    loss = create(name)
+    embeddings, targets = batch(labels)
+    proxies = loss.proxies.detach().numpy() if loss.learns_classes else None
+    expected = loops.clean(name, embeddings.numpy(), labels, proxies)
+    assert loss(embeddings, targets).item() == pytest.approx(expected, abs=1e-9, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", baselines.names())
+def test_gradient_equals_finite_differences(name):
+    embeddings, labels = batch(BATCHES[1])
+    loss = create(name)
+    assert torch.autograd.gradcheck(lambda z: loss(z, labels), embeddings.requires_grad_())
+
+
+def test_mining_keeps_the_hard_pairs():
+    """Angles 0 10 90 | 50: for the anchor at 0 the farthest positive is at 90, the nearest negative at 50."""
+    angles = torch.tensor([0.0, 10, 90, 50], dtype=torch.float64).deg2rad()
+    embeddings, labels = torch.stack([angles.cos(), angles.sin()], 1), torch.tensor([0, 0, 0, 1])
+    loss = baselines.create("multi_similarity", mining=0.1)
+    positive, negative = loss.labelled(loss.batch(embeddings, labels))
+    assert positive.members[0].tolist() == [False, False, True, False]
+    assert negative.members[0].tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "error", "words"),
+    [
+        (torch.ones(3, 4), torch.tensor([0.0, 1.0, 1.0]), TypeError, "integers"),
+        (torch.ones(3, 4), [0, 1, 1], TypeError, "tensor of integers"),
+        (torch.ones(3, 4), torch.tensor([0, 1]), ValueError, "each of the 3 embeddings"),
+        (torch.ones(3, 4, 1), torch.tensor([0, 1, 1]), TypeError, "floating-point tensor"),
+        (torch.ones(3, 4).long(), torch.tensor([0, 1, 1]), TypeError, "floating-point tensor"),
+        (torch.tensor([[1.0, float("nan")], [0, 1]]), torch.tensor([0, 1]), ValueError, r"1 of 2 .* rows \[0\]"),
+        (torch.ones(0, 4), torch.ones(0).long(), ValueError, "empty"),
+        (torch.ones(3, 4), torch.ones(3, device="meta").long(), ValueError, "labels are on meta"),
+    ],
+)
+def test_refuses_bad_batches(embeddings, labels, error, words):
+    with pytest.raises(error, match=words):
+        baselines.create("contrastive")(embeddings, labels)
+
+
+def test_refuses_what_does_not_fit_the_proxies():
+    loss = create("proxy_anchor")
+    with pytest.raises(ValueError, match="label 7 names no class: num_classes=5"):
+        loss(torch.ones(2, 4), torch.tensor([0, 7]))
+    with pytest.raises(ValueError, match=r"6 dimensions, but .* dim=4"):
+        loss(torch.ones(2, 6), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="indices_tuple"):
+        loss(torch.ones(2, 4), torch.tensor([0, 1]), (1, 2, 3))
+    with pytest.raises(ValueError, match="needs num_classes and dim"):
+        baselines.create("proxy_anchor")
+
+
+@pytest.mark.parametrize(
+    ("name", "hyperparameters", "words"),
+    [
+        ("proxy_ancor", {}, "did you mean 'proxy_anchor'"),
+        ("multi_similarity", {"betta": 1.0}, "no hyperparameter 'betta'; did you mean 'beta'"),
+        ("multi_similarity", {"beta": -1.0}, r"beta = -1.0 is out of range.*\(0.0, ∞\)"),
+        ("contrastive", {"margin": 2}, r"margin = 2 .* \[-1.0, 1.0\]"),
+        ("contrastive", {"reduction": "avg"}, "'mean', 'sum'"),
+    ],
+)
+def test_refuses_unknown_names_and_values(name, hyperparameters, words):
+    with pytest.raises(ValueError, match=words):
+        baselines.create(name, **hyperparameters)

@@ -1,0 +1,216 @@
+"""The three levels through a small network: the clean batch and every other random stream stay as in the baseline."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import baselines
+from metrix import Metrix
+from tests.baselines import loops
+
+LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
+
+
+class Network(nn.Module):
+    """A small network with batch statistics and dropout that speaks the protocol of harness.Embedder."""
+
+    def __init__(self, dropout=0.5):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.last = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(8, 4))
+        self.rows = []
+
+    def stages(self):
+        return ("first", "last")
+
+    def forward(self, images):
+        return self.forward_from("last", self.forward_to("last", images))
+
+    def forward_to(self, stage, images):
+        assert stage == "last"
+        self.rows.append(len(images))
+        return self.last(self.first(images))
+
+    def forward_from(self, stage, maps):
+        assert stage == "last"
+        return nn.functional.normalize(self.head(maps.amax((2, 3))))
+
+    def forward_joint(self, stage, images, mix):
+        assert stage == "first"
+        maps = self.first(images)
+        self.rows.append(len(images))
+        joint = self.last(torch.cat([maps, mix(maps)]))
+        return self.forward_from("last", joint).split([len(images), len(joint) - len(images)])
+
+
+def setting(**options):
+    torch.manual_seed(0)
+    network = Network(**options).double()
+    images = torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    return network, images
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def step(criterion, network, images):
+    """One step; everything a later step could notice."""
+    torch.manual_seed(5)
+    value = criterion.objective(network, images, LABELS)
+    value.backward()
+    gradients = [p.grad.clone() for p in network.parameters()]
+    return value.detach(), gradients, list(network.buffers()), torch.random.get_rng_state()
+
+
+LEVELS = [{"at": "embedding"}, {"at": "feature"}, {"at": "feature", "stage": "first"}, {"at": "input"}]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_weight_zero_is_the_baseline_to_the_bit(level):
+    network, images = setting()
+    twin = copy.deepcopy(network)
+    loss = baselines.create("multi_similarity")
+    plain = step(loss, network, images)
+    mixed = step(Metrix(loss, weight=0.0, **level), twin, images)
+    assert torch.equal(plain[0], mixed[0])
+    for ours, theirs in zip(plain[1] + plain[2], mixed[1] + mixed[2], strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(plain[3], mixed[3])
+    assert network.rows == twin.rows == [6]
+
+
+@pytest.mark.parametrize("level", [level for level in LEVELS if "stage" not in level])
+def test_mixing_leaves_no_trace_on_the_clean_batch(level):
+    network, images = setting()
+    twin = copy.deepcopy(network)
+    loss = baselines.create("contrastive")
+    plain = step(loss, network, images)
+    criterion = Metrix(loss, weight=1e-12, **level)
+    torch.manual_seed(5)
+    terms = criterion.terms(twin, images, LABELS)
+    assert torch.equal(plain[0], terms["clean"])
+    assert terms["mixed"].item() != 0
+    for ours, theirs in zip(plain[2], twin.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(plain[3], torch.random.get_rng_state())
+
+
+def test_joint_pass_agrees_with_the_baseline_when_statistics_are_frozen():
+    network, images = setting(dropout=0.0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    loss = baselines.create("contrastive")
+    criterion = Metrix(loss, at="feature", stage="first")
+    terms = criterion.terms(network, images, LABELS)
+    assert terms["clean"].item() == pytest.approx(loss.objective(network, images, LABELS).item(), rel=1e-5)
+    assert criterion.mixed_rows == 6
+
+
+@pytest.mark.parametrize("name", ["contrastive", "multi_similarity"])
+@pytest.mark.parametrize("at", ["feature", "input"])
+@pytest.mark.parametrize("pairs", ["pos-neg", "anc-neg"])
+def test_linear_network_equals_the_embedding_level(name, at, pairs):
+    """Through a linear map mixing commutes with the network, so one hardest partner means the same everywhere."""
+
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.map = nn.Linear(12, 4, bias=False)
+
+        def stages(self):
+            return ("last",)
+
+        def forward_to(self, stage, images):
+            return images.flatten(1)
+
+        def forward_from(self, stage, maps):
+            return self.map(maps)
+
+        def forward(self, images):
+            return self.map(images.flatten(1))
+
+    torch.manual_seed(3)
+    model = Linear().double()
+    images = torch.randn(6, 3, 2, 2, dtype=torch.float64)
+    with torch.no_grad():  # unit embeddings, so that mixing before and after normalisation is the same
+        images /= model(images).norm(dim=1)[:, None, None, None]
+    loss = baselines.create(name)
+    inside = Metrix(loss, at=at, pairs=pairs, generator=generator(1))
+    outside = Metrix(loss, pairs=pairs, hardest=1, generator=generator(1))
+    expected = outside.terms(model(images), LABELS)["mixed"]
+    assert inside.terms(model, images, LABELS)["mixed"].item() == pytest.approx(expected.item(), abs=1e-12)
+    assert inside.mixed_rows == 6
+
+
+def test_embedding_level_hardest_against_loops():
+    torch.manual_seed(2)
+    z = nn.functional.normalize(torch.randn(6, 4, dtype=torch.float64))
+    s = z @ z.T
+    nearest = {
+        i: max((j for j in range(6) if LABELS[j] != LABELS[i]), key=lambda j, i=i: s[i, j].item()) for i in range(6)
+    }
+    for pairs in ("pos-neg", "anc-neg"):
+        value = Metrix(baselines.create("contrastive"), hardest=1).mixed_loss(z, LABELS, pairs=pairs, lam=0.4)
+        expected = loops.mixed("contrastive", z, LABELS.tolist(), pairs, 0.4, chosen=lambda i, j: nearest[i] == j)
+        assert value.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_eval_mode_is_the_clean_loss():
+    network, images = setting()
+    loss = baselines.create("contrastive")
+    for level in LEVELS:
+        criterion = Metrix(loss, **level).eval()
+        network.eval()
+        assert torch.equal(criterion.objective(network, images, LABELS), loss.objective(network, images, LABELS))
+
+
+def test_resumes_from_its_state():
+    z = torch.randn(6, 4)
+    criterion = Metrix(baselines.create("contrastive"), generator=generator(7))
+    criterion(z, LABELS)
+    state = criterion.state_dict()
+    following = [criterion(z, LABELS) for _ in range(4)]
+    other = Metrix(baselines.create("contrastive"))
+    other.load_state_dict(state)
+    assert following == [other(z, LABELS) for _ in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"at": "features"}, "'input', 'feature', 'embedding'"),
+        ({"pairs": "pos-net"}, "'pos-neg'"),
+        ({"weight": -0.1}, r"weight = -0.1 .* \[0.0, ∞\)"),
+        ({"alpha": 0}, r"alpha = 0 .* \(0.0, ∞\)"),
+        ({"hardest": 0}, "positive integer"),
+        ({"stage": "layer3"}, "belongs to at='feature'"),
+        ({"pairs": "pos-pos", "hardest": 2}, "refuses it"),
+    ],
+)
+def test_refuses_bad_arguments(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        Metrix(baselines.create("contrastive"), **arguments)
+
+
+def test_refuses_bad_networks_and_batches():
+    network, images = setting()
+    loss = baselines.create("contrastive")
+    with pytest.raises(ValueError, match="no stage 'layer9' in this network; it has first, last"):
+        Metrix(loss, at="feature", stage="layer9").objective(network, images, LABELS)
+    with pytest.raises(ValueError, match="drawn at random"):
+        Metrix(loss, at="feature", stage="first", hardest=2).objective(network, images, LABELS)
+    with pytest.raises(TypeError, match=r"harness\.Embedder; Sequential has not"):
+        Metrix(loss, at="feature").objective(nn.Sequential(network), images, LABELS)
+    with pytest.raises(ValueError, match=r"holds one class \(label 4\)"):
+        Metrix(loss, at="input").objective(network, images, torch.full((6,), 4))
+    with pytest.raises(ValueError, match="mixes inside the network"):
+        Metrix(loss, at="input")(images.flatten(1), LABELS)
+    with pytest.raises(ValueError, match="indices_tuple"):
+        Metrix(loss)(images.flatten(1), LABELS, (0, 1))
+    with pytest.raises(ValueError, match="CrossEntropyLoss is not one of the losses"):
+        Metrix(nn.CrossEntropyLoss())
