@@ -47,9 +47,9 @@ class Images:
     def side_px(self) -> int:
         return self.array.shape[-1]
 
-    def batch(self, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
         """(b, 3, side, side) uint8 on `device`, copied out of the file: nothing else is read into memory."""
-        images = torch.from_numpy(np.take(np.asarray(self.array), indices, axis=0))
+        images = torch.from_numpy(np.take(np.asarray(self.array), np.asarray(indices), axis=0))
         if torch.device(device).type == "cuda":
             return images.pin_memory().to(device, non_blocking=True)
         return images.to(device)
@@ -300,7 +300,8 @@ class Augmentation:
 @lru_cache
 def _as_tensors(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
     """(2, 3, 1, 1): made once per device, because a copy to a GPU in every step makes it wait."""
-    return torch.tensor([mean, std], device=device).view(2, -1, 1, 1)
+    with torch.inference_mode(False):  # an inference tensor would be kept for training, too
+        return torch.tensor([mean, std], device=device).view(2, -1, 1, 1)
 
 
 def random_crops(uniform: Tensor, side: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:

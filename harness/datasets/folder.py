@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.datasets import SPLITS, Dataset, DatasetError, Row, from_files, image_files, some
+from harness.datasets import SPLITS, Dataset, DatasetError, some
+from harness.datasets._files import Row, from_files, image_files
 from harness.splits import held_out
 
 NEEDS_DATA = True

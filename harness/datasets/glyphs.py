@@ -76,8 +76,8 @@ def load(data: Path | None, cache: Path, *, classes: int | None = None) -> Datas
     names = [_class_name(character) for character in characters]
     order = hash_order(names, "test-1")
     half = math.ceil(len(order) / 2)
-    if classes is not None and not 2 <= classes <= len(order) - half:
-        raise DatasetError(f"glyphs: classes = {classes}, expected 2 to {len(order) - half} (of each split)")
+    if classes is not None and not (isinstance(classes, int) and 2 <= classes <= len(order) - half):
+        raise DatasetError(f"glyphs: classes = {classes!r}, expected 2 to {len(order) - half} (of each split)")
     split_of = dict.fromkeys((characters[c] for c in order[:half][:classes]), "test")
     split_of |= dict.fromkeys((characters[c] for c in order[half:][:classes]), "train")
     present = sorted(split_of)

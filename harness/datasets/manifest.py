@@ -11,7 +11,9 @@ import csv
 import posixpath
 from pathlib import Path
 
-from harness.datasets import ROLES, SPLITS, Dataset, DatasetError, Row, from_files, suggestion
+from harness import registry
+from harness.datasets import ROLES, SPLITS, Dataset, DatasetError
+from harness.datasets._files import Row, from_files
 
 NEEDS_DATA = True
 
@@ -48,7 +50,7 @@ def load(data: Path | None, cache: Path, *, mirrored: bool = True) -> Dataset:
 def _check_columns(path: Path, columns: list[str]) -> None:
     for column in columns:
         if column not in COLUMNS:
-            raise DatasetError(f"manifest: {path} has a column {column!r}{suggestion(column, COLUMNS)}")
+            raise DatasetError(f"manifest: {path}: {registry.unknown('column', column, COLUMNS)}")
     for column in COLUMNS[:3]:
         if column not in columns:
             raise DatasetError(
@@ -65,9 +67,9 @@ def _problems(line: dict) -> list[str]:
     if posixpath.isabs(path) or path.split("/")[0] == "..":
         found.append(f"path {line['path']!r} leaves the folder of the manifest")
     if line["split"] and line["split"] not in SPLITS:
-        found.append(f"split {line['split']!r}{suggestion(line['split'], SPLITS)}")
+        found.append(registry.unknown("split", line["split"], SPLITS))
     if line.get("role") and line["role"] not in ROLES:
-        found.append(f"role {line['role']!r}{suggestion(line['role'], ROLES)}")
+        found.append(registry.unknown("role", line["role"], ROLES))
     if line.get("role") and line["split"] != "test":
         found.append(f"role {line['role']!r} in split {line['split']!r}; only test images have one")
     return found

@@ -22,7 +22,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from harness.datasets import Dataset, DatasetError, decode
+from harness.datasets import Dataset, DatasetError
+from harness.datasets._files import decode
 from harness.splits import held_out
 
 NEEDS_DATA = True
