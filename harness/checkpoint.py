@@ -64,10 +64,10 @@ def load(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
             metadata = file.metadata() or {}
             # Without the copy all tensors are views of one map of the file, which the optimiser then writes to.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {path}") from error
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"the checkpoint {path} is truncated or corrupt ({error})") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"the checkpoint {path} is truncated or corrupt: {error}") from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this version ({FORMAT!r})")
     if metadata.get("crc32") != _checksum(metadata.get("content", ""), tensors):

@@ -33,6 +33,10 @@ class ModelError(ValueError):
     """A backbone, option, stage or weights file that does not exist or does not fit; the message says what does."""
 
 
+class _NotMixable(Exception):
+    """Why the output of a module cannot be given more rows."""
+
+
 def _timm() -> ModuleType:
     try:
         import timm
@@ -199,17 +203,24 @@ class Embedder(nn.Module):
         Raises ModelError, listing the stages, where the stage does not exist or does not run exactly once on one
         tensor of n rows; and under gradient checkpointing, which passes by a module's hooks.
         """
-        stage = self._anatomy.resolve(stage)
+        body = self._anatomy
+        stage = body.resolve(stage)
+        if stage == body.last:
+            maps = self.backbone.forward_features(images)
+            embeddings = self._embed(torch.cat([maps, mix(maps)]))
+            return embeddings[: len(images)], embeddings[len(images) :]
         if any(getattr(module, "grad_checkpointing", False) for module in self.backbone.modules()):
             raise ModelError(
                 f"mixing at stage {stage!r} does not go with gradient checkpointing, which runs layers again in the "
                 "backward pass without the mixed rows; turn it off: set_grad_checkpointing(False)"
             )
-        rows = len(images)
-        with _more_rows(self.backbone, stage, rows, mix):
-            features = self.backbone.forward_features(images)
+        try:
+            with _more_rows(self.backbone, stage, len(images), mix):
+                features = self.backbone.forward_features(images)
+        except _NotMixable as error:
+            raise ModelError(body.refused(stage, str(error))) from error
         embeddings = self._embed(features)
-        return embeddings[:rows], embeddings[rows:]
+        return embeddings[: len(images)], embeddings[len(images) :]
 
     def share(self, stage: str | int, side_px: int | None = None) -> float:
         """The share, in [0, 1], of a forward's floating-point operations that lies after `stage`, head included."""
@@ -320,28 +331,29 @@ class Anatomy:
         self._candidates = sorted((n for n in dict.fromkeys(described) if n not in self._ends), key=order.__getitem__)
 
     def _forward(self, rows: int = ROWS) -> Tensor:
-        images = torch.empty(rows, 3, self.side_px, self.side_px, device="meta")
         try:
-            with torch.no_grad():
-                return self.network.forward_features(images)
-        except ModelError:
-            raise
+            return self._features(rows)
         except Exception as error:  # whatever a backbone raises, its images are what it cannot take
             raise ModelError(
                 f"{self.backbone} cannot take images of {self.side_px} px ({_first_line(error)}); "
                 f"its own size is {self.input_px} px"
             ) from error
 
+    def _features(self, rows: int) -> Tensor:
+        with torch.no_grad():
+            return self.network.forward_features(torch.empty(rows, 3, self.side_px, self.side_px, device="meta"))
+
     def _read_layout(self, features: Any) -> None:
         self.width: int = self.network.num_features
         shape = tuple(features.shape) if isinstance(features, Tensor) else ()
-        last = getattr(self.network, "output_fmt", "") == "NHWC" or shape[1:2] != (self.width,)
-        if len(shape) not in (2, 3, 4) or shape[0] != self.ROWS or shape[-1 if last else 1] != self.width:
+        named_last = getattr(self.network, "output_fmt", "") == "NHWC"
+        channels_last = len(shape) == 3 or (len(shape) == 4 and (named_last or shape[1] != self.width))
+        if len(shape) not in (2, 3, 4) or shape[0] != self.ROWS or shape[-1 if channels_last else 1] != self.width:
             raise ModelError(
                 f"{self.backbone} ends in {_described(features)}, not in one feature map "
                 f"with {self.width} channels; it cannot be pooled"
             )
-        self.axes: tuple[int, ...] = {2: (), 3: (1,), 4: (1, 2) if last else (2, 3)}[len(shape)]
+        self.axes: tuple[int, ...] = {2: (), 3: (1,), 4: (1, 2) if channels_last else (2, 3)}[len(shape)]
         self.class_tokens = self.prefix = 0
         if len(shape) == 3:
             token = getattr(self.network, "cls_token", None)
@@ -366,7 +378,7 @@ class Anatomy:
         if stage not in self._modules:
             raise ModelError(f"{self.backbone} has no stage {stage!r}; {self._listed()}")
         if reason := self._refusal(stage):
-            raise ModelError(f"rows cannot be mixed at {stage!r} of {self.backbone}: {reason}; {self._listed()}")
+            raise ModelError(self.refused(stage, reason))
         return stage
 
     def flops(self, stage: str | int) -> tuple[int, int]:
@@ -377,8 +389,10 @@ class Anatomy:
                 before: list[int] = []
                 module = self._modules.get(name, self.network)
                 handle = module.register_forward_hook(lambda *_: before.append(counter.get_total_flops()))
-                self._forward(rows=1)
-                handle.remove()
+                try:
+                    self._forward(rows=1)
+                finally:
+                    handle.remove()
             total = counter.get_total_flops()
             up_to = total if name == self.last else before[0]
             self._flops[name] = (up_to, total - up_to)
@@ -393,16 +407,18 @@ class Anatomy:
     def _try(self, stage: str) -> str | None:
         try:
             with _more_rows(self.network, stage, self.ROWS, lambda maps: maps[: self.MORE]):
-                features = self.network.forward_features(
-                    torch.empty(self.ROWS, 3, self.side_px, self.side_px, device="meta")
-                )
-        except ModelError as error:
+                features = self._features(self.ROWS)
+        except _NotMixable as error:
             return str(error)
         except Exception:  # whatever the layers after the stage raise, it is the added rows that they do not take
             return "the layers after it take no added rows"
         if len(features) != self.ROWS + self.MORE:
             return "the added rows do not come out at the end"
         return None
+
+    def refused(self, stage: str, reason: str) -> str:
+        """The sentence that refuses a stage, with those that can be had."""
+        return f"rows cannot be mixed at {stage!r} of {self.backbone}: {reason}; {self._listed()}"
 
     def _listed(self) -> str:
         return f"its stages are {', '.join(self.stages())}"
@@ -412,24 +428,24 @@ def _build_without_weights(
     backbone: str, options: Mapping[str, Any], side_px: int | None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network on the meta device, and the options with its image size where it fixes one."""
-    timm = _timm()
     _check_name(backbone)
     if taken := [name for name in OURS if name in options]:
         raise ModelError(f"the options of {backbone} cannot set {', '.join(taken)}: the embedder does")
 
-    def build(options: Mapping[str, Any]) -> nn.Module:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return timm.create_model(backbone, pretrained=False, num_classes=0, **options).eval()
-
     options = dict(options)
     try:
-        network = build(options)
+        network = _on_meta(backbone, options)
         if side_px and "img_size" not in options and _takes_image_size(network):
             options["img_size"] = side_px
-            network = build(options)
+            network = _on_meta(backbone, options)
     except Exception as error:  # timm reports wrong options in as many ways as it has authors
         raise ModelError(_build_failure(backbone, options, error)) from error
     return network, options
+
+
+def _on_meta(backbone: str, options: Mapping[str, Any], num_classes: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return _timm().create_model(backbone, pretrained=False, num_classes=num_classes, **options).eval()
 
 
 def _check_name(backbone: str) -> None:
@@ -472,9 +488,9 @@ def _more_rows(network: nn.Module, stage: str, rows: int, mix: Callable[[Tensor]
         nonlocal ran
         ran += 1
         if ran > 1:
-            raise ModelError(f"{stage!r} runs more than once in a forward")
-        if not isinstance(output, Tensor) or len(output) != rows:
-            raise ModelError(f"{stage!r} gives {_described(output)}, not one tensor of {rows} rows")
+            raise _NotMixable("it runs more than once in a forward")
+        if not isinstance(output, Tensor) or output.shape[:1] != (rows,):
+            raise _NotMixable(f"it gives {_described(output)}, not one tensor with a row for each of {rows} images")
         return torch.cat([output, mix(output).to(output.dtype)])
 
     handle = network.get_submodule(stage).register_forward_hook(add)
@@ -483,7 +499,7 @@ def _more_rows(network: nn.Module, stage: str, rows: int, mix: Callable[[Tensor]
     finally:
         handle.remove()
     if not ran:
-        raise ModelError(f"{stage!r} is not called in a forward")
+        raise _NotMixable("it is not called in a forward")
 
 
 def _described(output: Any) -> str:
@@ -530,12 +546,11 @@ def _build(body: Anatomy, weights: Path | None, *, published: bool) -> nn.Module
 
 
 def _backbone_state(body: Anatomy, weights: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file without the classifier's, which the embedder replaces by its head."""
+    """The tensors of a weights file, less those of a classifier: the embedder has its own head."""
     state = _timm().models.load_state_dict(str(weights), use_ema=False, weights_only=True)
-    classifiers = body.config.get("classifier") or ()
-    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
-    dropped = {f"{name}.{kind}" for name in classifiers for kind in ("weight", "bias")}
-    return {name: tensor for name, tensor in state.items() if name not in dropped}
+    classifying = _on_meta(body.backbone, body.options, num_classes=1000)
+    of_classifier = set(classifying.state_dict()) - set(body.network.state_dict())
+    return {name: tensor for name, tensor in state.items() if name not in of_classifier}
 
 
 def _summary(error: Exception) -> str:
