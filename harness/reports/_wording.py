@@ -1,0 +1,118 @@
+"""How every report and the terminal print a number: percent, points, ratios, seconds, seeds."""
+
+from collections.abc import Sequence
+
+from harness.tables import Block, Cell, Leaderboard, Row
+
+MISSING = "--"
+STATES = {"fail": "fail", "--": MISSING, "n/a": "n/a"}
+
+
+def heading(block: Block) -> str:
+    """`glyphs · test_resnet`, with the factors that tell it from its neighbours: `(model.dim = 128)`."""
+    factors = ", ".join(f"{name} = {_short(value)}" for name, value in block.factors)
+    return f"{block.dataset} · {block.backbone}" + (f" ({factors})" if factors else "")
+
+
+def _short(value: object) -> str:
+    """A factor's value; of a fingerprint the first twelve digits."""
+    text = str(value)
+    return text[:12] if len(text) >= 40 and text.isalnum() else text
+
+
+def progress(leaderboard: Leaderboard) -> str:
+    """`36 trials` or `partial: 23 of 36 trials`."""
+    if leaderboard.done == leaderboard.total and not leaderboard.partial:
+        return f"{leaderboard.total} trials"
+    return f"partial: {leaderboard.done} of {leaderboard.total} trials"
+
+
+def decimals(block: Block, metric: str) -> int:
+    """Digits after the point for a metric in percent: one, or two where an interval would print as ± 0.0."""
+    halves = [
+        half
+        for row in block.trained
+        if (cell := row.cells.get(metric))
+        for half in (cell.half, cell.difference_half)
+        if half
+    ]
+    return 2 if halves and min(halves) < 0.0005 else 1
+
+
+def score(cell: Cell, digits: int = 1) -> str:
+    """`48.3 ± 0.6`, percent; without an interval `48.3`."""
+    return f"{100 * cell.mean:.{digits}f}" + _plus_minus(cell.half, digits)
+
+
+def difference(cell: Cell, digits: int = 1) -> str:
+    """`+1.2 ± 0.8`, points; empty where there is no baseline to differ from."""
+    if cell.difference is None:
+        return ""
+    return f"{100 * cell.difference:+z.{digits}f}".replace("-", "−") + _plus_minus(cell.difference_half, digits)
+
+
+def _plus_minus(half: float | None, digits: int) -> str:
+    return "" if half is None else f" ± {100 * half:.{digits}f}"
+
+
+def time(row: Row) -> str:
+    """A baseline's seconds, a variant's ratio to it."""
+    if row.indent and row.relative_time is not None:
+        return ratio(row.relative_time)
+    return "" if row.train_s is None else seconds(row.train_s)
+
+
+def passes(row: Row) -> str:
+    """Forward passes a step relative to the own baseline, which is 1."""
+    if row.relative_passes is not None:
+        return ratio(row.relative_passes)
+    return "" if row.indent or row.passes is None else ratio(1.0)
+
+
+def ratio(value: float) -> str:
+    """`1.18×`"""
+    return f"{value:.2f}×"
+
+
+def seconds(value: float) -> str:
+    """`0.4 s`, `24 s`, `3.2 min`, `1.4 h`: two figures are enough to compare."""
+    if value < 99.5:
+        return f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"
+    return f"{value / 60:.1f} min" if value < 5970 else f"{value / 3600:.1f} h"
+
+
+def seeds(row: Row) -> str:
+    """The number of seeds measured, `2/3` while some are missing."""
+    return str(row.n) if row.n == len(row.expected) else f"{row.n}/{len(row.expected)}"
+
+
+def shown(block: Block) -> tuple[str, ...]:
+    """The metrics a table has room for: the first two."""
+    return block.metrics[:2]
+
+
+def columns(block: Block) -> tuple[str, ...]:
+    """The headings that go with `values`."""
+    return (*(name for metric in shown(block) for name in (metric, f"Δ {metric}")), "time", "passes", "n")
+
+
+def values(block: Block, row: Row) -> Sequence[str]:
+    """What a row prints under `columns`; a row without a score shows its state instead."""
+    if not row.cells:
+        blank = [""] * (2 * len(shown(block)) + 2)
+        return [STATES.get(row.state, MISSING), *blank[1:], seeds(row) if row.expected else ""]
+    printed = []
+    for metric in shown(block):
+        cell = row.cells.get(metric)
+        digits = decimals(block, metric)
+        printed += [score(cell, digits), difference(cell, digits)] if cell else [MISSING, ""]
+    return [*printed, time(row), passes(row), seeds(row)]
+
+
+def footnotes(block: Block) -> list[str]:
+    """Why rows of the block are not complete, for formats without room beside them, then its notes.
+
+    Failed and partial rows are among the notes already.
+    """
+    reasons = [f"{row.arm}: {STATES[row.state]}, {row.reason}." for row in block.rows if row.state in ("--", "n/a")]
+    return [*block.notes, *reasons]

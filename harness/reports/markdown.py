@@ -1,0 +1,48 @@
+"""The leaderboard for a README: a GitHub table a block, its caption and notes under it."""
+
+import re
+from pathlib import Path
+
+from harness.reports import place
+from harness.reports._wording import columns, footnotes, heading, progress, values
+from harness.tables import Block, Leaderboard, Row
+
+SUFFIX = ".md"
+
+
+def render(leaderboard: Leaderboard) -> str:
+    """The text, with every character that Markdown would read as its own escaped."""
+    parts = [f"# {escape(leaderboard.title)} ({progress(leaderboard)})"]
+    for block in leaderboard.blocks:
+        parts += [f"## {escape(heading(block))}", table(block), escape(" ".join(block.caption))]
+        parts.append("\n".join(f"- {escape(note)}" for note in footnotes(block)))
+    parts.append(escape(" ".join(leaderboard.caption)))
+    parts += [escape(note) for note in leaderboard.notes]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write(leaderboard: Leaderboard, folder: Path) -> Path:
+    """Write leaderboard.md."""
+    return place(folder, SUFFIX, render(leaderboard))
+
+
+def table(block: Block) -> str:
+    """The rows of a block; variants are indented, floors come last after an empty line."""
+    names = ("", *columns(block))
+    lines = [names, ("---", *("---:" for _ in names[1:]))]
+    lines += [(label(row), *map(escape, values(block, row))) for row in block.trained]
+    if block.trained and block.floors:
+        lines.append(("",) * len(names))
+    lines += [(f"*{label(row)}*", *map(escape, values(block, row))) for row in block.floors]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def label(row: Row) -> str:
+    """The row's name, pushed in under its baseline."""
+    return "&nbsp;&nbsp;" * row.indent + escape(row.name)
+
+
+def escape(text: str) -> str:
+    """Text as Markdown prints it literally, also inside a table."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]#|~])", r"\\\1", text)
