@@ -1,0 +1,386 @@
+"""What a person sees in a terminal: the leaderboard, plain tables, and a run while it goes on.
+
+On a terminal the run is a panel that redraws itself four times a second; anywhere else it is one line an event.
+NO_COLOR is respected, and nothing that is printed is read as markup.
+"""
+
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from harness.config import Trial
+from harness.reports import _wording as wording
+from harness.tables import Block, Leaderboard, Row
+
+WIDEST = 100  # columns a leaderboard needs at most
+REFRESHES_PER_S = 4
+RECENT = 5  # finished and failed trials that stay in the panel
+STATE_STYLES = {"fail": "red", "n/a": "dim", "--": "yellow"}
+LINE_EVERY_S = 30  # at most one line of progress in this time for each trial, where lines are printed
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """A console on `stream` (None: standard output) that prints words as they are.
+
+    Where no person watches, lines are as long as they need to be, so that they can be searched and cut.
+    """
+    stream = stream or sys.stdout
+    watched = Console(file=stream, highlight=False, markup=False, emoji=False)
+    return watched if watched.is_terminal else Console(file=stream, highlight=False, markup=False, width=10_000)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], on: Console | None = None) -> None:
+    """Print a plain table; columns that hold nothing but numbers are set to the right."""
+    on = on or console()
+    rows = [tuple("" if value is None else str(value) for value in row) for row in rows]
+    sheet = Table(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left", title_style="bold", pad_edge=False)
+    for number, name in enumerate(columns):
+        held = [row[number] for row in rows if number < len(row)]
+        sheet.add_column(Text(name), justify="right" if _numbers(held) else "left", overflow="fold")
+    for row in rows:
+        sheet.add_row(*map(Text, row))
+    if not rows:
+        sheet.caption = Text("nothing")
+    on.print(sheet)
+
+
+def _numbers(values: Sequence[str]) -> bool:
+    """Whether what is filled in can all be read as numbers, a unit or % behind them allowed."""
+    filled = [value.split()[0].rstrip("%×").replace(",", "") for value in values if value.strip()]
+    return bool(filled) and all(value.removeprefix("-").replace(".", "", 1).isdigit() for value in filled)
+
+
+def show(leaderboard: Leaderboard, on: Console | None = None) -> None:
+    """Print a leaderboard: a table a block, its notes, and at the end what the numbers are."""
+    on = on or console()
+    width = min(on.width, WIDEST)
+    on.print()
+    title = Text(leaderboard.title, "bold")
+    on.print(title.append(f"  {wording.progress(leaderboard)}", "yellow" if leaderboard.partial else "dim"))
+    for block in leaderboard.blocks:
+        on.print()
+        on.print(Text(wording.heading(block), "bold cyan"))
+        on.print(_sheet(block), width=width)
+        for note in wording.footnotes(block):
+            on.print(Padding(Text(note, "yellow" if note.startswith("FAIR") else "dim"), (0, 1)), width=width)
+        on.print(Padding(Text(" ".join(block.caption), "dim"), (0, 1)), width=width)
+    on.print()
+    on.print(Padding(Text(" ".join((*leaderboard.notes, *leaderboard.caption)), "dim"), (0, 1)), width=width)
+    on.print()
+
+
+def _sheet(block: Block) -> Table:
+    lines = [wording.values(block, row) for row in block.rows]
+    room = [_room(*column) for column in zip(wording.columns(block), *lines, strict=True)]
+    sheet = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    sheet.add_column(overflow="fold", min_width=14)
+    for name, (front, behind) in zip(wording.columns(block), room, strict=True):
+        sheet.add_column(Text(name.rjust(front + behind)), no_wrap=True)
+    for number, group in enumerate(block.groups):
+        if number:
+            sheet.add_row()
+        for row in group:
+            sheet.add_row(*_line(block, row, room))
+    if block.trained and block.floors:
+        sheet.add_section()
+    for row in block.floors:
+        sheet.add_row(*_line(block, row, room), style="dim")
+    return sheet
+
+
+def _room(name: str, *values: str) -> tuple[int, int]:
+    """The room a column needs for its numbers, and behind them for ± and what follows it."""
+    parts = [value.partition(" ± ") for value in values]
+    behind = max((len(sign + half) for _, sign, half in parts), default=0)
+    return max(len(name) - behind, *(len(number) for number, _, _ in parts), 0), behind
+
+
+def _line(block: Block, row: Row, room: Sequence[tuple[int, int]]) -> list[RenderableType]:
+    """The cells of a row, means under each other: interval and cost stand back, states stand out."""
+    name = Text(row.name, "" if row.indent or row.floor else "bold")
+    line: list[RenderableType] = [Padding(name, (0, 0, 0, 2 * row.indent))]
+    for column, value, (front, _) in zip(wording.columns(block), wording.values(block, row), room, strict=True):
+        number, sign, half = value.partition(" ± ")
+        cost = column in ("time", "passes", "n")
+        style = STATE_STYLES.get(value) or ("yellow" if column == "n" and "/" in value else "dim" if cost else "")
+        line.append(Text(number.rjust(front), style).append(sign + half, "dim"))
+    return line
+
+
+def view(stream: TextIO | None = None) -> "View":
+    """A view of a run on `stream` (None: standard output): a live panel on a terminal, lines otherwise."""
+    return View(console(stream))
+
+
+@dataclass
+class _Running:
+    """A trial under way, as it was last heard of."""
+
+    trial: Trial
+    where: str
+    attempt: int
+    since: float
+    epoch: int = 0
+    epochs: int = 0
+    loss: float | None = None
+    score: float | None = None
+    printed: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.trial.arm.label} s{self.trial.seed}"
+
+    @property
+    def place(self) -> str:
+        return f"{self.trial.dataset.name}/{self.trial.backbone.name}"
+
+
+@dataclass
+class _Tally:
+    """The counts of a run."""
+
+    total: int = 0
+    before: int = 0
+    slots: int = 1
+    began: float = 0.0
+    finished: int = 0
+    retried: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        return self.before + self.finished
+
+
+class View:
+    """A run while it goes on. Every call returns at once and may come from any thread.
+
+    Scores are fractions in [0, 1]: validation MAP@R while a trial runs, test R@1 when it has finished.
+    `end` puts the terminal back in order; call it whatever happened.
+    """
+
+    def __init__(self, on: Console, clock: Callable[[], float] = time.monotonic):
+        self._console, self._clock = on, clock
+        self._lock = threading.RLock()
+        self._tally = _Tally()
+        self._running: dict[str, _Running] = {}
+        self._seen: dict[str, _Running] = {}
+        self._recent: deque[tuple[str, str, str, str]] = deque(maxlen=RECENT)
+        self._lost: dict[str, str] = {}
+        self._live: Live | None = None
+
+    def begin(self, total: int, done: int, slots: int) -> None:
+        """`total` trials, `done` of them before this run; `slots` run at a time."""
+        with self._lock:
+            self._tally = _Tally(total, done, max(slots, 1), self._clock())
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(
+                get_renderable=self._panel,
+                console=self._console,
+                refresh_per_second=REFRESHES_PER_S,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        else:
+            self._print(Text(f"{total} trials, {done} done before, {slots} at a time"))
+
+    def started(self, trial: Trial, where: str, attempt: int) -> None:
+        """A trial begins at `where` (a node or GPU, may be empty) for the `attempt`-th time."""
+        with self._lock:
+            running = _Running(trial, where, attempt, self._clock())
+            running.epochs = trial.training.epochs if trial.arm.at != "floor" else 0
+            self._running[trial.id] = self._seen[trial.id] = running
+        again = f"  attempt {attempt}" if attempt > 1 else ""
+        self._line("started", trial.id, again + (f"  on {where}" if where else ""))
+
+    def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float) -> None:
+        """A trial has finished an epoch."""
+        with self._lock:
+            running = self._running.get(trial_id)
+            if running is None:
+                return
+            running.epoch, running.epochs, running.loss, running.score = epoch, epochs, loss, score
+            now = self._clock()
+            due = now - max(running.printed, running.since) >= LINE_EVERY_S
+            if due:
+                running.printed = now
+        if due:
+            said = f"  epoch {epoch}/{epochs}  loss {loss:.4g}  validation MAP@R {100 * score:.1f}"
+            self._line("running", trial_id, said)
+
+    def finished(self, trial_id: str, score: float, seconds: float) -> None:
+        """A trial has its record; `score` is its test R@1, `seconds` what it took."""
+        said = f"  R@1 {100 * score:.1f} in {wording.seconds(seconds)}"
+        with self._lock:
+            self._running.pop(trial_id, None)
+            self._lost.pop(trial_id, None)
+            self._tally.finished += 1
+            self._tally.seconds.append(seconds)
+            self._remember("✓", "green", trial_id, said)
+            count = f"  [{self._tally.done}/{self._tally.total}]"
+        self._line("finished", trial_id, said + count)
+
+    def failed(self, trial_id: str, reason: str, attempt: int, will_retry: bool) -> None:
+        """A trial stopped with an error; it starts again later, or is given up."""
+        reason = (reason.strip().splitlines() or ["no reason given"])[0]
+        with self._lock:
+            self._running.pop(trial_id, None)
+            if will_retry:
+                self._tally.retried += 1
+                self._remember("↻", "yellow", trial_id, f"  attempt {attempt}: {reason}")
+            else:
+                self._lost[trial_id] = reason
+                self._remember("✗", "red", trial_id, f"  {reason}")
+        again = "  it is tried again" if will_retry else ""
+        self._line("failed", trial_id, f"  attempt {attempt}: {reason}{again}")
+
+    def note(self, sentence: str) -> None:
+        """Say something that stays on the screen."""
+        self._print(Text(sentence, "yellow"))
+
+    def end(self, interrupted: bool) -> None:
+        """The run is over: leave the last state of the panel, and say in a sentence how it went."""
+        with self._lock:
+            live, self._live = self._live, None
+            tally, lost = self._tally, dict(self._lost)
+        if live is not None:
+            live.stop()
+        for trial_id, reason in lost.items():
+            self._print(Text(f"✗ {self._name(trial_id)}: {reason}", "red"))
+        took = _clock_time(self._clock() - tally.began)
+        said = f"{tally.done} of {tally.total} trials done, {tally.finished} of them in this run, which took {took}"
+        said += f"; {len(lost)} failed" if lost else ""
+        said += "; interrupted" if interrupted else ""
+        self._print(Text(said, "bold"))
+
+    def time_left(self) -> float | None:
+        """Seconds until the end, from the trials finished in this run and the slots; None while nothing is known.
+
+        A trial under way counts by the epochs it has left, one that waits by the mean of the finished ones.
+        """
+        with self._lock:
+            tally, now = self._tally, self._clock()
+            running = list(self._running.values())
+            mean = statistics.fmean(tally.seconds) if tally.seconds else None
+            rest = []
+            for some in running:
+                gone = now - some.since
+                whole = gone * some.epochs / some.epoch if some.epoch else max(mean, gone) if mean else None
+                if whole is not None:
+                    rest.append(max(whole - gone, 0.0))
+            if mean is None:
+                known = [(now - r.since) * r.epochs / r.epoch for r in running if r.epoch]
+                if not known:
+                    return None
+                mean = statistics.fmean(known)
+            waiting = max(tally.total - tally.done - len(self._lost) - len(running), 0)
+            return max((sum(rest) + waiting * mean) / tally.slots, max(rest, default=0.0))
+
+    def _name(self, trial_id: str) -> str:
+        """A trial in words: place, arm, seed; its id where it was never seen to start."""
+        seen = self._seen.get(trial_id)
+        return f"{seen.place} {seen.name}" if seen else trial_id
+
+    def _remember(self, *event: str) -> None:
+        """Keep an event for the panel: sign, style, trial id, what happened."""
+        self._recent.append(event)
+
+    def _line(self, word: str, trial_id: str, said: str) -> None:
+        """One line for one event, where no panel shows it."""
+        if self._live is None:
+            self._print(Text(f"{word:9} {self._name(trial_id)}{said}"))
+
+    def _print(self, text: Text) -> None:
+        """Print, above a panel if there is one; never under the lock, which the panel's thread takes in its own."""
+        self._console.print(text)
+
+    def _panel(self) -> Panel:
+        with self._lock:
+            parts = [self._head()]
+            if self._running:
+                parts += [Text(), self._table()]
+            if self._recent:
+                parts += [Text(), *(self._clipped(self._told(*event)) for event in self._recent)]
+            return Panel(Group(*parts), title=Text("metrix-bench", "bold"), border_style="dim", padding=(0, 1))
+
+    def _told(self, sign: str, style: str, trial_id: str, said: str) -> Text:
+        """An event in a line; where all trials share dataset and backbone, these are left out."""
+        seen = self._seen.get(trial_id)
+        name = seen.name if seen and len(self._places) == 1 else self._name(trial_id)
+        return Text(f"{sign} ", style).append(name).append(said, "dim")
+
+    @property
+    def _places(self) -> set[str]:
+        return {seen.place for seen in self._seen.values()}
+
+    def _clipped(self, line: Text) -> Text:
+        line.truncate(max(self._console.width - 4, 10), overflow="ellipsis")
+        return line
+
+    def _head(self) -> Table:
+        tally, left = self._tally, self.time_left()
+        bar = ProgressBar(total=max(tally.total, 1), completed=tally.done, complete_style="cyan")
+        counts = Text(f"{tally.done}/{tally.total}", "bold")
+        if self._lost:
+            counts.append(f"  {len(self._lost)} failed", "red")
+        if tally.retried:
+            counts.append(f"  {tally.retried} retried", "yellow")
+        times = Text(_clock_time(self._clock() - tally.began), "dim")
+        times.append("  about " + _clock_time(left) + " left" if left is not None else "  time left unknown yet")
+        head = Table.grid(padding=(0, 2), expand=True)
+        head.add_column(ratio=1)
+        head.add_column(no_wrap=True)
+        head.add_column(no_wrap=True, justify="right")
+        head.add_row(bar, counts, times)
+        return head
+
+    def _table(self) -> Table:
+        running = sorted(self._running.values(), key=lambda some: some.since)
+        room = max(self._console.height - RECENT - 9, 3)
+        several = len(self._places) > 1
+        somewhere = any(some.where for some in running)
+        sheet = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim", pad_edge=False)
+        sheet.add_column("running", ratio=1, no_wrap=True, overflow="ellipsis")
+        for name in ("epoch", "loss", "val. MAP@R", "time"):
+            sheet.add_column(name, justify="right", no_wrap=True)
+        if somewhere:
+            sheet.add_column("where", no_wrap=True)
+        for some in running[:room]:
+            name = Text(some.name)
+            if several:
+                name = Text.assemble((f"{some.place} ", "dim"), some.name)
+            if some.attempt > 1:
+                name.append(f" (attempt {some.attempt})", "yellow")
+            sheet.add_row(
+                name,
+                f"{some.epoch}/{some.epochs}" if some.epochs else "",
+                "" if some.loss is None else f"{some.loss:.4g}",
+                "" if some.score is None else f"{100 * some.score:.1f}",
+                Text(_clock_time(self._clock() - some.since), "dim"),
+                *([Text(some.where, "dim")] if somewhere else []),
+            )
+        if len(running) > room:
+            sheet.add_row(Text(f"and {len(running) - room} more", "dim"))
+        return sheet
+
+
+def _clock_time(value: float) -> str:
+    """`0:07`, `12:31`, `1:02:09`"""
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
