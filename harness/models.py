@@ -41,7 +41,7 @@ def _timm() -> ModuleType:
     try:
         import timm
     except ImportError as error:
-        raise ModelError("backbones come from timm, which is not installed: pip install timm") from error
+        raise ModelError(f"backbones come from timm, which cannot be imported ({error}): pip install timm") from error
     return timm
 
 
@@ -92,6 +92,19 @@ def problems(
     if pooling in ("avg", "max", "avg+max") and body.positions == 0:
         found.append(f"the last features of {backbone} are its class token alone; use pooling token")
     return found
+
+
+def fetch(
+    backbone: str,
+    pretrained: bool | str | Path = True,
+    options: Mapping[str, Any] | None = None,
+    side_px: int | None = None,
+) -> Path | None:
+    """The weights' file of this choice of network, fetched now if it is not here yet; None for initial weights.
+
+    Raises ModelError where published weights are neither on this machine nor to be had.
+    """
+    return _weights_file(anatomy(backbone, options, side_px), pretrained)
 
 
 class Embedder(nn.Module):

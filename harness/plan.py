@@ -49,26 +49,24 @@ def refusal(arm: Arm) -> str | None:
 
 
 def _network_problems(trials: list[Trial]) -> list[str]:
-    """Backbones, pooling, weights and stages that do not exist or do not fit."""
+    """Backbones, pooling, weights and stages that do not exist or do not fit; published weights are fetched here."""
     asked = {}
     for t in trials:
-        stage = t.arm.metrix.stage if t.arm.metrix and t.arm.at == "feature" else None
-        key = (t.backbone.model_dump_json(), t.model.model_dump_json(), t.images.side_px, stage)
-        asked.setdefault(key, (t, stage))
+        if t.arm.loss != "pixels":
+            stage = t.arm.metrix.stage if t.arm.at == "feature" else None
+            key = (t.backbone.model_dump_json(), t.model, t.images.side_px, stage)
+            asked.setdefault(key, (t.backbone, t.model, t.images.side_px, stage))
     found = {}
-    for trial, stage in asked.values():
-        if trial.arm.loss == "pixels":
-            continue
-        for problem in models.problems(
-            trial.backbone.name,
-            trial.model.pooling,
-            trial.model.norm,
-            trial.backbone.pretrained,
-            stage,
-            trial.backbone.options,
-            side_px=trial.images.side_px,
-        ):
-            found[f"backbones: {problem}"] = None
+    for network, model, side_px, stage in asked.values():
+        wrong = models.problems(
+            network.name, model.pooling, model.norm, network.pretrained, stage, network.options, side_px
+        )
+        if not wrong:
+            try:
+                models.fetch(network.name, network.pretrained, network.options, side_px)
+            except models.ModelError as error:
+                wrong = [str(error)]
+        found |= {f"backbones: {problem}": None for problem in wrong}
     return list(found)
 
 

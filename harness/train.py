@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from baselines.form import NotFinite
 from harness import checkpoint
 from harness.config import Training, Trial
 from harness.loading import Augmentation, Images, batches
@@ -57,7 +58,7 @@ def train(
     """
     settings, name = trial.training, (trial.dataset.name, trial.backbone.name)
     groups = [{"params": list(model.parameters()), "lr": settings.lr}, *criterion.parameter_groups(settings.lr)]
-    optimizer = OPTIMIZERS[settings.optimizer](groups, lr=settings.lr, weight_decay=settings.weight_decay)
+    optimizer = OPTIMIZERS[settings.optimizer](groups, settings.lr, weight_decay=settings.weight_decay, fused=True)
     base = [group["lr"] for group in optimizer.param_groups]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     progress = _resume(folder, model, criterion, optimizer)
@@ -81,8 +82,13 @@ def train(
             torch.manual_seed(stream(trial.seed, *name, "step", epoch, step))
             generator.manual_seed(stream(trial.seed, *name, "augmentation", epoch, step))
             pixels = augmentation.train(images.batch(indices[batch], device), generator)
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                loss = criterion.objective(model, pixels, labels[batch])
+            try:
+                with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                    loss = criterion.objective(model, pixels, labels[batch])
+            except NotFinite:
+                losses[step] = torch.nan
+                _require_finite(losses[: step + 1], epoch)
+                raise
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if settings.clip_value is not None:
