@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from harness import registry
 from harness.cache import CacheError, building
 from harness.datasets import Dataset, DatasetError
 
@@ -97,11 +98,11 @@ def _cache_key(dataset: Dataset, side_px: int) -> str:
 
 
 def _stored(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The array in a cache file, mapped; None where there is none, or where it is not what was written."""
+    """The array in a cache file, mapped; None where none can be opened, or where it is not what was written."""
     try:
         array = np.load(path, mmap_mode="r")
         sums = np.fromfile(path, dtype="<u4", offset=array.offset + array.nbytes)
-    except (FileNotFoundError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError):
         return None
     if array.shape != shape or array.dtype != np.uint8 or len(sums) != len(array):
         return None
@@ -123,7 +124,7 @@ def _build(
     free, needed = shutil.disk_usage(path.parent).free, math.prod(shape)
     if free < needed:
         raise CacheError(
-            f"{dataset.name} at {shape[-1]} px takes {needed / 1e9:.1f} GB and {path.parent} has {free / 1e9:.1f} GB "
+            f"{dataset.name} at {shape[-1]} px takes {needed / 1e9:.2f} GB and {path.parent} has {free / 1e9:.2f} GB "
             "left: free some space there, or name another folder for the cache"
         )
     sums, unreadable = np.zeros(len(dataset), dtype="<u4"), []
@@ -200,7 +201,7 @@ def batches(
         order = generator.permutation(len(labels))
         return list(order[: steps * batch_size].reshape(steps, batch_size))
     if sampler != "balanced":
-        raise ValueError(f"no sampler named {sampler!r}; there are 'balanced' and 'shuffle'")
+        raise ValueError(registry.unknown("sampler", sampler, ("balanced", "shuffle")))
     members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     if examples_per_class < 1 or batch_size % examples_per_class:
         raise ValueError(f"batch_size = {batch_size} is no multiple of examples_per_class = {examples_per_class}")
@@ -257,7 +258,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.interpolation not in FILTERS:
-            raise ValueError(f"no interpolation named {self.interpolation!r}; there are {', '.join(FILTERS)}")
+            raise ValueError(registry.unknown("interpolation", self.interpolation, FILTERS))
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale = {self.crop_scale}, expected 0 < from <= to <= 1")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:

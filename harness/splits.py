@@ -24,7 +24,7 @@ def hash_order(names: Sequence[str], salt: str) -> list[int]:
 
 
 def held_out(class_names: Sequence[str], share: float, salt: str, groups: Sequence[str] | None = None) -> list[int]:
-    """Indices of the ⌈share·C⌉ classes to hold out, whole groups where possible.
+    """Indices of the ⌈share·C⌉ classes to hold out (two at least), whole groups where possible.
 
     class_names: the C candidates, unique.  share: in (0, 1).
     salt: names the purpose ("test-1", "val-1"), so that two purposes do not hold out the same classes.
@@ -37,7 +37,8 @@ def held_out(class_names: Sequence[str], share: float, salt: str, groups: Sequen
     """
     if not 0 < share < 1:
         raise ValueError(f"share = {share} of the classes, expected between 0 and 1 (both excluded)")
-    wanted = math.ceil(Fraction(str(share)) * len(class_names))  # 0.2 * 35 is 7, not 7.000000000000001
+    # 0.2 * 35 is 7, not 7.000000000000001. Among images of a single class every neighbour would be right.
+    wanted = max(2, math.ceil(Fraction(str(share)) * len(class_names)))
     if groups is not None and (whole := _whole_groups(groups, wanted, salt)) is not None:
         return [c for c, group in enumerate(groups) if group in whole]
     return hash_order(class_names, salt)[:wanted]
@@ -62,9 +63,9 @@ def _whole_groups(groups: Sequence[str], wanted: int, salt: str) -> set[str] | N
 def fair_validation(dataset: Dataset, share: float = 0.2) -> np.ndarray:
     """(n,) split of every image under the fair protocol: some training classes become "validation".
 
-    They are the first ⌈share·C⌉ of the C training classes in the order of sha256("val-1" + class name), whole
-    groups where possible (see `held_out`): the same for all seeds and arms. A validation split that the source
-    names is kept as it is, and so is the test split.
+    They are the first ⌈share·C⌉ of the C training classes (two at least) in the order of sha256("val-1" + class
+    name), whole groups where possible (see `held_out`): the same for all seeds and arms. A validation split that
+    the source names is kept as it is, and so is the test split.
 
     Raises ValueError when fewer than two classes would remain to train on.
     """

@@ -116,7 +116,7 @@ def load(name: str, data: Path | str | None = None, cache: Path | str | None = N
 def check(dataset: Dataset) -> None:
     """Raise DatasetError unless every split can be trained on or judged.
 
-    Refused: no images; an image listed twice; no training or no test classes; a class in two splits; a split
+    Refused: no images; an image listed twice; fewer than two classes in a split; a class in two splits; a split
     whose classes hold one image each; query and gallery roles under which no query has a positive.
     """
     if not len(dataset):
@@ -126,8 +126,9 @@ def check(dataset: Dataset) -> None:
         twice = [key for key in dataset.keys if key in seen or seen.add(key)]
         raise DatasetError(f"{dataset.name}: {len(twice)} images are listed twice ({some(twice)})")
     classes = {split: np.unique(dataset.labels[dataset.split == split]) for split in SPLITS}
-    for split in ("train", "test"):
-        if len(classes[split]) < 2:
+    for split in SPLITS:
+        absent = split == "validation" and not len(classes[split])
+        if len(classes[split]) < 2 and not absent:
             raise DatasetError(f"{dataset.name}: {len(classes[split])} classes in {split}, at least 2 are needed")
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
         both = np.intersect1d(classes[first], classes[second])
