@@ -19,7 +19,7 @@ from baselines.form import Loss
 
 __all__ = ["Description", "Loss", "create", "describe", "names"]
 
-_FOUNDATION = {"form", "numerics"}  # what the losses are made of
+_FOUNDATION = {"form", "numerics", "weights"}  # what the losses are made of
 _SIZES = ("num_classes", "dim", "generator")  # arguments of `create` that are no hyperparameters
 
 
@@ -70,9 +70,14 @@ def create(
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{size} = {value!r} is out of range: it must be a positive integer")
     wanted = inspect.signature(loss).parameters.keys() & sizes.keys()
-    missing = [size for size in ("num_classes", "dim") if size in wanted and sizes[size] is None]
+    arguments = inspect.signature(loss).parameters
+    missing = [
+        size
+        for size in ("num_classes", "dim")
+        if size in wanted and sizes[size] is None and arguments[size].default is inspect.Parameter.empty
+    ]
     if missing:
-        raise ValueError(f"{name} learns one vector for each class, so it needs {' and '.join(missing)}")
+        raise ValueError(f"{name} learns a vector for each class, so it needs {' and '.join(missing)}")
     return loss(**{size: sizes[size] for size in wanted}, **hyperparameters)
 
 

@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from baselines.form import Loss, Weights, one_of, within
+from baselines.form import Loss, one_of, within
+from baselines.weights import Weights
 
 
 class Contrastive(Loss):

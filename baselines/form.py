@@ -12,58 +12,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from baselines.numerics import cosine, full_precision, log_sum_exp, unit
-
-
-class Weights:
-    """The label weights of one side: y (or 1 − y) for the members of each anchor's labelled set, 0 for the others.
-
-    `members` (bool) and `value` (a number or a tensor in [0, 1]) broadcast to `shape` = (a, …), the shape of the
-    similarities they go with; every reduction runs over all dimensions but the first and returns (a,).
-    """
-
-    def __init__(self, members: Tensor, value: float | Tensor, shape: torch.Size, dtype: torch.dtype):
-        self.members, self.value, self.shape, self.dtype = members, value, shape, dtype
-
-    @cached_property
-    def present(self) -> Tensor:
-        """Where the weight is above zero (bool, broadcastable to `shape`)."""
-        if isinstance(self.value, Tensor):
-            return self.members & (self.value > 0)
-        return self.members if self.value > 0 else torch.zeros_like(self.members)
-
-    @cached_property
-    def values(self) -> Tensor:
-        """The weights as numbers, 0 for those who are not members (broadcastable to `shape`)."""
-        return self.members.to(self.dtype).mul(self.value)
-
-    @cached_property
-    def logs(self) -> Tensor:
-        """The logarithms of the weights, −∞ for those who are not members (broadcastable to `shape`)."""
-        if isinstance(self.value, Tensor):
-            return self.values.log()
-        log = math.log(self.value) if self.value > 0 else -math.inf
-        return torch.full(self.members.shape, -math.inf, dtype=self.dtype, device=self.members.device).masked_fill_(
-            self.members, log
-        )
-
-    def sum(self, terms: Tensor) -> Tensor:
-        """Σ y·terms."""
-        return (self.values * terms).flatten(1).sum(1)
-
-    def count(self) -> Tensor:
-        """How many weights are above zero."""
-        return self.present.expand(self.shape).flatten(1).sum(1)
-
-    def log_sum_exp(self, x: Tensor, slope: float = 1.0, centre: float = 0.0, plus_one: bool = False) -> Tensor:
-        """log Σ y·e^{slope·(x − centre)}, or log(1 + Σ …) with `plus_one`; −∞ (or 0) for an empty sum."""
-        return log_sum_exp(self.logs, x, slope, -slope * centre, plus_one)
+from baselines.numerics import cosine, full_precision, unit
+from baselines.weights import Listed, Weights
 
 
 @dataclass
@@ -99,6 +54,7 @@ class Loss(nn.Module):
     mixed: ClassVar[Literal["candidates", "anchors", None]] = "candidates"
     why_no_metrix: ClassVar[str] = ""
     refused_pairs: ClassVar[dict[str, str]] = {}
+    exponential: ClassVar[bool] = False  # the formula meets its similarities in log_sum_exp only
     rates: ClassVar[dict[str, float]] = {}
 
     def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
@@ -125,14 +81,14 @@ class Loss(nn.Module):
         check_shapes(embeddings, labels)
         z, lengths = unit(embeddings)
         if not self.learns_classes:
-            check_values(lengths, labels, None)
+            check_values(lengths, labels, self.num_classes)
             return Batch(z, labels, cosine(z, z))
         if embeddings.shape[1] != self.proxies.shape[-1]:
             raise ValueError(
                 f"embeddings have {embeddings.shape[1]} dimensions, but the loss was created with "
                 f"dim={self.proxies.shape[-1]}"
             )
-        check_values(lengths, labels, len(self.proxies))
+        check_values(lengths, labels, self.num_classes)
         proxies = unit(self.proxies.flatten(0, -2).to(z.dtype))[0]
         sides = (proxies, z) if self.anchors == "proxies" else (z, proxies)
         return Batch(z, labels, cosine(*sides), proxies)
@@ -141,6 +97,11 @@ class Loss(nn.Module):
     def learns_classes(self) -> bool:
         """Whether the loss holds learnable vectors of the classes (proxies, class weights, centres)."""
         return "proxies" in (self.anchors, self.candidates)
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes it holds something for, so that labels must be smaller; None if any label will do."""
+        return len(self.proxies) if self.learns_classes else None
 
     def clean(self, batch: Batch) -> Tensor:
         """The loss (scalar) of a checked batch."""
@@ -160,10 +121,14 @@ class Loss(nn.Module):
     def labelled(self, batch: Batch) -> tuple[Weights, Weights]:
         """The label weights of the clean batch: 1 for each positive, 1 for each negative."""
         dtype = batch.similarities.dtype
+        if self.candidates == "proxies":
+            shape = torch.Size((len(batch.labels), len(self.proxies)))
+            own_class = Listed(batch.labels[:, None], 1.0, shape, dtype)
+            return own_class, own_class.rest()
         return tuple(Weights(side, 1.0, side.shape, dtype) for side in self.sides(batch))
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Its learnable tensors as optimiser groups, each with lr times its own multiplier; empty if there are none."""
+        """Its learnable tensors as optimiser groups, each with lr times its own multiplier; [] if there are none."""
         return [
             {"params": [tensor], "lr": lr * self.rates.get(name, 1.0)} for name, tensor in self.named_parameters()
         ]
@@ -182,8 +147,8 @@ def proxies(num_classes: int, dim: int, generator: torch.Generator | None, per_c
 
 
 def defined(losses: Tensor) -> Tensor:
-    """The losses (a,) with 0, and no gradient, where an empty sum made them infinite."""
-    return losses.masked_fill(losses.isinf(), 0.0)
+    """The losses (a,) with 0, and no gradient, where the logarithm of an empty sum left them undefined."""
+    return losses.masked_fill(~losses.isfinite(), 0.0)
 
 
 def within(

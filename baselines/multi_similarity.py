@@ -12,7 +12,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from baselines.form import Batch, Loss, Weights, within
+from baselines.form import Batch, Loss, within
+from baselines.weights import Weights
 
 
 class MultiSimilarity(Loss):
@@ -27,6 +28,7 @@ class MultiSimilarity(Loss):
         "gamma": {"low": 10.0, "high": 100.0, "log": True},
         "margin": {"low": 0.0, "high": 1.0},
     }
+    exponential = True
 
     def __init__(self, beta: float = 18.0, gamma: float = 75.0, margin: float = 0.77, mining: float | None = None):
         super().__init__()

@@ -89,8 +89,10 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 class _LogSumExp(Function):
     @staticmethod
-    def forward(ctx, log_weights: Tensor, x: Tensor, slope: float, shift: float, plus_one: bool) -> Tensor:
-        terms = torch.add(log_weights, x, alpha=slope).flatten(1)
+    def forward(ctx, x: Tensor, log_weights: Tensor | None, slope: float, shift: float, plus_one: bool) -> Tensor:
+        terms = x * slope if log_weights is None else torch.add(log_weights, x, alpha=slope)
+        ctx.shapes = terms.shape, x.shape
+        terms = terms.flatten(1)
         # an empty sum has only −inf terms; the finite floor keeps −inf − (−inf) away
         top = terms.amax(1, keepdim=True).clamp_(min=torch.finfo(terms.dtype).min)
         terms.sub_(top).exp_()
@@ -102,43 +104,63 @@ class _LogSumExp(Function):
             result = torch.logaddexp(inner, torch.zeros_like(inner))
             share.mul_((inner - result).exp_())
         ctx.save_for_backward(terms, share)
-        ctx.shape = torch.broadcast_shapes(log_weights.shape, x.shape)
-        ctx.x_shape = x.shape
         return result.squeeze(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
         terms, share = ctx.saved_tensors
-        grown = (terms * (share * gradient[:, None])).view(ctx.shape)
-        return None, grown.sum_to_size(ctx.x_shape), None, None, None
+        shape, x_shape = ctx.shapes
+        return (terms * (share * gradient[:, None])).view(shape).sum_to_size(x_shape), None, None, None, None
 
 
 def log_sum_exp(
-    log_weights: Tensor, x: Tensor, slope: float = 1.0, shift: float = 0.0, plus_one: bool = False
+    x: Tensor, log_weights: Tensor | None = None, slope: float = 1.0, shift: float = 0.0, plus_one: bool = False
 ) -> Tensor:
     """log Σ w e^{slope·x + shift} over all dimensions but the first, or log(1 + Σ …) with `plus_one`.
 
-    log_weights and x broadcast to (a, …); the result is (a,). −∞ is the log-weight of what is not in the sum; an
-    empty sum gives −∞ (0 with `plus_one`) and a zero gradient. Only x receives a gradient.
+    x and log_weights (None: all weights 1) broadcast to (a, …); the result is (a,). −∞ is the log-weight of what is
+    not in the sum; an empty sum gives −∞ (0 with `plus_one`) and a zero gradient. Only x receives a gradient.
     """
-    return _LogSumExp.apply(log_weights, x, slope, shift, plus_one)
+    if x.numel() == 0 and x.ndim > 1:  # no candidates at all
+        return x.flatten(1).sum(1) + (0.0 if plus_one else -torch.inf)
+    return _LogSumExp.apply(x, log_weights, slope, shift, plus_one)
 
 
 class _Softplus(Function):
     @staticmethod
+    def forward(ctx, x: Tensor, slope: float) -> Tensor:
+        y = x * slope
+        ctx.slope = slope
+        ctx.save_for_backward(y)
+        return y.abs().neg_().exp_().log1p_().add_(y.relu())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        return y.sigmoid().mul_(gradient).mul_(ctx.slope), None
+
+
+def softplus(x: Tensor, slope: float = 1.0) -> Tensor:
+    """log(1 + e^{slope·x}), exact for every x including −∞ (torch's own is x above 20, and much slower on a CPU)."""
+    return _Softplus.apply(x, slope)
+
+
+class _Root(Function):
+    @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        small = x.abs().neg_().exp_()
-        ctx.save_for_backward(x)
-        return small.log1p_().add_(x.relu())
+        root = x.clamp(min=0.0).sqrt_()
+        ctx.save_for_backward(root)
+        return root
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return x.sigmoid().mul_(gradient)
+        (root,) = ctx.saved_tensors
+        return torch.where(root > 0, gradient / (2 * root), 0.0)
 
 
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + eˣ), exact for every x including −∞ (torch's own is x above 20, and six times slower on a CPU)."""
-    return _Softplus.apply(x)
+def square_root(x: Tensor) -> Tensor:
+    """√max(x, 0), with gradient 0 where it is 0: two equal embeddings have a distance but no direction."""
+    return _Root.apply(x)

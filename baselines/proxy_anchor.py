@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from baselines.form import Loss, Weights, proxies, within
+from baselines.form import Loss, proxies, within
+from baselines.weights import Weights
 
 
 class ProxyAnchor(Loss):
@@ -23,6 +24,7 @@ class ProxyAnchor(Loss):
     search_space: ClassVar = {"alpha": {"low": 8.0, "high": 64.0, "log": True}, "delta": {"low": 0.0, "high": 0.5}}
     anchors = "proxies"
     rates: ClassVar = {"proxies": 100.0}
+    exponential = True
 
     def __init__(
         self,

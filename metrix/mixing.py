@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from baselines.form import Batch, Loss, Weights
+from baselines.form import Batch, Loss
 from baselines.numerics import cosine
+from baselines.weights import Listed, Weights
 from metrix.pairs import uses
 
 CHUNK = 2**20  # similarities computed at once; larger sets are cut into chunks of anchors
@@ -48,8 +49,12 @@ def embedded_loss(
     lam = lam.to(labels.device, dtype) if isinstance(lam, Tensor) else lam
     if loss.mixed == "anchors":
         similarities = cosine(mixed, batch.proxies if loss.learns_classes else batch.embeddings)
+        if not loss.learns_classes:
+            similarities = similarities.scatter(1, torch.stack([first, second], 1), -torch.inf)
         lam = lam[:, None] if isinstance(lam, Tensor) else lam
-        return loss.formula(similarities, *_anchor_weights(loss, batch, first, second, lam)).mean()
+        shape = torch.Size((len(first), len(loss.proxies) if loss.learns_classes else len(labels)))
+        own = _own_candidates(loss, batch)
+        return loss.formula(similarities, *_anchor_weights(own, shape, dtype, first, second, lam)).mean()
     examples = loss.anchors == "examples"
     classes = labels if examples else torch.arange(len(loss.proxies), device=labels.device)
     members = uses(pairs, first, second, labels, classes, examples)
@@ -90,7 +95,7 @@ class _InverseNorms(Function):
 
 
 class _Mix(Function):
-    """λ·first + (1−λ)·second, all combinations (r, f, s) of first (r, f) and second (r, s), times the inverse norms."""
+    """λ·first + (1−λ)·second, all pairs (r, f, s) of first (r, f) and second (r, s), times the inverse norms."""
 
     @staticmethod
     def forward(ctx, first: Tensor, second: Tensor, inverse: Tensor | None, lam: float | Tensor) -> Tensor:
@@ -232,25 +237,58 @@ def _neg_neg(s, negative, index, valid, rows):
 _COMBINATIONS = {"pos-neg": _pos_neg, "anc-neg": _anc_neg, "pos-pos": _pos_pos, "neg-neg": _neg_neg}
 
 
-def _anchor_weights(
-    loss: Loss, batch: Batch, first: Tensor, second: Tensor, lam: float | Tensor
-) -> tuple[Weights, Weights]:
-    """The label weights of mixed anchors (first, second): λ on the class of the first, 1 − λ on that of the second."""
-    positive, _ = loss.sides(batch)
-    dtype = batch.similarities.dtype
+class _MixRows(Function):
+    """λ·base[first] + (1−λ)·base[second] (m, c), times the inverse norms (m,); −∞ in columns `without` (m, 2)."""
+
+    @staticmethod
+    def forward(
+        ctx, base: Tensor, inverse: Tensor | None, first: Tensor, second: Tensor, lam, without: Tensor | None
+    ):
+        mixed = base.index_select(0, first).mul_(lam)
+        mixed += base.index_select(0, second).mul_(1 - lam)
+        ctx.lam, ctx.rows = lam, len(base)
+        ctx.save_for_backward(None if inverse is None else mixed, inverse, first, second)
+        scaled = mixed.clone() if inverse is None else mixed * inverse[:, None]
+        scaled.clamp_(-1.0, 1.0)
+        return scaled if without is None else scaled.scatter_(1, without, -torch.inf)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        mixed, inverse, first, second = ctx.saved_tensors
+        towards_inverse = None
+        if inverse is not None:
+            towards_inverse = (gradient * mixed).sum(1)
+            gradient = gradient * inverse[:, None]
+        towards_base = gradient.new_zeros(ctx.rows, gradient.shape[1])
+        if isinstance(ctx.lam, Tensor):
+            towards_base.index_add_(0, first, gradient * ctx.lam).index_add_(0, second, gradient * (1 - ctx.lam))
+        else:
+            towards_base.index_add_(0, first, gradient, alpha=ctx.lam)
+            towards_base.index_add_(0, second, gradient, alpha=1 - ctx.lam)
+        return towards_base, towards_inverse, None, None, None, None
+
+
+def _own_candidates(loss: Loss, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The columns of the candidates of each example's class (n, t), and which of them are no padding."""
     if loss.learns_classes:
-        same = positive.to(dtype)
-        members = torch.ones(1, 1, dtype=torch.bool, device=same.device)
+        index, valid = batch.labels[:, None], None
     else:
-        same = (positive | torch.eye(len(positive), dtype=torch.bool, device=positive.device)).to(dtype)
-        places = torch.arange(len(positive), device=same.device)
-        members = (places != first[:, None]) & (places != second[:, None])
-    y = same[first] * lam + same[second] * (1 - lam)
-    return Weights(members, y, y.shape, dtype), Weights(members, 1 - y, y.shape, dtype)
+        index, valid = _lists(loss.sides(batch)[0])
+    dtype = batch.similarities.dtype
+    return index, torch.ones_like(index, dtype=dtype) if valid is None else valid.to(dtype)
+
+
+def _anchor_weights(own, shape: torch.Size, dtype, first: Tensor, second: Tensor, lam) -> tuple[Weights, Weights]:
+    """Label weights of mixed anchors (first, second), (m,) each: λ on the class of the first, 1 − λ on the other."""
+    index, valid = own
+    value = torch.cat([valid[first] * lam, valid[second] * (1 - lam)], 1)
+    positive = Listed(torch.cat([index[first], index[second]], 1), value, shape, dtype)
+    return positive, positive.rest()
 
 
 def _mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Tensor | None, renormalize: bool) -> Tensor:
-    labels, similarities = batch.labels, batch.similarities
+    labels, similarities, n = batch.labels, batch.similarities, len(batch.labels)
     chosen = labels[:, None] != labels if chosen is None else chosen
     first, second = chosen.nonzero(as_tuple=True)
     if len(first) == 0:
@@ -259,13 +297,16 @@ def _mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Tensor
     if renormalize:
         cosines = cosine(batch.embeddings, batch.embeddings) if loss.learns_classes else similarities
         inverse = _InverseNorms.apply(cosines, lam)
+    own = _own_candidates(loss, batch)
+    classes = n if not loss.learns_classes else len(loss.proxies)
 
     def total(rows: slice, similarities: Tensor, inverse: Tensor | None) -> Tensor:
         i, j = first[rows], second[rows]
         y = lam[i, j][:, None] if isinstance(lam, Tensor) else lam
-        mixed = similarities[i] * y + similarities[j] * (1 - y)
-        if inverse is not None:
-            mixed = mixed * inverse[i, j][:, None]
-        return loss.formula(mixed, *_anchor_weights(loss, batch, i, j, y)).sum()
+        scale = None if inverse is None else inverse.flatten().index_select(0, i * n + j)
+        without = None if loss.learns_classes else torch.stack([i, j], 1)
+        mixed = _MixRows.apply(similarities, scale, i, j, y, without)
+        shape = torch.Size((len(i), classes))
+        return loss.formula(mixed, *_anchor_weights(own, shape, mixed.dtype, i, j, y)).sum()
 
     return _in_chunks(total, len(first), similarities.shape[1], similarities, inverse) / len(first)

@@ -121,9 +121,10 @@ class Metrix(nn.Module):
         return terms["clean"] + self.weight * terms["mixed"] if "mixed" in terms else terms["clean"]
 
     def terms(self, *inputs: Any) -> dict[str, Tensor]:
-        """The two means before they are added, {"clean": ℓ, "mixed": ℓ̃}, of (embeddings, labels) or (model, images, labels).
+        """The two means before they are added: {"clean": ℓ, "mixed": ℓ̃}.
 
-        Without a mixed term (eval mode, weight 0) there is only "clean".
+        `inputs` are (embeddings, labels) or (model, images, labels). Without a mixed term (eval mode, weight 0) there
+        is only "clean".
         """
         self.mixed_rows = 0
         mixing = self.training and self.weight > 0
@@ -144,7 +145,7 @@ class Metrix(nn.Module):
     def mixed_loss(
         self, embeddings: Tensor, labels: Tensor, pairs: str | None = None, lam: float | Tensor | None = None
     ) -> Tensor:
-        """ℓ̃ alone (scalar, unweighted) at the embedding level; pair type and λ, a number or (n, n), are drawn if None."""
+        """ℓ̃ alone (scalar, unweighted) at the embedding level; pair type and λ (a number or (n, n)) drawn if None."""
         if pairs is not None:
             one_of("pairs", pairs, MIXED_PAIRS)
             why_not = refusal(self.loss, pairs=pairs, hardest=self.hardest)

@@ -4,7 +4,7 @@ Nothing here knows of the code under test. A labelled set is a list of (similari
 formula returns the loss of one anchor from its set, or None where it is undefined.
 """
 
-from math import exp, log
+from math import acos, cos, exp, log, pi, sin, sqrt
 
 import numpy as np
 
@@ -25,7 +25,133 @@ def multi_similarity(labelled, beta=18.0, gamma=75.0, margin=0.77):
     return log(1 + attract) / beta + log(1 + repel) / gamma
 
 
-FORMULAS = {"contrastive": contrastive, "multi_similarity": multi_similarity}
+def lifted_structure(labelled, margin=1.0):
+    farthest = sum(y * exp(-s) for s, y in labelled)
+    nearest = sum((1 - y) * exp(s + margin) for s, y in labelled)
+    return max(0.0, log(farthest) + log(nearest)) if farthest > 0 and nearest > 0 else None
+
+
+def binomial_deviance(labelled, beta=2.0, gamma=40.0, margin=0.5):
+    attract = [y * log(1 + exp(-beta * (s - margin))) for s, y in labelled if y > 0]
+    repel = [(1 - y) * log(1 + exp(gamma * (s - margin))) for s, y in labelled if y < 1]
+    return sum(attract) / max(1, len(attract)) + sum(repel) / max(1, len(repel))
+
+
+def circle(labelled, margin=0.4, gamma=80.0, weighted_at=None):
+    """`weighted_at`: the similarities that the weights α are computed from, which the gradient takes as constants."""
+    at = [s for s, _ in labelled] if weighted_at is None else weighted_at
+    near = sum(
+        y * exp(-gamma * max(0.0, 1 + margin - t) * (s - 1 + margin)) for (s, y), t in zip(labelled, at, strict=True)
+    )
+    far = sum(
+        (1 - y) * exp(gamma * max(0.0, t + margin) * (s - margin)) for (s, y), t in zip(labelled, at, strict=True)
+    )
+    return log(1 + near * far)
+
+
+def nca(labelled, temperature=0.1):
+    own = sum(y * exp(s / temperature) for s, y in labelled)
+    return -log(own / sum(exp(s / temperature) for s, _ in labelled)) if own > 0 else None
+
+
+def supcon(labelled, temperature=0.1):
+    everyone = sum(exp(s / temperature) for s, _ in labelled)
+    own = [-log(exp(s / temperature) / everyone) for s, y in labelled if y == 1]
+    return sum(own) / len(own) if own else None
+
+
+def proxy_nca(labelled):
+    others = sum((1 - y) * exp(2 * s) for s, y in labelled)
+    return -log(sum(y * exp(2 * s) for s, y in labelled) / others)
+
+
+def proxy_nca_pp(labelled, temperature=1 / 9):
+    return nca(labelled, temperature / 2)
+
+
+def norm_softmax(labelled, scale=20.0):
+    return nca(labelled, 1 / scale)
+
+
+def cosface(labelled, margin=0.35, scale=64.0):
+    return nca([(s - margin * y, y) for s, y in labelled], 1 / scale)
+
+
+def arcface(labelled, margin=0.5, scale=64.0):
+    def enlarged(s):
+        angle = acos(s)
+        return cos(angle + margin) if angle < pi - margin else s - margin * sin(margin)
+
+    return nca([(enlarged(s) if y == 1 else s, y) for s, y in labelled], 1 / scale)
+
+
+def soft_triple(labelled, scale=20.0, gamma=0.1, delta=0.01):
+    """The similarities of a class are those of its centres."""
+    own = everyone = 0.0
+    for centres, y in labelled:
+        chances = [exp(s / gamma) for s in centres]
+        nearest = sum(c * s for c, s in zip(chances, centres, strict=True)) / sum(chances)
+        own += y * exp(scale * (nearest - delta))
+        everyone += exp(scale * (nearest - delta)) if y > 0 else exp(scale * nearest)
+    return -log(own / everyone)
+
+
+FORMULAS = {
+    f.__name__: f
+    for f in (
+        contrastive,
+        multi_similarity,
+        lifted_structure,
+        binomial_deviance,
+        circle,
+        nca,
+        supcon,
+        proxy_nca,
+        proxy_nca_pp,
+        norm_softmax,
+        cosface,
+        arcface,
+        soft_triple,
+    )
+}
+WITH_CLASSES = ("proxy_nca", "proxy_nca_pp", "norm_softmax", "cosface", "arcface", "soft_triple")
+
+
+def soft_triple_regulariser(proxies, tau=0.2):
+    total, (classes, k, _) = 0.0, proxies.shape
+    for c in range(classes):
+        for t in range(k):
+            for u in range(t + 1, k):
+                total += sqrt(2 + 1e-5 - 2 * proxies[c, t] @ proxies[c, u])
+    return tau / (classes * k * (k - 1)) * total
+
+
+def triplet(z, labels, margin=0.1, mining="all"):
+    n, terms = len(z), []
+    for a in range(n):
+        for p in range(n):
+            if p == a or labels[p] != labels[a]:
+                continue
+            negatives = [z[a] @ z[x] for x in range(n) if labels[x] != labels[a]]
+            near = z[a] @ z[p]
+            if mining == "hard":
+                negatives = [max(negatives)] if negatives else []
+            if mining == "semihard":
+                negatives = [s for s in negatives if near - margin < s < near]
+            terms += [s - near + margin for s in negatives]
+    active = [t for t in terms if t > 0]
+    return sum(active) / max(1, len(active))
+
+
+def margin_loss(z, labels, margin=0.2, beta=1.2):
+    terms = []
+    for a in range(len(z)):
+        for x in range(len(z)):
+            distance = sqrt(max(0.0, 2 - 2 * (z[a] @ z[x])))
+            if x != a:
+                terms.append(distance - beta + margin if labels[x] == labels[a] else beta - distance + margin)
+    active = [t for t in terms if t > 0]
+    return sum(active) / max(1, len(active))
 
 
 def proxy_anchor_terms(labelled, alpha=32.0, delta=0.1):
@@ -50,6 +176,12 @@ def clean(name, embeddings, labels, proxies=None, **parameters):
         ]
         with_positives = len(set(labels))
         return sum(t[0] for t in terms) / with_positives + sum(t[1] for t in terms) / len(w)
+    if name in ("triplet", "margin"):
+        return (triplet if name == "triplet" else margin_loss)(z, labels, **parameters)
+    if name in WITH_CLASSES:
+        w = unit(proxies)
+        losses = [FORMULAS[name]([(w[c] @ z[a], float(c == labels[a])) for c in range(len(w))]) for a in range(n)]
+        return sum(losses) / n + (soft_triple_regulariser(w) if name == "soft_triple" else 0.0)
     losses = []
     for a in range(n):
         labelled = [(z[a] @ z[x], float(labels[x] == labels[a])) for x in range(n) if x != a]
@@ -77,17 +209,37 @@ def mixed(name, embeddings, labels, pairs, lam, renormalize=True, proxies=None, 
     z, n = unit(embeddings), len(labels)
     lam = lam if callable(lam) else (lambda i, j, value=lam: value)
 
-    def labelled(anchor, own, c):
-        result = []
-        for i, j in mixed_set(anchor, own, pairs, labels, c):
-            if chosen is not None and not chosen(i, j):
-                continue
-            first = anchor if i is None else z[i]
-            v = lam(i, j) * first + (1 - lam(i, j)) * z[j]
-            v = unit(v) if renormalize else v
-            result.append((anchor @ v, {"pos-pos": 1.0, "neg-neg": 0.0}.get(pairs, lam(i, j))))
-        return result
+    def mix(i, j, first):
+        v = lam(i, j) * first + (1 - lam(i, j)) * z[j]
+        return unit(v) if renormalize else v
 
+    def wanted(i, j):
+        return chosen is None or chosen(i, j)
+
+    def labelled(anchor, own, c):
+        return [
+            (
+                anchor @ mix(i, j, anchor if i is None else z[i]),
+                {"pos-pos": 1.0, "neg-neg": 0.0}.get(pairs, lam(i, j)),
+            )
+            for i, j in mixed_set(anchor, own, pairs, labels, c)
+            if wanted(i, j)
+        ]
+
+    if name == "nca" or name in WITH_CLASSES:
+        losses = []
+        for i in range(n):
+            for j in range(n):
+                if labels[i] == labels[j] or not wanted(i, j):
+                    continue
+                v, w = mix(i, j, z[i]), lam(i, j)
+                if name == "nca":
+                    candidates = [(z[x], labels[x]) for x in range(n) if x not in (i, j)]
+                else:
+                    candidates = [(x, c) for c, x in enumerate(unit(proxies))]
+                labelled_set = [(x @ v, w * (c == labels[i]) + (1 - w) * (c == labels[j])) for x, c in candidates]
+                losses.append(FORMULAS[name](labelled_set, **parameters) or 0.0)
+        return sum(losses) / max(1, len(losses))
     if name == "proxy_anchor":
         sets = [labelled(w, None, c) for c, w in enumerate(unit(proxies))]
         terms = [sum(proxy_anchor_terms(v, **parameters)) for v in sets if v]

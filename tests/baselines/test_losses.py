@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import baselines
+from baselines.weights import Weights
 from tests.baselines import loops
 
-ORACLE = ("contrastive", "multi_similarity", "proxy_anchor")
 BATCHES = ([0, 0, 0, 1, 1, 1, 2, 2, 2], [4, 0, 0, 1, 0, 0, 1, 2], [1, 1, 1, 1], [0, 1, 2, 3], [2])
 
 
@@ -21,20 +21,60 @@ def batch(labels, seed=0):
 
 
 @pytest.mark.parametrize("labels", BATCHES)
-@pytest.mark.parametrize("name", ORACLE)
+@pytest.mark.parametrize("name", baselines.names())
 def test_equals_loops(name, labels):
     loss = create(name)
     embeddings, targets = batch(labels)
     proxies = loss.proxies.detach().numpy() if loss.learns_classes else None
-    expected = loops.clean(name, embeddings.numpy(), labels, proxies)
+    learned = {"beta": loss.beta.item()} if name == "margin" else {}
+    expected = loops.clean(name, embeddings.numpy(), labels, proxies, **learned)
     assert loss(embeddings, targets).item() == pytest.approx(expected, abs=1e-9, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", baselines.names())
+@pytest.mark.parametrize(
+    ("name", "hyperparameters"),
+    [
+        ("contrastive", {"margin": 0.2, "reduction": "sum"}),
+        ("triplet", {"mining": "semihard", "margin": 0.4}),
+        ("triplet", {"mining": "hard"}),
+        ("margin", {"margin": 0.5, "beta": 0.9}),
+        ("circle", {"margin": 0.25, "gamma": 128.0}),
+    ],
+)
+def test_equals_loops_with_other_hyperparameters(name, hyperparameters):
+    loss = create(name, **hyperparameters)
+    for labels in BATCHES:
+        embeddings, targets = batch(labels, seed=1)
+        if name == "margin":  # a learnable number lives in float32
+            hyperparameters = {**hyperparameters, "beta": loss.beta.item()}
+        expected = loops.clean(name, embeddings.numpy(), labels, **hyperparameters)
+        assert loss(embeddings, targets).item() == pytest.approx(expected, abs=1e-9, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in baselines.names() if name != "circle"])
 def test_gradient_equals_finite_differences(name):
-    embeddings, labels = batch(BATCHES[1])
     loss = create(name)
-    assert torch.autograd.gradcheck(lambda z: loss(z, labels), embeddings.requires_grad_())
+    for labels in BATCHES[1:3]:
+        embeddings, labels = batch(labels)
+        assert torch.autograd.gradcheck(lambda z: loss(z, labels), embeddings.requires_grad_())  # noqa: B023
+    for parameter in loss.parameters():
+        assert parameter.grad is None
+        loss(embeddings, labels).backward()
+        assert parameter.grad.abs().sum() > 0
+
+
+def test_gradient_of_circle_takes_its_weights_as_constants():
+    similarities = [0.9, 0.3, -0.2, 0.6]
+    labels = [1.0, 1.0, 0.0, 0.0]
+    s = torch.tensor([similarities], dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([labels]) > 0
+    baselines.create("circle").formula(
+        s, Weights(y, 1.0, s.shape, s.dtype), Weights(~y, 1.0, s.shape, s.dtype)
+    ).sum().backward()
+    for k in range(4):
+        moved = [[t + (step if i == k else 0.0) for i, t in enumerate(similarities)] for step in (1e-6, -1e-6)]
+        up, down = (loops.circle(list(zip(m, labels, strict=True)), weighted_at=similarities) for m in moved)
+        assert s.grad[0, k].item() == pytest.approx((up - down) / 2e-6, rel=1e-5, abs=1e-8)
 
 
 def test_mining_keeps_the_hard_pairs():

@@ -1,0 +1,73 @@
+"""SoftTriple: classification by the soft nearest of several centres of each class, with a margin.
+
+    S_c  = Σ_k softmax_k(⟨z,w_ck⟩/γ)·⟨z,w_ck⟩
+    ℓ(a) = −log( e^{κ(S_y−δ)} / (e^{κ(S_y−δ)} + Σ_{c≠y} e^{κS_c}) )
+    L    = mean ℓ  +  τ/(C·K(K−1)) Σ_c Σ_{t<u} √(2 + 1e-5 − 2⟨w_ct,w_cu⟩),  κ the scale
+
+Qian, Shang, Sun, Hu, Tan, Jin, Li, "SoftTriple loss: deep metric learning without triplet sampling", ICCV 2019, eq.
+7–10 (λ is `scale` here); the constant under the root is their code's.
+
+Metrix: the mixed example is the anchor; its label y over the classes is λ and 1 − λ on the two,
+−log( Σ y_c e^{κ(S_c−δ)} / (Σ_{y_c>0} e^{κ(S_c−δ)} + Σ_{y_c=0} e^{κS_c}) ). The regulariser stays in the clean loss.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from baselines.form import Batch, Loss, proxies, within
+from baselines.weights import Weights, total
+
+
+class SoftTriple(Loss):
+    """SoftTriple; scale, γ > 0, margin δ in [0, 2], number of centres K ≥ 1, regularisation τ ≥ 0."""
+
+    title = "SoftTriple"
+    paper = "Qian et al., ICCV 2019"
+    year = 2019
+    search_space: ClassVar = {
+        "scale": {"low": 5.0, "high": 80.0, "log": True},
+        "gamma": {"low": 0.02, "high": 0.5, "log": True},
+        "delta": {"low": 0.0, "high": 0.1},
+        "tau": {"low": 0.0, "high": 1.0},
+        "centres": {"choices": [2, 5, 10]},
+    }
+    candidates = "proxies"
+    mixed = "anchors"
+    rates: ClassVar = {"proxies": 100.0}
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        generator: torch.Generator | None = None,
+        scale: float = 20.0,
+        gamma: float = 0.1,
+        delta: float = 0.01,
+        centres: int = 10,
+        tau: float = 0.2,
+    ):
+        super().__init__()
+        self.scale = within("scale", scale, above=0.0)
+        self.gamma = within("gamma", gamma, above=0.0)
+        self.delta = within("delta", delta, 0.0, 2.0)
+        self.tau = within("tau", tau, 0.0)
+        self.proxies = proxies(num_classes, dim, generator, per_class=int(within("centres", centres, 1)))
+
+    def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
+        centres = similarities.unflatten(1, self.proxies.shape[:2])
+        nearest = ((centres / self.gamma).softmax(2) * centres).sum(2)
+        nearest = nearest - self.delta * positive.present.to(nearest.dtype)
+        return total(positive, negative, nearest, self.scale) - positive.log_sum_exp(nearest, self.scale)
+
+    def clean(self, batch: Batch) -> Tensor:
+        loss = super().clean(batch)
+        classes, k = self.proxies.shape[:2]
+        if k == 1 or self.tau == 0:
+            return loss
+        centres = batch.proxies.unflatten(0, (classes, k))
+        cosines = centres @ centres.transpose(1, 2)
+        first, second = torch.triu_indices(k, k, offset=1, device=cosines.device)
+        distances = (2 + 1e-5 - 2 * cosines[:, first, second]).sqrt()
+        return loss + self.tau / (classes * k * (k - 1)) * distances.sum()

@@ -1,0 +1,124 @@
+"""The label weights of anchors' candidates, and the sums that losses take with them.
+
+Clean labels say positive (1) or negative (0); mixed ones lie in between. A loss gets the weights y of the positives
+and 1 − y of the negatives, and every reduction here runs over the candidates of each anchor and returns (a,).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from baselines.numerics import log_sum_exp
+
+
+class Weights:
+    """The weight of each candidate for each anchor: `value` for the members of its labelled set, 0 for the others.
+
+    `members` (bool) and `value`, a number or a tensor in [0, 1], broadcast to `shape` = (a, …), the shape of the
+    similarities they go with.
+    """
+
+    def __init__(self, members: Tensor, value: float | Tensor, shape: torch.Size, dtype: torch.dtype):
+        self.members, self.value, self.shape, self.dtype = members, value, shape, dtype
+
+    @cached_property
+    def present(self) -> Tensor:
+        """Where the weight is above zero (bool, broadcastable to `shape`)."""
+        if isinstance(self.value, Tensor):
+            return self.members & (self.value > 0)
+        return self.members if self.value > 0 else torch.zeros_like(self.members)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """The weights as numbers (broadcastable to `shape`)."""
+        return self.members.to(self.dtype).mul(self.value)
+
+    @cached_property
+    def logs(self) -> Tensor:
+        """The logarithms of the weights, −∞ for a weight of zero (broadcastable to `shape`)."""
+        if isinstance(self.value, Tensor):
+            return self.values.log()
+        log = math.log(self.value) if self.value > 0 else -math.inf
+        nothing = torch.full(self.members.shape, -math.inf, dtype=self.dtype, device=self.members.device)
+        return nothing.masked_fill_(self.members, log)
+
+    def sum(self, terms: Tensor) -> Tensor:
+        """Σ y·terms."""
+        return (self.values * terms).flatten(1).sum(1)
+
+    def count(self) -> Tensor:
+        """How many weights are above zero."""
+        return self.present.expand(self.shape).flatten(1).sum(1)
+
+    def log_sum_exp(self, x: Tensor, slope: float = 1.0, centre: float = 0.0, plus_one: bool = False) -> Tensor:
+        """log Σ y·e^{slope·(x − centre)}, or log(1 + Σ …) with `plus_one`; −∞ (or 0) for an empty sum."""
+        return log_sum_exp(x, self.logs, slope, -slope * centre, plus_one)
+
+
+class Listed(Weights):
+    """Weights of a few candidates: those in the columns `index` (a, t), each with `value`, a number or (a, t).
+
+    Columns of one row differ, except where the value is 0.
+    """
+
+    def __init__(self, index: Tensor, value: float | Tensor, shape: torch.Size, dtype: torch.dtype):
+        self.index, self.shape, self.dtype = index, shape, dtype
+        given = isinstance(value, Tensor)
+        self.value = value if given else torch.full(index.shape, value, dtype=dtype, device=index.device)
+
+    @cached_property
+    def present(self) -> Tensor:
+        return self.values > 0
+
+    @cached_property
+    def values(self) -> Tensor:
+        return torch.zeros(self.shape, dtype=self.dtype, device=self.index.device).scatter_add_(
+            1, self.index, self.value
+        )
+
+    @cached_property
+    def logs(self) -> Tensor:
+        return self.values.log()
+
+    def sum(self, terms: Tensor) -> Tensor:
+        return (self.value * terms.gather(1, self.index)).sum(1)
+
+    def count(self) -> Tensor:
+        return (self.value > 0).sum(1)
+
+    def log_sum_exp(self, x: Tensor, slope: float = 1.0, centre: float = 0.0, plus_one: bool = False) -> Tensor:
+        return log_sum_exp(x.gather(1, self.index), self.value.log(), slope, -slope * centre, plus_one)
+
+    def rest(self) -> Weights:
+        """The weights 1 − y of all candidates."""
+        return _Rest(self)
+
+
+class _Rest(Weights):
+    def __init__(self, listed: Listed):
+        self.listed, self.shape, self.dtype = listed, listed.shape, listed.dtype
+
+    @cached_property
+    def present(self) -> Tensor:
+        return self.values > 0
+
+    @cached_property
+    def values(self) -> Tensor:
+        return 1 - self.listed.values
+
+    @cached_property
+    def logs(self) -> Tensor:
+        index, value = self.listed.index, self.listed.value
+        return torch.zeros(self.shape, dtype=self.dtype, device=index.device).scatter_add_(1, index, (-value).log1p())
+
+
+def total(positive: Weights, negative: Weights, x: Tensor, slope: float) -> Tensor:
+    """log Σ e^{slope·x} over all candidates of each anchor, whose weights y and 1 − y add up to 1."""
+    if isinstance(negative, _Rest):
+        return log_sum_exp(x, None, slope)
+    members = positive.members | negative.members
+    return Weights(members, 1.0, positive.shape, positive.dtype).log_sum_exp(x, slope)
