@@ -165,7 +165,7 @@ def test_training_crops_are_torchvisions(side, side_px, interpolation, resize):
     uniform = torch.rand(22, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     crops = random_crops(uniform, side, (0.08, 1.0), (3 / 4, 4 / 3))
     mirrored = torch.arange(40) % 2 == 1
-    result = resize(images, crops, mirrored, side_px, interpolation).float().clamp(0, 255)
+    result = torch.stack(list(resize(images, crops, mirrored, side_px, interpolation))).float().clamp(0, 255)
     for i, crop in enumerate(crops.T.tolist()):
         pil = Image.fromarray(images[i].permute(1, 2, 0).numpy())
         pil = vision.resized_crop(pil, *crop, [side_px, side_px], vision.InterpolationMode(interpolation))
