@@ -168,23 +168,33 @@ def _in_chunks(function: Callable[..., Tensor], rows: int, size_of_row: int, *te
     return _InChunks.apply(function, [slice(i, i + step) for i in range(0, rows, step)], *tensors)
 
 
+def _not_empty(pairs: str, positive: Tensor, negative: Tensor, chosen: Tensor | None) -> Tensor:
+    """Which anchors have a mixed example (a,), from their positives and negatives (a, n) and the chosen pairs."""
+    if pairs == "anc-neg":
+        return (negative if chosen is None else negative & chosen).any(1)
+    first = negative if pairs == "neg-neg" else positive
+    second = positive if pairs == "pos-pos" else negative
+    if chosen is None:
+        return first.any(1) & second.any(1)
+    return ((first.float() @ chosen.float() > 0) & second).any(1)
+
+
 def _mixed_candidates(
     loss: Loss, batch: Batch, pairs: str, lam: float | Tensor, chosen: Tensor | None, renormalize: bool
 ) -> Tensor:
     similarities = cosines = batch.similarities
     positive, negative = loss.sides(batch)
+    if pairs in ("pos-pos", "neg-neg"):
+        distinct = ~torch.eye(len(batch.labels), dtype=torch.bool, device=similarities.device)
+        chosen = distinct if chosen is None else chosen & distinct
     if loss.anchors == "proxies":
-        least = {"pos-neg": (1, 1), "anc-neg": (0, 1), "pos-pos": (2, 0), "neg-neg": (0, 2)}[pairs]
-        used = (positive.sum(1) >= least[0]) & (negative.sum(1) >= least[1])
+        used = _not_empty(pairs, positive, negative, chosen)
         similarities, positive, negative = similarities[used], positive[used], negative[used]
         if pairs == "anc-neg":
             cosines = similarities
             lam, chosen = (x[used] if isinstance(x, Tensor) else x for x in (lam, chosen))
         elif renormalize:
             cosines = cosine(batch.embeddings, batch.embeddings)
-    if pairs in ("pos-pos", "neg-neg"):
-        distinct = ~torch.eye(len(batch.labels), dtype=torch.bool, device=similarities.device)
-        chosen = distinct if chosen is None else chosen & distinct
     index, valid = _lists(positive) if pairs.startswith("pos") else (None, None)
     if len(similarities) == 0 or (index is not None and index.shape[1] == 0):
         return similarities.new_zeros(())

@@ -217,14 +217,14 @@ def mixed(name, embeddings, labels, pairs, lam, renormalize=True, proxies=None, 
         return chosen is None or chosen(i, j)
 
     def labelled(anchor, own, c):
-        return [
-            (
-                anchor @ mix(i, j, anchor if i is None else z[i]),
-                {"pos-pos": 1.0, "neg-neg": 0.0}.get(pairs, lam(i, j)),
-            )
-            for i, j in mixed_set(anchor, own, pairs, labels, c)
-            if wanted(i, j)
-        ]
+        """Where the first of a pair is the proxy itself, its place is the class."""
+        result = []
+        for i, j in mixed_set(anchor, own, pairs, labels, c):
+            place = c if i is None else i
+            if wanted(place, j):
+                y = {"pos-pos": 1.0, "neg-neg": 0.0}.get(pairs, lam(place, j))
+                result.append((anchor @ mix(place, j, anchor if i is None else z[i]), y))
+        return result
 
     if name == "nca" or name in WITH_CLASSES:
         losses = []

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import baselines
-from metrix import Metrix
-from tests.baselines import loops
+from metrix import Metrix, refusal
+from metrix.objective import MIXED_PAIRS
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 
@@ -111,10 +111,16 @@ def test_joint_pass_agrees_with_the_baseline_when_statistics_are_frozen():
     assert criterion.mixed_rows == 6
 
 
-@pytest.mark.parametrize("name", ["contrastive", "multi_similarity"])
+WITH_FORM = [name for name in baselines.names() if baselines.describe(name).metrix]
+
+
+@pytest.mark.parametrize("lambda_per", ["batch", "example"])
 @pytest.mark.parametrize("at", ["feature", "input"])
-@pytest.mark.parametrize("pairs", ["pos-neg", "anc-neg"])
-def test_linear_network_equals_the_embedding_level(name, at, pairs):
+@pytest.mark.parametrize(
+    ("name", "pairs"),
+    [(name, pairs) for name in WITH_FORM for pairs in MIXED_PAIRS if not refusal(name, "input", pairs=pairs)],
+)
+def test_linear_network_equals_the_embedding_level(name, at, pairs, lambda_per):
     """Through a linear map mixing commutes with the network, so one hardest partner means the same everywhere."""
 
     class Linear(nn.Module):
@@ -135,29 +141,19 @@ def test_linear_network_equals_the_embedding_level(name, at, pairs):
             return self.map(images.flatten(1))
 
     torch.manual_seed(3)
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
     model = Linear().double()
     images = torch.randn(6, 3, 2, 2, dtype=torch.float64)
     with torch.no_grad():  # unit embeddings, so that mixing before and after normalisation is the same
         images /= model(images).norm(dim=1)[:, None, None, None]
-    loss = baselines.create(name)
-    inside = Metrix(loss, at=at, pairs=pairs, generator=generator(1))
-    outside = Metrix(loss, pairs=pairs, hardest=1, generator=generator(1))
-    expected = outside.terms(model(images), LABELS)["mixed"]
-    assert inside.terms(model, images, LABELS)["mixed"].item() == pytest.approx(expected.item(), abs=1e-12)
-    assert inside.mixed_rows == 6
-
-
-def test_embedding_level_hardest_against_loops():
-    torch.manual_seed(2)
-    z = nn.functional.normalize(torch.randn(6, 4, dtype=torch.float64))
-    s = z @ z.T
-    nearest = {
-        i: max((j for j in range(6) if LABELS[j] != LABELS[i]), key=lambda j, i=i: s[i, j].item()) for i in range(6)
-    }
-    for pairs in ("pos-neg", "anc-neg"):
-        value = Metrix(baselines.create("contrastive"), hardest=1).mixed_loss(z, LABELS, pairs=pairs, lam=0.4)
-        expected = loops.mixed("contrastive", z, LABELS.tolist(), pairs, 0.4, chosen=lambda i, j: nearest[i] == j)
-        assert value.item() == pytest.approx(expected, abs=1e-12)
+    loss = baselines.create(name, num_classes=4, dim=4, generator=generator()).double()
+    options = {"pairs": pairs, "lambda_per": lambda_per, "max_mixed": 5}
+    inside = Metrix(loss, at=at, generator=generator(1), **options)
+    hardest = 1 if pairs in ("pos-neg", "anc-neg") else None
+    outside = Metrix(loss, hardest=hardest, generator=generator(1), **options)
+    expected = outside.terms(model(images), labels)["mixed"]
+    assert inside.terms(model, images, labels)["mixed"].item() == pytest.approx(expected.item(), abs=1e-12)
+    assert 0 < inside.mixed_rows <= 5
 
 
 def test_eval_mode_is_the_clean_loss():
