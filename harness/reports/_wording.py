@@ -96,11 +96,16 @@ def columns(block: Block) -> tuple[str, ...]:
     return (*(name for metric in shown(block) for name in (metric, f"Δ {metric}")), "time", "passes", "n")
 
 
+def state(row: Row) -> str:
+    """What stands in place of a score: fail, n/a or --."""
+    return STATES.get(row.state, MISSING)
+
+
 def values(block: Block, row: Row) -> Sequence[str]:
     """What a row prints under `columns`; a row without a score shows its state instead."""
     if not row.cells:
         blank = [""] * (2 * len(shown(block)) + 2)
-        return [STATES.get(row.state, MISSING), *blank[1:], seeds(row) if row.expected else ""]
+        return [state(row), *blank[1:], seeds(row) if row.expected else ""]
     printed = []
     for metric in shown(block):
         cell = row.cells.get(metric)
@@ -114,5 +119,5 @@ def footnotes(block: Block) -> list[str]:
 
     Failed and partial rows are among the notes already.
     """
-    reasons = [f"{row.arm}: {STATES[row.state]}, {row.reason}." for row in block.rows if row.state in ("--", "n/a")]
+    reasons = [f"{row.arm}: {state(row)}, {row.reason}." for row in block.rows if row.state in ("--", "n/a")]
     return [*block.notes, *reasons]

@@ -97,7 +97,7 @@ def caption(leaderboard: Leaderboard, block: Block) -> str:
 def label(leaderboard: Leaderboard, block: Block) -> str:
     """`tab:quick-glyphs-test-resnet`, numbered where a dataset and backbone have several blocks."""
     twins = [b for b in leaderboard.blocks if (b.dataset, b.backbone) == (block.dataset, block.backbone)]
-    number = [str(twins.index(block) + 1)] if len(twins) > 1 else []
+    number = [str(n) for n, twin in enumerate(twins, 1) if twin is block and len(twins) > 1]
     words = re.findall(r"[a-z0-9]+", " ".join([leaderboard.title, block.dataset, block.backbone, *number]).lower())
     return "tab:" + "-".join(words)
 

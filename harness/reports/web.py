@@ -114,7 +114,7 @@ class BlockView:
         """The mean with its interval; the bar of a variant also shows where its baseline is."""
         cell = row.cells.get(metric)
         if cell is None:
-            return Score("" if row.cells else wording.STATES.get(row.state, wording.MISSING), "", None)
+            return Score("" if row.cells else wording.state(row), "", None)
         number, _, half = wording.score(cell, self.digits[metric]).partition(" ± ")
         low, high = self.scales[metric]
 
