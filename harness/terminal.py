@@ -128,7 +128,7 @@ def view(stream: TextIO | None = None) -> "View":
 
 @dataclass
 class _Running:
-    """A trial under way, as it was last heard of."""
+    """A trial under way, as it was last heard of. `resumed`: epochs that an earlier attempt or run had done."""
 
     trial: Trial
     where: str
@@ -138,7 +138,17 @@ class _Running:
     epochs: int = 0
     loss: float | None = None
     score: float | None = None
+    resumed: int = 0
     printed: float = 0.0
+
+    def whole(self, now: float) -> float | None:
+        """Seconds that all epochs take at the pace so far; None before the first one has ended."""
+        here = self.epoch - self.resumed
+        return (now - self.since) * self.epochs / here if here else None
+
+    def rest(self, now: float) -> float:
+        """Seconds that the epochs left take at the pace so far."""
+        return (now - self.since) * (self.epochs - self.epoch) / (self.epoch - self.resumed)
 
     @property
     def name(self) -> str:
@@ -214,6 +224,8 @@ class View:
             running = self._running.get(trial_id)
             if running is None:
                 return
+            if not running.epoch:
+                running.resumed = epoch - 1
             running.epoch, running.epochs, running.loss, running.score = epoch, epochs, loss, score
             now = self._clock()
             due = now - max(running.printed, running.since) >= LINE_EVERY_S
@@ -274,22 +286,18 @@ class View:
         A trial under way counts by the epochs it has left, one that waits by the mean of the finished ones.
         """
         with self._lock:
-            tally, now = self._tally, self._clock()
-            running = list(self._running.values())
-            mean = statistics.fmean(tally.seconds) if tally.seconds else None
-            rest = []
-            for some in running:
-                gone = now - some.since
-                whole = gone * some.epochs / some.epoch if some.epoch else max(mean, gone) if mean else None
-                if whole is not None:
-                    rest.append(max(whole - gone, 0.0))
-            if mean is None:
-                known = [(now - r.since) * r.epochs / r.epoch for r in running if r.epoch]
-                if not known:
-                    return None
-                mean = statistics.fmean(known)
-            waiting = max(tally.total - tally.done - len(self._lost) - len(running), 0)
-            return max((sum(rest) + waiting * mean) / tally.slots, max(rest, default=0.0))
+            tally, now, running = self._tally, self._clock(), list(self._running.values())
+        paces = [some.whole(now) for some in running]
+        known = tally.seconds or [pace for pace in paces if pace is not None]
+        if not known:
+            return None
+        mean = statistics.fmean(known)
+        rest = [
+            some.rest(now) if pace is not None else max(mean - (now - some.since), 0.0)
+            for some, pace in zip(running, paces, strict=True)
+        ]
+        waiting = max(tally.total - tally.done - len(self._lost) - len(running), 0)
+        return max((sum(rest) + waiting * mean) / tally.slots, max(rest, default=0.0))
 
     def _name(self, trial_id: str) -> str:
         """A trial in words: place, arm, seed; its id where it was never seen to start."""
