@@ -1,0 +1,46 @@
+"""A board that holds every kind of row, and names that every format must escape."""
+
+import pytest
+
+from harness.config import Choice
+from harness.record import Failure
+from harness.tables import leaderboard
+
+AWKWARD = "a_b%c&d#e<f>g|h*~^{}\\$"
+BASE, VARIANT = (0.40, 0.50, 0.60), (0.41, 0.53, 0.62)
+
+
+@pytest.fixture
+def awkward():
+    return AWKWARD
+
+
+@pytest.fixture
+def make_board(make_trial, make_record):
+    def make(order=lambda records: records):
+        base = [make_record(make_trial(seed=s), score) for s, score in enumerate(BASE)]
+        variant = [make_record(make_trial("contrastive+input", s), score) for s, score in enumerate(VARIANT)]
+        strange = make_record(make_trial("contrastive+embedding"), 0.45, arm=f"contrastive+{AWKWARD}")
+        floor = make_record(make_trial("pixels"), 0.2, curve=(), selected_epoch=None)
+        lost = make_trial("proxy_anchor", 0, dataset="omniglot")
+        failure = Failure(
+            id=lost.id, trial=lost, arm=lost.arm.label, kind="diverged", reason="loss <nan> & gone", finished="now"
+        )
+        refused = (("glyphs", "test_resnet", "contrastive+feature", "there is no such form"),)
+        return leaderboard(order([*base, *variant, strange, floor]), [failure], refused=refused)
+
+    return make
+
+
+@pytest.fixture
+def board(make_board):
+    return make_board()
+
+
+@pytest.fixture
+def apart(make_trial, make_record):
+    """Two blocks of one dataset and backbone, told apart by the number of dimensions."""
+    small = make_record(make_trial(), 0.4)
+    model = small.trial.model.model_copy(update={"dim": 128})
+    wide = small.trial.model_copy(update={"model": model, "dataset": Choice(name="glyphs")})
+    return leaderboard([small, make_record(wide, 0.5, id="wide")])

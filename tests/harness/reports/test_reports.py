@@ -1,0 +1,48 @@
+"""Every format, found by its file: the same bytes from the same records, put in place whole, nothing dropped."""
+
+import pytest
+
+from harness import registry, reports
+from harness.tables import leaderboard
+
+FORMATS = reports.names()
+
+
+def render(name, board):
+    return registry.entry("harness.reports", name, "report").render(board)
+
+
+def test_the_formats_of_a_run_folder(board, tmp_path):
+    paths = reports.write_all(board, tmp_path / "run")
+    assert {path.name for path in paths} == {f"leaderboard.{end}" for end in ("csv", "md", "tex", "html")}
+    assert sorted((tmp_path / "run").iterdir()) == sorted(paths)  # nothing is left aside
+    assert all(path.read_bytes() for path in paths)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_records_in_any_order_give_the_same_bytes(name, make_board):
+    assert render(name, make_board()) == render(name, make_board(order=lambda records: records[::-1]))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_report_ends_in_a_line_and_holds_every_state(name, board):
+    text = render(name, board)
+    assert text.endswith("\n")
+    assert all(word in text for word in ("fail", "gone", "n/a", "there is no such form", "omniglot"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_empty_leaderboard_is_still_a_report(name):
+    assert render(name, leaderboard([]))
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    reports.place(tmp_path, ".md", "before")
+
+    def full(descriptor):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        reports.place(tmp_path, ".md", "after")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
