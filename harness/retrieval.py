@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Hashable, Iterator, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,8 @@ from harness import metrics
 
 TIE = 1e-6
 BLOCK_BYTES = 256 * 2**20
+MOST_QUERIES = 1024  # larger blocks multiply no faster
+POSITIVE_BYTES = 64  # what a block takes for each positive: its index pair, similarity, rank, precision
 HEAP_DEPTH = 64  # above it selection by partition is faster than faiss' heaps
 LEAST_DEPTH = 16  # settles most best positives at almost no cost, so that few rows are counted whole
 
@@ -150,20 +154,17 @@ class _Task:
 
 
 def _task(embeddings, labels, gallery, gallery_labels, query_ids, gallery_ids) -> _Task:
-    queries = _normalized(embeddings, "embeddings")
-    n = len(queries)
-    labels = _checked_labels(labels, n, "labels")
+    queries = found = _normalized(embeddings, "embeddings")
+    labels = stock = _checked_labels(labels, len(queries), "labels")
     if gallery is None:
         if gallery_labels is not None or gallery_ids is not None:
             raise ValueError("gallery_labels and gallery_ids belong to a gallery, and none is given")
-        found, gallery_labels = queries, labels
-        ids = _codes(range(n) if query_ids is None else _listed(query_ids, n, "query_ids"))
-        gallery_ids = ids
+        gallery_ids = query_ids = range(len(queries)) if query_ids is None else query_ids
     else:
         if gallery_labels is None:
             raise ValueError("a gallery needs gallery_labels")
         found = _normalized(gallery, "gallery").to(queries.device)
-        gallery_labels = _checked_labels(gallery_labels, len(found), "gallery_labels")
+        stock = _checked_labels(gallery_labels, len(found), "gallery_labels")
         if found.shape[1] != queries.shape[1]:
             raise ValueError(f"gallery has {found.shape[1]} dimensions, embeddings have {queries.shape[1]}")
         if (query_ids is None) != (gallery_ids is None):
@@ -174,47 +175,48 @@ def _task(embeddings, labels, gallery, gallery_labels, query_ids, gallery_ids) -
                     "the gallery is the query array itself, so every query would find itself first: "
                     "leave gallery out, or give query_ids and gallery_ids"
                 )
-            ids, gallery_ids = np.zeros(n, np.int64), np.ones(len(found), np.int64)
-        else:
-            both = _codes([*_listed(query_ids, n, "query_ids"), *_listed(gallery_ids, len(found), "gallery_ids")])
-            ids, gallery_ids = both[:n], both[n:]
-    both = _codes([*labels.tolist(), *gallery_labels.tolist()])
-    labels, gallery_labels = both[:n], both[n:]
-    same_label, same_id = _Members.of(labels, gallery_labels), _Members.of(ids, gallery_ids)
-    numbers = both.max() + 1
-    id_and_label = _Members.of(ids * numbers + labels, gallery_ids * numbers + gallery_labels)
-    return _Task(
-        queries, found, same_label, same_id, same_label.count - id_and_label.count, len(found) - same_id.count
+            query_ids, gallery_ids = [None] * len(queries), range(len(found))
+    ids, gallery_ids = _numbered(
+        _checked_ids(query_ids, len(queries), "query_ids"), _checked_ids(gallery_ids, len(found), "gallery_ids")
     )
+    labels, stock = _numbered(labels, stock)
+    classes = max(labels.max(), stock.max()) + 1
+    same_label, same_id = _Members.of(labels, stock), _Members.of(ids, gallery_ids)
+    itself = _Members.of(ids * classes + labels, gallery_ids * classes + stock)
+    return _Task(queries, found, same_label, same_id, same_label.count - itself.count, len(found) - same_id.count)
 
 
-def _codes(values) -> np.ndarray:
-    """Equal values get equal numbers."""
+def _numbered(first: Sequence, second: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    """Equal values get equal numbers from 0, in one sequence and across both. 1 and "1" are not equal."""
     seen: dict[Hashable, int] = {}
-    return np.fromiter((seen.setdefault(value, len(seen)) for value in values), np.int64)
+    numbers = np.fromiter((seen.setdefault(value, len(seen)) for value in chain(first, second)), np.int64)
+    return numbers[: len(first)], numbers[len(first) :]
 
 
-def _listed(ids, n: int, name: str) -> list:
-    listed = ids.tolist() if isinstance(ids, np.ndarray | Tensor) else list(ids)
-    if len(listed) != n:
-        raise ValueError(f"{name} has {len(listed)} entries for {n} vectors")
-    return listed
+def _checked_ids(ids, n: int, name: str) -> Sequence[Hashable]:
+    ids = ids.tolist() if isinstance(ids, np.ndarray | Tensor) else ids
+    if len(ids) != n:
+        raise ValueError(f"{name} has {len(ids)} entries for {n} vectors")
+    return ids
 
 
 def _checked_ks(ks: Sequence[int]) -> tuple[int, ...]:
+    if not np.iterable(ks):
+        raise ValueError(f"ks: {ks!r} is no list of K; write ks=({ks!r},)")
+    ks = tuple(ks)
     wrong = [k for k in ks if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1]
     if wrong:
         raise ValueError(f"ks: {wrong[0]!r} is not a whole number from 1")
     return tuple(sorted({int(k) for k in ks}))
 
 
-def _checked_labels(labels, n: int, name: str) -> np.ndarray:
+def _checked_labels(labels, n: int, name: str) -> list[Hashable]:
     labels = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if labels.shape != (n,):
         raise ValueError(f"{name} has shape {labels.shape} for {n} vectors; expected ({n},)")
     if labels.dtype.kind not in "biuUSO":
         raise ValueError(f"{name} are {labels.dtype}; expected integers or strings")
-    return labels
+    return labels.tolist()
 
 
 def _normalized(embeddings, name: str) -> Tensor:
@@ -237,35 +239,33 @@ def _normalized(embeddings, name: str) -> Tensor:
                 f"{name}: {len(rows)} of {len(vectors)} vectors {problem}, the first at index {int(rows[0])}"
             )
     scaled = vectors / largest
-    return (
-        scaled / torch.linalg.vector_norm(scaled, dim=1, keepdim=True, dtype=torch.float64).to(scaled.dtype)
-    ).float()
+    lengths = torch.linalg.vector_norm(scaled, dim=1, keepdim=True, dtype=torch.float64)
+    return (scaled / lengths.to(scaled.dtype)).float().contiguous()
 
 
 # --- ranks ----------------------------------------------------------------------------------------
 
 
 def _ranks(
-    search: _Search, task: _Task, kept: np.ndarray, wanted: tuple[metrics.Metric, ...], ks: tuple[int, ...]
+    search: _TorchSearch, task: _Task, kept: np.ndarray, wanted: tuple[metrics.Metric, ...], ks: tuple[int, ...]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each block of queries: its rows in `kept` and the ranks (rows, m) of their positives.
 
     A block holds queries of like R, so that one large class does not deepen the search of all others.
     """
-    size = max(1, BLOCK_BYTES // (4 * len(task.gallery)))
-    by_relevant = np.argsort(task.relevant[kept], kind="stable")
-    for begin in range(0, len(kept), size):
-        rows = by_relevant[begin : begin + size]
-        most = int(task.relevant[kept[rows]].max())
+    remaining = np.argsort(task.relevant[kept], kind="stable")
+    while len(remaining):
+        most = int(task.relevant[kept[remaining[: search.rows][-1]]])
+        rows, remaining = np.split(remaining, [min(search.rows, max(1, BLOCK_BYTES // (POSITIVE_BYTES * most)))])
         needs = {"best": 1, "relevant": most, "k": max(ks, default=1), "all": len(task.gallery)}
         depth = max(LEAST_DEPTH, *(needs[metric.depth] for metric in wanted))
         yield rows, _block_ranks(search, task, kept[rows], min(depth, len(task.gallery)))
 
 
-def _block_ranks(search: _Search, task: _Task, queries: np.ndarray, depth: int) -> np.ndarray:
+def _block_ranks(search: _TorchSearch, task: _Task, queries: np.ndarray, depth: int) -> np.ndarray:
     """ranks (b, m) of the positives of `queries`: exact up to `depth`, the first column at any depth."""
     device = task.queries.device
-    relevant = torch.from_numpy(task.relevant[queries]).to(device)
+    relevant = task.relevant[queries]
     similarities = search.similarities(task.queries[torch.from_numpy(queries).to(device)])
 
     row, column, _ = (torch.from_numpy(part).to(device) for part in task.same_id.pairs(queries))
@@ -274,14 +274,14 @@ def _block_ranks(search: _Search, task: _Task, queries: np.ndarray, depth: int) 
     positives = similarities.new_full((len(queries), int(task.same_label.count[queries].max())), -torch.inf)
     positives[row, place] = similarities[row, column]
     similarities[row, column] = -torch.inf
-    positives = positives.sort(dim=1, descending=True).values[:, : int(relevant.max())]
+    positives = positives.sort(dim=1, descending=True).values[:, : relevant.max()]
 
     thresholds = positives - TIE
     others = search.largest(similarities, depth)
     before = depth - torch.searchsorted(others, thresholds)
     ranks = before + torch.arange(1, before.shape[1] + 1, device=device)
     ranks[before == depth] = metrics.BEYOND
-    ranks[torch.arange(before.shape[1], device=device) >= relevant[:, None]] = metrics.BEYOND
+    ranks[torch.isinf(positives)] = metrics.BEYOND
     unsettled = (before[:, 0] == depth).nonzero().flatten()
     if len(unsettled):
         ranks[unsettled, 0] = 1 + search.at_least(similarities, unsettled, thresholds[unsettled, 0])
@@ -291,61 +291,70 @@ def _block_ranks(search: _Search, task: _Task, queries: np.ndarray, depth: int) 
 # --- engines --------------------------------------------------------------------------------------
 
 
-class _Search:
-    """Torch: products on the device of the gallery, selection there too, or by numpy where that is the CPU."""
+class _TorchSearch:
+    """Products and selection by torch, on the device of the gallery."""
 
     name = "torch"
 
     def __init__(self, gallery: Tensor):
         self.gallery = gallery
+        self.rows = min(MOST_QUERIES, max(1, BLOCK_BYTES // (4 * len(gallery))))
+        # One buffer for all blocks: fresh pages for each would cost as much as a tenth of the product.
+        self.block = gallery.new_empty((self.rows, len(gallery)))
 
     def similarities(self, queries: Tensor) -> Tensor:
-        """(b, g) of queries (b, d)."""
-        return queries @ self.gallery.T
+        """(b, g) of queries (b, d), b ≤ rows, in a buffer that the next call overwrites."""
+        return torch.mm(queries, self.gallery.T, out=self.block[: len(queries)])
 
     def largest(self, similarities: Tensor, depth: int) -> Tensor:
-        """(b, depth), ascending: the largest of each row. May reorder the rows."""
-        if similarities.is_cuda:
-            return similarities.topk(depth, dim=1).values.flip(1)
-
-        def select(rows: np.ndarray) -> np.ndarray:
-            rows.partition(rows.shape[1] - depth, axis=1)
-            return np.sort(rows[:, rows.shape[1] - depth :], axis=1)
-
-        rows = similarities.numpy()
-        return torch.from_numpy(np.concatenate(_in_threads(select, np.array_split(rows, torch.get_num_threads()))))
+        """(b, depth), ascending: the largest of each row. May reorder the rows of `similarities`."""
+        return similarities.topk(depth, dim=1).values.flip(1)
 
     def at_least(self, similarities: Tensor, rows: Tensor, thresholds: Tensor) -> Tensor:
         """(r,) how many similarities of each of these rows reach its threshold."""
-        if similarities.is_cuda:
-            return (similarities[rows] >= thresholds[:, None]).sum(dim=1)
-        block, given = similarities.numpy(), list(zip(rows.tolist(), thresholds.numpy(), strict=True))
-
-        def count(part: slice) -> list[int]:
-            return [np.count_nonzero(block[row] >= threshold) for row, threshold in given[part]]
-
-        share = -(-len(given) // torch.get_num_threads())
-        parts = [slice(begin, begin + share) for begin in range(0, len(given), share)]
-        return torch.tensor([found for part in _in_threads(count, parts) for found in part])
+        return (similarities[rows] >= thresholds[:, None]).sum(dim=1)
 
 
-class _FaissSearch(_Search):
-    """Faiss on the CPU: its BLAS for the product, its heaps for the selection, with as many threads as torch has."""
+class _CpuSearch(_TorchSearch):
+    """Selection and counting by numpy, on a CPU several times faster than torch's topk and comparisons."""
+
+    def largest(self, similarities: Tensor, depth: int) -> Tensor:
+        first = similarities.shape[1] - depth
+
+        def select(rows: np.ndarray) -> np.ndarray:
+            rows.partition(first, axis=1)
+            return np.sort(rows[:, first:], axis=1)
+
+        parts = np.array_split(similarities.numpy(), torch.get_num_threads())
+        return torch.from_numpy(np.concatenate(_in_threads(select, parts)))
+
+    def at_least(self, similarities: Tensor, rows: Tensor, thresholds: Tensor) -> Tensor:
+        block, rows, thresholds = similarities.numpy(), rows.numpy(), thresholds.numpy()
+
+        def count(part: np.ndarray) -> list[int]:
+            return [np.count_nonzero(block[rows[i]] >= thresholds[i]) for i in part]
+
+        parts = np.array_split(np.arange(len(rows)), torch.get_num_threads())
+        return torch.tensor(list(chain.from_iterable(_in_threads(count, parts))))
+
+
+class _FaissSearch(_CpuSearch):
+    """Products by faiss' BLAS and selection by its heaps, with as many threads as torch has."""
 
     name = "faiss"
 
     def __init__(self, gallery: Tensor, faiss):
-        self.faiss, self.size = faiss, len(gallery)
+        super().__init__(gallery)
+        self.faiss = faiss
         # Faiss' map x → A x, with the gallery as A, is the one public way to its matrix product.
-        self.product = faiss.LinearTransform(gallery.shape[1], self.size, False)
+        self.product = faiss.LinearTransform(gallery.shape[1], len(gallery), False)
         faiss.copy_array_to_vector(gallery.numpy().ravel(), self.product.A)
         self.product.is_trained = True
 
     def similarities(self, queries: Tensor) -> Tensor:
-        queries = np.ascontiguousarray(queries.numpy())
-        block = np.empty((len(queries), self.size), np.float32)
-        self.product.apply_noalloc(len(queries), self.faiss.swig_ptr(queries), self.faiss.swig_ptr(block))
-        return torch.from_numpy(block)
+        pointer, into = self.faiss.swig_ptr(queries.numpy()), self.faiss.swig_ptr(self.block.numpy())
+        self.product.apply_noalloc(len(queries), pointer, into)
+        return self.block[: len(queries)]
 
     def largest(self, similarities: Tensor, depth: int) -> Tensor:
         if depth > HEAP_DEPTH:
@@ -356,7 +365,7 @@ class _FaissSearch(_Search):
         heap.nh, heap.k = values.shape
         heap.val, heap.ids = self.faiss.swig_ptr(values), self.faiss.swig_ptr(numbers)
         heap.heapify()
-        heap.addn(self.size, self.faiss.swig_ptr(similarities.numpy()))
+        heap.addn(similarities.shape[1], self.faiss.swig_ptr(similarities.numpy()))
         heap.reorder()
         return torch.from_numpy(values[:, ::-1].copy())
 
@@ -370,18 +379,17 @@ def _in_threads(function, parts: list) -> list:
 
 
 @contextmanager
-def _engine(name: str | None, gallery: Tensor) -> Iterator[_Search]:
+def _engine(name: str | None, gallery: Tensor) -> Iterator[_TorchSearch]:
     if name not in (None, "faiss", "torch"):
         raise ValueError(f"engine: {name!r}; choose faiss or torch")
-    if name == "faiss" and gallery.is_cuda:
-        raise ValueError(
-            "engine: faiss searches on the CPU and the embeddings are on a GPU; move them, or choose torch"
-        )
-    there = importlib.util.find_spec("faiss") is not None
-    if name == "faiss" and not there:
+    on_cpu = gallery.device.type == "cpu"
+    installed = importlib.util.find_spec("faiss") is not None
+    if name == "faiss" and not on_cpu:
+        raise ValueError(f"engine: faiss searches on the CPU, the embeddings are on {gallery.device}; choose torch")
+    if name == "faiss" and not installed:
         raise ValueError("engine: faiss is not installed (pip install faiss-cpu); choose torch")
-    if name == "torch" or gallery.is_cuda or not there:
-        yield _Search(gallery)
+    if name == "torch" or not on_cpu or not installed:
+        yield _CpuSearch(gallery) if on_cpu else _TorchSearch(gallery)
         return
     import faiss
 
@@ -415,3 +423,81 @@ def evaluator_digest() -> str:
     for path in (here / "retrieval.py", *sorted((here / "metrics").glob("*.py"))):
         digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+# --- conformance ----------------------------------------------------------------------------------
+
+
+def conformance(evaluator: Callable[..., Evaluation] = evaluate) -> list[str]:
+    """What an evaluator gets wrong on cases whose scores are known; an empty list means that it passes.
+
+    A collapsed embedding scores at most chance, a perfect one 1, copies of a query in another class come before its
+    positives, queries without a positive are left out, and vectors without a direction are refused.
+    """
+    problems = []
+    for name, arguments, expected in _conformance_cases():
+        try:
+            found = evaluator(**arguments)
+        except ValueError as error:
+            if expected is not None:
+                problems.append(f"{name}: refused ({error})")
+            continue
+        if expected is None:
+            problems.append(f"{name} was not refused, scored R@1 = {found.values['R@1']:.3f}")
+            continue
+        scores = {**found.values, "excluded": found.excluded}
+        problems += [
+            f"{name} scored {title} = {scores[title]:.3f}, expected {low:.3f}"
+            + (f" to {high:.3f}" if high > low else "")
+            for title, (low, high) in expected.items()
+            if not low - 1e-6 <= scores[title] <= high + 1e-6
+        ]
+    return problems
+
+
+def _conformance_cases() -> Iterator[tuple[str, dict, dict[str, tuple[float, float]] | None]]:
+    """(name, arguments, {title: (least, most)}), None in place of the scores where the evaluator has to refuse."""
+
+    def exactly(**scores: float) -> dict[str, tuple[float, float]]:
+        titles = {"r1": "R@1", "r2": "R@2", "r4": "R@4", "map": "MAP@R", "precision": "R-Precision"}
+        return {titles.get(name, name): (score, score) for name, score in scores.items()}
+
+    rng = np.random.default_rng(0)
+    many = np.arange(1003) // 17
+    one_place = np.tile(rng.standard_normal(512), (1003, 1))
+    chance = {"R@1": (0.0, 16 / 1002), "R@8": (0.0, 8 * 16 / 1002), "MAP@R": (0.0, 16 / 1002)}
+    yield "constant embedding", {"embeddings": one_place, "labels": many}, chance
+    noisy = one_place + 1e-9 * rng.standard_normal(one_place.shape)
+    yield "constant embedding with rounding noise", {"embeddings": noisy, "labels": many}, chance
+    apart = np.eye(59)[many] + 1e-3 * rng.standard_normal((1003, 59))
+    perfect = {"embeddings": apart, "labels": many}
+    yield "perfect embedding", perfect, exactly(r1=1, r2=1, r4=1, map=1, precision=1)
+
+    for name, value in (("NaN", math.nan), ("infinite", math.inf)):
+        broken = apart.copy()
+        broken[5, 7] = value
+        yield f"embedding with a {name} value", {"embeddings": broken, "labels": many}, None
+    yield "embedding with a zero vector", {"embeddings": apart * (many != 3)[:, None], "labels": many}, None
+    yield "K beyond the candidates", perfect | {"ks": (1, 1003)}, None
+    again = {"gallery": apart.copy(), "gallery_labels": many}
+    yield "gallery that is the query array", perfect | again, None
+
+    # On the circle the nearest is the nearest angle. Worked by hand: positives of the five queries stand at the ranks
+    # 3 | 2, 4 | 1, 4 | 4 | 2, 3.
+    points, labels = _at_degrees(0, 10, 25, 60, 100), ["a", "b", "b", "a", "b"]
+    by_hand = exactly(r1=1 / 5, r2=3 / 5, r4=1, map=1 / 5, precision=3 / 10, excluded=0)
+    circle = {"embeddings": points, "labels": labels, "ks": (1, 2, 4)}
+    yield "hand-computed case", circle, by_hand
+    stock = {"gallery": points[::-1], "gallery_labels": labels[::-1], "gallery_ids": range(5)[::-1]}
+    yield "the same with the queries in the gallery", circle | stock | {"query_ids": range(5)}, by_hand
+
+    twins = {"embeddings": _at_degrees(0, 0, 50, 50), "labels": ["a", "b", "a", "b"], "ks": (1, 2)}
+    yield "copies in another class", twins, exactly(r1=0, r2=0, map=0, precision=0)
+    twins = {"embeddings": _at_degrees(0, 0, 50, 50), "labels": ["a", "a", "b", "b"], "ks": (1, 2)}
+    yield "copies in the own class", twins, exactly(r1=1, r2=1, map=1, precision=1)
+    single = {"embeddings": _at_degrees(0, 5, 20, 60), "labels": ["a", "b", "b", "c"], "ks": (1, 2)}
+    yield "classes of one image", single, exactly(r1=1 / 2, r2=1, map=1 / 2, excluded=2)
+
+
+def _at_degrees(*angles: float) -> np.ndarray:
+    return np.stack([np.cos(np.radians(angles)), np.sin(np.radians(angles))], axis=1)
