@@ -151,9 +151,9 @@ def open_prepared(count: int, side: int, cache: Path) -> None:
 
 
 def private_mb() -> float:
-    """Memory that this process shares with none."""
+    """Memory of this process that no other can share: written pages, not those mapped from a file (page cache)."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
 
 
 def photographs(count: int) -> list[bytes]:
