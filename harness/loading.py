@@ -300,7 +300,7 @@ class Augmentation:
 
     def _normalised(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
         """(pixel / 255 - mean) / std in float32, for pixels in [0, 255]; a cubic filter's overshoot is cut off."""
-        mean, std = _as_tensors(self.mean, self.std, pixels.device)
+        mean, std = _as_tensors(tuple(self.mean), tuple(self.std), pixels.device)
         if pixels.is_floating_point():
             pixels = pixels.clamp_(0, 255)
         return torch.sub(pixels, mean, out=out).div_(std)
