@@ -51,10 +51,14 @@ def _named(value: Any) -> Any:
 
 
 class Backbone(Choice):
-    """A timm network. `options` go to timm; `stage` is where the feature level mixes (None: the last feature map)."""
+    """A timm network. `options` go to timm; `stage` is where the feature level mixes (None: the last feature map).
+
+    `lr_scale` multiplies every learning rate of the grid with this network: a transformer wants smaller steps.
+    """
 
     pretrained: bool | str = False
     stage: str | None = None
+    lr_scale: float = Field(1.0, gt=0)
 
 
 class Loss(Choice):
@@ -240,7 +244,6 @@ class Trial(Value):
     def shared(self) -> dict[str, Any]:
         """The factors that must be equal within one table of a dataset and a backbone (FAIR-08), flattened."""
         content = self.model_dump(mode="json", exclude={"arm", "seed", "keep"})
-        content["backbone"].pop("stage")
         for name in SHARED_BY_A_LOSS:
             content["training"].pop(name)
         return dict(_flat(content))
@@ -321,7 +324,7 @@ class Grid(Value):
         return [
             Trial(
                 dataset=dataset,
-                backbone=backbone.model_copy(update={"stage": None}),
+                backbone=backbone.model_copy(update={"stage": None, "lr_scale": 1.0}),
                 model=self.model,
                 images=self.images,
                 training=training,
@@ -336,23 +339,24 @@ class Grid(Value):
         ]
 
     def _arms(self, backbone: Backbone) -> list[tuple[Arm, Training]]:
-        arms = [(Arm.of(floor, {}), self.training) for floor in self.floors]
+        arms = [(Arm.of(floor, {}), self._training(None, backbone)) for floor in self.floors]
         for loss, level in itertools.product(self.losses, self.levels):
             metrix = None
             if level != "baseline":
                 metrix = self.metrix.model_copy(update={"at": level, "stage": None})
                 if level == "feature":
                     metrix = metrix.model_copy(update={"stage": self.metrix.stage or backbone.stage})
-            arms.append((Arm.of(loss.name, loss.options, metrix), self._training(loss)))
+            arms.append((Arm.of(loss.name, loss.options, metrix), self._training(loss, backbone)))
         chosen = {loss.name: loss for loss in self.losses}
         for text in self.arms:
             arm = Arm.parse(text)
-            arms.append((arm, self._training(chosen.get(arm.loss, Loss(name=arm.loss)))))
+            arms.append((arm, self._training(chosen.get(arm.loss), backbone)))
         return arms
 
-    def _training(self, loss: Loss) -> Training:
-        own = {k: v for k in SHARED_BY_A_LOSS if (v := getattr(loss, k)) is not None}
-        return self.training.model_copy(update=own)
+    def _training(self, loss: Loss | None, backbone: Backbone) -> Training:
+        own = {k: v for k in SHARED_BY_A_LOSS if loss and (v := getattr(loss, k)) is not None}
+        lr = own.get("lr", self.training.lr) * backbone.lr_scale
+        return self.training.model_copy(update={**own, "lr": float(f"{lr:.12g}")})
 
 
 def grids() -> dict[str, Path]:

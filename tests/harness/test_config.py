@@ -1,6 +1,7 @@
 """Grids: what is written becomes values; what is wrong is said, all of it, in the words of the file."""
 
 import pytest
+
 from harness.config import Arm, Grid, GridError, Level, Trial, grids
 
 GOOD = """
@@ -37,6 +38,12 @@ def test_the_product_of_a_grid(load):
     assert {t.training.lr for t in trials if t.arm.loss == "multi_similarity"} == {2e-4}
     assert {t.training.lr for t in trials if t.arm.loss == "contrastive"} == {1e-3}
     assert {t.arm.metrix.stage for t in trials if t.arm.at == "feature"} == {"layer3"}
+
+
+def test_a_network_may_scale_every_learning_rate(load):
+    trials = load(GOOD.replace("stage: layer3", "lr_scale: 0.1")).trials()
+    assert {t.training.lr for t in trials if t.arm.loss == "multi_similarity"} == {2e-5}
+    assert {t.training.lr for t in trials if t.arm.loss in ("contrastive", "untrained")} == {1e-4}
 
 
 def test_all_arms_of_a_backbone_share_what_a_table_must_share(load):
