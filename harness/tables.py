@@ -181,8 +181,8 @@ def leaderboard(
     """
     records = sorted(records, key=lambda record: record.id)
     planned = {trial.id: trial for trial in planned}
-    finished = {record.id for record in records}
-    failed = {f.id: f for f in sorted(failures, key=lambda failure: failure.id) if f.id not in finished}
+    finished = {record.trial.id for record in records}
+    failed = {f.trial.id: f for f in sorted(failures, key=lambda failure: failure.id) if f.trial.id not in finished}
     entries = [_Entry(r.trial, r.arm, r.baseline, r.level, record=r) for r in records]
     entries += [_entry(f.trial, failure=f) for f in failed.values()]
     entries += [_entry(trial) for id, trial in sorted(planned.items()) if id not in finished and id not in failed]

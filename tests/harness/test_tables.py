@@ -160,6 +160,12 @@ def test_a_trial_that_succeeded_later_has_not_failed(series, fail):
     assert not board.partial
 
 
+def test_a_planned_trial_is_done_by_what_it_is_not_by_its_name(series):
+    records = series("contrastive", BASE, {"id": "named by an older version"})
+    board = leaderboard(records, planned=[record.trial for record in records])
+    assert (board.partial, board.done, board.total) == (False, 3, 3)
+
+
 def test_a_refused_loss_without_any_run_is_still_shown():
     board = leaderboard([], refused=[("glyphs", "test_resnet", "contrastive+input", "no form")])
     assert [(row.arm, row.state) for row in board.blocks[0].rows] == [
