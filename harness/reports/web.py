@@ -52,7 +52,7 @@ def breakable(name: str):
     """A name, escaped, that may go on in the next line behind its signs."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"(?<=[_+,\[=])", "<wbr>", str(escape(name))))
+    return Markup(re.sub(r"(?<=[_,\[])", "<wbr>", str(escape(name))))
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,8 @@ def chart(title, records, behind, value, bounds, factor: float = 1) -> Chart:
             if epoch.epoch == record.selected_epoch and value(epoch) is not None
         ),
         ticks=tuple(
-            (round(height(number / factor), 1), f"{number:g}") for number in ticks(factor * low, factor * high)
+            (round(height(number / factor), 1), f"{number:g}".replace("-", "−"))
+            for number in ticks(factor * low, factor * high)
         ),
         last_epoch=epochs,
     )
