@@ -29,10 +29,10 @@ class CheckpointError(RuntimeError):
 def save(path: Path | str, sections: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Write `sections` (a state dict each, nested as deep as an optimiser's) and `meta` to `path`, atomically.
 
-    Sections may hold tensors of any shape and device, numbers, text, None, and lists, tuples and dicts of them;
-    they come back from `load` with the same types, bits and keys, tensors on the CPU. Tensors that are one (tied
-    weights) are stored once. Raises CheckpointError for anything else, and when the disk is full or not writable:
-    a checkpoint that was there before is then still there.
+    Sections may hold tensors of any shape and device, numbers, text, None, and lists, tuples and dicts of them.
+    They come back from `load` with the same types, keys and bits, tensors on the CPU in the layout they had
+    (contiguous or channels last). Tensors that are one (tied weights) are stored once. Raises CheckpointError for
+    anything else, and when the disk is full or not writable: a previous checkpoint is then still there.
     """
     path = Path(path)
     tensors: dict[str, Tensor] = {}
@@ -105,7 +105,8 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
 def _encode(value: Any, place: str, tensors: dict[str, Tensor], stored: dict[tuple, str]) -> Any:
     """`value` as JSON that keeps types and key types; its tensors go to `tensors` under their place in it."""
     if isinstance(value, Tensor):
-        return {"tensor": _store(value, place, tensors, stored)}
+        kind = "channels_last" if _is_channels_last(value) else "tensor"
+        return {kind: _store(value, place, tensors, stored)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
@@ -143,11 +144,21 @@ def _store(tensor: Tensor, place: str, tensors: dict[str, Tensor], stored: dict[
     return name
 
 
+def _is_channels_last(tensor: Tensor) -> bool:
+    """The format stores one layout; another must come back, or vectorised optimiser steps round differently."""
+    return (
+        tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
 def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, inner),) = value.items()
     if kind == "tensor":
+        return tensors[inner]
+    if kind == "channels_last":
+        tensors[inner] = tensors[inner].contiguous(memory_format=torch.channels_last)
         return tensors[inner]
     if kind == "dict":
         return {key: _decode(v, tensors) for key, v in inner}
