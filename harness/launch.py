@@ -184,20 +184,22 @@ def _run(plan: Plan, todo: list[Trial], run: Run, sources: Sources, wants: Resou
         view.begin(len(plan.trials), len(plan.trials) - len(todo), slots)
         for sentence in notes:
             view.note(sentence)
-        with stoppable():
-            for _ in range(DRIVER_ATTEMPTS):
-                try:
-                    _fit(left, sources, wants, {"CPU": cores, "GPU": share} if share else {"CPU": cores})
-                except RuntimeError:
-                    if _watch.interrupted:
+        try:
+            with stoppable():
+                for _ in range(DRIVER_ATTEMPTS):
+                    try:
+                        _fit(left, sources, wants, {"CPU": cores, "GPU": share} if share else {"CPU": cores})
+                    except RuntimeError:
+                        if _watch.interrupted:
+                            break
+                        traceback.print_exc()
+                        view.note(f"ray's controller stopped; what lacks a record is submitted again: {last_line()}")
+                    failed = {failure.id for failure in run.failures()} & _watch.gave_up
+                    left = [trial for trial in missing(run, plan) if trial.id not in failed]
+                    if not left or _watch.interrupted:
                         break
-                    traceback.print_exc()
-                    view.note(f"ray's controller stopped; what lacks a record is submitted again: {last_line()}")
-                failed = {failure.id for failure in run.failures()} & _watch.gave_up
-                left = [trial for trial in missing(run, plan) if trial.id not in failed]
-                if not left or _watch.interrupted:
-                    break
-        view.end(_watch.interrupted)
+        finally:
+            view.end(_watch.interrupted)
     return slots
 
 
