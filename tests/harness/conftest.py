@@ -1,6 +1,7 @@
 """A trial and its record, as small as they can be."""
 
 import pytest
+
 from harness.config import Arm, Backbone, Choice, Images, Model, Training, Trial
 from harness.record import Cost, Data, Epoch, Record
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from harness.record import Run, RunError, conflicts
 
 

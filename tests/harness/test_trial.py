@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from harness import checkpoint, selection, train
 from harness.config import Choice, Level
 from harness.record import Epoch, Run
