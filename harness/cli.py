@@ -115,7 +115,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
         f"{grid.name}: {len(plan.trials)} trials",
         ("trial", "epochs", "state", "seconds"),
         [
-            (t.id, str(t.training.epochs), "done" if t.id in done else "to run", f"{seconds[t.id]:.0f}")
+            (t.id, str(t.schedule.epochs), "done" if t.id in done else "to run", f"{seconds[t.id]:.0f}")
             for t in plan.trials
         ]
         + [(f"{dataset}-{backbone}-{arm}", "", "n/a", reason) for dataset, backbone, arm, reason in plan.refused],
@@ -153,7 +153,7 @@ def trial_command(arguments: argparse.Namespace) -> int:
         for progress in steps(trial, sources):
             epoch = progress.curve[-1]
             scores = "  ".join(f"{name} {value:.4f}" for name, value in epoch.validation.items())
-            print(f"epoch {epoch.epoch}/{trial.training.epochs}  loss {epoch.loss:.4f}  validation: {scores}")
+            print(f"epoch {epoch.epoch}/{trial.schedule.epochs}  loss {epoch.loss:.4f}  validation: {scores}")
         record = run.record(trial)
         print("test: " + "  ".join(f"{name} {value:.4f}" for name, value in record.test.items()))
         print(f"record: {run.record_path(trial)}")
@@ -199,10 +199,8 @@ def _report(run: Run) -> None:
     if not records and not failures:
         print(f"{run.folder} holds no results yet")
         return
-    asked, refused = run.remembered()
-    without = {row[:3] for row in refused}
-    planned = {t.id: t for grid in asked for t in grid.trials() if t.cell not in without}
-    board = tables.leaderboard(records, failures, planned=tuple(planned.values()), refused=tuple(refused))
+    asked = run.asked()
+    board = tables.leaderboard(records, failures, planned=asked.trials, refused=asked.refused)
     written = reports.write_all(board, run.folder)
     terminal.show(board)
     print("written: " + "  ".join(str(path) for path in written))

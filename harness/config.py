@@ -158,23 +158,25 @@ class Arm(Value):
     """A row of the leaderboard: a loss, plain or with Metrix, or a floor that is not trained by any loss.
 
     Written `multi_similarity`, `multi_similarity+embedding`, `contrastive[margin=0.3]+feature[stage=layer3]`:
-    every hyperparameter that is not the default stands in brackets.
+    every hyperparameter that is not the default stands in brackets. `contrastive@2x` trains for twice the epochs, with
+    every milestone scaled: a baseline at the forward passes of a variant.
     """
 
     loss: str
     options: dict[str, Any] = {}
     metrix: Level | None = None
+    longer: float = Field(1.0, gt=0)
 
     @classmethod
     def parse(cls, text: str) -> "Arm":
         """The arm that `text` writes, complete with its loss's defaults; ValueError says what is wrong with it."""
         bracket = r"(?:\[([^\]]*)\])?"
-        match = re.fullmatch(rf"([\w:]+){bracket}(?:\+(\w+){bracket})?", text.strip())
+        match = re.fullmatch(rf"([\w:]+){bracket}(?:\+(\w+){bracket})?(?:@([\d.]+)x)?", text.strip())
         if not match:
             raise ValueError(f"arm {text!r} is not written loss, loss+level or loss[key=value]+level[key=value]")
-        loss, options, at, level = match.groups()
+        loss, options, at, level, longer = match.groups()
         metrix = None if at in (None, "baseline") else Level(at=at, **_pairs(level))
-        return cls.of(loss, _pairs(options), metrix)
+        return cls.of(loss, _pairs(options), metrix).model_copy(update={"longer": float(longer or 1)})
 
     @classmethod
     def of(cls, loss: str, options: dict[str, Any], metrix: Level | None = None) -> "Arm":
@@ -190,8 +192,10 @@ class Arm(Value):
 
     @property
     def at(self) -> str:
-        """The level: baseline, embedding, feature, input, or floor."""
-        return "floor" if self.loss in FLOORS else self.metrix.at if self.metrix else "baseline"
+        """The level: baseline, embedding, feature, input, longer (a baseline that trains longer), or floor."""
+        if self.loss in FLOORS:
+            return "floor"
+        return self.metrix.at if self.metrix else "baseline" if self.longer == 1 else "longer"
 
     @property
     def baseline(self) -> str:
@@ -203,7 +207,8 @@ class Arm(Value):
         """The arm as it is written, non-default values in brackets."""
         defaults = {} if self.loss in FLOORS else registry.loss(self.loss).parameters
         given = {k: v for k, v in self.options.items() if v != defaults.get(k)}
-        return self.loss + _brackets(given) + (f"+{self.metrix}" if self.metrix else "")
+        level = f"+{self.metrix}" if self.metrix else ""
+        return self.loss + _brackets(given) + level + (f"@{self.longer:g}x" if self.longer != 1 else "")
 
 
 class Trial(Value):
@@ -218,7 +223,7 @@ class Trial(Value):
     images: Images
     training: Training
     arm: Arm
-    protocol: Literal["fair"] = "fair"
+    protocol: Literal["fair", "paper", "tuned", "search"] = "fair"
     keep: Literal["weights", "embeddings", "none"] = "embeddings"
     seed: int = Field(0, ge=0)
 
@@ -231,9 +236,16 @@ class Trial(Value):
     @property
     def id(self) -> str:
         """Readable and unique: `glyphs-test_resnet-contrastive+input-s0-3f9a12`."""
-        arm = self.arm.loss + (f"+{self.arm.at}" if self.arm.metrix else "")
+        arm = self.arm.loss + (f"+{self.arm.at}" if self.arm.at not in ("baseline", "floor") else "")
         name = f"{self.dataset.name}-{self.backbone.name}-{arm}-s{self.seed}"
         return re.sub(r"[^\w+.-]", "_", name) + f"-{self.digest[:8]}"
+
+    @property
+    def schedule(self) -> Training:
+        """The training settings as this arm runs them: epochs and milestones times `arm.longer`."""
+        times, names = self.arm.longer, ("epochs", "step_epochs", "warmup_epochs")
+        scaled = {name: round(getattr(self.training, name) * times) for name in names}
+        return self.training.model_copy(update={**scaled, "step_epochs": max(1, scaled["step_epochs"])})
 
     @property
     def cell(self) -> tuple[str, str, str]:
@@ -253,12 +265,16 @@ ManyChoices = Annotated[Choice, BeforeValidator(_named)]
 
 
 class Grid(Value):
-    """The experiment a YAML file describes: datasets × backbones × (losses × levels + arms + floors) × seeds."""
+    """The experiment a YAML file describes: datasets × backbones × (losses × levels + arms + floors) × seeds.
+
+    `compute_matched` adds, for each Metrix arm that crosses the network more often than its baseline, the baseline
+    trained for as many forward passes.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     version: int = Field(1, ge=1)
     about: str = ""
-    protocol: Literal["fair"] = "fair"
+    protocol: Literal["fair", "paper", "tuned"] = "fair"
     datasets: tuple[ManyChoices, ...] = Field(min_length=1)
     backbones: tuple[Annotated[Backbone, BeforeValidator(_named)], ...] = Field(min_length=1)
     losses: tuple[Annotated[Loss, BeforeValidator(_named)], ...] = ()
@@ -272,6 +288,7 @@ class Grid(Value):
     training: Training = Training()
     resources: Resources = Resources()
     keep: Literal["weights", "embeddings", "none"] = "embeddings"
+    compute_matched: bool = False
 
     @classmethod
     def load(

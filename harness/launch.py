@@ -8,6 +8,7 @@ files and restore are not used.
 import faulthandler
 import gc
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -126,7 +127,7 @@ def run_grid(
     run.prepare()
     with run.lock():
         refuse_strangers(run, grid, plan)
-        run.remember(grid, plan.refused)
+        run.remember(grid, plan.trials, plan.refused)
         sources = Sources(
             run.folder.resolve(),
             data and Path(data).resolve(),
@@ -204,7 +205,7 @@ def _run(plan: Plan, todo: list[Trial], run: Run, sources: Sources, wants: Resou
 
 
 def _fit(trials: Sequence[Trial], sources: Sources, wants: Resources, bundle: dict[str, float]) -> None:
-    specs = [{"trial": trial.model_dump_json(), "epochs": trial.training.epochs} for trial in trials]
+    specs = [{"trial": trial.model_dump_json(), "epochs": trial.schedule.epochs} for trial in trials]
     with scratch("metrix-tune-") as folder:
         tune.Tuner(
             tune.with_resources(TrialActor, tune.PlacementGroupFactory([bundle])),
@@ -256,9 +257,9 @@ class TrialActor(tune.Trainable):
         if self._last is None:
             self._release()
             record = run.record(trial)
-            return {"done": True, "score": record.test["R@1"], "seconds": record.cost.wall_s}
+            return {"done": True, "score": record.test.get("R@1", math.nan), "seconds": record.cost.wall_s}
         epoch = self._last.curve[-1]
-        return {"epoch": epoch.epoch, "loss": epoch.loss, "score": epoch.validation[FAIR.metric]}
+        return {"epoch": epoch.epoch, "loss": epoch.loss, "score": epoch.validation.get(FAIR.metric, math.nan)}
 
     def cleanup(self) -> None:
         self._release()

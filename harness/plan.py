@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 import metrix
-from harness import datasets, models, splits
+from harness import datasets, models
 from harness.config import Arm, Grid, GridError, Trial
 from harness.models import Embedder
 from harness.record import Record
 from harness.selection import PROTOCOLS
-from harness.trial import embedder, open_dataset
+from harness.trial import embedder, open_dataset, split_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
     problems += _network_problems(kept) + _data_problems(kept, data, cache)
     if problems:
         raise GridError(grid.name, problems)
+    if grid.compute_matched:
+        kept += matched_baselines(kept)
     refused = {(*trial.cell, reason): None for trial in trials if (reason := reasons[trial.arm.label])}
     return Plan(tuple(kept), tuple(refused))
 
@@ -80,7 +82,7 @@ def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -
         except datasets.DatasetError as error:
             problems.append(f"datasets: {error}")
             continue
-        split = splits.fair_validation(dataset, PROTOCOLS[some[0].protocol].validation_share)
+        split = split_of(dataset, PROTOCOLS[some[0].protocol])
         counts = np.unique(dataset.labels[split == "train"], return_counts=True)[1]
         problems += dict.fromkeys(p for trial in some if (p := _batch_problem(trial, counts)))
     return problems
@@ -103,6 +105,23 @@ def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:
     elif settings.batch_size > counts.sum():
         return f"training.batch_size: {settings.batch_size} is more than the {counts.sum()} training images of {name}"
     return None
+
+
+def matched_baselines(trials: Sequence[Trial]) -> list[Trial]:
+    """For every Metrix trial with more forward passes than its baseline, the baseline at as many (FAIR-07)."""
+    networks: dict[tuple, Embedder] = {}
+    found = {}
+    for trial in trials:
+        if trial.arm.metrix is None:
+            continue
+        key = (trial.backbone.model_dump_json(), trial.model, trial.images.side_px)
+        if key not in networks:
+            networks[key] = embedder(trial)
+        if (ratio := round(_passes(trial, networks[key]), 2)) > 1:
+            arm = trial.arm.model_copy(update={"metrix": None, "longer": ratio})
+            longer = trial.model_copy(update={"arm": arm})
+            found[longer.id] = longer
+    return list(found.values())
 
 
 def estimate(
@@ -149,8 +168,8 @@ def _pace(trial: Trial) -> tuple[float, Embedder]:
 
 def _images(trial: Trial, data: Path | None, cache: Path | None) -> int:
     dataset = open_dataset(trial.dataset, data, cache)
-    split = splits.fair_validation(dataset, PROTOCOLS[trial.protocol].validation_share)
-    return int((split == "train").sum()) * trial.training.epochs
+    split = split_of(dataset, PROTOCOLS[trial.protocol])
+    return int((split == "train").sum()) * trial.schedule.epochs
 
 
 def _passes(trial: Trial, network: Embedder) -> float:
@@ -158,5 +177,5 @@ def _passes(trial: Trial, network: Embedder) -> float:
     level = trial.arm.metrix
     if level is None or level.at == "embedding":
         return 1.0
-    share = 1.0 if level.at == "input" else network.share(level.stage, trial.images.side_px)
+    share = 1.0 if level.at == "input" else network.share(level.stage or network.stages()[-1], trial.images.side_px)
     return 1.0 + share * (level.hardest or 1)

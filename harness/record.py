@@ -89,6 +89,7 @@ class Record(Stored):
     selected_epoch: int | None
     validation: dict[str, float]
     test: dict[str, float]
+    best_test_epoch: dict[str, float] | None = None  # protocol paper only; chooses nothing
     curve: tuple[Epoch, ...] = ()
     cost: Cost
     data: Data
@@ -109,6 +110,22 @@ class Failure(Stored):
     traceback: str = ""
     attempts: int = 1
     finished: str
+
+
+class Asked(Stored):
+    """What a run folder was asked for: grids, trials that do not stand in a grid (such as compute-matched ones), and
+    (dataset, backbone, arm, reason) of combinations that have no Metrix form."""
+
+    grids: tuple[Grid, ...] = ()
+    further: tuple[Trial, ...] = ()
+    refused: tuple[tuple[str, str, str, str], ...] = ()
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial that should have a record some day."""
+        without = {row[:3] for row in self.refused}
+        trials = {t.id: t for grid in self.grids for t in grid.trials() if t.cell not in without}
+        return (*trials.values(), *(t for t in self.further if t.id not in trials))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -168,23 +185,20 @@ class Run:
         done = {path.name for path in (self.folder / "records").glob("*.json")}
         return [f for f in self._all("failures", Failure) if f"{f.id}.json" not in done]
 
-    def remember(self, grid: Grid, refused: Iterable[Sequence[str]]) -> None:
-        """Keep what was asked for, so that a report can show what is missing."""
-        grids, before = self.remembered()
-        grids = [other for other in grids if other != grid] + [grid]
-        rows = dict.fromkeys([*before, *map(tuple, refused)])
-        write_json(
-            self.folder / "plan.json",
-            {"grids": [g.model_dump(mode="json") for g in grids], "refused": [list(row) for row in rows]},
-        )
+    def remember(self, grid: Grid, trials: Iterable[Trial], refused: Iterable[Sequence[str]]) -> None:
+        """Keep what was asked for, so that a report can show what is missing. Several grids add up."""
+        before = self.asked()
+        grids = [*(other for other in before.grids if other != grid), grid]
+        derived = {trial.id for one in grids for trial in one.trials()}
+        further = {t.id: t for t in (*before.further, *trials) if t.id not in derived}
+        rows = dict.fromkeys([*before.refused, *map(tuple, refused)])
+        asked = Asked(grids=grids, further=tuple(further.values()), refused=tuple(rows))
+        write_json(self.folder / "plan.json", asked.model_dump(mode="json"))
 
-    def remembered(self) -> tuple[list[Grid], list[tuple[str, ...]]]:
-        """The grids that ran in this folder, and (dataset, backbone, arm, reason) of what they could not ask for."""
+    def asked(self) -> "Asked":
+        """What the grids that ran in this folder asked for; empty where none did."""
         path = self.folder / "plan.json"
-        if not path.exists():
-            return [], []
-        content = json.loads(path.read_text())
-        return [Grid.model_validate(g) for g in content["grids"]], [tuple(row) for row in content["refused"]]
+        return Asked.model_validate_json(path.read_bytes()) if path.exists() else Asked()
 
     def finish(self, record: Record) -> None:
         """Write the record: from here on the trial is done."""

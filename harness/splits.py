@@ -82,3 +82,8 @@ def fair_validation(dataset: Dataset, share: float = 0.2) -> np.ndarray:
     split = dataset.split.astype("<U10")
     split[np.isin(dataset.labels, chosen) & (split == "train")] = "validation"
     return split
+
+
+def no_validation(dataset: Dataset) -> np.ndarray:
+    """The split (n,) in which every training image trains, those the source names for validation too."""
+    return np.where(dataset.split == "validation", "train", dataset.split)

@@ -213,7 +213,7 @@ class View:
         """A trial begins at `where` (a node or GPU, may be empty) for the `attempt`-th time."""
         with self._lock:
             running = _Running(trial, where, attempt, self._clock())
-            running.epochs = trial.training.epochs if trial.arm.at != "floor" else 0
+            running.epochs = trial.schedule.epochs if trial.arm.at != "floor" else 0
             self._running[trial.id] = self._seen[trial.id] = running
         again = f"  attempt {attempt}" if attempt > 1 else ""
         self._line("started", trial.id, again + (f"  on {where}" if where else ""))

@@ -5,7 +5,7 @@ The test split is not an argument here. What the loop gets of validation is a fu
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from harness import checkpoint
 from harness.config import Training, Trial
 from harness.loading import Augmentation, Images, batches
 from harness.record import Epoch
-from harness.selection import select
 from harness.streams import stream
 
 CHECK_EVERY = 50  # steps between two looks at the losses: each look waits for the device
@@ -47,22 +46,26 @@ def train(
     labels: Tensor,
     augmentation: Augmentation,
     validate: Callable[[], dict[str, float]],
+    choose: Callable[[Sequence[Epoch]], int],
     folder: Path,
     device: torch.device,
 ) -> Iterator[Progress]:
     """Train `model` under `criterion` on images[indices] with `labels` (n,) in 0 … classes−1; yield after each epoch.
 
     Continues from `folder`/last.safetensors where it exists, bit for bit on the CPU with the same thread count, and
-    leaves the weights of the best validation epoch in `folder`/best.safetensors. `criterion` has
-    `objective(model, images, labels) -> scalar`. Raises Diverged when the loss stops being finite.
+    leaves the weights of the epoch that `choose` takes from the curve in `folder`/best.safetensors. `criterion` has
+    `objective(model, images, labels) -> scalar`. When it continues, the state it continues from is yielded first.
+    Raises Diverged when the loss stops being finite.
     """
-    settings, name = trial.training, (trial.dataset.name, trial.backbone.name)
+    settings, name = trial.schedule, (trial.dataset.name, trial.backbone.name)
     groups = [{"params": list(model.parameters()), "lr": settings.lr}, *criterion.parameter_groups(settings.lr)]
     optimizer = OPTIMIZERS[settings.optimizer](groups, settings.lr, weight_decay=settings.weight_decay, fused=True)
     base = [group["lr"] for group in optimizer.param_groups]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     progress = _resume(folder, model, criterion, optimizer)
     labels, generator = labels.to(device), torch.Generator(device)
+    if progress.curve:
+        yield progress
     for epoch in range(len(progress.curve) + 1, settings.epochs + 1):
         began, scale = time.perf_counter(), step_size(settings, epoch)
         for group, lr in zip(optimizer.param_groups, base, strict=True):
@@ -114,7 +117,7 @@ def train(
             )
         )
         saving = time.perf_counter()
-        _save(folder, model, criterion, optimizer, progress)
+        _save(folder, model, criterion, optimizer, progress, choose)
         progress.checkpoint_s += time.perf_counter() - saving
         yield progress
 
@@ -141,11 +144,16 @@ def _require_finite(losses: Tensor, epoch: int) -> None:
 
 
 def _save(
-    folder: Path, model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, now: Progress
+    folder: Path,
+    model: nn.Module,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    now: Progress,
+    choose: Callable[[Sequence[Epoch]], int],
 ) -> None:
-    """The best weights first, then the state to resume from: a crash between the two repeats the epoch, no more."""
+    """The chosen weights first, then the state to resume from: a crash between the two repeats the epoch, no more."""
     epoch = now.curve[-1].epoch
-    if select(now.curve) == epoch:
+    if choose(now.curve) == epoch:
         checkpoint.save(folder / "best.safetensors", {"model": model.state_dict()}, {"epoch": epoch})
     meta = {**vars(now), "curve": [e.model_dump() for e in now.curve]}
     sections = {"model": model.state_dict(), "criterion": criterion.state_dict(), "optimizer": optimizer.state_dict()}

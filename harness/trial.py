@@ -7,9 +7,10 @@ or time it; `run_trial` drains it in this process.
 """
 
 import hashlib
+import json
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,8 +30,8 @@ from harness.ledger import Ledger
 from harness.loading import Augmentation, Images, open_images
 from harness.models import Embedder
 from harness.provenance import provenance
-from harness.record import Cost, Data, Record, Run, now
-from harness.selection import PROTOCOLS, select
+from harness.record import Cost, Data, Record, Run, now, write_json
+from harness.selection import PROTOCOLS, Protocol
 from harness.streams import stream
 from harness.train import Progress, train
 
@@ -79,49 +80,36 @@ def steps(trial: Trial, sources: Sources) -> Iterator[Progress]:
     run = Run(sources.out)
     if run.record(trial) is not None:
         return
-    began = time.perf_counter()
-    torch.set_num_threads(trial.training.threads)
-    device = torch.device(sources.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    dataset = open_dataset(trial.dataset, sources.data, sources.cache)
-    images = open_images(
-        dataset, trial.images.cache_side_px or trial.images.side_px, sources.cache or default_folder()
-    )
-    split = splits.fair_validation(dataset, PROTOCOLS[trial.protocol].validation_share)
-    training, validation = part(dataset, split, "train"), part(dataset, split, "validation")
-
-    if trial.arm.loss == "pixels":
-        model, embedding = nn.Flatten(), plain_pixels(trial)
-    else:
-        model = embedder(trial).to(device)
-        embedding = augmentation(trial, model, dataset)
+    began, protocol = time.perf_counter(), PROTOCOLS[trial.protocol]
+    bench = Bench.of(trial, sources)
     progress, criterion, folder = Progress(), None, run.checkpoints(trial)
-
-    def score(some: Part) -> dict[str, float]:
-        return retrieval.evaluate(embed(model, images, some.indices, embedding, device), some.labels).values
-
+    seen = TestCurve(folder / "test_curve.json")
     if trial.arm.at != "floor":
-        criterion = objective(trial, int(training.labels.max()) + 1).to(device)
+        training = bench.part("train")
+        criterion = objective(trial, int(training.labels.max()) + 1).to(bench.device)
         drop_broken(folder, run)
         for progress in train(
             trial,
-            model,
+            bench.model,
             criterion,
-            images,
+            bench.images,
             training.indices,
             torch.as_tensor(training.labels),
-            embedding,
-            lambda: score(validation),
+            bench.augmentation,
+            lambda: bench.scores("validation"),
+            protocol.choose,
             folder,
-            device,
+            bench.device,
         ):
+            if protocol.watches_test:
+                seen.add(progress.curve[-1].epoch, lambda: read_test(bench, run).values)
             yield progress
 
-    chosen = select(progress.curve) if progress.curve else None
-    scores = progress.curve[chosen - 1].validation if chosen else score(validation)
-    digest = load_best(model, folder, chosen) if chosen else checkpoint.state_digest(model.state_dict())
-    test, notes = read_test_once(trial, run, dataset, images, split, model, embedding, digest, device)
+    chosen = protocol.choose(progress.curve) if progress.curve else None
+    validation = progress.curve[chosen - 1].validation if chosen else bench.scores("validation")
+    digest = load_best(bench.model, folder, chosen) if chosen else checkpoint.state_digest(bench.model.state_dict())
+    test = read_test(bench, run) if protocol.reads_test else None
+    notes = keep_test(bench, run, test) if test else ()
     run.finish(
         Record(
             id=trial.id,
@@ -130,19 +118,20 @@ def steps(trial: Trial, sources: Sources) -> Iterator[Progress]:
             level=trial.arm.at,
             baseline=trial.arm.baseline,
             grid=dict(sources.grid),
-            protocol={"name": trial.protocol, "version": PROTOCOLS[trial.protocol].version},
+            protocol={"name": protocol.name, "version": protocol.version},
             selected_epoch=chosen,
-            validation=scores,
-            test=test.values,
+            validation=validation,
+            test=test.values if test else {},
+            best_test_epoch=seen.best,
             curve=progress.curve,
-            cost=cost(trial, model, progress, time.perf_counter() - began, device),
-            data=description(dataset, split, test),
+            cost=cost(bench, progress, time.perf_counter() - began),
+            data=description(bench, test),
             effective=getattr(criterion, "effective", {}),
             provenance={
                 **provenance(),
-                "device": device_name(device),
-                "weights": getattr(model, "tag", None),
-                "initial_weights": getattr(model, "weights_digest", None),
+                "device": device_name(bench.device),
+                "weights": getattr(bench.model, "tag", None),
+                "initial_weights": getattr(bench.model, "weights_digest", None),
                 "tested_weights": digest,
                 "evaluator": retrieval.evaluator_digest(),
             },
@@ -151,7 +140,80 @@ def steps(trial: Trial, sources: Sources) -> Iterator[Progress]:
         )
     )
     if trial.keep != "weights":
+        seen.path.unlink(missing_ok=True)
         checkpoint.remove(folder)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a trial works with, once its settings have become things."""
+
+    trial: Trial
+    dataset: Dataset
+    split: np.ndarray
+    images: Images
+    model: nn.Module
+    augmentation: Augmentation
+    device: torch.device
+
+    @classmethod
+    def of(cls, trial: Trial, sources: Sources) -> "Bench":
+        """Open the data, build the network, choose the device."""
+        torch.set_num_threads(trial.training.threads)
+        device = torch.device(sources.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        dataset = open_dataset(trial.dataset, sources.data, sources.cache)
+        side_px = trial.images.cache_side_px or trial.images.side_px
+        images = open_images(dataset, side_px, sources.cache or default_folder())
+        split = split_of(dataset, PROTOCOLS[trial.protocol])
+        model = nn.Flatten() if trial.arm.loss == "pixels" else embedder(trial).to(device)
+        return cls(trial, dataset, split, images, model, augmentation(trial, model, dataset), device)
+
+    def part(self, name: str) -> Part:
+        """The images of split `name`, labels renumbered 0 … classes−1 (proxies are counted by them)."""
+        indices = np.flatnonzero(self.split == name)
+        return Part(torch.as_tensor(indices), np.unique(self.dataset.labels[indices], return_inverse=True)[1])
+
+    @torch.inference_mode()
+    def embed(self, indices: Tensor) -> np.ndarray:
+        """Embeddings (n, d) float32 of images[indices], in evaluation mode, without augmentation."""
+        self.model.eval()
+        parts = [
+            self.model(self.augmentation.evaluate(self.images.batch(batch, self.device))).float().cpu()
+            for batch in indices.split(EMBEDDING_BATCH)
+        ]
+        return torch.cat(parts).numpy()
+
+    def scores(self, name: str) -> dict[str, float]:
+        """The scores of a split that is no test split; {} where the protocol keeps no image for it."""
+        some = self.part(name)
+        return retrieval.evaluate(self.embed(some.indices), some.labels).values if len(some.indices) else {}
+
+
+class TestCurve:
+    """Test scores by epoch, for protocols that record them: written here, read by nobody but the record."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def add(self, epoch: int, score: Callable[[], dict[str, float]]) -> None:
+        """Keep the scores of an epoch, unless a run that was interrupted has them already."""
+        curve = self._read()
+        if str(epoch) not in curve:
+            write_json(self.path, {**curve, str(epoch): score()})
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """{"epoch": …, "R@1": …} of the epoch with the highest test R@1, the earliest on ties; None without any."""
+        curve = self._read()
+        if not curve:
+            return None
+        epoch = max(curve, key=lambda e: (curve[e]["R@1"], -int(e)))
+        return {"epoch": int(epoch), **curve[epoch]}
+
+    def _read(self) -> dict[str, dict[str, float]]:
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
 
 
 @lru_cache(maxsize=4)
@@ -164,10 +226,11 @@ def open_dataset(choice: Choice, data: Path | None = None, cache: Path | None = 
     return _dataset(choice.name, tuple(sorted(choice.options.items())), data, cache)
 
 
-def part(dataset: Dataset, split: np.ndarray, name: str) -> Part:
-    """The images of split `name`, labels renumbered 0 … classes−1 (proxies are counted by them)."""
-    indices = np.flatnonzero(split == name)
-    return Part(torch.as_tensor(indices), np.unique(dataset.labels[indices], return_inverse=True)[1])
+def split_of(dataset: Dataset, protocol: Protocol) -> np.ndarray:
+    """The split (n,) of a dataset under a protocol: train, test, and validation where something is selected on it."""
+    if protocol.validation_share == 0:
+        return splits.no_validation(dataset)
+    return splits.fair_validation(dataset, protocol.validation_share)
 
 
 def embedder(trial: Trial) -> Embedder:
@@ -200,9 +263,11 @@ def objective(trial: Trial, num_classes: int) -> nn.Module:
     return metrix.Metrix(loss, **arm.metrix.model_dump(), generator=generator)
 
 
-def augmentation(trial: Trial, model: Embedder, dataset: Dataset) -> Augmentation:
-    """Crops and flips of the trial, normalised as the weights were trained."""
+def augmentation(trial: Trial, model: nn.Module, dataset: Dataset) -> Augmentation:
+    """Crops and flips of the trial, normalised as the weights were trained; plain images in [0, 1] for `pixels`."""
     images = trial.images
+    if trial.arm.loss == "pixels":
+        return Augmentation(images.side_px, mean=(0.0,) * 3, std=(1.0,) * 3)
     return Augmentation(
         images.side_px,
         mean=model.mean,
@@ -212,24 +277,6 @@ def augmentation(trial: Trial, model: Embedder, dataset: Dataset) -> Augmentatio
         crop_ratio=images.crop_ratio,
         flip=dataset.mirrored if images.flip == "auto" else images.flip,
     )
-
-
-def plain_pixels(trial: Trial) -> Augmentation:
-    """The images themselves, at the size the networks see, in [0, 1]."""
-    return Augmentation(trial.images.side_px, mean=(0.0,) * 3, std=(1.0,) * 3)
-
-
-@torch.inference_mode()
-def embed(
-    model: nn.Module, images: Images, indices: Tensor, augmentation: Augmentation, device: torch.device
-) -> np.ndarray:
-    """Embeddings (n, d) float32 of images[indices], in evaluation mode, without augmentation."""
-    model.eval()
-    parts = [
-        model(augmentation.evaluate(images.batch(batch, device))).float().cpu()
-        for batch in indices.split(EMBEDDING_BATCH)
-    ]
-    return torch.cat(parts).numpy()
 
 
 def drop_broken(folder: Path, run: Run) -> None:
@@ -254,22 +301,35 @@ def load_best(model: nn.Module, folder: Path, chosen: int) -> str:
     return checkpoint.state_digest(model.state_dict())
 
 
-def read_test_once(trial, run, dataset, images, split, model, embedding, digest, device):
-    """The one reading of the test split: ledger, embeddings, scores, and what later readers need, kept on disk."""
-    test = part(dataset, split, "test")
-    fingerprint = split_fingerprint(dataset, split)
-    read = Ledger(run.ledger).read(
+@dataclass(frozen=True)
+class TestRead:
+    """One reading of the test split: scores, and the embeddings (n, d), ids, labels and roles they come from."""
+
+    result: retrieval.Evaluation
+    embeddings: np.ndarray
+    ids: np.ndarray
+    labels: np.ndarray
+    roles: np.ndarray | None
+    counts_once: bool
+
+    @property
+    def values(self) -> dict[str, float]:
+        return self.result.values
+
+
+def read_test(bench: Bench, run: Run) -> TestRead:
+    """Read the test split with the model as it is; the ledger is told first."""
+    dataset, trial, test = bench.dataset, bench.trial, bench.part("test")
+    entry = Ledger(run.ledger).read(
         cell="/".join((*trial.cell, f"s{trial.seed}")),
-        checkpoint=digest,
-        split=fingerprint,
+        checkpoint=checkpoint.state_digest(bench.model.state_dict()),
+        split=split_fingerprint(dataset, bench.split),
         evaluator=retrieval.evaluator_digest(),
     )
-    embeddings = embed(model, images, test.indices, embedding, device)
-    ids = np.array([dataset.keys[i] for i in test.indices])
-    roles = dataset.role[test.indices.numpy()] if dataset.role is not None else None
+    embeddings, ids = bench.embed(test.indices), np.array([dataset.keys[i] for i in test.indices])
+    roles = None if dataset.role is None else dataset.role[test.indices.numpy()]
     if roles is None:
         result = retrieval.evaluate(embeddings, test.labels, ks=dataset.ks)
-        queries = ids
     else:
         asked, stock = roles == "query", roles == "gallery"
         result = retrieval.evaluate(
@@ -281,19 +341,25 @@ def read_test_once(trial, run, dataset, images, split, model, embedding, digest,
             query_ids=ids[asked],
             gallery_ids=ids[stock],
         )
-        queries = ids[asked]
+    return TestRead(result, embeddings, ids, test.labels, roles, entry.counts_once)
+
+
+def keep_test(bench: Bench, run: Run, test: TestRead) -> tuple[str, ...]:
+    """Keep what the test read gave beside the record, and return the notes that the row must carry."""
+    trial, queries = bench.trial, test.ids if test.roles is None else test.ids[test.roles == "query"]
     if trial.keep != "none":
         run.keep_queries(
             trial,
-            embeddings=embeddings.astype(np.float16),
-            ids=ids,
+            embeddings=test.embeddings.astype(np.float16),
+            ids=test.ids,
             labels=test.labels,
-            queries=queries[result.queries],
-            **{f"query {name}": values for name, values in result.per_query.items()},
-            **({} if roles is None else {"roles": roles.astype(str)}),
+            queries=queries[test.result.queries],
+            **{f"query {name}": values for name, values in test.result.per_query.items()},
+            **({} if test.roles is None else {"roles": test.roles.astype(str)}),
         )
-    notes = () if read.counts_once else (f"FAIR-03 test read again for {'/'.join(trial.cell)} seed {trial.seed}",)
-    return result, notes
+    if test.counts_once or PROTOCOLS[trial.protocol].watches_test:
+        return ()
+    return (f"FAIR-03 test read again for {'/'.join(trial.cell)} seed {trial.seed}",)
 
 
 def split_fingerprint(dataset: Dataset, split: np.ndarray) -> str:
@@ -302,7 +368,9 @@ def split_fingerprint(dataset: Dataset, split: np.ndarray) -> str:
     return hashlib.sha256("\n".join("\t".join(map(str, row)) for row in rows).encode()).hexdigest()
 
 
-def description(dataset: Dataset, split: np.ndarray, test) -> Data:
+def description(bench: Bench, test: TestRead | None) -> Data:
+    """Sizes and fingerprints of the data that a trial used."""
+    dataset, split = bench.dataset, bench.split
     names = [name for name in ("train", "validation", "test") if (split == name).any()]
     return Data(
         index_fingerprint=dataset.index_fingerprint,
@@ -310,23 +378,17 @@ def description(dataset: Dataset, split: np.ndarray, test) -> Data:
         split_fingerprint=split_fingerprint(dataset, split),
         images={name: int((split == name).sum()) for name in names},
         classes={name: len(np.unique(dataset.labels[split == name])) for name in names},
-        test_queries=len(test.queries),
-        test_excluded=test.excluded,
+        test_queries=len(test.result.queries) if test else 0,
+        test_excluded=test.result.excluded if test else 0,
     )
 
 
-def cost(trial: Trial, model: nn.Module, progress: Progress, wall_s: float, device: torch.device) -> Cost:
+def cost(bench: Bench, progress: Progress, wall_s: float) -> Cost:
     """Seconds, images, forward passes: rows × the share of the network they cross ÷ batch (FAIR-07)."""
     train_s = sum(epoch.train_s for epoch in progress.curve)
-    share = 0.0
-    if trial.arm.metrix is not None:
-        at, stage = trial.arm.metrix.at, trial.arm.metrix.stage
-        share = {"input": 1.0, "embedding": 0.0}.get(
-            at, model.share(stage, trial.images.side_px) if at == "feature" else 0
-        )
-    rows = progress.images_seen + share * progress.mixed_rows
-    if device.type == "cuda":
-        peak_gb = torch.cuda.max_memory_allocated(device) / 1e9
+    rows = progress.images_seen + progress.mixed_rows * crossed(bench)
+    if bench.device.type == "cuda":
+        peak_gb = torch.cuda.max_memory_allocated(bench.device) / 1e9
     else:
         peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     return Cost(
@@ -338,8 +400,19 @@ def cost(trial: Trial, model: nn.Module, progress: Progress, wall_s: float, devi
         images_seen=progress.images_seen,
         forward_passes_per_step=rows / progress.images_seen if progress.images_seen else 0.0,
         peak_gb=peak_gb,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=sum(p.numel() for p in bench.model.parameters()),
     )
+
+
+def crossed(bench: Bench) -> float:
+    """The share of the network that a mixed row crosses: all of it at the input, none at the embedding."""
+    level = bench.trial.arm.metrix
+    if level is None or level.at == "embedding":
+        return 0.0
+    if level.at == "input":
+        return 1.0
+    stage = level.stage or bench.model.stages()[-1]
+    return bench.model.share(stage, bench.trial.images.side_px)
 
 
 def device_name(device: torch.device) -> str:

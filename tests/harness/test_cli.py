@@ -64,7 +64,10 @@ def test_wrong_words(run, words, sentence):
     [
         ({"backbone": "tset_resnet"}, "did you mean 'test_resnet"),
         ({"backbone": "{name: test_resnet, stage: layer9}"}, "layer9"),
-        ({"backbone": "{name: test_resnet, pretrained: /nowhere/weights.safetensors}"}, "/nowhere/weights.safetensors"),
+        (
+            {"backbone": "{name: test_resnet, pretrained: /nowhere/weights.safetensors}"},
+            "/nowhere/weights.safetensors",
+        ),
         ({"backbone": "{name: test_resnet, options: {nonsense: 1}}"}, "nonsense"),
         ({"arms": "triplet+embedding"}, "triplet"),
     ],
@@ -96,6 +99,14 @@ def test_a_plan_lists_what_would_run_and_what_it_would_take(run):
     assert "4 trials" in text
     assert "glyphs-test_resnet-contrastive+feature-s0" in text
     assert "4 to run, about" in text
+
+
+def test_compute_matched_baselines_stand_in_the_plan(run):
+    code, text = run(
+        "plan", "GRID", "--set", "compute_matched=true", "--set", "metrix.weight=0.2", arms="contrastive+input"
+    )
+    assert code == 0, text
+    assert text.count("contrastive+longer-s0") == 2  # one for the feature level, one for the input level
 
 
 @pytest.mark.parametrize("what", ["losses", "datasets", "grids"])

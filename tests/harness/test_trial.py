@@ -36,9 +36,11 @@ ARMS = ("contrastive", "proxy_anchor+embedding", "multi_similarity+input", "cont
 def test_an_interrupted_trial_ends_in_the_same_bits(arm, tiny, tmp_path):
     trial = tiny(arm, stage="layer3" if "feature" in arm else None, epochs=3)
     whole = run_trial(trial, tmp_path / "whole")
-    for _ in range(2):  # stopped after one epoch, twice; each time what was in memory is lost
-        next(steps(trial, Sources(tmp_path / "parts")))
+    for _ in range(2):  # stopped after an epoch, twice; each time what was in memory is lost
+        running = steps(trial, Sources(tmp_path / "parts"))
+        epochs = [len(next(running).curve) for _ in range(2)]
         torch.rand(3)
+    assert epochs == [2, 3]  # the second one begins with the state it was left, after epoch 2
     parts = run_trial(trial, tmp_path / "parts")
     assert outcome(parts) == outcome(whole)
     assert len(parts.curve) == 3
@@ -98,6 +100,35 @@ def test_the_test_split_is_read_once_and_what_it_gave_is_kept(tiny, tmp_path):
     assert kept["embeddings"].shape == (record.data.images["test"], 16)
     assert kept["embeddings"].dtype == np.float16
     assert not Run(tmp_path).checkpoints(trial).exists()
+
+
+def test_protocol_paper_trains_on_all_classes_and_records_the_best_test_epoch_beside_the_last(tiny, tmp_path):
+    trial = tiny(epochs=3).model_copy(update={"protocol": "paper"})
+    next(steps(trial, Sources(tmp_path)))
+    record = run_trial(trial, tmp_path)
+    assert record.data.classes == {"train": 16, "test": 16}
+    assert (record.selected_epoch, len(record.curve), record.validation) == (3, 3, {})
+    assert 1 <= record.best_test_epoch["epoch"] <= 3
+    assert record.best_test_epoch["R@1"] >= record.test["R@1"]
+    assert record.notes == ()
+    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 4  # each epoch, and the last again
+    alone = run_trial(tiny(epochs=3).model_copy(update={"protocol": "paper"}), tmp_path / "undisturbed")
+    assert (alone.test, alone.best_test_epoch) == (record.test, record.best_test_epoch)
+
+
+def test_a_search_trial_never_reads_the_test_split(tiny, tmp_path):
+    record = run_trial(tiny().model_copy(update={"protocol": "search"}), tmp_path)
+    assert record.test == {}
+    assert record.validation["MAP@R"] > 0
+    assert not (tmp_path / "ledger.jsonl").exists()
+    assert not (tmp_path / "per_query").exists()
+
+
+def test_a_baseline_that_trains_longer_has_every_milestone_scaled(tiny, tmp_path):
+    trial = tiny("contrastive@2x", epochs=2, schedule="step", step_epochs=1, gamma=0.5)
+    record = run_trial(trial, tmp_path)
+    assert [epoch.lr for epoch in record.curve] == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4])
+    assert (record.level, record.baseline, record.arm) == ("longer", "contrastive", "contrastive@2x")
 
 
 def test_another_checkpoint_of_the_same_cell_is_marked(tiny, tmp_path):
