@@ -22,6 +22,8 @@ from harness import registry
 
 FLOORS = ("untrained", "pixels")
 LEVELS = ("baseline", "embedding", "feature", "input")
+CENTRE_SHARE = 224 / 256  # the customary test crop
+THUMBNAIL_PX = 64  # up to this side an image is shown whole
 SHARED_BY_A_LOSS = ("lr", "schedule", "step_epochs", "gamma")  # may differ between losses, never within one
 
 
@@ -99,14 +101,29 @@ class Model(Value):
 class Images(Value):
     """What the network sees. Training: random resized crop (share of the area) and flip; test: resize, centre crop.
 
-    `flip` auto means: yes, unless a mirror image belongs to another class, as with characters.
+    `path` says where crops are cut from: `cache` from images decoded once, their shorter side `cache_side_px`;
+    `classical` from the files as they are, decoded and transformed image by image every time.
+    `cache_side_px` none means 8/7 of `side_px`, such as 256 for 224; up to 64 px, where images are characters or
+    thumbnails, `side_px`. `flip` auto means: yes, unless a mirror image belongs to another class, as with characters.
     """
 
+    path: Literal["cache", "classical"] = "cache"
     side_px: int = Field(224, ge=8)
     cache_side_px: int | None = Field(None, ge=8)
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
     flip: bool | Literal["auto"] = "auto"
+
+    @property
+    def stored_px(self) -> int:
+        """The shorter side of a decoded image: `cache_side_px`, or what none means."""
+        whole = self.side_px <= THUMBNAIL_PX
+        return self.cache_side_px or (self.side_px if whole else round(self.side_px / CENTRE_SHARE))
+
+    @property
+    def centre_share(self) -> float:
+        """The side of the test's centre crop as a share of the resized image: 224 of 256, 1 where all is shown."""
+        return max(self.side_px / self.stored_px, CENTRE_SHARE)
 
     @model_validator(mode="after")
     def _check(self):
