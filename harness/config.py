@@ -171,18 +171,43 @@ class Resources(Value):
     epoch_timeout_s: float = Field(3600, gt=0)
 
 
+class Search(Value):
+    """The tuning of protocol `tuned`: equally many `trials` for every arm, the first with the defaults.
+
+    Searched: the loss's constants over the space its file declares, the learning rate over `lr` times the grid's, and
+    for Metrix arms `weight` and `alpha`. A round proposes `batch` trials. `seed` is the training seed of all search
+    trials; final seeds must differ.
+    """
+
+    trials: int = Field(8, ge=2)
+    batch: int = Field(4, ge=1)
+    seed: int = Field(1000, ge=0)
+    lr: tuple[float, float] = (0.1, 10.0)
+    weight: tuple[float, float] = (0.05, 1.0)
+    alpha: tuple[float, float] = (0.5, 4.0)
+
+    @model_validator(mode="after")
+    def _check(self):
+        for name in ("lr", "weight", "alpha"):
+            low, high = getattr(self, name)
+            if not 0 < low < high:
+                raise ValueError(f"{name} is {[low, high]}; a space rises from a number above 0")
+        return self
+
+
 class Arm(Value):
     """A row of the leaderboard: a loss, plain or with Metrix, or a floor that is not trained by any loss.
 
     Written `multi_similarity`, `multi_similarity+embedding`, `contrastive[margin=0.3]+feature[stage=layer3]`:
-    every hyperparameter that is not the default stands in brackets. `contrastive@2x` trains for twice the epochs, with
-    every milestone scaled: a baseline at the forward passes of a variant.
+    every hyperparameter that is not the default stands in brackets. `contrastive@2x` trains for twice the epochs,
+    with every milestone scaled: a baseline at the forward passes of a variant.
     """
 
     loss: str
     options: dict[str, Any] = {}
     metrix: Level | None = None
     longer: float = Field(1.0, gt=0)
+    tuned: str | None = None  # the arm as the grid declares it, where a search has chosen its settings
 
     @classmethod
     def parse(cls, text: str) -> "Arm":
@@ -217,11 +242,15 @@ class Arm(Value):
     @property
     def baseline(self) -> str:
         """The label of the same loss without Metrix."""
+        if self.tuned:
+            return Arm.parse(self.tuned).baseline
         return Arm(loss=self.loss, options=self.options).label
 
     @property
     def label(self) -> str:
-        """The arm as it is written, non-default values in brackets."""
+        """The arm as it is written, non-default values in brackets; as the grid declares it where it was tuned."""
+        if self.tuned:
+            return self.tuned
         defaults = {} if self.loss in FLOORS else registry.loss(self.loss).parameters
         given = {k: v for k, v in self.options.items() if v != defaults.get(k)}
         level = f"+{self.metrix}" if self.metrix else ""
@@ -304,6 +333,7 @@ class Grid(Value):
     images: Images = Images()
     training: Training = Training()
     resources: Resources = Resources()
+    search: Search = Search()
     keep: Literal["weights", "embeddings", "none"] = "embeddings"
     compute_matched: bool = False
 
@@ -344,6 +374,8 @@ class Grid(Value):
             found += [f"{field}: {v} is listed twice" for v in sorted({v for v in values if values.count(v) > 1})]
         if not (self.losses or self.arms or self.floors):
             found.append("losses: there is no loss, arm or floor to run")
+        if self.protocol == "tuned" and self.search.seed in self.seeds:
+            found.append(f"search.seed: {self.search.seed} is also a final seed; the two must be disjoint")
         if self.metrix.at != "embedding":
             found.append("metrix.at: the levels of a grid stand in `levels`; take metrix.at away")
         return found

@@ -18,8 +18,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -126,39 +126,43 @@ def run_grid(
     run = Run(out, warn=notes.append)
     run.prepare()
     with run.lock():
-        refuse_strangers(run, grid, plan)
-        run.remember(grid, plan.trials, plan.refused)
+        if grid.protocol != "tuned":
+            refuse_strangers(run, grid, plan.trials)
         sources = Sources(
             run.folder.resolve(),
             data and Path(data).resolve(),
             cache and Path(cache).resolve(),
             grid=(("name", grid.name), ("version", grid.version)),
         )
-        todo = missing(run, plan)
-        slots = 0
         with quiet(run.folder / "driver.log") as screen:
-            vars(_watch).update(vars(_Watch(watch(screen) if watch else Unseen(), run)))
-            if todo:
-                slots = _run(plan, todo, run, sources, grid.resources, notes)
+            engine = Engine(sources, grid.resources, watch(screen) if watch else Unseen(), notes)
+            try:
+                trials = engine.searched(grid, plan.trials, run) if grid.protocol == "tuned" else plan.trials
+                if not engine.interrupted:
+                    refuse_strangers(run, grid, trials)
+                    run.remember(grid, trials, plan.refused)
+                    engine.run(trials, run)
+            finally:
+                engine.close()
         return Outcome(
-            plan,
+            Plan(tuple(trials), plan.refused),
             tuple(run.records()),
             tuple(run.failures()),
-            _watch.interrupted,
+            engine.interrupted,
             time.perf_counter() - began,
-            slots,
+            engine.slots,
         )
 
 
-def missing(run: Run, plan: Plan) -> list[Trial]:
-    """The trials of a plan that have no readable record, in order."""
-    return [trial for trial in plan.trials if run.record(trial) is None]
+def missing(run: Run, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that have no readable record, in order."""
+    return [trial for trial in trials if run.record(trial) is None]
 
 
-def refuse_strangers(run: Run, grid: Grid, plan: Plan) -> None:
+def refuse_strangers(run: Run, grid: Grid, trials: Sequence[Trial]) -> None:
     """Raise RunError when the folder's records would stand in one table with what they cannot be compared with."""
     records = run.records()
-    differences = conflicts(records, plan.trials)
+    differences = conflicts(records, trials)
     versions = {record.grid.get("version") for record in records if record.grid.get("name") == grid.name}
     if others := sorted(versions - {grid.version}):
         differences.append(f"version of grid {grid.name} was {', '.join(map(str, others))} and is now {grid.version}")
@@ -171,37 +175,72 @@ def refuse_strangers(run: Run, grid: Grid, plan: Plan) -> None:
         )
 
 
-def _run(plan: Plan, todo: list[Trial], run: Run, sources: Sources, wants: Resources, notes: list[str]) -> int:
-    """Submit trials until each has a record or has failed for good; returns the number of slots."""
-    view, left = _watch.view, todo
-    with cluster() as (cpus, gpus):
-        share = wants.gpus_per_trial if wants.gpus_per_trial != "auto" else float(gpus > 0)
-        cores = max(wants.cpus_per_trial, max(trial.training.threads for trial in todo))
-        if cores > cpus or share > gpus:
-            raise RunError(
-                f"a trial wants {cores} processors and {share:g} GPUs; this machine has {cpus} and {gpus:g}"
-            )
-        slots = int(min(cpus // cores, gpus // share if share else cpus))
-        view.begin(len(plan.trials), len(plan.trials) - len(todo), slots)
-        for sentence in notes:
-            view.note(sentence)
+class Engine:
+    """Ray, started when there is something to run, and what watches it."""
+
+    def __init__(self, sources: Sources, wants: Resources, view: View, notes: Sequence[str] = ()):
+        self.sources, self.wants, self.view, self.notes = sources, wants, view, list(notes)
+        self.slots, self.interrupted = 0, False
+        self._open, self._bundle = ExitStack(), {}
+
+    def close(self) -> None:
+        """Stop ray, where it was started."""
+        self._open.close()
+
+    def searched(self, grid: Grid, trials: Sequence[Trial], run: Run) -> list[Trial]:
+        """The trials with the settings that a search in `run`/search chooses; [] when it was interrupted."""
+        from harness.search import tune
+
+        folder = Run(run.folder / "search", warn=self.notes.append)
+        folder.prepare()
+
+        def execute(batch: list[Trial]) -> bool:
+            self.run(batch, folder)
+            return not self.interrupted
+
+        return tune(trials, grid.search, folder, execute)
+
+    def run(self, trials: Sequence[Trial], run: Run) -> None:
+        """Submit trials until each has a record in `run`, has failed for good, or the user stops it all."""
+        left = missing(run, trials)
+        if not left:
+            return
+        self._start(left)
+        view = self.view
+        vars(_watch).update(vars(_Watch(view, run)))
+        sources = replace(self.sources, out=run.folder.resolve())
+        view.begin(len(trials), len(trials) - len(left), self.slots)
+        while self.notes:
+            view.note(self.notes.pop(0))
         try:
             with stoppable():
                 for _ in range(DRIVER_ATTEMPTS):
                     try:
-                        _fit(left, sources, wants, {"CPU": cores, "GPU": share} if share else {"CPU": cores})
+                        _fit(left, sources, self.wants, self._bundle)
                     except RuntimeError:
                         if _watch.interrupted:
                             break
                         traceback.print_exc()
                         view.note(f"ray's controller stopped; what lacks a record is submitted again: {last_line()}")
-                    failed = {failure.id for failure in run.failures()} & _watch.gave_up
-                    left = [trial for trial in missing(run, plan) if trial.id not in failed]
+                    left = [trial for trial in missing(run, trials) if trial.id not in _watch.gave_up]
                     if not left or _watch.interrupted:
                         break
         finally:
-            view.end(_watch.interrupted)
-    return slots
+            self.interrupted = _watch.interrupted
+            view.end(self.interrupted)
+
+    def _start(self, trials: Sequence[Trial]) -> None:
+        if self._bundle:
+            return
+        cpus, gpus = self._open.enter_context(cluster())
+        share = self.wants.gpus_per_trial if self.wants.gpus_per_trial != "auto" else float(gpus > 0)
+        cores = max(self.wants.cpus_per_trial, max(trial.training.threads for trial in trials))
+        if cores > cpus or share > gpus:
+            raise RunError(
+                f"a trial wants {cores} processors and {share:g} GPUs; this machine has {cpus} and {gpus:g}"
+            )
+        self.slots = int(min(cpus // cores, gpus // share if share else cpus))
+        self._bundle = {"CPU": cores, "GPU": share} if share else {"CPU": cores}
 
 
 def _fit(trials: Sequence[Trial], sources: Sources, wants: Resources, bundle: dict[str, float]) -> None:

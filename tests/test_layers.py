@@ -28,7 +28,7 @@ LAYERS = [  # what may be imported: the own layer's neighbours and everything ab
     },
     {"harness.loading", "harness.models", "harness.checkpoint", "harness.retrieval", "harness.train"},
     {"harness.trial", "harness.plan", "harness.tables", "harness.captions"},
-    {"harness.launch", "harness.terminal", "harness.reports"},
+    {"harness.launch", "harness.search", "harness.terminal", "harness.reports"},
     {"harness.cli"},
 ]
 DOORS = {
@@ -40,6 +40,7 @@ DOORS = {
     "scipy": "harness/statistics.py",
     "pandas": "harness/tables.py",
     "ray": "harness/launch.py",
+    "optuna": "harness/search.py",
     "rich": "harness/terminal.py",
     "jinja2": "harness/reports/web.py",
     "yaml": "harness/config.py",
