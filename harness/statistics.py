@@ -1,15 +1,18 @@
 """What several seeds say: intervals, paired differences, corrections, power, ranks. Every distribution is scipy's.
 
 The unit of replication is the training seed, so intervals cover what another seed would change and not what another
-test set would. Two seeds give no interval: at n = 2 the t-quantile is 12.7 and the interval says nothing, so n < 3
-leaves its bounds nan and says so in `method`. Standard deviations have ddof = 1 everywhere.
+test set would; `class_bootstrap` covers the latter, and both together, where outcomes of single queries are known.
+Two seeds give no interval: at n = 2 the t-quantile is 12.7 and the interval says nothing, so n < 3 leaves its bounds
+nan and says so in `method`. Standard deviations have ddof = 1 everywhere.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -159,6 +162,78 @@ def bootstrap_interval(
     low, high = map(float, drawn.confidence_interval)
     method = f"{100 * level:g} % percentile bootstrap over {over}"
     return Interval(mean, low, high, (high - low) / 2, n, float(drawn.standard_error), method, level)
+
+
+def class_bootstrap(
+    sums: np.ndarray,
+    counts: np.ndarray,
+    *,
+    over_seeds: bool,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap of a mean over test queries, drawn by class: what another test set would change.
+
+    Queries of a class stand or fall together, so whole classes are drawn with replacement (Cameron et al. 2008,
+    Bootstrap-Based Improvements for Inference with Clustered Errors). `over_seeds` draws the training seeds too,
+    independently: two levels, from 5 seeds (fewer give no interval). Equal shapes and `seed` give equal draws, so
+    that rows of a table are compared on the same imagined test sets.
+
+    sums      (seeds, classes): per training seed, the outcomes of a class's queries added up; or, for a difference,
+              those of one arm minus those of the other
+    counts    (classes,): the queries of each class
+
+    Raises ValueError where shapes do not fit, there is no query, or fewer than 2 classes.
+    """
+    _checked_level(level)
+    sums, counts = np.atleast_2d(np.asarray(sums, float)), np.asarray(counts, float)
+    if sums.shape[1:] != counts.shape or len(counts) < 2 or not counts.sum() > 0:
+        raise ValueError(f"class_bootstrap: sums {sums.shape}, counts {counts.shape}; expected (seeds, classes ≥ 2)")
+    n, classes = sums.shape
+    mean = float((sums.sum(axis=1) / counts.sum()).mean())
+    over = f"{classes} test classes" + (f" and {n} training seeds" if over_seeds else "")
+    if over_seeds and n < LEAST_BOOTSTRAP_SEEDS:
+        nan = math.nan
+        return Interval(mean, nan, nan, nan, n, nan, f"{over}: no bootstrap interval (from 5 seeds)", level)
+    weights = _draws(classes, resamples, seed)
+    scores = (weights @ sums.T) / (weights @ counts)[:, None]
+    drawn = (scores * _draws(n, resamples, seed + 1)).sum(axis=1) / n if over_seeds else scores.mean(axis=1)
+    low, high = map(float, np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]))
+    method = f"{100 * level:g} % percentile bootstrap over {over}"
+    return Interval(mean, low, high, (high - low) / 2, n, float(drawn.std(ddof=1)), method, level)
+
+
+@lru_cache(maxsize=4)
+def _draws(n: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each of n things is drawn, n times with replacement: (resamples, n)."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+
+
+def variance_shares(scores: np.ndarray, factors: Sequence[str], order: int = 2) -> dict[tuple[str, ...], float]:
+    """How much of the variance of a complete grid each factor and interaction explains (η² of a crossed ANOVA).
+
+    scores    one axis a factor, one score a cell, all finite; `factors` names the axes
+    order     interactions of more factors than this, which include chance, are added up under the key ()
+
+    Shares of single factors come first; all add up to 1 (all are nan where every score is equal).
+    Raises ValueError where a cell is missing or the names do not fit.
+    """
+    scores = np.asarray(scores, float)
+    if scores.ndim != len(factors) or not np.isfinite(scores).all() or not scores.size:
+        raise ValueError(f"variance_shares: scores {scores.shape} over {len(factors)} factors; all must be there")
+    axes = range(scores.ndim)
+    total = float(((scores - scores.mean()) ** 2).sum())
+    shares = {}
+    for size in range(1, min(order, len(factors)) + 1):
+        for chosen in itertools.combinations(axes, size):
+            effect = scores.mean(axis=tuple(a for a in axes if a not in chosen), keepdims=True)
+            for axis in chosen:
+                effect = effect - effect.mean(axis=axis, keepdims=True)
+            squares = float((effect**2).sum()) * scores.size / effect.size
+            shares[tuple(factors[a] for a in chosen)] = squares / total if total else math.nan
+    shares[()] = max(0.0, 1.0 - math.fsum(shares.values())) if total else math.nan
+    return shares
 
 
 def power(difference: float, std: float, n: int, *, level: float = 0.95, comparisons: int = 1) -> float:

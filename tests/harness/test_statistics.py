@@ -159,3 +159,38 @@ def test_rank_intervals_separate_what_the_seeds_separate():
     }
     assert rank_intervals({}) == {}
     assert [(r.low, r.high) for r in rank_intervals({"a": {0: 1.0}, "b": {0: 2.0}}).values()] == [(1, 2), (1, 2)]
+
+
+def test_class_bootstrap_equals_a_loop_over_redrawn_classes_and_seeds():
+    rng = np.random.default_rng(3)
+    counts = np.array([3, 5, 2, 8])
+    sums = rng.integers(0, counts + 1, (6, 4)).astype(float)
+
+    def loop(over_seeds):
+        for _ in range(4000):
+            classes = rng.integers(0, 4, 4)
+            seeds = rng.integers(0, 6, 6) if over_seeds else range(6)
+            yield np.mean([sum(sums[s, c] for c in classes) / sum(counts[c] for c in classes) for s in seeds])
+
+    for over_seeds in (False, True):
+        found = statistics.class_bootstrap(sums, counts, over_seeds=over_seeds, resamples=20_000)
+        assert found.mean == pytest.approx((sums.sum(axis=1) / 18).mean())
+        assert (found.low, found.high) == pytest.approx(np.percentile(list(loop(over_seeds)), [2.5, 97.5]), abs=0.02)
+    assert found.method == "95 % percentile bootstrap over 4 test classes and 6 training seeds"
+    assert "no bootstrap" in statistics.class_bootstrap(sums[:4], counts, over_seeds=True).method
+    with pytest.raises(ValueError, match=r"sums \(6, 4\), counts \(3,\)"):
+        statistics.class_bootstrap(sums, counts[:3], over_seeds=False)
+
+
+def test_variance_shares_of_a_worked_grid():
+    # rows ±1, columns ±2, and 0.5 more where both agree: squares 4, 16 and 1 of 21
+    row, column = np.array([[-1], [1]]), np.array([[-2, 2]])
+    scores = 60 + row + column + 0.5 * np.sign(row * column)
+    shares = statistics.variance_shares(scores, ("loss", "level"))
+    assert shares == pytest.approx(
+        {("loss",): 4 / 21, ("level",): 16 / 21, ("loss", "level"): 1 / 21, (): 0}, abs=1e-12
+    )
+    assert statistics.variance_shares(scores, ("loss", "level"), order=1)[()] == pytest.approx(1 / 21)
+    assert math.isnan(statistics.variance_shares(np.ones((2, 2)), ("loss", "level"))["loss",])
+    with pytest.raises(ValueError, match="all must be there"):
+        statistics.variance_shares(np.array([1.0, math.nan]), ("loss",))
