@@ -33,8 +33,12 @@ class Contrastive(Loss):
 
     def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
         attract = -positive.sum(similarities)
-        repel = negative.sum((similarities - self.margin).relu())
+        above = (similarities - self.margin).relu()
+        repel = negative.sum(above)
         if self.reduction == "sum":
             return attract + repel
-        counted = negative.present & (positive.present | (similarities > self.margin))
-        return attract / positive.count().clamp(min=1) + repel / counted.flatten(1).sum(1).clamp(min=1)
+        both = positive.present & negative.present
+        shape, dtype = similarities.shape, similarities.dtype
+        mixed, pure = Weights(both, 1.0, shape, dtype), Weights(negative.present & ~both, 1.0, shape, dtype)
+        counted = mixed.count() + pure.sum(above.detach().sign())
+        return attract / positive.count().clamp(min=1) + repel / counted.clamp(min=1)

@@ -33,6 +33,7 @@ class Batch:
     labels: Tensor
     similarities: Tensor
     proxies: Tensor | None = None
+    sides: tuple[Tensor, Tensor] | None = None
 
 
 class Loss(nn.Module):
@@ -109,14 +110,15 @@ class Loss(nn.Module):
 
     def sides(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Which candidates are positives, which negatives of each anchor (bool); an anchor is neither of its own."""
-        labels = batch.labels
-        if not self.learns_classes:
-            same = labels[:, None] == labels
+        if batch.sides is None:
+            anchors = candidates = batch.labels
+            if self.learns_classes:
+                classes = torch.arange(len(self.proxies), device=batch.labels.device)
+                anchors, candidates = (classes, candidates) if self.anchors == "proxies" else (anchors, classes)
+            same = anchors[:, None] == candidates
             other = ~same
-            return same.fill_diagonal_(False), other
-        classes = torch.arange(len(self.proxies), device=labels.device)
-        same = classes[:, None] == labels if self.anchors == "proxies" else labels[:, None] == classes
-        return same, ~same
+            batch.sides = (same if self.learns_classes else same.fill_diagonal_(False)), other
+        return batch.sides
 
     def labelled(self, batch: Batch) -> tuple[Weights, Weights]:
         """The label weights of the clean batch: 1 for each positive, 1 for each negative."""

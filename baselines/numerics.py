@@ -40,7 +40,7 @@ class _Unit(Function):
     def backward(ctx, gradient: Tensor, _: Tensor) -> Tensor:
         units, lengths = ctx.saved_tensors
         radial = (units * gradient).sum(1, keepdim=True)
-        return torch.addcmul(gradient, units, radial, value=-1).div_(lengths)
+        return (gradient - units * radial).div_(lengths)
 
 
 def unit(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,27 +91,26 @@ class _LogSumExp(Function):
     @staticmethod
     def forward(ctx, x: Tensor, log_weights: Tensor | None, slope: float, shift: float, plus_one: bool) -> Tensor:
         terms = x * slope if log_weights is None else torch.add(log_weights, x, alpha=slope)
-        ctx.shapes = terms.shape, x.shape
+        ctx.slope, ctx.shapes = slope, (terms.shape, x.shape)
         terms = terms.flatten(1)
-        # an empty sum has only −inf terms; the finite floor keeps −inf − (−inf) away
-        top = terms.amax(1, keepdim=True).clamp_(min=torch.finfo(terms.dtype).min)
-        terms.sub_(top).exp_()
-        total = terms.sum(1, keepdim=True)
-        result = total.log() + top + shift
-        share = total.clamp_(min=0.5).reciprocal_().mul_(slope)  # ≥ 1 unless the sum is empty, where terms are 0
+        # the 1 is a term of exponent −shift; without it an empty sum has only −inf, and −inf − (−inf) is kept away
+        top = terms.amax(1, keepdim=True).clamp_(min=-shift if plus_one else torch.finfo(terms.dtype).min)
+        total = terms.sub_(top).exp_().sum(1, keepdim=True)
         if plus_one:
-            inner = result
-            result = torch.logaddexp(inner, torch.zeros_like(inner))
-            share.mul_((inner - result).exp_())
-        ctx.save_for_backward(terms, share)
-        return result.squeeze(1)
+            total.add_((-shift - top).exp_())
+        result = total.log().add_(top).squeeze_(1).add_(shift)
+        ctx.save_for_backward(terms, total)
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        terms, share = ctx.saved_tensors
+        terms, total = ctx.saved_tensors
         shape, x_shape = ctx.shapes
-        return (terms * (share * gradient[:, None])).view(shape).sum_to_size(x_shape), None, None, None, None
+        # the total is at least 1 unless the sum is empty, where the terms are 0
+        share = gradient[:, None].mul(ctx.slope).div_(total.clamp(min=0.5))
+        towards_x = (terms * share).view(shape)
+        return towards_x if shape == x_shape else towards_x.sum_to_size(x_shape), None, None, None, None
 
 
 def log_sum_exp(
@@ -133,7 +132,8 @@ class _Softplus(Function):
         y = x * slope
         ctx.slope = slope
         ctx.save_for_backward(y)
-        return y.abs().neg_().exp_().log1p_().add_(y.relu())
+        # exact to one rounding of 1, and above 40 it is y itself; torch's log1p is 20 times slower on a CPU
+        return torch.maximum(y.clamp(max=40.0).exp_().add_(1.0).log_(), y)
 
     @staticmethod
     @once_differentiable
@@ -143,7 +143,7 @@ class _Softplus(Function):
 
 
 def softplus(x: Tensor, slope: float = 1.0) -> Tensor:
-    """log(1 + e^{slope·x}), exact for every x including −∞ (torch's own is x above 20, and much slower on a CPU)."""
+    """log(1 + e^{slope·x}), to a rounding of 1, for every x including −∞ (torch's own is just x above 20)."""
     return _Softplus.apply(x, slope)
 
 

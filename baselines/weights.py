@@ -25,6 +25,21 @@ class Weights:
     def __init__(self, members: Tensor, value: float | Tensor, shape: torch.Size, dtype: torch.dtype):
         self.members, self.value, self.shape, self.dtype = members, value, shape, dtype
 
+    @classmethod
+    def of_label(
+        cls, members: Tensor, y: float | Tensor, shape: torch.Size, dtype: torch.dtype
+    ) -> tuple[Weights, Weights]:
+        """The weights y and 1 − y of the members of a set."""
+        positive, negative = cls(members, y, shape, dtype), cls(members, 1 - y, shape, dtype)
+        negative.membership = positive.membership
+        return positive, negative
+
+    @cached_property
+    def membership(self) -> Tensor:
+        """0 for members and −∞ for the others, the logarithm of belonging (broadcastable to `shape`)."""
+        nothing = torch.full(self.members.shape, -math.inf, dtype=self.dtype, device=self.members.device)
+        return nothing.masked_fill_(self.members, 0.0)
+
     @cached_property
     def present(self) -> Tensor:
         """Where the weight is above zero (bool, broadcastable to `shape`)."""
@@ -37,26 +52,21 @@ class Weights:
         """The weights as numbers (broadcastable to `shape`)."""
         return self.members.to(self.dtype).mul(self.value)
 
-    @cached_property
-    def logs(self) -> Tensor:
-        """The logarithms of the weights, −∞ for a weight of zero (broadcastable to `shape`)."""
-        if isinstance(self.value, Tensor):
-            return self.values.log()
-        log = math.log(self.value) if self.value > 0 else -math.inf
-        nothing = torch.full(self.members.shape, -math.inf, dtype=self.dtype, device=self.members.device)
-        return nothing.masked_fill_(self.members, log)
-
     def sum(self, terms: Tensor) -> Tensor:
         """Σ y·terms."""
-        return (self.values * terms).flatten(1).sum(1)
+        return (self.values * terms.sum_to_size(self.values.shape)).flatten(1).sum(1)
 
     def count(self) -> Tensor:
         """How many weights are above zero."""
-        return self.present.expand(self.shape).flatten(1).sum(1)
+        repeated = math.prod(self.shape[1:]) // max(1, math.prod(self.present.shape[1:]))
+        return self.present.flatten(1).sum(1) * repeated
 
     def log_sum_exp(self, x: Tensor, slope: float = 1.0, centre: float = 0.0, plus_one: bool = False) -> Tensor:
         """log Σ y·e^{slope·(x − centre)}, or log(1 + Σ …) with `plus_one`; −∞ (or 0) for an empty sum."""
-        return log_sum_exp(x, self.logs, slope, -slope * centre, plus_one)
+        shift = -slope * centre
+        if isinstance(self.value, Tensor) or self.value == 0:
+            return log_sum_exp(x, self.values.log(), slope, shift, plus_one)
+        return log_sum_exp(x, self.membership, slope, shift + math.log(self.value), plus_one)
 
 
 class Listed(Weights):
@@ -79,10 +89,6 @@ class Listed(Weights):
         return torch.zeros(self.shape, dtype=self.dtype, device=self.index.device).scatter_add_(
             1, self.index, self.value
         )
-
-    @cached_property
-    def logs(self) -> Tensor:
-        return self.values.log()
 
     def sum(self, terms: Tensor) -> Tensor:
         return (self.value * terms.gather(1, self.index)).sum(1)
@@ -110,10 +116,11 @@ class _Rest(Weights):
     def values(self) -> Tensor:
         return 1 - self.listed.values
 
-    @cached_property
-    def logs(self) -> Tensor:
+    def log_sum_exp(self, x: Tensor, slope: float = 1.0, centre: float = 0.0, plus_one: bool = False) -> Tensor:
         index, value = self.listed.index, self.listed.value
-        return torch.zeros(self.shape, dtype=self.dtype, device=index.device).scatter_add_(1, index, (-value).log1p())
+        logs = torch.zeros(self.shape, dtype=self.dtype, device=index.device)
+        logs.scatter_add_(1, index, (-value).log1p())
+        return log_sum_exp(x, logs, slope, -slope * centre, plus_one)
 
 
 def total(positive: Weights, negative: Weights, x: Tensor, slope: float) -> Tensor:

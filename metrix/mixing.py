@@ -11,6 +11,9 @@ embedded them, and only their labels are left to find.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 
 import torch
 from torch import Tensor
@@ -69,8 +72,7 @@ def embedded_loss(
 
 def _formula(loss: Loss, similarities: Tensor, members: Tensor, pairs: str, lam: float | Tensor) -> Tensor:
     y = {"pos-pos": 1.0, "neg-neg": 0.0}.get(pairs, lam)
-    shape, dtype = similarities.shape, similarities.dtype
-    return loss.formula(similarities, Weights(members, y, shape, dtype), Weights(members, 1 - y, shape, dtype))
+    return loss.formula(similarities, *Weights.of_label(members, y, similarities.shape, similarities.dtype))
 
 
 class _InverseNorms(Function):
@@ -81,43 +83,98 @@ class _InverseNorms(Function):
         # λ² + (1−λ)² + 2λ(1−λ)s as a sum of two non-negative terms, which cannot cancel
         product = 2 * lam * (1 - lam)
         square = (cosines + 1).mul_(product).add_((2 * lam - 1) ** 2)
-        inverse = square.clamp(min=1e-12).rsqrt_()
+        near_half = isinstance(lam, Tensor) or abs(2 * lam - 1) < 1e-6  # elsewhere the square is above its floor
+        floored = square < 1e-12 if near_half else None
+        inverse = square.clamp_(min=1e-12).rsqrt_()
         ctx.product = product
-        ctx.save_for_backward(inverse, square)
+        ctx.save_for_backward(inverse, floored)
         return inverse
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        inverse, square = ctx.saved_tensors
-        slope = inverse.pow(3).mul_(ctx.product).mul_(-0.5).masked_fill_(square < 1e-12, 0.0)
-        return slope.mul_(gradient), None
+        inverse, floored = ctx.saved_tensors
+        slope = inverse.pow(3).mul_(gradient).mul_(-0.5 * ctx.product)
+        return slope if floored is None else slope.masked_fill_(floored, 0.0), None
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where anchors with similarities (a, n) find the constituents of their mixed examples (a, f, s).
+
+    The columns `first` (a, f) and `second` (a, s); None is all n in order. `own` says that the first is the anchor
+    itself. Each way to read has its adjoint, which adds a gradient up at the same places.
+    """
+
+    first: Tensor | None = None
+    second: Tensor | None = None
+    own: bool = False
+
+    def rows(self, rows: slice) -> _Places:
+        """The same for some of the anchors."""
+        return _Places(*(None if x is None else x[rows] for x in (self.first, self.second)), self.own)
+
+    def of_pairs(self, matrix: Tensor) -> Tensor:
+        """The entries of a matrix (n, n) at the pairs of the mixed examples; (a, n) where the anchor is the first."""
+        if self.own:
+            return matrix[:, None, :]
+        if self.first is None:
+            return matrix[None]
+        if self.second is None:
+            return matrix.index_select(0, self.first.flatten()).view(*self.first.shape, -1)
+        return matrix[self.first[:, :, None], self.second[:, None, :]]
+
+    def to_pairs(self, gradient: Tensor, n: int) -> Tensor:
+        """The adjoint of `of_pairs`."""
+        if self.own:
+            return gradient[:, 0]
+        if self.first is None:
+            return gradient.sum(0)
+        if self.second is None:
+            return gradient.new_zeros(n, n).index_add_(0, self.first.flatten(), gradient.flatten(0, 1))
+        place = self.first[:, :, None] * n + self.second[:, None, :]
+        return gradient.new_zeros(n * n).index_add_(0, place.flatten(), gradient.flatten()).view(n, n)
+
+
+def _columns(similarities: Tensor, index: Tensor | None) -> Tensor:
+    return similarities if index is None else similarities.gather(1, index)
 
 
 class _Mix(Function):
-    """λ·first + (1−λ)·second, all pairs (r, f, s) of first (r, f) and second (r, s), times the inverse norms."""
+    """λ·s(a,i) + (1−λ)·s(a,j) for the mixed examples (a, f, s) of each anchor, times the inverse norms (n, n)."""
 
     @staticmethod
-    def forward(ctx, first: Tensor, second: Tensor, inverse: Tensor | None, lam: float | Tensor) -> Tensor:
-        first, second = first[:, :, None], second[:, None, :]
+    def forward(ctx, similarities: Tensor, inverse: Tensor | None, places: _Places, lam: float | Tensor) -> Tensor:
+        second = _columns(similarities, places.second)[:, None, :]
+        if places.own:
+            first = similarities.new_ones(len(similarities), 1, 1)
+        else:
+            first = _columns(similarities, places.first)[:, :, None]
         if isinstance(lam, Tensor):
             mixed = first * lam + second * (1 - lam)
         else:
             mixed = torch.add(first * lam, second, alpha=1 - lam)
-        ctx.lam = lam
+        inverse = None if inverse is None else places.of_pairs(inverse)
+        ctx.lam, ctx.places, ctx.shape = lam, places, similarities.shape
         ctx.save_for_backward(None if inverse is None else mixed, inverse)
         return mixed if inverse is None else (mixed * inverse).clamp_(-1.0, 1.0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        mixed, inverse = ctx.saved_tensors
-        towards_inverse = None if inverse is None else (gradient * mixed).sum_to_size(inverse.shape)
+        (mixed, inverse), places, n = ctx.saved_tensors, ctx.places, ctx.shape[1]
+        towards_inverse = None if inverse is None else places.to_pairs(gradient * mixed, n)
         scaled = gradient if inverse is None else gradient * inverse
         if isinstance(ctx.lam, Tensor):
-            towards_first = scaled * ctx.lam
-            return towards_first.sum(2), (scaled - towards_first).sum(1), towards_inverse, None
-        return scaled.sum(2).mul_(ctx.lam), scaled.sum(1).mul_(1 - ctx.lam), towards_inverse, None
+            weighted = scaled * ctx.lam
+            first, second = weighted.sum(2), (scaled - weighted).sum(1)
+        else:
+            first, second = scaled.sum(2).mul_(ctx.lam), scaled.sum(1).mul_(1 - ctx.lam)
+        if places.second is not None:
+            second = second.new_zeros(ctx.shape).scatter_add_(1, places.second, second)
+        if not places.own:
+            second = second + first if places.first is None else second.scatter_add_(1, places.first, first)
+        return second, towards_inverse, None, None
 
 
 def _lists(mask: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -164,7 +221,7 @@ class _InChunks(Function):
 def _in_chunks(function: Callable[..., Tensor], rows: int, size_of_row: int, *tensors: Tensor | None) -> Tensor:
     step = max(1, CHUNK // max(1, size_of_row))
     if rows <= step:
-        return function(slice(None), *tensors)
+        return function(None, *tensors)
     return _InChunks.apply(function, [slice(i, i + step) for i in range(0, rows, step)], *tensors)
 
 
@@ -188,8 +245,9 @@ def _mixed_candidates(
         distinct = ~torch.eye(len(batch.labels), dtype=torch.bool, device=similarities.device)
         chosen = distinct if chosen is None else chosen & distinct
     if loss.anchors == "proxies":
-        used = _not_empty(pairs, positive, negative, chosen)
-        similarities, positive, negative = similarities[used], positive[used], negative[used]
+        used = _not_empty(pairs, positive, negative, chosen).nonzero().flatten()
+        if len(used) < len(positive):
+            similarities, positive, negative = (x.index_select(0, used) for x in (similarities, positive, negative))
         if pairs == "anc-neg":
             cosines = similarities
             lam, chosen = (x[used] if isinstance(x, Tensor) else x for x in (lam, chosen))
@@ -199,52 +257,36 @@ def _mixed_candidates(
     if len(similarities) == 0 or (index is not None and index.shape[1] == 0):
         return similarities.new_zeros(())
     inverse = _InverseNorms.apply(cosines, lam) if renormalize else None
-
-    def total(rows: slice, similarities: Tensor, inverse: Tensor | None) -> Tensor:
-        s, others, places = similarities[rows], negative[rows], None if index is None else index[rows]
-        real = None if valid is None else valid[rows]
-        first, second, members, pick = _COMBINATIONS[pairs](s, others, places, real, rows)
-        if chosen is not None:
-            members = members & pick(chosen)
-        y = pick(lam) if isinstance(lam, Tensor) else lam
-        mixed = _Mix.apply(first, second, None if inverse is None else pick(inverse), y)
-        return _formula(loss, mixed, members, pairs, y).sum()
-
-    columns = similarities.shape[1]
-    size_of_row = {
-        "pos-neg": columns * (0 if index is None else index.shape[1]),
-        "anc-neg": columns,
-        "pos-pos": 0 if index is None else index.shape[1] ** 2,
-        "neg-neg": columns**2,
+    places = {
+        "pos-neg": _Places(first=index),
+        "anc-neg": _Places(own=True),
+        "pos-pos": _Places(first=index, second=index),
+        "neg-neg": _Places(),
     }[pairs]
+    firsts = {"pos-neg": valid, "pos-pos": valid, "neg-neg": negative}.get(pairs)
+    seconds = valid if pairs == "pos-pos" else negative
+
+    def total(rows: slice | None, similarities: Tensor, inverse: Tensor | None) -> Tensor:
+        def cut(x: Tensor | None) -> Tensor | None:
+            return x if x is None or rows is None else x[rows]
+
+        here, s, first, second = places, cut(similarities), cut(firsts), cut(seconds)
+        matrices = [inverse, lam if isinstance(lam, Tensor) else None, chosen]
+        if rows is not None:
+            here = places.rows(rows)
+            matrices = [cut(m) for m in matrices] if places.own else matrices
+        conditions = [
+            None if first is None else first[:, :, None],
+            None if second is None else second[:, None, :],
+            None if matrices[2] is None else here.of_pairs(matrices[2]),
+        ]
+        members = reduce(and_, (c for c in conditions if c is not None))
+        y = lam if matrices[1] is None else here.of_pairs(matrices[1])
+        return _formula(loss, _Mix.apply(s, matrices[0], here, y), members, pairs, y).sum()
+
+    columns, f = similarities.shape[1], 0 if index is None else index.shape[1]
+    size_of_row = {"pos-neg": columns * f, "anc-neg": columns, "pos-pos": f * f, "neg-neg": columns**2}[pairs]
     return _in_chunks(total, len(similarities), size_of_row, similarities, inverse) / len(similarities)
-
-
-# For anchors with similarities s (a, n): the similarities of all first (a, f) and all second (a, s) examples of their
-# mixed sets, the members among their combinations, and how to pick the entries (i, j) of an (n, n) matrix for these
-# combinations.
-
-
-def _pos_neg(s, negative, index, valid, rows):
-    members = negative[:, None, :] if valid is None else negative[:, None, :] & valid[:, :, None]
-    return s.gather(1, index), s, members, lambda m: m.index_select(0, index.flatten()).view(*index.shape, -1)
-
-
-def _anc_neg(s, negative, index, valid, rows):
-    return s.new_ones(len(s), 1), s, negative[:, None, :], lambda m: m[rows][:, None, :]
-
-
-def _pos_pos(s, negative, index, valid, rows):
-    s = s.gather(1, index)
-    valid = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
-    return s, s, valid[:, :, None] & valid[:, None, :], lambda m: m[index[:, :, None], index[:, None, :]]
-
-
-def _neg_neg(s, negative, index, valid, rows):
-    return s, s, negative[:, :, None] & negative[:, None, :], lambda m: m[None]
-
-
-_COMBINATIONS = {"pos-neg": _pos_neg, "anc-neg": _anc_neg, "pos-pos": _pos_pos, "neg-neg": _neg_neg}
 
 
 class _MixRows(Function):
@@ -310,8 +352,8 @@ def _mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Tensor
     own = _own_candidates(loss, batch)
     classes = n if not loss.learns_classes else len(loss.proxies)
 
-    def total(rows: slice, similarities: Tensor, inverse: Tensor | None) -> Tensor:
-        i, j = first[rows], second[rows]
+    def total(rows: slice | None, similarities: Tensor, inverse: Tensor | None) -> Tensor:
+        i, j = (first, second) if rows is None else (first[rows], second[rows])
         y = lam[i, j][:, None] if isinstance(lam, Tensor) else lam
         scale = None if inverse is None else inverse.flatten().index_select(0, i * n + j)
         without = None if loss.learns_classes else torch.stack([i, j], 1)

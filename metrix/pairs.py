@@ -29,10 +29,9 @@ def draw_lambda(alpha: float, shape: tuple[int, ...], generator: torch.Generator
     both underflow for small α.
     """
     options = {"dtype": torch.float64, "device": generator.device}
-    concentration = torch.full((2, *shape), alpha + 1.0, **options)
-    gamma = torch._standard_gamma(concentration, generator=generator)
+    gamma = torch._standard_gamma(torch.full((2, *shape), alpha + 1.0, **options), generator=generator)
     uniform = torch.rand((2, *shape), generator=generator, **options)
-    first, second = gamma.log() + uniform.log() / alpha
+    first, second = torch.log(gamma).add_(torch.log(uniform), alpha=1 / alpha)
     return torch.sigmoid(first - second)
 
 

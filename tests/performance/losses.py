@@ -1,0 +1,222 @@
+"""What a loss costs, what Metrix adds to it at the embedding level, and what other ways of computing the same cost.
+
+Forward and backward in float32, n = 100 (20 classes of 5), d = 512 unless said otherwise. Ratios within one run: the
+variants take turns, and the median of the rounds counts.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+import baselines
+from baselines.weights import Weights
+from metrix import Metrix, refusal
+
+NEARLY_FREE = (
+    "contrastive",
+    "multi_similarity",
+    "binomial_deviance",
+    "lifted_structure",
+    "circle",
+    "proxy_anchor",
+)
+AIM_MIXED, AIM_MATERIALISED, AIM_CHUNKED, AIM_GB = 2.5, 100, 2.0, 1.0
+CLASSES, DIM, LAM = 20, 512, 0.6
+
+
+def main() -> None:
+    """Print the tables; `--large LOSS PAIRS` is called by itself, to measure memory in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--large", nargs=2, metavar=("LOSS", "PAIRS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.large:
+        return large(*options.large)
+    print(f"losses, {options.threads} threads, torch {torch.__version__}, median of {options.rounds} rounds")
+    mixed(options.rounds)
+    against_pytorch_metric_learning(options.rounds)
+    print("\nchunked, n = 512 (64 classes of 8): ℓ̃ against one exp-and-sum over the same similarities")
+    print(f"  {'loss':<18} {'pairs':<8} {'similarities':>12} {'exp-and-sum':>12} {'ℓ̃':>9}  ratio   peak above start")
+    for name in ("multi_similarity", "contrastive", "proxy_anchor", *ANCHORS):
+        for pairs in ("pos-neg",) if name in ANCHORS else ("neg-neg", "pos-pos"):
+            command = [sys.executable, "-m", __spec__.name, "--threads", str(options.threads), "--large", name, pairs]
+            subprocess.run(command, check=True)
+
+
+ANCHORS = ("nca", "proxy_nca", "proxy_nca_pp", "norm_softmax", "soft_triple")
+
+
+def mixed(rounds: int) -> None:
+    """Clean loss, clean + mixed, and the mixed loss over materialised vectors."""
+    print(f"\nℓ + wℓ̃ at the embedding level, all pairs (aim ≤ {AIM_MIXED} ×, hoped for 1.5 ×; ≥ {AIM_MATERIALISED} × faster)")
+    print(f"  {'loss':<18} {'pairs':<8} {'clean':>9} {'+ Metrix':>9}  ratio   materialised, that ÷ (Metrix − clean)")
+    for name in NEARLY_FREE:
+        for pairs in ("pos-neg", "anc-neg"):
+            loss = create(name)
+            criterion = Metrix(loss, pairs=pairs)
+            embeddings, labels = batch()
+            seconds = take_turns(
+                {
+                    "clean": lambda: loss(embeddings, labels),  # noqa: B023
+                    "metrix": lambda: criterion(embeddings, labels),  # noqa: B023
+                },
+                rounds,
+                embeddings,
+            )
+            whole = take_turns(
+                {"materialised": lambda: materialised(loss, embeddings, labels, pairs)},  # noqa: B023
+                3,
+                embeddings,
+                repeat=1,
+            )["materialised"]
+            clean, both = seconds["clean"], seconds["metrix"]
+            ratio, gain = both / clean, whole / max(both - clean, 1e-9)
+            print(
+                f"  {name:<18} {pairs:<8} {clean * 1e3:6.3f} ms {both * 1e3:6.3f} ms  {ratio:4.2f} ×"
+                f"  {whole * 1e3:8.1f} ms {gain:7.0f} ×  {'' if ratio <= AIM_MIXED else 'MISSED'}"
+            )
+
+
+def materialised(loss: baselines.Loss, embeddings: Tensor, labels: Tensor, pairs: str) -> Tensor:
+    """ℓ̃ over mixed vectors that are formed, one for each anchor and pair."""
+    z = torch.nn.functional.normalize(embeddings)
+    if loss.anchors == "proxies":
+        anchors = torch.nn.functional.normalize(loss.proxies)
+        same = torch.arange(len(anchors))[:, None] == labels
+    else:
+        anchors = z
+        same = (labels[:, None] == labels).fill_diagonal_(False)
+    other = (labels if loss.anchors == "examples" else torch.arange(len(anchors)))[:, None] != labels
+    similarities = []
+    for a in range(len(anchors)):
+        first = anchors[a][None] if pairs == "anc-neg" else z[same[a]]
+        vectors = LAM * first[:, None] + (1 - LAM) * z[other[a]]
+        similarities.append(torch.nn.functional.normalize(vectors, dim=2).flatten(0, 1) @ anchors[a])
+    s = torch.stack(similarities)
+    everyone = torch.ones(1, 1, dtype=torch.bool)
+    return loss.formula(
+        s, Weights(everyone, LAM, s.shape, s.dtype), Weights(everyone, 1 - LAM, s.shape, s.dtype)
+    ).mean()
+
+
+def against_pytorch_metric_learning(rounds: int) -> None:
+    """The clean losses against those of pytorch-metric-learning on the same input."""
+    from pytorch_metric_learning import distances, losses
+
+    theirs = {
+        "multi_similarity": losses.MultiSimilarityLoss(alpha=18, beta=75, base=0.77),
+        "contrastive": losses.ContrastiveLoss(pos_margin=1, neg_margin=0.5, distance=distances.CosineSimilarity()),
+        "lifted_structure": losses.GeneralizedLiftedStructureLoss(),
+        "nca": losses.NCALoss(softmax_scale=10, distance=distances.CosineSimilarity()),
+        "proxy_anchor": losses.ProxyAnchorLoss(CLASSES, DIM),
+        "proxy_nca": losses.ProxyNCALoss(CLASSES, DIM),
+        "triplet": losses.TripletMarginLoss(margin=0.1, distance=distances.CosineSimilarity()),
+        "margin": losses.MarginLoss(),
+        "circle": losses.CircleLoss(),
+        "supcon": losses.SupConLoss(),
+        "norm_softmax": losses.NormalizedSoftmaxLoss(CLASSES, DIM),
+        "arcface": losses.ArcFaceLoss(CLASSES, DIM),
+        "cosface": losses.CosFaceLoss(CLASSES, DIM),
+        "soft_triple": losses.SoftTripleLoss(CLASSES, DIM),
+    }
+    print("\nclean losses beside pytorch-metric-learning (aim: at least as fast)")
+    for name, their in theirs.items():
+        loss = create(name)
+        embeddings, labels = batch()
+        seconds = take_turns(
+            {"ours": lambda: loss(embeddings, labels), "theirs": lambda: their(embeddings, labels)},  # noqa: B023
+            rounds,
+            embeddings,
+        )
+        ratio = seconds["ours"] / seconds["theirs"]
+        print(
+            f"  {name:<18} {seconds['ours'] * 1e3:7.3f} ms, theirs {seconds['theirs'] * 1e3:8.3f} ms:"
+            f" {ratio:5.2f} ×  {'' if ratio <= 1 else 'MISSED'}"
+        )
+
+
+def large(name: str, pairs: str) -> None:
+    """One row of the table of chunked losses, in a process of its own, since peak memory never falls."""
+    embeddings, labels = batch(64, 8)
+    loss = create(name, 64)
+    criterion = Metrix(loss)
+    assert refusal(loss, pairs=pairs) is None
+    criterion.mixed_loss(embeddings[:16], labels[:16] % 2, pairs=pairs, lam=LAM).backward()
+    before = peak_gb()
+    began = time.perf_counter()
+    criterion.mixed_loss(embeddings, labels, pairs=pairs, lam=LAM).backward()
+    ours = time.perf_counter() - began
+    peak = peak_gb() - before
+    n, candidates = 512, 64 * 10 if name == "soft_triple" else 64
+    count = {
+        "neg-neg": (64 if name == "proxy_anchor" else n) * (n - 8) * (n - 9),
+        "pos-pos": 64 * 8 * 7 if name == "proxy_anchor" else n * 7 * 6,
+        "pos-neg": n * (n - 8) * (n - 2 if name == "nca" else candidates),
+    }[pairs]
+    reference = exp_and_sum(count)
+    ratio = ours / reference
+    large_enough = count > 10**6
+    print(
+        f"  {name:<18} {pairs:<8} {count:>12,} {reference * 1e3:9.1f} ms {ours * 1e3:6.0f} ms  {ratio:5.2f}   {peak:5.2f} GB"
+        f"  {'MISSED' if (ratio > AIM_CHUNKED and large_enough) or peak > AIM_GB else ''}",
+        flush=True,
+    )
+
+
+def exp_and_sum(count: int) -> float:
+    """Seconds of Σ eˣ, forward and backward, over `count` numbers."""
+    x = torch.rand(count, requires_grad=True)
+    began = time.perf_counter()
+    x.exp().sum().backward()
+    return time.perf_counter() - began
+
+
+def create(name: str, classes: int = CLASSES) -> baselines.Loss:
+    """A loss with its proxies drawn from seed 0."""
+    return baselines.create(name, num_classes=classes, dim=DIM, generator=torch.Generator().manual_seed(0))
+
+
+def batch(classes: int = CLASSES, examples: int = 5) -> tuple[Tensor, Tensor]:
+    """Random embeddings around the centres of their classes, with a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(classes).repeat_interleave(examples)
+    centres = torch.randn(classes, DIM, generator=generator)
+    embeddings = centres[labels] + torch.randn(len(labels), DIM, generator=generator)
+    return embeddings.requires_grad_(), labels
+
+
+def take_turns(
+    variants: dict[str, Callable[[], Tensor]], rounds: int, leaf: Tensor, repeat: int = 10
+) -> dict[str, float]:
+    """Median seconds of forward and backward of each variant, the variants taking turns."""
+    seconds = {name: [] for name in variants}
+    for variant in variants.values():
+        variant().backward()
+    for _ in range(rounds):
+        for name, variant in variants.items():
+            marks = [time.perf_counter()]
+            for _ in range(repeat):
+                leaf.grad = None
+                variant().backward()
+                marks.append(time.perf_counter())
+            seconds[name].append(min(b - a for a, b in pairwise(marks)))
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def peak_gb() -> float:
+    """The most memory this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    main()
