@@ -42,7 +42,7 @@ HEAP_DEPTH = 64  # above it selection by partition is faster than faiss' heaps
 LEAST_DEPTH = 16  # settles most best positives at almost no cost, so that few rows are counted whole
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """Scores of one embedding.
 
