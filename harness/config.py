@@ -174,21 +174,21 @@ class Resources(Value):
 class Search(Value):
     """The tuning of protocol `tuned`: equally many `trials` for every arm, the first with the defaults.
 
-    Searched: the loss's constants over the space its file declares, the learning rate over `lr` times the grid's, and
-    for Metrix arms `weight` and `alpha`. A round proposes `batch` trials. `seed` is the training seed of all search
-    trials; final seeds must differ.
+    Searched: the loss's constants over the space its file declares, the learning rate over `lr_range` times the
+    grid's, and for Metrix arms `weight` and `alpha`. A round proposes `round_of` trials. `search_seed` is the training
+    seed of all search trials; final seeds must differ.
     """
 
     trials: int = Field(8, ge=2)
-    batch: int = Field(4, ge=1)
-    seed: int = Field(1000, ge=0)
-    lr: tuple[float, float] = (0.1, 10.0)
-    weight: tuple[float, float] = (0.05, 1.0)
-    alpha: tuple[float, float] = (0.5, 4.0)
+    round_of: int = Field(4, ge=1)
+    search_seed: int = Field(1000, ge=0)
+    lr_range: tuple[float, float] = (0.1, 10.0)
+    weight_range: tuple[float, float] = (0.05, 1.0)
+    alpha_range: tuple[float, float] = (0.5, 4.0)
 
     @model_validator(mode="after")
     def _check(self):
-        for name in ("lr", "weight", "alpha"):
+        for name in ("lr_range", "weight_range", "alpha_range"):
             low, high = getattr(self, name)
             if not 0 < low < high:
                 raise ValueError(f"{name} is {[low, high]}; a space rises from a number above 0")
@@ -374,8 +374,10 @@ class Grid(Value):
             found += [f"{field}: {v} is listed twice" for v in sorted({v for v in values if values.count(v) > 1})]
         if not (self.losses or self.arms or self.floors):
             found.append("losses: there is no loss, arm or floor to run")
-        if self.protocol == "tuned" and self.search.seed in self.seeds:
-            found.append(f"search.seed: {self.search.seed} is also a final seed; the two must be disjoint")
+        if self.protocol == "tuned" and self.search.search_seed in self.seeds:
+            found.append(
+                f"search.search_seed: {self.search.search_seed} is also a final seed; the two must be disjoint"
+            )
         if self.metrix.at != "embedding":
             found.append("metrix.at: the levels of a grid stand in `levels`; take metrix.at away")
         return found

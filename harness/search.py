@@ -30,7 +30,7 @@ def tune(trials: Sequence[Trial], settings: Search, run: Run, execute: Callable[
     arms = {trial.cell: trial for trial in reversed(trials) if trial.arm.at != "floor"}
     studies = {cell: Study(trial, settings) for cell, trial in arms.items()}
     declare(run, studies)
-    for _ in range(math.ceil(settings.trials / settings.batch)):
+    for _ in range(math.ceil(settings.trials / settings.round_of)):
         proposed = {cell: study.propose() for cell, study in studies.items()}
         if not execute([trial for batch in proposed.values() for trial in batch]):
             return []
@@ -43,12 +43,12 @@ def tune(trials: Sequence[Trial], settings: Search, run: Run, execute: Callable[
 
 def space(trial: Trial, settings: Search) -> Space:
     """What is searched for an arm: {"lr": {"low", "high", "log"}, "loss.margin": …, "metrix.weight": …}."""
-    found: Space = {"lr": _range([trial.training.lr * factor for factor in settings.lr], log=True)}
+    found: Space = {"lr": _range([trial.training.lr * factor for factor in settings.lr_range], log=True)}
     for name, values in registry.loss(trial.arm.loss).search_space.items():
         found[f"loss.{name}"] = dict(values)
     if trial.arm.metrix is not None:
-        found["metrix.weight"] = _range(settings.weight, log=True)
-        found["metrix.alpha"] = _range(settings.alpha, log=True)
+        found["metrix.weight"] = _range(settings.weight_range, log=True)
+        found["metrix.alpha"] = _range(settings.alpha_range, log=True)
     return found
 
 
@@ -81,8 +81,8 @@ class Study:
             name: optuna.distributions.FloatDistribution(v["low"], v["high"], log=v.get("log", False))
             for name, v in self.space.items()
         }
-        seed = stream(settings.seed, *trial.cell, "search") % 2**32
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=settings.batch, constant_liar=True)
+        seed = stream(settings.search_seed, *trial.cell, "search") % 2**32
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=settings.round_of, constant_liar=True)
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._study.enqueue_trial(_defaults(trial, self.space))
         self._asked: list = []
@@ -90,13 +90,13 @@ class Study:
     @property
     def declared(self) -> dict[str, Any]:
         """What may not change while the search runs."""
-        return {"space": self.space, "trials": self.settings.trials, "seed": self.settings.seed}
+        return {"space": self.space, "trials": self.settings.trials, "seed": self.settings.search_seed}
 
     def propose(self) -> list[Trial]:
         """The trials of the next round; the first of the first round has the defaults."""
         left = self.settings.trials - sum(t.state.is_finished() for t in self._study.trials)
-        self._asked = [self._study.ask(self._distributions) for _ in range(min(self.settings.batch, left))]
-        update = {"protocol": SEARCH.name, "seed": self.settings.seed, "keep": "none"}
+        self._asked = [self._study.ask(self._distributions) for _ in range(min(self.settings.round_of, left))]
+        update = {"protocol": SEARCH.name, "seed": self.settings.search_seed, "keep": "none"}
         return [_with(self.trial, asked.params).model_copy(update=update) for asked in self._asked]
 
     def learn(self, scores: Sequence[dict[str, float] | None]) -> None:
@@ -116,7 +116,7 @@ class Study:
         return max(values, default=None)
 
     def chosen(self) -> dict[str, float]:
-        """The settings of the highest validation score, the earliest on ties; the defaults where all trials failed."""
+        """The settings of the highest validation score, the earliest on ties; the defaults if all failed."""
         return dict(self._study.best_params) if self.best is not None else _defaults(self.trial, self.space)
 
 

@@ -91,6 +91,14 @@ def test_overrides(load):
     assert "no entry of the grid's losses named 'proxy_anchor'" in problems(load, GOOD, losses=["proxy_anchor"])[0]
 
 
+@pytest.mark.parametrize(
+    "key", ["epochs", "lr", "weight", "alpha", "dim", "side_px", "hardest", "threads", "batch_size"]
+)
+def test_common_settings_have_a_short_name(load, key):
+    value = {"lr": 0.1, "weight": 0.3, "alpha": 1.5}.get(key, 50)
+    assert load(GOOD, f"{key}={value}") != load(GOOD)
+
+
 def test_overrides_leave_files_as_they_are(load):
     load(GOOD, "epochs=20")
     assert load(GOOD).training.epochs == 3

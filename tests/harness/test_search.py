@@ -8,7 +8,7 @@ from harness.config import Search
 from harness.record import Run, RunError
 from harness.search import space, tune
 
-SETTINGS = Search(trials=6, batch=2, seed=99)
+SETTINGS = Search(trials=6, round_of=2, search_seed=99)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_an_interrupted_search_continues_with_the_same_proposals(searched, tmp_p
 def test_a_declared_space_is_not_changed(searched):
     searched()
     with pytest.raises(RunError, match=r"FAIR-09 .* declares another search for glyphs/test_resnet/contrastive"):
-        searched(SETTINGS.model_copy(update={"lr": (0.01, 10.0)}))
+        searched(SETTINGS.model_copy(update={"lr_range": (0.01, 10.0)}))
 
 
 def test_where_every_trial_fails_the_defaults_stand(make_trial, tmp_path):
