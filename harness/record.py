@@ -39,7 +39,10 @@ class Stored(BaseModel):
 
 
 class Epoch(Stored):
-    """One epoch of training: mean loss over its steps, learning rate, validation scores in [0, 1], seconds."""
+    """One epoch of training: mean loss over its steps, learning rate, validation scores in [0, 1], seconds.
+
+    `spread`: std and effective rank of the validation embeddings (see `harness.spread`).
+    """
 
     epoch: int
     loss: float
@@ -47,6 +50,7 @@ class Epoch(Stored):
     validation: dict[str, float]
     train_s: float
     validation_s: float
+    spread: dict[str, float] = {}
 
 
 class Cost(Stored):
@@ -64,7 +68,11 @@ class Cost(Stored):
 
 
 class Data(Stored):
-    """Which data: sizes and fingerprints of what was trained, selected and tested on."""
+    """Which data: sizes and fingerprints of what was trained, selected and tested on.
+
+    Of the `test_asked` images that are queries, `test_queries` have a positive and `test_excluded` have none.
+    `distinct_classes`: in all splits together.
+    """
 
     index_fingerprint: str
     pixel_fingerprint: str | None = None
@@ -73,10 +81,15 @@ class Data(Stored):
     classes: dict[str, int]
     test_queries: int
     test_excluded: int
+    test_asked: int | None = None
+    distinct_classes: int | None = None
 
 
 class Record(Stored):
-    """A finished trial: its settings, curve, scores of the one test read, costs and provenance."""
+    """A finished trial: its settings, curve, scores of the one test read, costs and provenance.
+
+    `test_checkpoints`: how many checkpoints of this cell and seed had read the test by then, this one included.
+    """
 
     schema_version: Literal[1] = SCHEMA
     id: str
@@ -90,6 +103,8 @@ class Record(Stored):
     validation: dict[str, float]
     test: dict[str, float]
     best_test_epoch: dict[str, float] | None = None  # protocol paper only; chooses nothing
+    test_spread: dict[str, float] = {}
+    test_checkpoints: int = 1
     curve: tuple[Epoch, ...] = ()
     cost: Cost
     data: Data

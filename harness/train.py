@@ -45,7 +45,7 @@ def train(
     indices: Tensor,
     labels: Tensor,
     augmentation: Augmentation,
-    validate: Callable[[], dict[str, float]],
+    validate: Callable[[], tuple[dict[str, float], dict[str, float]]],
     choose: Callable[[Sequence[Epoch]], int],
     folder: Path,
     device: torch.device,
@@ -53,7 +53,8 @@ def train(
     """Train `model` under `criterion` on images[indices] with `labels` (n,) in 0 … classes−1; yield after each epoch.
 
     Continues from `folder`/last.safetensors where it exists, bit for bit on the CPU with the same thread count, and
-    leaves the weights of the epoch that `choose` takes from the curve in `folder`/best.safetensors. `criterion` has
+    leaves the weights of the epoch that `choose` takes from the curve in `folder`/best.safetensors. `validate` gives
+    the scores and the spread of the validation embeddings. `criterion` has
     `objective(model, images, labels) -> scalar`. When it continues, the state it continues from is yielded first.
     Raises Diverged when the loss stops being finite.
     """
@@ -104,7 +105,7 @@ def train(
         train_s, checked = time.perf_counter() - began, time.perf_counter()
         progress.steps += len(plan)
         progress.images_seen += sum(map(len, plan))
-        scores = validate()
+        scores, extent = validate()
         validation_s = time.perf_counter() - checked
         progress.curve.append(
             Epoch(
@@ -114,6 +115,7 @@ def train(
                 validation=scores,
                 train_s=train_s,
                 validation_s=validation_s,
+                spread=extent,
             )
         )
         saving = time.perf_counter()

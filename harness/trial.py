@@ -8,9 +8,10 @@ or time it; `run_trial` drains it in this process.
 
 import hashlib
 import json
+import re
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,7 @@ from harness.models import Embedder
 from harness.provenance import provenance
 from harness.record import Cost, Data, Record, Run, now, write_json
 from harness.selection import PROTOCOLS, Protocol
+from harness.spread import spread
 from harness.streams import stream
 from harness.train import Progress, train
 
@@ -106,8 +108,8 @@ def steps(trial: Trial, sources: Sources) -> Iterator[Progress]:
             yield progress
 
     chosen = protocol.choose(progress.curve) if progress.curve else None
-    validation = progress.curve[chosen - 1].validation if chosen else bench.scores("validation")
-    digest = load_best(bench.model, folder, chosen) if chosen else checkpoint.state_digest(bench.model.state_dict())
+    validation = progress.curve[chosen - 1].validation if chosen else bench.scores("validation")[0]
+    tested_epoch = load_best(bench.model, folder, chosen) if chosen else None
     test = read_test(bench, run) if protocol.reads_test else None
     notes = keep_test(bench, run, test) if test else ()
     run.finish(
@@ -123,6 +125,8 @@ def steps(trial: Trial, sources: Sources) -> Iterator[Progress]:
             validation=validation,
             test=test.values if test else {},
             best_test_epoch=seen.best,
+            test_spread=test.spread if test and trial.arm.loss != "pixels" else {},
+            test_checkpoints=test.checkpoints if test else 1,
             curve=progress.curve,
             cost=cost(bench, progress, time.perf_counter() - began),
             data=description(bench, test),
@@ -130,9 +134,11 @@ def steps(trial: Trial, sources: Sources) -> Iterator[Progress]:
             provenance={
                 **provenance(),
                 "device": device_name(bench.device),
+                "driver": driver(bench.device),
                 "weights": getattr(bench.model, "tag", None),
                 "initial_weights": getattr(bench.model, "weights_digest", None),
-                "tested_weights": digest,
+                "tested_weights": checkpoint.state_digest(bench.model.state_dict()),
+                "tested_epoch": tested_epoch,
                 "evaluator": retrieval.evaluator_digest(),
             },
             notes=notes,
@@ -185,10 +191,14 @@ class Bench:
         ]
         return torch.cat(parts).numpy()
 
-    def scores(self, name: str) -> dict[str, float]:
-        """The scores of a split that is no test split; {} where the protocol keeps no image for it."""
+    def scores(self, name: str) -> tuple[dict[str, float], dict[str, float]]:
+        """Scores and spread of a split that is no test split; {} where the protocol keeps no image for it."""
         some = self.part(name)
-        return retrieval.evaluate(self.embed(some.indices), some.labels).values if len(some.indices) else {}
+        if not len(some.indices):
+            return {}, {}
+        embeddings = self.embed(some.indices)
+        values = retrieval.evaluate(embeddings, some.labels).values
+        return values, spread(embeddings) if self.trial.arm.at != "floor" else {}
 
 
 class TestCurve:
@@ -292,13 +302,13 @@ def drop_broken(folder: Path, run: Run) -> None:
             return
 
 
-def load_best(model: nn.Module, folder: Path, chosen: int) -> str:
-    """Load the weights of the chosen epoch and return their digest."""
+def load_best(model: nn.Module, folder: Path, chosen: int) -> int:
+    """Load the weights of the chosen epoch and return the epoch that their file names."""
     sections, meta = checkpoint.load(folder / "best.safetensors")
     if meta["epoch"] != chosen:
         raise checkpoint.CheckpointError(f"{folder}/best.safetensors is of epoch {meta['epoch']}, not {chosen}")
     model.load_state_dict(sections["model"])
-    return checkpoint.state_digest(model.state_dict())
+    return meta["epoch"]
 
 
 @dataclass(frozen=True)
@@ -310,11 +320,20 @@ class TestRead:
     ids: np.ndarray
     labels: np.ndarray
     roles: np.ndarray | None
-    counts_once: bool
+    checkpoints: int
 
     @property
     def values(self) -> dict[str, float]:
         return self.result.values
+
+    @property
+    def spread(self) -> dict[str, float]:
+        return spread(self.embeddings)
+
+    @property
+    def queries(self) -> np.ndarray:
+        """The ids of the images that ask: all of them, or those whose role it is."""
+        return self.ids if self.roles is None else self.ids[self.roles == "query"]
 
 
 def read_test(bench: Bench, run: Run) -> TestRead:
@@ -328,36 +347,42 @@ def read_test(bench: Bench, run: Run) -> TestRead:
     )
     embeddings, ids = bench.embed(test.indices), np.array([dataset.keys[i] for i in test.indices])
     roles = None if dataset.role is None else dataset.role[test.indices.numpy()]
+    result = score_test(embeddings, test.labels, ids, roles, dataset.ks)
+    return TestRead(result, embeddings, ids, test.labels, roles, entry.checkpoints)
+
+
+def score_test(
+    embeddings: np.ndarray, labels: np.ndarray, ids: np.ndarray, roles: np.ndarray | None, ks: Sequence[int]
+) -> retrieval.Evaluation:
+    """The scores of test embeddings (n, d): of all among all, or, with roles (n,), of queries in the gallery."""
     if roles is None:
-        result = retrieval.evaluate(embeddings, test.labels, ks=dataset.ks)
-    else:
-        asked, stock = roles == "query", roles == "gallery"
-        result = retrieval.evaluate(
-            embeddings[asked],
-            test.labels[asked],
-            ks=dataset.ks,
-            gallery=embeddings[stock],
-            gallery_labels=test.labels[stock],
-            query_ids=ids[asked],
-            gallery_ids=ids[stock],
-        )
-    return TestRead(result, embeddings, ids, test.labels, roles, entry.counts_once)
+        return retrieval.evaluate(embeddings, labels, ks=ks)
+    asked, stock = roles == "query", roles == "gallery"
+    return retrieval.evaluate(
+        embeddings[asked],
+        labels[asked],
+        ks=ks,
+        gallery=embeddings[stock],
+        gallery_labels=labels[stock],
+        query_ids=ids[asked],
+        gallery_ids=ids[stock],
+    )
 
 
 def keep_test(bench: Bench, run: Run, test: TestRead) -> tuple[str, ...]:
     """Keep what the test read gave beside the record, and return the notes that the row must carry."""
-    trial, queries = bench.trial, test.ids if test.roles is None else test.ids[test.roles == "query"]
+    trial = bench.trial
     if trial.keep != "none":
         run.keep_queries(
             trial,
             embeddings=test.embeddings.astype(np.float16),
             ids=test.ids,
             labels=test.labels,
-            queries=queries[test.result.queries],
+            queries=test.queries[test.result.queries],
             **{f"query {name}": values for name, values in test.result.per_query.items()},
             **({} if test.roles is None else {"roles": test.roles.astype(str)}),
         )
-    if test.counts_once or PROTOCOLS[trial.protocol].watches_test:
+    if test.checkpoints == 1 or PROTOCOLS[trial.protocol].watches_test:
         return ()
     return (f"FAIR-03 test read again for {'/'.join(trial.cell)} seed {trial.seed}",)
 
@@ -380,6 +405,8 @@ def description(bench: Bench, test: TestRead | None) -> Data:
         classes={name: len(np.unique(dataset.labels[split == name])) for name in names},
         test_queries=len(test.result.queries) if test else 0,
         test_excluded=test.result.excluded if test else 0,
+        test_asked=len(test.queries) if test else 0,
+        distinct_classes=len(np.unique(dataset.labels[np.isin(split, names)])),
     )
 
 
@@ -421,3 +448,12 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
+
+
+def driver(device: torch.device) -> str | None:
+    """The version of the GPU's driver as its kernel module states it; None on a processor, "unknown" without one."""
+    if device.type != "cuda":
+        return None
+    module = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\d+\.\d+(\.\d+)?", module.read_text()) if module.exists() else None
+    return found.group() if found else "unknown"

@@ -23,6 +23,8 @@ LAYERS = [  # what may be imported: the own layer's neighbours and everything ab
         "harness.ledger",
         "harness.splits",
         "harness.statistics",
+        "harness.spread",
+        "harness.rules",
         "harness.datasets",
         "harness.metrics",
     },
