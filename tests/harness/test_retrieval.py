@@ -61,7 +61,7 @@ def some_embeddings(seed, n, classes, dim=8, spread=1.5):
     return embeddings, labels
 
 
-@pytest.mark.parametrize(("n", "classes"), [(60, 8), (90, 70), (300, 2)], ids=["few", "singletons", "deep"])
+@pytest.mark.parametrize(("n", "classes"), [(60, 8), (90, 70), (180, 2)], ids=["few", "singletons", "deep"])
 @pytest.mark.parametrize("rows", [1024, 7], ids=["one block", "many blocks"])
 def test_equals_the_double_loop(engine, monkeypatch, n, classes, rows):
     monkeypatch.setattr(retrieval, "MOST_QUERIES", rows)
