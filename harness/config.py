@@ -90,6 +90,12 @@ class Level(Value):
         return self.at + _brackets(given)
 
 
+class Choosable(Level):
+    """A level as a grid lists it, `feature` or `{at: feature, hardest: 3}`; what it leaves out, `metrix` says."""
+
+    at: Literal["baseline", "embedding", "feature", "input"]
+
+
 class Model(Value):
     """The embedder around the backbone: pooling, a linear head to `dim`, l2-normalisation."""
 
@@ -175,8 +181,8 @@ class Search(Value):
     """The tuning of protocol `tuned`: equally many `trials` for every arm, the first with the defaults.
 
     Searched: the loss's constants over the space its file declares, the learning rate over `lr_range` times the
-    grid's, and for Metrix arms `weight` and `alpha`. A round proposes `round_of` trials. `search_seed` is the training
-    seed of all search trials; final seeds must differ.
+    grid's, and for Metrix arms `weight` and `alpha`. A round proposes `round_of` trials. `search_seed` is the
+    training seed of all search trials; final seeds must differ.
     """
 
     trials: int = Field(8, ge=2)
@@ -314,7 +320,8 @@ class Grid(Value):
     """The experiment a YAML file describes: datasets × backbones × (losses × levels + arms + floors) × seeds.
 
     `compute_matched` adds, for each Metrix arm that crosses the network more often than its baseline, the baseline
-    trained for as many forward passes.
+    trained for as many forward passes. A file with `include: [grid, …]` runs several grids as one, its `parts`, which
+    say everything but name, version and resources.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
@@ -324,7 +331,7 @@ class Grid(Value):
     datasets: tuple[ManyChoices, ...] = Field(min_length=1)
     backbones: tuple[Annotated[Backbone, BeforeValidator(_named)], ...] = Field(min_length=1)
     losses: tuple[Annotated[Loss, BeforeValidator(_named)], ...] = ()
-    levels: tuple[Literal["baseline", "embedding", "feature", "input"], ...] = LEVELS
+    levels: tuple[Choosable, ...] = Field(LEVELS, validate_default=True)
     arms: tuple[str, ...] = ()
     floors: tuple[Literal["untrained", "pixels"], ...] = FLOORS
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
@@ -336,6 +343,18 @@ class Grid(Value):
     search: Search = Search()
     keep: Literal["weights", "embeddings", "none"] = "embeddings"
     compute_matched: bool = False
+    parts: tuple["Grid", ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _levels(cls, content: Any) -> Any:
+        """Complete every level by `metrix`: only here is it known what a level leaves out."""
+        shared, levels = content.get("metrix"), content.get("levels", LEVELS)
+        if isinstance(shared, Level):
+            shared = shared.model_dump()
+        if not isinstance(levels, list | tuple) or not isinstance(shared or {}, dict):
+            return content
+        return {**content, "levels": [_level(item, shared or {}) for item in levels]}
 
     @classmethod
     def load(
@@ -354,6 +373,8 @@ class Grid(Value):
             raise GridError(str(path), [f"it is not YAML: {error}".replace("\n", " ")]) from None
         if not isinstance(content, dict):
             raise GridError(str(path), ["it holds no settings; see the grids that ship for an example"])
+        if isinstance(content.get("include"), list):
+            return cls._joined(content, overrides, only or {})
         problems = [p for text in overrides if (p := _override(content, text))]
         problems += _narrow(content, only or {})
         try:
@@ -364,13 +385,30 @@ class Grid(Value):
             raise GridError(str(path), problems)
         return grid
 
+    @classmethod
+    def _joined(cls, content: dict[str, Any], overrides: Iterable[str], only: dict[str, Sequence[str]]) -> "Grid":
+        """The grid that runs the included ones, or those of them that hold the wanted datasets."""
+        overrides, wanted = list(overrides), set(only.get("datasets", ()))
+        rest = {field: names for field, names in only.items() if field != "datasets"}
+        parts = [cls.load(name, overrides, rest) for name in content["include"]]
+        held = {dataset.name for part in parts for dataset in part.datasets}
+        if unknown := sorted(wanted - held):
+            raise GridError(
+                content["name"], [registry.unknown("dataset of this grid", name, held) for name in unknown]
+            )
+        parts = [part for part in parts if not wanted or wanted & {dataset.name for dataset in part.datasets}]
+        first = parts[0].model_dump(mode="json", exclude={"name", "version", "about", "datasets", "parts"})
+        own = {key: content[key] for key in ("name", "version", "about", "resources") if key in content}
+        datasets = [dataset for part in parts for dataset in part.datasets]
+        return cls.model_validate({**first, **own, "datasets": datasets, "parts": parts})
+
     def _contradictions(self) -> list[str]:
         found = []
         for field in ("datasets", "backbones", "losses"):
             names = [choice.name for choice in getattr(self, field)]
             found += [f"{field}: {name} is listed twice" for name in sorted({n for n in names if names.count(n) > 1})]
         for field in ("seeds", "levels", "floors", "arms"):
-            values = getattr(self, field)
+            values = list(map(str, getattr(self, field)))
             found += [f"{field}: {v} is listed twice" for v in sorted({v for v in values if values.count(v) > 1})]
         if not (self.losses or self.arms or self.floors):
             found.append("losses: there is no loss, arm or floor to run")
@@ -384,6 +422,8 @@ class Grid(Value):
 
     def trials(self) -> list[Trial]:
         """Every trial of the product, seeds outermost, so that a partial run has whole seeds first."""
+        if self.parts:
+            return sorted((trial for part in self.parts for trial in part.trials()), key=lambda trial: trial.seed)
         cells = [
             (dataset, backbone, arm, training)
             for dataset, backbone in itertools.product(self.datasets, self.backbones)
@@ -410,10 +450,9 @@ class Grid(Value):
         arms = [(Arm.of(floor, {}), self._training(None, backbone)) for floor in self.floors]
         for loss, level in itertools.product(self.losses, self.levels):
             metrix = None
-            if level != "baseline":
-                metrix = self.metrix.model_copy(update={"at": level, "stage": None})
-                if level == "feature":
-                    metrix = metrix.model_copy(update={"stage": self.metrix.stage or backbone.stage})
+            if level.at != "baseline":
+                stage = (level.stage or backbone.stage) if level.at == "feature" else None
+                metrix = Level(**{**level.model_dump(), "stage": stage})
             arms.append((Arm.of(loss.name, loss.options, metrix), self._training(loss, backbone)))
         chosen = {loss.name: loss for loss in self.losses}
         for text in self.arms:
@@ -425,6 +464,13 @@ class Grid(Value):
         own = {k: v for k in SHARED_BY_A_LOSS if loss and (v := getattr(loss, k)) is not None}
         lr = own.get("lr", self.training.lr) * backbone.lr_scale
         return self.training.model_copy(update={**own, "lr": float(f"{lr:.12g}")})
+
+
+def _level(item: Any, shared: dict[str, Any]) -> Any:
+    if isinstance(item, Level):
+        item = item.model_dump()
+    own = {"at": item} if isinstance(item, str) else item
+    return {**shared, **own} if isinstance(own, dict) else item
 
 
 def grids() -> dict[str, Path]:
@@ -516,7 +562,7 @@ def _narrow(content: dict[str, Any], only: dict[str, Sequence[str]]) -> list[str
     problems = []
     for field, wanted in only.items():
         listed = content.get(field, Grid.model_fields[field].default) or ()
-        name_of = {str(item["name"] if isinstance(item, dict) else item): item for item in listed}
+        name_of = {str(item.get("name", item.get("at")) if isinstance(item, dict) else item): item for item in listed}
         for name in wanted:
             if name not in name_of and field != "seeds":
                 problems.append(

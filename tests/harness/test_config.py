@@ -46,6 +46,31 @@ def test_a_network_may_scale_every_learning_rate(load):
     assert {t.training.lr for t in trials if t.arm.loss in ("contrastive", "untrained")} == {1e-4}
 
 
+def test_a_level_may_have_settings_of_its_own(load):
+    text = GOOD + "metrix: {weight: 0.2}\nlevels: [baseline, embedding, {at: input, hardest: 3, weight: 0.5}]\n"
+    grid = load(text)
+    arms = {trial.arm.label for trial in grid.trials() if trial.arm.loss == "contrastive"}
+    assert arms == {"contrastive", "contrastive+embedding[weight=0.2]", "contrastive+input[weight=0.5,hardest=3]"}
+    assert Grid.model_validate(grid.model_dump(mode="json")).trials() == grid.trials()
+    assert len(load(text, levels=["input"]).levels) == 1
+    assert "did you mean 'hardest'" in problems(load, text.replace("hardest: 3", "hardst: 3"))[0]
+
+
+def test_a_grid_may_include_others(load, tmp_path):
+    for name, epochs in (("one", 3), ("two", 4)):
+        dataset = {"one": "glyphs", "two": "omniglot"}[name]
+        (tmp_path / f"{name}.yaml").write_text(
+            GOOD.replace("epochs: 3", f"epochs: {epochs}").replace("glyphs", dataset)
+        )
+    text = f"name: both\ninclude: [{tmp_path}/one.yaml, {tmp_path}/two.yaml]\n"
+    grid = load(text)
+    assert {(t.dataset.name, t.training.epochs) for t in grid.trials()} == {("glyphs", 3), ("omniglot", 4)}
+    assert [t.seed for t in grid.trials()] == sorted(t.seed for t in grid.trials())
+    assert Grid.model_validate(grid.model_dump(mode="json")).trials() == grid.trials()
+    assert {t.dataset.name for t in load(text, "epochs=9", datasets=["omniglot"]).trials()} == {"omniglot"}
+    assert "did you mean 'omniglot'" in problems(load, text, datasets=["omnigloot"])[0]
+
+
 def test_all_arms_of_a_backbone_share_what_a_table_must_share(load):
     assert len({str(trial.shared) for trial in load(GOOD).trials()}) == 1
 
