@@ -6,19 +6,37 @@ Every sentence is made from the rows and records it speaks of, so that none can 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.comparisons import ALPHA, Column
 from harness.config import Trial
 from harness.record import Record
 from harness.selection import PROTOCOLS
+from harness.statistics import LEAST_SEEDS, Interval, PairedDifference
 
 if TYPE_CHECKING:
-    from harness.statistics import Interval, PairedDifference
     from harness.tables import Block, Row
 
-INTERVAL_FROM = 3  # seeds below which no interval is printed (FAIR-11)
-MARKS_FROM = 5  # seeds below which no row is marked best and no difference significant (FAIR-11)
 PARTS = ("train", "validation", "test")
+TRACE = "metrix-bench trace RUN ARM"  # the command that leads from a number to its records
+
+
+@dataclass(frozen=True)
+class Note:
+    """One thing to know before believing a table: a sentence, led by its rule where it has one.
+
+    `arms` are the rows it concerns, () the whole table; severity E: what it names should not stand here at all.
+    """
+
+    sentence: str
+    arms: tuple[str, ...] = ()
+    severity: str = "W"
+
+    @property
+    def rule(self) -> str:
+        """The fairness rule, FAIR-01 to FAIR-25, or nothing."""
+        return self.sentence.partition(" ")[0] if self.sentence.startswith("FAIR-") else ""
 
 
 def of_leaderboard(blocks: Sequence["Block"], records: Sequence[Record]) -> tuple[str, ...]:
@@ -31,15 +49,35 @@ def of_leaderboard(blocks: Sequence["Block"], records: Sequence[Record]) -> tupl
     if any(row.relative_time or row.relative_passes for row in rows):
         said.append("Training time (seconds inside training steps) and forward passes a step: × the own baseline.")
     said.append("Ties count against the model; a query is removed from its own neighbours by its index.")
-    if most := max((row.n for row in rows if not row.floor), default=0):
-        few = f"n = {most} seed{'s are' if most > 1 else ' is'} fewer than {MARKS_FROM}"
-        why = few if most < MARKS_FROM else "no test that allows for the number of comparisons was made"
-        said.append(f"No row is marked as best and no difference as significant: {why}.")
+    said += _marks(blocks)
     if any(row.arm == "untrained" for row in rows):
         said.append("untrained: the same network with its initial weights.")
     if any(row.arm == "pixels" for row in rows):
         said.append("pixels: cosine of the raw images; nothing in it is random, so n = 1.")
+    if any(block.published for block in blocks):
+        said.append("Grey: as published elsewhere, under other protocols; no number of ours is compared with them.")
+    said.append(f"{TRACE} names the records behind every number.")
     return tuple(said)
+
+
+def _marks(blocks: Sequence["Block"]) -> Iterator[str]:
+    """What bold, underlined and † mean, where they stand anywhere; why not, where they stand nowhere."""
+    columns = [column for block in blocks for column in block.columns]
+    tested = any(cell.adjusted_p is not None for block in blocks for row in block.rows for cell in row.cells.values())
+    if any(column.best for column in columns):
+        yield (
+            "Bold: the highest mean of a column and every row not separable from it (paired t-tests of that row, "
+            f"which was chosen from the same data, against each other trained row, Holm, {ALPHA}). "
+            "Underlined: the second highest mean."
+        )
+    if tested:
+        yield (
+            f"†: differs from its baseline (paired t-tests of every variant of a column, Holm, {ALPHA}); "
+            "nothing is corrected across columns."
+        )
+    why = sorted({column.unmarked for column in columns if column.unmarked})
+    if why and not tested and not any(column.best for column in columns):
+        yield f"No row is marked as best and no difference as significant: {'; '.join(why)}."
 
 
 def _protocols(records: Sequence[Record]) -> Iterator[str]:
@@ -77,8 +115,14 @@ def _plus_minus(intervals: Sequence["Interval | PairedDifference"], over: str) -
     return f" ± half width of the {' or '.join(methods)} over n = {n} {over}"
 
 
-def of_block(rows: Sequence["Row"], records: Sequence[Record], trials: Sequence[Trial]) -> tuple[str, ...]:
-    """The data, the network and the training that the rows of a block share.
+def of_block(
+    rows: Sequence["Row"],
+    records: Sequence[Record],
+    trials: Sequence[Trial],
+    columns: Sequence[Column] = (),
+    shown: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """The data, the network and the training that the rows of a block share, and what its seeds can show.
 
     `trials` are all of the block's; the first trained one speaks for the settings that they share.
     """
@@ -88,7 +132,34 @@ def of_block(rows: Sequence["Row"], records: Sequence[Record], trials: Sequence[
         said.append(_network(trial, records))
         if any(not row.floor for row in rows):
             said.append(_training(rows, trial))
-    return tuple(said)
+    printed = [column for metric in shown for column in columns if column.metric == metric]
+    return (*said, *_power(printed), *_queries(printed))
+
+
+def _power(columns: Sequence[Column]) -> Iterator[str]:
+    """The least difference that these seeds show, of every printed metric whose differences have a spread."""
+    able = [column for column in columns if column.least]
+    if able:
+        seeds, family = min(c.seeds for c in able), max(c.comparisons for c in able)
+        least = " and ".join(f"{100 * c.least:.1f} points of {c.metric}" for c in able)
+        spread = " and ".join(f"{100 * c.spread:.2f}" for c in able)
+        yield (
+            f"Power: {seeds} paired seeds show a true difference with a chance of 80 % after Holm for {family} "
+            f"comparison{'s' * (family > 1)} from {least} up (the differences spread by std {spread})."
+        )
+
+
+def _queries(columns: Sequence[Column]) -> Iterator[str]:
+    """What another test set would change, where outcomes of single queries were kept."""
+    alone, both = [c for c in columns if c.classes], [c for c in columns if c.both]
+    if alone:
+        said = " and ".join(f"± {100 * c.classes:.1f} of {c.metric}" for c in alone)
+        also = " and ".join(f"± {100 * c.both:.1f} of {c.metric}" for c in both)
+        yield (
+            f"Not in the intervals above: other test classes would move a score by {said}"
+            + (f", other seeds and test classes together by {also}" if also else "")
+            + " (medians over rows of 95 % bootstrap intervals, whole classes drawn)."
+        )
 
 
 def _data(record: Record) -> str:
@@ -136,29 +207,65 @@ def step_sizes(steps: dict[str, Any]) -> str:
     return f"lr {steps['lr']:g}, {step if steps['schedule'] == 'step' else steps['schedule']}"
 
 
-def notes(place: tuple[str, str], rows: Sequence["Row"], records: Sequence[Record]) -> tuple[str, ...]:
-    """What a reader must know before believing a block, one sentence each, led by its rule where it has one."""
-    return (
+def notes(
+    place: tuple[str, str],
+    rows: Sequence["Row"],
+    records: Sequence[Record],
+    columns: Sequence[Column] = (),
+    shown: Sequence[str] = (),
+    findings: Sequence[Any] = (),
+) -> tuple[Note, ...]:
+    """What to know before believing a block. `findings` of the fairness rules add what is not said here."""
+    own = (
         *_few_seeds(rows),
         *_unlike_baseline(rows),
-        *(f"FAIR-20 {'/'.join(place)}/{row.arm}: {row.reason}." for row in rows if row.state in ("fail", "partial")),
+        *(_best(place[0], rows, c) for metric in shown for c in columns if c.metric == metric and _decided(c)),
+        *_incomplete(place, rows),
         *_left_out(rows, records),
         *_origins([record for record in records if record.level != "floor"]),
         *_own_words(rows),
     )
+    said = {note.rule for note in own}
+    ids = {record.id: row.arm for row in rows for record in row.records}
+    further = [
+        Note(finding.sentence, tuple(dict.fromkeys(ids[id] for id in finding.records if id in ids)), finding.severity)
+        for finding in findings
+        if any(id in ids for id in finding.records)
+    ]
+    return (*own, *(note for note in dict.fromkeys(further) if note.rule not in said))
 
 
-def _few_seeds(rows: Sequence["Row"]) -> Iterator[str]:
+def _few_seeds(rows: Sequence["Row"]) -> Iterator[Note]:
     few: dict[int, list[str]] = defaultdict(list)
     for row in rows:
-        if 0 < row.n < INTERVAL_FROM and not row.floor:
+        if 0 < row.n < LEAST_SEEDS and not row.floor:
             few[row.n].append(row.arm)
     trained = sum(row.n > 0 for row in rows if not row.floor)
     for n, arms in sorted(few.items()):
-        yield f"FAIR-11 n={n}: printed without an interval{'' if len(arms) == trained else f' ({listed(arms)})'}."
+        whom = "" if len(arms) == trained else f" ({listed(arms)})"
+        yield Note(f"FAIR-11 n={n}: printed without an interval{whom}.", tuple(arms))
 
 
-def _unlike_baseline(rows: Sequence["Row"]) -> Iterator[str]:
+def _decided(column: Column) -> bool:
+    """Whether there is something to say of who is best beyond what the caption says of all columns."""
+    return bool(column.best) or "higher" in column.unmarked
+
+
+def _best(dataset: str, rows: Sequence["Row"], column: Column) -> Note:
+    if not column.best:
+        return Note(f"FAIR-14 {dataset} {column.metric}: no row is marked as best: {column.unmarked}.")
+    score = next(row for row in rows if row.arm == column.best).cells[column.metric].mean
+    tied = f"{column.tied or 'no'} row{'s' * (column.tied != 1)} not separable (Holm, {ALPHA})"
+    return Note(f"FAIR-14 {dataset} {column.metric}: best {100 * score:.1f}; {tied}.")
+
+
+def _incomplete(place: tuple[str, str], rows: Sequence["Row"]) -> Iterator[Note]:
+    for row in rows:
+        if row.state in ("fail", "partial"):
+            yield Note(f"FAIR-20 {'/'.join(place)}/{row.arm}: {row.reason}.", (row.arm,))
+
+
+def _unlike_baseline(rows: Sequence["Row"]) -> Iterator[Note]:
     """Variants whose seeds or steps are not those of their baseline, which stands before them."""
     base = None
     for row in rows:
@@ -168,41 +275,44 @@ def _unlike_baseline(rows: Sequence["Row"]) -> Iterator[str]:
             if row.seeds != base.seeds:
                 both = set(row.seeds) & set(base.seeds)
                 used = f"using {_set(both)}" if both else "no difference"
-                yield f"FAIR-12 {row.arm} has seeds {_set(row.seeds)}, its baseline {_set(base.seeds)}: {used}."
+                said = f"FAIR-12 {row.arm} has seeds {_set(row.seeds)}, its baseline {_set(base.seeds)}: {used}."
+                yield Note(said, (row.arm,))
             steps, others = ({record.cost.steps for record in some.records} for some in (row, base))
             if steps != others:
-                yield f"FAIR-07 {row.arm} trained {_set(steps)} steps, its baseline {_set(others)}."
+                said = f"FAIR-07 {row.arm} trained {_set(steps)} steps, its baseline {_set(others)}."
+                yield Note(said, (row.arm,))
 
 
-def _left_out(rows: Sequence["Row"], records: Sequence[Record]) -> Iterator[str]:
+def _left_out(rows: Sequence["Row"], records: Sequence[Record]) -> Iterator[Note]:
     """Scores and records that are in no mean."""
     for row in rows:
         for record in row.records:
             for metric, value in sorted(record.test.items()):
                 if not math.isfinite(value):
-                    yield (
-                        f"FAIR-22 {row.arm} seed {record.trial.seed}: {metric} is not finite; left out of the mean."
-                    )
+                    seed = record.trial.seed
+                    said = f"FAIR-22 {row.arm} seed {seed}: {metric} is not finite; left out of the mean."
+                    yield Note(said, (row.arm,))
     kept = {record.id for row in rows for record in row.records}
     for record in records:
         if record.id not in kept:
-            yield f"FAIR-08 {record.id} repeats an arm and seed of this table: left out."
+            said = f"FAIR-08 {record.id} repeats an arm and seed of this table: left out."
+            yield Note(said, (record.arm,))
 
 
-def _origins(records: Sequence[Record]) -> Iterator[str]:
+def _origins(records: Sequence[Record]) -> Iterator[Note]:
     """Trained records that differ in machine, code or initial weights, none of which a table splits by."""
     devices = sorted({str(r.provenance["device"]) for r in records if r.provenance.get("device")})
     if len(devices) > 1:
-        yield f"FAIR-07 trained on {listed(devices)}: training times compare devices too."
+        yield Note(f"FAIR-07 trained on {listed(devices)}: training times compare devices too.")
     revisions = sorted({_revision(r) for r in records if r.provenance})
     if len(revisions) > 1:
-        yield f"FAIR-23 records of {len(revisions)} states of the code: {listed(revisions)}."
+        yield Note(f"FAIR-23 records of {len(revisions)} states of the code: {listed(revisions)}.")
     begun: dict[int, set[str]] = defaultdict(set)
     for record in records:
         if weights := record.provenance.get("initial_weights"):
             begun[record.trial.seed].add(weights)
     if seeds := [seed for seed, weights in sorted(begun.items()) if len(weights) > 1]:
-        yield f"FAIR-08 initial weights differ between arms of seed {listed(map(str, seeds))}."
+        yield Note(f"FAIR-08 initial weights differ between arms of seed {listed(map(str, seeds))}.")
 
 
 def _revision(record: Record) -> str:
@@ -211,15 +321,16 @@ def _revision(record: Record) -> str:
     return f"{name} with changes {origin['uncommitted']}" if origin.get("uncommitted") else name
 
 
-def _own_words(rows: Sequence["Row"]) -> Iterator[str]:
+def _own_words(rows: Sequence["Row"]) -> Iterator[Note]:
     """What trials noted themselves, once, with all that noted it."""
-    said: dict[str, list[str]] = defaultdict(list)
+    said: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for row in rows:
         for record in row.records:
             for note in record.notes:
-                said[note.rstrip(".")].append(f"{row.arm} seed {record.trial.seed}")
+                said[note.rstrip(".")].append((row.arm, record.trial.seed))
     for note, who in sorted(said.items()):
-        yield f"{note} ({listed(who)})."
+        arms = tuple(dict.fromkeys(arm for arm, _ in who))
+        yield Note(f"{note} ({listed(f'{arm} seed {seed}' for arm, seed in who)}).", arms)
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:

@@ -335,24 +335,29 @@ def rank_intervals(
 
 def _paired_p(mean: np.ndarray, std: np.ndarray, n: np.ndarray) -> np.ndarray:
     """Two-sided p of the paired t-test; nan under 3 pairs or without spread around a mean ≠ 0, 1 where all are 0."""
-    from scipy import stats
+    from scipy import special
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * stats.t.sf(np.abs(mean) / (std / np.sqrt(n)), n - 1)
+        p = 2 * special.stdtr(n - 1, -np.abs(mean) / (std / np.sqrt(n)))
     p = np.where(std == 0, np.where(mean == 0, 1.0, math.nan), p)
     return np.where(n < LEAST_SEEDS, math.nan, p)
 
 
 def _half_width(values: np.ndarray, level: float, over: str) -> tuple[float, str]:
     """Half the t-interval of the mean, and what to call it."""
-    from scipy import stats
-
     _checked_level(level)
     n = len(values)
     if n < LEAST_SEEDS:
         return math.nan, f"{n} {over}: no interval (from {LEAST_SEEDS})"
-    half = float(stats.t.isf((1 - level) / 2, n - 1)) * _std(values) / math.sqrt(n)
-    return half, f"{100 * level:g} % t-interval over {n} {over}"
+    return _quantile(level, n - 1) * _std(values) / math.sqrt(n), f"{100 * level:g} % t-interval over {n} {over}"
+
+
+@lru_cache(maxsize=256)
+def _quantile(level: float, freedom: int) -> float:
+    """The two-sided quantile of Student's t: ± it holds `level` of the mass."""
+    from scipy import stats
+
+    return float(stats.t.isf((1 - level) / 2, freedom))
 
 
 def _std(values: np.ndarray) -> float:

@@ -10,26 +10,59 @@ Scores stay fractions in [0, 1] here; reports print them in percent.
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from harness import captions
+from harness import captions, registry
+from harness.captions import Note
+from harness.comparisons import BEST, SECOND, SIGNIFICANT, Column, Variance, judged, sources_of_variance
 from harness.config import FLOORS, LEVELS, SHARED_BY_A_LOSS, Arm, Trial
+from harness.outcomes import ByClass
+from harness.published import Published
 from harness.record import Failure, Record
-from harness.statistics import Interval, PairedDifference, mean_interval, paired_difference
+from harness.statistics import Interval, PairedDifference, RankInterval, mean_interval, paired_difference
 
 FIRST_METRICS = ("R@1", "MAP@R", "R-Precision")
+SHOWN = 2  # metrics that a table has room for, unless others are named
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one row over its seeds, and its paired difference to the row's own baseline where it has one."""
+    """One metric of one row over its seeds, and its paired difference to the row's own baseline where it has one.
+
+    adjusted_p       Holm-adjusted p of that difference; None where it was not tested
+    marks            of best (bold), second (underlined), significant (dagger)
+    rank             among the trained rows of the block, with the ranks that the data do not exclude
+    classes, both    the interval over test classes alone, and over training seeds and test classes together
+    difference_both  the latter of the paired difference
+    """
 
     interval: Interval
     by_seed: dict[int, float]
     paired: PairedDifference | None = None
+    adjusted_p: float | None = None
+    marks: tuple[str, ...] = ()
+    rank: RankInterval | None = None
+    classes: Interval | None = None
+    both: Interval | None = None
+    difference_both: Interval | None = None
+
+    @property
+    def best(self) -> bool:
+        """Whether it is the highest mean of its column or not separable from it."""
+        return BEST in self.marks
+
+    @property
+    def second(self) -> bool:
+        """Whether it is the second highest mean of its column."""
+        return SECOND in self.marks
+
+    @property
+    def significant(self) -> bool:
+        """Whether it differs from its baseline, allowing for all such tests of the column."""
+        return SIGNIFICANT in self.marks
 
     @property
     def mean(self) -> float:
@@ -62,8 +95,7 @@ class Row:
 
     `state`: ok, partial (some seeds are missing or failed), fail (no seed finished), -- (not run yet), n/a (this
     loss has no such Metrix form). `reason` says why in a sentence unless the state is ok. `relative_time` and
-    `relative_passes` are ratios to the own baseline over the seeds both have. `marks` stays empty until tests that
-    allow for the number of comparisons fill it.
+    `relative_passes` are ratios to the own baseline over the seeds both have.
     """
 
     arm: str
@@ -80,7 +112,6 @@ class Row:
     relative_passes: float | None = None
     records: tuple[Record, ...] = ()
     failures: tuple[Failure, ...] = ()
-    marks: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -105,10 +136,24 @@ class Row:
         """Mean forward passes a step: rows through the network ÷ batch; None where nothing was trained."""
         return None if self.floor else _mean([r.cost.forward_passes_per_step for r in self.records])
 
+    @property
+    def peak_gb(self) -> float | None:
+        """Mean peak memory; None without a record."""
+        return _mean([r.cost.peak_gb for r in self.records])
+
+    @property
+    def parameters(self) -> int | None:
+        """Parameters of the network; None without a record."""
+        return self.records[0].cost.parameters if self.records else None
+
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that may be compared; `factors` tell it from other blocks of the same dataset and backbone."""
+    """Rows that may be compared; `factors` tell it from other blocks of the same dataset and backbone.
+
+    `shown` are the metrics that tables print, in their order. `findings` are what a reader must know, with the arms
+    they concern. `published` rows were measured by others, elsewhere: no number of theirs enters any of ours.
+    """
 
     dataset: str
     backbone: str
@@ -116,7 +161,19 @@ class Block:
     rows: tuple[Row, ...]
     factors: tuple[tuple[str, Any], ...] = ()
     caption: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    findings: tuple[Note, ...] = ()
+    shown: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+    published: tuple[Published, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The sentences of the findings."""
+        return tuple(note.sentence for note in self.findings)
+
+    def column(self, metric: str) -> Column:
+        """What holds for one metric."""
+        return next((column for column in self.columns if column.metric == metric), Column(metric))
 
     @property
     def trained(self) -> tuple[Row, ...]:
@@ -139,7 +196,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All blocks, and what holds for each of them. `partial`: trials that should be there are not."""
+    """All blocks, and what holds for each of them. `partial`: trials that should be there are not.
+
+    `variance`: what moves the first metric over all blocks, where they make a grid. `gallery`: pictures of what some
+    arms retrieve, where a report has them.
+    """
 
     title: str
     blocks: tuple[Block, ...]
@@ -148,6 +209,8 @@ class Leaderboard:
     partial: bool
     done: int
     total: int
+    variance: Variance | None = None
+    gallery: tuple[Any, ...] = ()
 
 
 def cells(records: Iterable[Record]):
@@ -172,14 +235,27 @@ def leaderboard(
     planned: Iterable[Trial] = (),
     refused: Iterable[tuple[str, str, str, str]] = (),
     title: str | None = None,
+    *,
+    outcomes: Callable[[Record], ByClass | None] | None = None,
+    published: Sequence[Published] = (),
+    metrics: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    findings: Sequence[Any] = (),
 ) -> Leaderboard:
     """The leaderboard of records, in any order; the same records give the same leaderboard.
 
     `planned` are the trials that should exist: those without a record make the leaderboard partial. `refused` are
     (dataset, backbone, arm, reason) of combinations without a Metrix form, shown as n/a. Without `planned`, a seed
-    that other rows of the block have is expected of every trained row.
+    that other rows of the block have is expected of every trained row. Records without a test score (trials of a
+    search) are no rows.
+
+    `outcomes` gives what a record's test queries came to, for intervals over test classes; `published` are numbers
+    to show beside ours; `metrics` the ones that tables print (R@1 and MAP@R where none is named); `notes` what was
+    found on the way to these records; `findings` of the fairness rules, each with `sentence` and `records`.
+    Raises ValueError for a metric that no record has.
     """
-    records = sorted(records, key=lambda record: record.id)
+    records = sorted((record for record in records if record.test), key=lambda record: record.id)
+    _known(metrics, records)
     planned = {trial.id: trial for trial in planned}
     finished = {record.trial.id for record in records}
     failed = {f.trial.id: f for f in sorted(failures, key=lambda failure: failure.id) if f.trial.id not in finished}
@@ -191,9 +267,8 @@ def leaderboard(
     for dataset, backbone, arm, reason in refused:
         hopeless[dataset, backbone].append((arm, reason))
     tables += [_Table(place, {}, []) for place in sorted({*hopeless} - {table.place for table in tables})]
-    blocks = tuple(
-        _block(table, _differing(table, tables), hopeless[table.place], whole=bool(planned)) for table in tables
-    )
+    beside = _Beside(bool(planned), outcomes, tuple(published), tuple(metrics), tuple(findings))
+    blocks = tuple(_block(table, _differing(table, tables), hopeless[table.place], beside) for table in tables)
     total = len({*planned, *finished, *failed})
     missing = any(row.state == "partial" for block in blocks for row in block.rows)
     grids = sorted({str(record.grid["name"]) for record in records if record.grid.get("name")})
@@ -201,11 +276,20 @@ def leaderboard(
         title=title or " and ".join(grids) or "results",
         blocks=blocks,
         caption=captions.of_leaderboard(blocks, records),
-        notes=() if blocks else ("There is no record yet: nothing has finished.",),
+        notes=(*notes, *(() if blocks else ("There is no record yet: nothing has finished.",))),
         partial=missing or total > len(finished) or not blocks,
         done=len(finished),
         total=total,
+        variance=sources_of_variance(blocks, (*metrics, FIRST_METRICS[0])[0]),
     )
+
+
+def _known(metrics: Sequence[str], records: Sequence[Record]) -> None:
+    """Refuse the name of a metric that nothing was scored by."""
+    have = {metric for record in records for metric in record.test}
+    for metric in metrics if records else ():
+        if metric not in have:
+            raise ValueError(registry.unknown("metric in these records", metric, have))
 
 
 @dataclass(frozen=True)
@@ -300,11 +384,22 @@ def _differing(table: _Table, tables: Sequence[_Table]) -> tuple[tuple[str, Any]
     )
 
 
+@dataclass(frozen=True)
+class _Beside:
+    """What all blocks are made with. `planned`: the plan is known, so only planned seeds are expected."""
+
+    planned: bool
+    outcomes: Callable[[Record], ByClass | None] | None
+    published: tuple[Published, ...]
+    metrics: tuple[str, ...]
+    findings: tuple[Any, ...]
+
+
 def _block(
-    table: _Table, factors: tuple[tuple[str, Any], ...], refused: Sequence[tuple[str, str]], whole: bool
+    table: _Table, factors: tuple[tuple[str, Any], ...], refused: Sequence[tuple[str, str]], beside: _Beside
 ) -> Block:
-    """One block: rows, caption and notes. `whole`: the plan is known, so only planned seeds are expected."""
-    seeds = set() if whole else {e.trial.seed for e in table.entries if e.level != "floor"}
+    """One block: rows, columns, caption and notes."""
+    seeds = set() if beside.planned else {e.trial.seed for e in table.entries if e.level != "floor"}
     groups: dict[tuple[str, str], dict[str, list[_Entry]]] = defaultdict(lambda: defaultdict(list))
     for entry in table.entries:
         groups[entry.baseline, _key(entry.steps)][entry.arm].append(entry)
@@ -317,13 +412,20 @@ def _block(
         hopeless = [(arm, reason) for arm, reason in refused if Arm.parse(arm).baseline == loss]
         rows += _group(loss, arms, seeds, hopeless, several=losses.count(loss) > 1)
     finished = [e.record for e in table.entries if e.record]
+    metrics = _ordered({metric for record in finished for metric in record.test}) or FIRST_METRICS[:2]
+    shown = tuple(metric for metric in beside.metrics if metric in metrics) or metrics[:SHOWN]
+    rows, columns = judged(rows, metrics, beside.outcomes)
+    losses = {row.loss for row in rows}
     return Block(
         *table.place,
-        metrics=_ordered({metric for record in finished for metric in record.test}) or FIRST_METRICS[:2],
+        metrics=metrics,
         rows=tuple(rows),
         factors=factors,
-        caption=captions.of_block(rows, finished, [e.trial for e in table.entries]),
-        notes=captions.notes(table.place, rows, finished),
+        caption=captions.of_block(rows, finished, [e.trial for e in table.entries], columns, shown),
+        findings=captions.notes(table.place, rows, finished, columns, shown, beside.findings),
+        shown=shown,
+        columns=columns,
+        published=tuple(row for row in beside.published if row.fits(table.place, losses)),
     )
 
 

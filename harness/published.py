@@ -1,0 +1,93 @@
+"""Numbers that others published, as they published them: shown beside ours, never mixed with them (FAIR-24).
+
+`results/published.csv` holds one number a line, in percent; `results/published.bib` an entry a source, whose field
+`source` is what the lines call it.
+"""
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row that others measured: `values` are fractions in [0, 1] by metric, `level` the paper's word for it.
+
+    `key` is its entry in the bibliography, empty where there is none; `short` what a narrow table calls the source.
+    """
+
+    source: str
+    key: str
+    short: str
+    dataset: str
+    backbone: str
+    dim: int
+    loss: str
+    level: str
+    values: dict[str, float]
+
+    @property
+    def arm(self) -> str:
+        """The arm as it is written here."""
+        return self.loss if self.level == "baseline" else f"{self.loss}+{self.level}"
+
+    def fits(self, place: tuple[str, str], losses: set[str]) -> bool:
+        """Whether it belongs beside a block of (dataset, backbone) that holds `losses`, brackets apart."""
+        dataset, backbone = place
+        return (
+            self.dataset == dataset
+            and _plain(self.backbone) == _plain(backbone)
+            and self.loss in {loss.partition("[")[0] for loss in losses}
+        )
+
+
+def load(folder: Path = RESULTS) -> tuple[Published, ...]:
+    """All published rows, in the order of the file; none where the results folder is not beside the package.
+
+    Raises ValueError naming the line that cannot be read.
+    """
+    path = folder / "published.csv"
+    if not path.exists():
+        return ()
+    about = {entry["source"]: (key, entry.get("short", entry["source"])) for key, entry in entries(folder).items()}
+    rows: dict[tuple[str, ...], dict[str, float]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for number, line in enumerate(csv.DictReader(file), 2):
+            try:
+                key = tuple(line[name] for name in ("source", "dataset", "backbone", "dim", "loss", "mix"))
+                rows.setdefault(key, {})[line["metric"]] = float(line["value"]) / 100
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {number}: cannot be read ({error!r})") from None
+    return tuple(
+        Published(source, *about.get(source, ("", source)), dataset, backbone, int(dim), loss, mix, values)
+        for (source, dataset, backbone, dim, loss, mix), values in rows.items()
+    )
+
+
+def entries(folder: Path = RESULTS) -> dict[str, dict[str, str]]:
+    """The bibliography: key → fields, of entries that name their `source`."""
+    path = folder / "published.bib"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    found = {}
+    for key, body in re.findall(r"^@\w+\{([^,]+),(.*?)^\}", text, re.MULTILINE | re.DOTALL):
+        fields = dict(re.findall(r"^\s*(\w+)\s*=\s*\{(.*)\},?$", body, re.MULTILINE))
+        if "source" in fields:
+            found[key.strip()] = fields
+    return found
+
+
+def bibliography(keys: set[str], folder: Path = RESULTS) -> str:
+    """The entries of `keys` as a BibTeX file, in alphabetical order, without the fields of our own."""
+    parts = []
+    for key, fields in sorted(entries(folder).items()):
+        if key in keys:
+            lines = [f"  {name} = {{{value}}}" for name, value in fields.items() if name not in ("source", "short")]
+            parts.append(f"@misc{{{key},\n" + ",\n".join(lines) + "\n}\n")
+    return "\n".join(parts)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
