@@ -1,177 +1,29 @@
-"""Images to batches: decoded once per machine, augmented a whole batch at a time on the device.
+"""Images to batches: which images make up each step, and whole batches cropped, flipped and normalised on the device.
 
-`open_images` decodes a dataset into one uint8 file that every process of the machine maps into memory;
-`batches` says which images make up each step of an epoch; `Augmentation` crops, flips and normalises.
+`batches` says which images make up each step of an epoch; `Augmentation` makes of them what a network sees, from
+decoded images on the device where they are, or, the classical path, from files with torchvision, image by image.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import math
-import os
-import shutil
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from harness import registry
-from harness.cache import CacheError, building
-from harness.datasets import Dataset, DatasetError
+from harness.images import Unread
 
-LAYOUT = "images-1"  # changes when the decoded pixels of the same files would
-CHECKED_IMAGES = 64  # whose sums are compared when a cache is opened
 SMALL_PX = 40  # up to this side a batch is cropped faster by matrix products than image by image, on a CPU core too
 
-
-@dataclass(frozen=True)
-class Images:
-    """All images of a dataset, decoded: (n, 3, side, side) uint8, mapped read-only and shared by processes."""
-
-    array: np.ndarray
-    path: Path
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    @property
-    def side_px(self) -> int:
-        return self.array.shape[-1]
-
-    def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """(b, 3, side, side) uint8 on `device`, copied out of the file: nothing else is read into memory."""
-        images = torch.from_numpy(np.take(np.asarray(self.array), np.asarray(indices), axis=0))
-        if torch.device(device).type == "cuda":
-            return images.pin_memory().to(device, non_blocking=True)
-        return images.to(device)
-
-
-def open_images(
-    dataset: Dataset, side_px: int, cache: Path, progress: Callable[[int, int], None] | None = None
-) -> Images:
-    """The images of a dataset at one size, decoded once per machine and mapped into memory.
-
-    Each image is resized (antialiased) so that its shorter side has `side_px`, and its central square is kept;
-    grey images fill three equal channels. The file `images-<dataset>-<side>px-<key>.npy` in `cache` is named by
-    the dataset's fingerprints; it is written aside and renamed, under a lock, so processes that start together
-    build it once. On opening, its length and the sums of 64 images are compared with what was written; a file
-    that was cut short or damaged is built again.
-
-    progress: called with (images decoded, images in all) while building.
-
-    Raises DatasetError naming every image that cannot be read, and CacheError when `cache` cannot be written.
-    """
-    key = _cache_key(dataset, side_px)
-    path = Path(cache) / f"images-{dataset.name}-{side_px}px-{key[:16]}.npy"
-    shape = (len(dataset), 3, side_px, side_px)
-    if (array := _stored(path, shape)) is None:
-        with building(path) as scratch:
-            if (array := _stored(path, shape)) is None:
-                _build(dataset, shape, path, scratch, progress)
-        array = _stored(path, shape) if array is None else array
-    if array is None:
-        raise DatasetError(
-            f"{path} was written and cannot be read back: the disk is failing, or files are lost there"
-        )
-    return Images(array, path)
-
-
-def cache_bytes(dataset: Dataset, side_px: int) -> int:
-    """Bytes of disk that `open_images` takes for a dataset at one size."""
-    return len(dataset) * 3 * side_px**2
-
-
-def _cache_key(dataset: Dataset, side_px: int) -> str:
-    """Of what decides the bytes of the file: the order of the images and their content, but not their labels."""
-    content = (dataset.pixel_fingerprint, dataset.source_stamp, *dataset.keys)
-    return hashlib.sha256(repr((LAYOUT, PIL.__version__, side_px, content)).encode()).hexdigest()
-
-
-def _stored(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The array in a cache file, mapped; None where none can be opened, or where it is not what was written."""
-    try:
-        array = np.load(path, mmap_mode="r")
-        sums = np.fromfile(path, dtype="<u4", offset=array.offset + array.nbytes)
-    except (OSError, ValueError, EOFError):
-        return None
-    if array.shape != shape or array.dtype != np.uint8 or len(sums) != len(array):
-        return None
-    checked = np.unique(np.linspace(0, len(array) - 1, CHECKED_IMAGES).astype(int))
-    return array if all(zlib.crc32(array[i]) == sums[i] for i in checked) else None
-
-
-def _build(
-    dataset: Dataset,
-    shape: tuple[int, ...],
-    path: Path,
-    scratch: Path,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Decode every image into `scratch`: an .npy file, followed by the crc32 of each image (4 bytes each).
-
-    Threads suffice, because Pillow decodes and resizes without the interpreter's lock.
-    """
-    free, needed = shutil.disk_usage(path.parent).free, math.prod(shape)
-    if free < needed:
-        raise CacheError(
-            f"{dataset.name} at {shape[-1]} px takes {needed / 1e9:.2f} GB and {path.parent} has {free / 1e9:.2f} GB "
-            "left: free some space there, or name another folder for the cache"
-        )
-    sums, unreadable = np.zeros(len(dataset), dtype="<u4"), []
-    with open(scratch, "wb") as file, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        file.flush()
-        start = file.tell()
-
-        def decode(i: int) -> str | None:
-            try:
-                pixels = square(dataset.read(i), shape[-1])
-            except DatasetError as error:
-                return str(error)
-            sums[i] = zlib.crc32(pixels)
-            _write_at(file.fileno(), pixels, start + i * pixels.nbytes)
-            return None
-
-        for done, error in enumerate(threads.map(decode, range(len(dataset))), start=1):
-            unreadable += [error] if error else []
-            if progress is not None:
-                progress(done, len(dataset))
-        file.seek(start + needed)
-        file.write(sums.tobytes())
-    if unreadable:
-        scratch.unlink()
-        raise DatasetError("\n  ".join([f"{dataset.name}: {len(unreadable)} images cannot be read:", *unreadable]))
-
-
-def _write_at(descriptor: int, pixels: np.ndarray, offset: int) -> None:
-    if os.pwrite(descriptor, pixels, offset) != pixels.nbytes:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def square(image: Image.Image, side_px: int) -> np.ndarray:
-    """(3, side, side) uint8: torchvision's Resize(side) and CenterCrop(side), in one resampling step.
-
-    One step, because a strip of 10 x 100,000 pixels would otherwise be blown up before it is cropped.
-    """
-    short = min(image.size)
-    resized = [side_px if extent == short else side_px * extent // short for extent in image.size]
-    corner = [round((extent - side_px) / 2) for extent in resized]
-    factor = [extent / after for extent, after in zip(image.size, resized, strict=True)]
-    box = [c * f for c, f in zip(corner, factor, strict=True)]
-    box += [min((c + side_px) * f, e) for c, f, e in zip(corner, factor, image.size, strict=True)]
-    pixels = np.asarray(image.resize((side_px, side_px), Image.Resampling.BILINEAR, box=box).convert("RGB"))
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+Batch = Tensor | Sequence[Tensor] | Unread
 
 
 def batches(
@@ -235,16 +87,17 @@ def _draws(items: np.ndarray, size: int, generator: np.random.Generator) -> Iter
 class Augmentation:
     """Whole batches of uint8 images to normalised float32, on the device where they are.
 
-    Resampling is antialiased as in torchvision: a triangle ("bilinear") or Keys cubic ("bicubic") filter,
-    stretched by the factor of reduction.
+    A batch is a tensor (b, 3, h, w), a list of tensors (3, h, w), or images still to be read. Those go through
+    torchvision's own transforms, image by image, in as many threads as torch has. Resampling is antialiased as in
+    torchvision: a triangle ("bilinear") or Keys cubic ("bicubic") filter, stretched by the factor of reduction.
 
     side_px: side of the square images that come out.
     mean, std: per channel, for pixel values in [0, 1].
     crop_scale: area of the training crop as a share of the image's, from and to.
     crop_ratio: its width / height, from and to (drawn log-uniformly).
     flip: mirror half of the training images; wrong for characters (`Dataset.mirrored`).
-    centre_share: in evaluation, the side of the central crop as a share of the resized image: 1 shows all of
-        it, 0.875 is torchvision's Resize(256) and CenterCrop(224).
+    centre_share: in evaluation, the side of the central crop as a share of the shorter side of the resized image:
+        1 shows all of a square, 0.875 is torchvision's Resize(256) and CenterCrop(224).
     """
 
     side_px: int
@@ -266,37 +119,73 @@ class Augmentation:
         if not 0 < self.centre_share <= 1:
             raise ValueError(f"centre_share = {self.centre_share}, expected 0 < share <= 1")
 
-    def train(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Random resized crop and flip: (b, 3, s, s) uint8 to (b, 3, side_px, side_px) float32.
+    def train(self, images: Batch, generator: torch.Generator) -> Tensor:
+        """Random resized crop and flip: b uint8 images to (b, 3, side_px, side_px) float32.
 
         generator: a CPU generator gives the same crops on every device.
         The crops are torchvision's RandomResizedCrop: area and ratio are drawn up to ten times until the crop
         fits, otherwise the largest central crop of a permitted ratio is taken.
         """
-        count, side = len(images), images.shape[-1]
-        uniform = torch.rand(23, count, generator=generator, dtype=torch.float64, device=generator.device)
-        crops = random_crops(uniform[:22], side, self.crop_scale, self.crop_ratio)
+        uniform = torch.rand(23, len(images), generator=generator, dtype=torch.float64, device=generator.device)
         mirrored = uniform[22] < (0.5 if self.flip else 0)
+        if isinstance(images, Unread):
+            uniform = uniform.cpu()
+            return self._from_files(images, lambda place: self._cropped(images.read(place), uniform[:, place]))
+        height, width = _sizes(images, uniform.device)
+        crops = random_crops(uniform[:22], height, width, self.crop_scale, self.crop_ratio)
         # Per image of 224 px the matrix products take a CPU core 3 ms and torch's own 8-bit resize 0.2 ms; for
         # images of 32 px, and on a GPU for all, the call per image costs more than its arithmetic.
-        if images.device.type != "cpu" or side <= SMALL_PX:
-            return self._normalised(resize_together(images, crops, mirrored, self.side_px, self.interpolation))
-        batch = torch.empty(count, 3, self.side_px, self.side_px)
+        small = isinstance(images, Tensor) and max(images.shape[2:]) <= SMALL_PX
+        if images[0].device.type != "cpu" or small:
+            frame = images if isinstance(images, Tensor) else framed(images)
+            return self._normalised(resize_together(frame, crops, mirrored, self.side_px, self.interpolation))
+        batch = torch.empty(len(images), 3, self.side_px, self.side_px)
         for place, crop in zip(
             batch, resize_each(images, crops, mirrored, self.side_px, self.interpolation), strict=True
         ):
             self._normalised(crop, out=place)  # while it is in the core's cache: twice as fast as afterwards
         return batch
 
-    def evaluate(self, images: Tensor) -> Tensor:
-        """Resize and central crop: (b, 3, s, s) uint8 to (b, 3, side_px, side_px) float32."""
-        resized = round(self.side_px / self.centre_share)
-        corner = round((resized - self.side_px) / 2)
-        if images.shape[-1] != resized:
+    def evaluate(self, images: Batch) -> Tensor:
+        """Resize and central crop: b uint8 images to (b, 3, side_px, side_px) float32."""
+        if isinstance(images, Unread):
+            return self._from_files(images, lambda place: self._centred(images.read(place)))
+        if isinstance(images, Tensor):
+            return self._normalised(self._centre(images))
+        return self._normalised(torch.cat([self._centre(image.unsqueeze(0)) for image in images]))
+
+    @property
+    def _resized_px(self) -> int:
+        """The shorter side before the central crop."""
+        return round(self.side_px / self.centre_share)
+
+    def _centre(self, images: Tensor) -> Tensor:
+        """(b, 3, h, w) uint8 to (b, 3, side_px, side_px): resized where needed, and its centre."""
+        height, width = images.shape[2:]
+        resized = [self._resized_px * extent // min(height, width) for extent in (height, width)]
+        if resized != [height, width]:
             pixels = images if images.device.type == "cpu" else images.float()  # CUDA has no 8-bit resize
-            images = functional.interpolate(pixels, size=(resized, resized), mode=self.interpolation, antialias=True)
-        inside = slice(corner, corner + self.side_px)
-        return self._normalised(images[:, :, inside, inside])
+            images = functional.interpolate(pixels, size=resized, mode=self.interpolation, antialias=True)
+        top, left = (round((extent - self.side_px) / 2) for extent in resized)
+        return images[:, :, top : top + self.side_px, left : left + self.side_px]
+
+    def _cropped(self, image: Image.Image, uniform: Tensor) -> Tensor:
+        """The classical path's training image: (3, side_px, side_px) uint8, from 23 uniform numbers."""
+        vision, mode = _torchvision(self.interpolation)
+        crop = random_crops(uniform[:22, None], image.height, image.width, self.crop_scale, self.crop_ratio)
+        image = vision.resized_crop(image, *crop[:, 0].tolist(), [self.side_px] * 2, mode, antialias=True)
+        return vision.pil_to_tensor(vision.hflip(image) if self.flip and uniform[22] < 0.5 else image)
+
+    def _centred(self, image: Image.Image) -> Tensor:
+        """The classical path's test image: (3, side_px, side_px) uint8."""
+        vision, mode = _torchvision(self.interpolation)
+        resized = vision.resize(image, [self._resized_px], mode, antialias=True)
+        return vision.pil_to_tensor(vision.center_crop(resized, [self.side_px] * 2))
+
+    def _from_files(self, images: Unread, transform: Callable[[int], Tensor]) -> Tensor:
+        """Read and transform each image, in torch's number of threads, then normalise them together."""
+        each = _workers(torch.get_num_threads()).map(transform, range(len(images)))
+        return self._normalised(torch.stack(list(each)).to(images.device))
 
     def _normalised(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
         """(pixel / 255 - mean) / std in float32, for pixels in [0, 255]; a cubic filter's overshoot is cut off."""
@@ -313,24 +202,52 @@ def _as_tensors(mean: tuple[float, ...], std: tuple[float, ...], device: torch.d
         return 255 * torch.tensor([mean, std], device=device).view(2, -1, 1, 1)
 
 
-def random_crops(uniform: Tensor, side: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
-    """(4, b) top, left, height, width of crops in a square image, whole pixels, from (22, b) uniform numbers."""
+@lru_cache
+def _torchvision(interpolation: str):
+    """Torchvision's transforms and its word for an interpolation; needed by the classical path alone."""
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
+    return functional, InterpolationMode(interpolation)
+
+
+@lru_cache(maxsize=1)
+def _workers(count: int) -> ThreadPoolExecutor:
+    """Threads that decode and transform: Pillow does both without the interpreter's lock."""
+    return ThreadPoolExecutor(count)
+
+
+def _sizes(images: Tensor | Sequence[Tensor], device: torch.device) -> Tensor:
+    """(2, b) heights and widths; (2, 1) where all are equal."""
+    sizes = [images.shape[2:]] if isinstance(images, Tensor) else [image.shape[1:] for image in images]
+    sizes = torch.tensor(sizes, dtype=torch.float64).T
+    return sizes.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else sizes
+
+
+def random_crops(
+    uniform: Tensor, height: Tensor | int, width: Tensor | int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Tensor:
+    """(4, b) top, left, height, width, in whole pixels, of crops in images of `height` × `width`.
+
+    height, width: of all images, or (b,) of each.
+    uniform: (22, b) numbers in [0, 1), which decide everything.
+    """
+    height, width = (torch.as_tensor(x, dtype=torch.float64, device=uniform.device) for x in (height, width))
     log_from, log_to = math.log(ratio[0]), math.log(ratio[1])
-    area = side**2 * (scale[0] + (scale[1] - scale[0]) * uniform[:10])
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * uniform[:10])
     shape = torch.exp(log_from + (log_to - log_from) * uniform[10:20])
-    width, height = (area * shape).sqrt().round(), (area / shape).sqrt().round()
-    fits = (width <= side) & (height <= side) & (width > 0) & (height > 0)
+    crop_width, crop_height = (area * shape).sqrt().round(), (area / shape).sqrt().round()
+    fits = (crop_width <= width) & (crop_height <= height) & (crop_width > 0) & (crop_height > 0)
     found, first = fits.any(0), fits.to(torch.uint8).argmax(0, keepdim=True)
-    nearest = min(max(1.0, ratio[0]), ratio[1])
-    width = torch.where(found, width.gather(0, first)[0], round(min(side, side * nearest)))
-    height = torch.where(found, height.gather(0, first)[0], round(min(side, side / nearest)))
-    top = torch.where(found, (uniform[20] * (side - height + 1)).floor(), ((side - height) / 2).floor())
-    left = torch.where(found, (uniform[21] * (side - width + 1)).floor(), ((side - width) / 2).floor())
-    return torch.stack([top, left, height, width]).to(torch.int64)
+    nearest = (width / height).clamp(*ratio)
+    crop_width = torch.where(found, crop_width.gather(0, first)[0], torch.minimum(width, height * nearest).round())
+    crop_height = torch.where(found, crop_height.gather(0, first)[0], torch.minimum(height, width / nearest).round())
+    top = torch.where(found, uniform[20] * (height - crop_height + 1), (height - crop_height) / 2).floor()
+    left = torch.where(found, uniform[21] * (width - crop_width + 1), (width - crop_width) / 2).floor()
+    return torch.stack([top, left, crop_height, crop_width]).to(torch.int64)
 
 
 def resize_each(
-    images: Tensor, crops: Tensor, mirrored: Tensor, side_px: int, interpolation: str
+    images: Tensor | Sequence[Tensor], crops: Tensor, mirrored: Tensor, side_px: int, interpolation: str
 ) -> Iterator[Tensor]:
     """(3, side_px, side_px) uint8 for each image: the crops one after the other, by torch's resize."""
     for image, (top, left, height, width), mirror in zip(images, crops.T.tolist(), mirrored.tolist(), strict=True):
@@ -339,20 +256,30 @@ def resize_each(
         yield resized.flip(2) if mirror else resized
 
 
+def framed(images: Sequence[Tensor]) -> Tensor:
+    """(b, 3, h, w): images of several sizes, each in the upper left corner of a frame that holds them all."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    frame = images[0].new_zeros(len(images), 3, height, width)
+    for place, image in zip(frame, images, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image
+    return frame
+
+
 def resize_together(images: Tensor, crops: Tensor, mirrored: Tensor, side_px: int, interpolation: str) -> Tensor:
-    """(b, 3, side_px, side_px) float32: the crops of a whole batch at once, each as rows · image · columnsᵀ.
+    """(b, 3, side_px, side_px) float32: the crops of a whole batch (b, 3, h, w) at once, rows · image · columnsᵀ.
 
     Antialiased resampling is separable, so an image has one matrix of weights for its rows and one for its
-    columns, (side_px, side) each. In float32 also under autocast: half precision would be visible.
+    columns, (side_px, h) and (side_px, w). In float32 also under autocast: half precision would be visible.
     """
-    count, channels, side, _ = images.shape
+    count, channels, height, width = images.shape
     device = images.device
-    top, left, height, width = crops.to(device)
-    rows = _weights(top, height, torch.zeros_like(mirrored, device=device), side, side_px, interpolation)
-    columns = _weights(left, width, mirrored.to(device), side, side_px, interpolation)
+    top, left, crop_height, crop_width = crops.to(device)
+    upright = torch.zeros_like(mirrored, device=device)
+    rows = _weights(top, crop_height, upright, height, side_px, interpolation)
+    columns = _weights(left, crop_width, mirrored.to(device), width, side_px, interpolation)
     with torch.autocast(device.type, enabled=False):
-        narrow = torch.bmm(images.reshape(count, channels * side, side).float(), columns.transpose(1, 2))
-        return torch.matmul(rows.unsqueeze(1), narrow.view(count, channels, side, side_px))
+        narrow = torch.bmm(images.reshape(count, channels * height, width).float(), columns.transpose(1, 2))
+        return torch.matmul(rows.unsqueeze(1), narrow.view(count, channels, height, side_px))
 
 
 def _weights(start: Tensor, length: Tensor, mirrored: Tensor, side: int, side_px: int, interpolation: str) -> Tensor:

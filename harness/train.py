@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from baselines.form import NotFinite
 from harness import checkpoint
 from harness.config import Training, Trial
-from harness.loading import Augmentation, Images, batches
+from harness.images import Images, Originals
+from harness.loading import Augmentation, batches
 from harness.record import Epoch
 from harness.streams import stream
 
@@ -41,7 +42,7 @@ def train(
     trial: Trial,
     model: nn.Module,
     criterion: nn.Module,
-    images: Images,
+    images: Images | Originals,
     indices: Tensor,
     labels: Tensor,
     augmentation: Augmentation,

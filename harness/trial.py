@@ -27,8 +27,9 @@ from harness import checkpoint, datasets, retrieval, splits
 from harness.cache import default_folder
 from harness.config import Choice, Trial
 from harness.datasets import Dataset
+from harness.images import Images, Originals, open_images
 from harness.ledger import Ledger
-from harness.loading import Augmentation, Images, open_images
+from harness.loading import Augmentation
 from harness.models import Embedder
 from harness.provenance import provenance
 from harness.record import Cost, Data, Record, Run, now, write_json
@@ -157,7 +158,7 @@ class Bench:
     trial: Trial
     dataset: Dataset
     split: np.ndarray
-    images: Images
+    images: Images | Originals
     model: nn.Module
     augmentation: Augmentation
     device: torch.device
@@ -170,8 +171,10 @@ class Bench:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         dataset = open_dataset(trial.dataset, sources.data, sources.cache)
-        side_px = trial.images.cache_side_px or trial.images.side_px
-        images = open_images(dataset, side_px, sources.cache or default_folder())
+        if trial.images.path == "classical":
+            images = Originals(dataset)
+        else:
+            images = open_images(dataset, trial.images.stored_px, sources.cache or default_folder())
         split = split_of(dataset, PROTOCOLS[trial.protocol])
         model = nn.Flatten() if trial.arm.loss == "pixels" else embedder(trial).to(device)
         return cls(trial, dataset, split, images, model, augmentation(trial, model, dataset), device)
@@ -277,7 +280,7 @@ def augmentation(trial: Trial, model: nn.Module, dataset: Dataset) -> Augmentati
     """Crops and flips of the trial, normalised as the weights were trained; plain images in [0, 1] for `pixels`."""
     images = trial.images
     if trial.arm.loss == "pixels":
-        return Augmentation(images.side_px, mean=(0.0,) * 3, std=(1.0,) * 3)
+        return Augmentation(images.side_px, mean=(0.0,) * 3, std=(1.0,) * 3, centre_share=images.centre_share)
     return Augmentation(
         images.side_px,
         mean=model.mean,
@@ -286,6 +289,7 @@ def augmentation(trial: Trial, model: nn.Module, dataset: Dataset) -> Augmentati
         crop_scale=images.crop_scale,
         crop_ratio=images.crop_ratio,
         flip=dataset.mirrored if images.flip == "auto" else images.flip,
+        centre_share=images.centre_share,
     )
 
 

@@ -1,8 +1,6 @@
-"""Decoded images, batches, and crops that equal torchvision's."""
+"""Batches, and crops that equal torchvision's."""
 
-import threading
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,136 +9,13 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vision
 
-from harness.cache import CacheError
-from harness.datasets import Dataset, DatasetError
-from harness.loading import Augmentation, batches, open_images, random_crops, resize_each, resize_together
+from harness import config
+from harness.images import Originals, open_images
+from harness.loading import Augmentation, batches, framed, random_crops, resize_each, resize_together
+from harness.models import Embedder
+from tests.harness.pictures import Pictures, noise, to_image
 
 PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
-
-
-def noise(count, side, seed=0):
-    """(count, 3, side, side) uint8 with structure at several scales, like photographs."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, 3, side // 8 + 1, side // 8 + 1, generator=generator) * 255
-    smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")
-    return (smooth + 30 * torch.randn(count, 3, side, side, generator=generator)).clamp(0, 255).to(torch.uint8)
-
-
-class Pictures:
-    """A dataset of n images whose readings are counted; some cannot be read."""
-
-    def __init__(self, count=100, size=(12, 10), broken=(), stamp="1"):
-        self.read_keys, self.broken, self.size = [], broken, size
-        keys = tuple(f"{i}.png" for i in range(count))
-        self.dataset = Dataset(
-            name="toy",
-            keys=keys,
-            labels=np.arange(count) // 2,
-            class_names=tuple(map(str, range(count // 2))),
-            split=np.array(["train"] * count),
-            read=self.read,
-            source_stamp=stamp,
-        )
-
-    def read(self, i):
-        self.read_keys.append(i)
-        if i in self.broken:
-            raise DatasetError(f"{i}.png: truncated")
-        return Image.new("RGB", self.size, (i, 2 * i, 7))
-
-
-def test_images_are_decoded_once_and_mapped(tmp_path):
-    pictures, seen = Pictures(), []
-    images = open_images(pictures.dataset, 8, tmp_path, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (100, 100)
-    assert (len(images), images.side_px) == (100, 8)
-    again = open_images(pictures.dataset, 8, tmp_path)
-    assert len(pictures.read_keys) == 100
-    assert isinstance(again.array, np.memmap)
-    assert not again.array.flags.writeable
-    batch = again.batch(torch.tensor([3, 99]))
-    assert (batch.dtype, batch.shape) == (torch.uint8, (2, 3, 8, 8))
-    assert batch[:, :, 0, 0].tolist() == [[3, 6, 7], [99, 198, 7]]
-    assert torch.equal(batch, again.batch(np.array([3, 99])))
-
-
-def test_sizes_and_sources_have_files_of_their_own(tmp_path):
-    paths = {open_images(Pictures().dataset, side, tmp_path).path for side in (8, 9)}
-    paths.add(open_images(Pictures(stamp="2").dataset, 8, tmp_path).path)
-    assert len(paths) == len(list(tmp_path.glob("images-toy-*.npy"))) == 3
-
-
-def test_labels_and_splits_do_not_decide_the_file(tmp_path):
-    pictures = Pictures()
-    open_images(pictures.dataset, 8, tmp_path)
-    pictures.dataset.split[50:] = "test"
-    open_images(pictures.dataset, 8, tmp_path)
-    assert len(pictures.read_keys) == 100
-
-
-@pytest.mark.parametrize("damage", ["cut", "cut to nothing", "short of its sums", "overwritten"])
-def test_a_damaged_file_is_built_again(tmp_path, damage):
-    pictures = Pictures()
-    path = open_images(pictures.dataset, 8, tmp_path).path
-    whole = path.read_bytes()
-    damaged = {
-        "cut": whole[: len(whole) // 2],
-        "cut to nothing": b"",
-        "short of its sums": whole[:-4],
-        "overwritten": whole[:-1000] + bytes(600) + whole[-400:],
-    }
-    path.write_bytes(damaged[damage])
-    assert open_images(pictures.dataset, 8, tmp_path).array[7, :, 0, 0].tolist() == [7, 14, 7]
-    assert len(pictures.read_keys) == 200
-    assert path.read_bytes() == whole
-
-
-def test_processes_that_start_together_build_once(tmp_path):
-    pictures, opened = Pictures(), []
-    threads = [
-        threading.Thread(target=lambda: opened.append(open_images(pictures.dataset, 8, tmp_path))) for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(opened) == 4
-    assert len(pictures.read_keys) == 100
-
-
-def test_unreadable_images_are_all_named_and_nothing_is_kept(tmp_path):
-    with pytest.raises(
-        DatasetError, match=r"(?s)^toy: 3 images cannot be read:\s+5.png: trunc.*\s+50.png.*\s+99.png"
-    ):
-        open_images(Pictures(broken=(5, 50, 99)).dataset, 8, tmp_path)
-    assert not list(tmp_path.glob("*.npy"))
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(CacheError, match=r"cannot write the cache in .*file/cache: Not a directory"):
-        open_images(Pictures().dataset, 8, tmp_path / "file" / "cache")
-
-
-def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
-    pictures = Pictures()
-    with pytest.raises(CacheError, match=r"toy at 256 px takes 0.02 GB and .* has 0.00 GB left"):
-        open_images(pictures.dataset, 256, tmp_path)
-    assert pictures.read_keys == []
-
-
-@pytest.mark.parametrize("size", [(64, 64), (80, 64), (64, 101), (20, 31), (32, 32), (7, 900)])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_stored_squares_are_torchvisions_resize_and_centre_crop(tmp_path, size, mode):
-    width, height = size
-    pixels = noise(1, max(size))[0, :, :height, :width].permute(1, 2, 0).contiguous().numpy()
-    image = Image.fromarray(pixels).convert(mode)
-    dataset = replace(Pictures(count=1).dataset, read=lambda _: image)
-    stored = open_images(dataset, 32, tmp_path).array[0].astype(float)
-    expected = vision.center_crop(vision.resize(image, 32), 32).convert("RGB")
-    difference = np.abs(stored - np.asarray(expected).transpose(2, 0, 1)).mean()
-    assert difference < 1
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -163,7 +38,7 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(side, side_px, share,
 def test_training_crops_are_torchvisions(side, side_px, interpolation, resize):
     images = noise(40, side)
     uniform = torch.rand(22, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    crops = random_crops(uniform, side, (0.08, 1.0), (3 / 4, 4 / 3))
+    crops = random_crops(uniform, side, side, (0.08, 1.0), (3 / 4, 4 / 3))
     mirrored = torch.arange(40) % 2 == 1
     result = torch.stack(list(resize(images, crops, mirrored, side_px, interpolation))).float().clamp(0, 255)
     for i, crop in enumerate(crops.T.tolist()):
@@ -173,9 +48,98 @@ def test_training_crops_are_torchvisions(side, side_px, interpolation, resize):
         assert (result[i] - expected).abs().mean() < 1, f"crop {crop}"
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_images_of_several_sizes_are_cropped_like_each_alone(interpolation):
+    images = [
+        noise(1, 90, seed)[0, :, :h, :w] for seed, (h, w) in enumerate([(50, 70), (90, 50), (50, 50), (51, 80)])
+    ]
+    augmentation = Augmentation(32, **PLAIN, interpolation=interpolation)
+    together = augmentation.train(images, torch.Generator().manual_seed(0))
+    uniform = torch.rand(23, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    on_device = []
+    for i, image in enumerate(images):
+        crop = random_crops(uniform[:22, i : i + 1], *image.shape[1:], (0.08, 1.0), (3 / 4, 4 / 3))
+        mirrored = uniform[22, i : i + 1] < 0.5
+        alone = next(resize_each([image], crop, mirrored, 32, interpolation))
+        assert torch.equal(together[i], alone / 255)
+        on_device.append((crop, mirrored, alone))
+    crops, mirrored, alone = (
+        torch.cat(part, -1) if part[0].dim() < 3 else torch.stack(part) for part in zip(*on_device, strict=True)
+    )
+    batched = resize_together(framed(images), crops, mirrored, 32, interpolation)
+    assert (batched - alone.float()).abs().mean() < 1
+    test = augmentation.evaluate(images)
+    for i, image in enumerate(images):
+        assert torch.equal(test[i], augmentation.evaluate(image.unsqueeze(0))[0])
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """Pictures of several sizes, portrait, landscape and grey, with the detail of photographs."""
+    sizes = [(96, 64), (64, 96), (64, 64), (70, 64), (64, 81), (64, 130)]
+    pixels = [noise(1, 130, seed)[0, :, :h, :w] for seed, (w, h) in enumerate(sizes)]
+    images = [to_image(p) for p in pixels]
+    images[2] = images[2].convert("L")
+    return Pictures(count=6, images=images).dataset
+
+
+@pytest.mark.parametrize("side_px", [56, 48])
+def test_both_paths_give_the_same_batches(photographs, tmp_path, side_px):
+    """Decoded images of 64 px, from files of 64 px or of more: their crops are torchvision's of the files."""
+    cached, files, every = open_images(photographs, 64, tmp_path), Originals(photographs), np.arange(6)
+    augmentation = Augmentation(side_px, **PLAIN, centre_share=56 / 64)
+    for step in range(3):
+        ours, theirs = (
+            augmentation.train(source.batch(every), torch.Generator().manual_seed(step)) for source in (cached, files)
+        )
+        assert ours.shape == (6, 3, side_px, side_px)
+        assert (ours - theirs).abs().mean() < 1 / 255
+    ours, theirs = (augmentation.evaluate(source.batch(every)) for source in (cached, files))
+    assert (ours - theirs).abs().mean() < 1 / 255
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_both_paths_give_the_same_embeddings(tmp_path, interpolation):
+    """Also where the weights want a cubic filter, which the decoded images were not made with."""
+    photographs = Pictures(count=6, images=[to_image(p, (90 + i, 140)) for i, p in enumerate(noise(6, 140))]).dataset
+    network = Embedder("test_resnet", dim=16, pretrained=False, generator=torch.Generator().manual_seed(0)).eval()
+    augmentation = Augmentation(56, network.mean, network.std, interpolation, centre_share=56 / 64)
+    with torch.inference_mode():
+        cached, files = (
+            network(augmentation.evaluate(source.batch(np.arange(6))))
+            for source in (open_images(photographs, 64, tmp_path), Originals(photographs))
+        )
+    assert (cached * files).sum(1).min() > 0.999
+
+
+def test_the_classical_path_is_torchvisions(photographs):
+    files = Originals(photographs)
+    out = Augmentation(48, **PLAIN, centre_share=48 / 64).evaluate(files.batch(np.array([5, 2])))
+    transform = v2.Compose([v2.Resize(64), v2.CenterCrop(48), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    expected = torch.stack([transform(photographs.read(i).convert("RGB")) for i in (5, 2)])
+    assert torch.allclose(out, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "stored_px", "share"),
+    [
+        ({}, 256, 0.875),
+        ({"cache_side_px": 512}, 512, 0.875),
+        ({"cache_side_px": 240}, 240, 224 / 240),
+        ({"side_px": 32}, 32, 1),
+        ({"side_px": 32, "cache_side_px": 32}, 32, 1),
+        ({"side_px": 128}, 146, 128 / 146),
+    ],
+)
+def test_what_the_settings_say_of_the_cache_and_of_the_test_crop(settings, stored_px, share):
+    images = config.Images(**settings)
+    assert images.stored_px == stored_px
+    assert images.centre_share == pytest.approx(share)
+
+
 def test_crops_are_distributed_as_torchvisions():
     uniform = torch.rand(22, 4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    ours = random_crops(uniform, 64, (0.08, 1.0), (3 / 4, 4 / 3)).double()
+    ours = random_crops(uniform, 64, 64, (0.08, 1.0), (3 / 4, 4 / 3)).double()
     torch.manual_seed(0)
     draw = v2.RandomResizedCrop(64).make_params
     theirs = [draw([Image.new("L", (64, 64))]) for _ in range(4000)]
@@ -189,8 +153,8 @@ def test_crops_are_distributed_as_torchvisions():
 
 def test_a_crop_that_never_fits_is_the_largest_central_one():
     uniform = torch.full((22, 1), 0.999, dtype=torch.float64)
-    assert random_crops(uniform, 60, (1.0, 1.0), (2.0, 3.0)).T.tolist() == [[15, 0, 30, 60]]
-    assert random_crops(uniform, 60, (1.0, 1.0), (0.25, 0.5)).T.tolist() == [[0, 15, 60, 30]]
+    assert random_crops(uniform, 60, 60, (1.0, 1.0), (2.0, 3.0)).T.tolist() == [[15, 0, 30, 60]]
+    assert random_crops(uniform, 60, 60, (1.0, 1.0), (0.25, 0.5)).T.tolist() == [[0, 15, 60, 30]]
 
 
 @pytest.mark.parametrize("side", [32, 64])
