@@ -31,7 +31,7 @@ def cells(board, metric="R@1"):
 
 def test_bold_is_the_best_with_all_not_separable_and_the_second_is_underlined(arm):
     board = leaderboard(
-        arm("contrastive", 0.60) + arm("proxy_anchor", 0.6995, own=-1) + arm("multi_similarity", 0.70)
+        arm("contrastive", 0.60, own=2) + arm("proxy_anchor", 0.6995, own=-1) + arm("multi_similarity", 0.70)
     )
     found = cells(board)
     assert {name: cell.marks for name, cell in found.items()} == {
