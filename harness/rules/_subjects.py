@@ -1,0 +1,189 @@
+"""What rules look at, as plain values: results of a run, searches, and tables about to be printed."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from harness.config import Trial
+from harness.record import Failure, Record
+from harness.selection import PROTOCOLS
+
+if TYPE_CHECKING:
+    from harness.ledger import Ledger
+
+Place = tuple[str, str]  # dataset, backbone
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run folder holds, grouped once for all rules. `ledger`: None where its reads are not known."""
+
+    records: tuple[Record, ...]
+    failures: tuple[Failure, ...] = ()
+    planned: tuple[Trial, ...] = ()
+    ledger: Ledger | None = None
+
+    @cached_property
+    def tested(self) -> tuple[Record, ...]:
+        """Records of protocols that read the test: the rows of tables; search trials are not among them."""
+        return tuple(r for r in self.records if r.trial.protocol not in PROTOCOLS or _reads_test(r.trial))
+
+    @cached_property
+    def tables(self) -> tuple[Comparable, ...]:
+        """Tested records by what they may be compared with, the largest table of each place first.
+
+        A floor goes to every table of its place: it shares their data and network, and is not trained.
+        """
+        tables: dict[str, Comparable] = {}
+        for record in self.tested:
+            if record.level != "floor":
+                factors = factors_of(record)
+                key = json.dumps(factors, sort_keys=True, default=str)
+                tables.setdefault(key, Comparable(place_of(record.trial), factors)).records.append(record)
+        return tuple(sorted(tables.values(), key=lambda table: (table.place, -len(table.records))))
+
+
+@dataclass
+class Comparable:
+    """Records that may stand in one table: one dataset, one backbone, one value of each shared factor."""
+
+    place: Place
+    factors: dict[str, Any]
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.place)
+
+    @cached_property
+    def arms(self) -> dict[str, dict[int, Record]]:
+        """{arm: {seed: record}}; of two records of a seed, the first."""
+        arms: dict[str, dict[int, Record]] = defaultdict(dict)
+        for record in self.records:
+            arms[record.arm].setdefault(record.trial.seed, record)
+        return dict(arms)
+
+    @cached_property
+    def baselines(self) -> dict[str, str]:
+        """{arm: the arm it is compared with} for every arm that has another one as its baseline."""
+        return {record.arm: record.baseline for record in self.records if record.baseline != record.arm}
+
+
+def place_of(trial: Trial) -> Place:
+    """(dataset, backbone)"""
+    return trial.dataset.name, trial.backbone.name
+
+
+def cell_of(record: Record) -> str:
+    """`glyphs/test_resnet/contrastive+embedding`, what seeds repeat."""
+    return "/".join((*place_of(record.trial), record.arm))
+
+
+def factors_of(record: Record) -> dict[str, Any]:
+    """Whatever must be equal for two numbers to stand in one table (FAIR-08, FAIR-25)."""
+    data, origin = record.data, record.provenance
+    factors = dict(record.trial.shared)
+    factors |= {f"protocol.{key}": value for key, value in record.protocol.items()}
+    factors |= {"evaluator": origin.get("evaluator"), "weights": origin.get("weights")}
+    for name in ("index_fingerprint", "pixel_fingerprint", "split_fingerprint"):
+        factors[f"data.{name}"] = getattr(data, name)
+    if record.trial.backbone.pretrained:
+        factors["weights_digest"] = origin.get("initial_weights")
+    return factors
+
+
+def _reads_test(trial: Trial) -> bool:
+    return PROTOCOLS[trial.protocol].reads_test
+
+
+def ids(records: Iterable[Record]) -> tuple[str, ...]:
+    """The ids of records, in their order."""
+    return tuple(record.id for record in records)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The search that tuned one arm.
+
+    place     dataset and backbone, such as "glyphs/test_resnet": arms of one place are compared
+    arm       such as "contrastive+embedding"
+    trials    how many trials the arm was given
+    made      how many have ended, failed ones included
+    declared  the space as it was when the study began: for each setting {"low", "high", "log"} or {"choices"}
+    space     the space now; another one than `declared` is a change under way
+    tried     the settings of each trial; the first are the defaults, which need not lie in the space
+    chosen    the settings that won; None while the search goes on
+    """
+
+    place: str
+    arm: str
+    trials: int
+    made: int
+    declared: Mapping[str, Mapping[str, Any]]
+    space: Mapping[str, Mapping[str, Any]]
+    tried: Sequence[Mapping[str, Any]] = ()
+    chosen: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a table, as it is about to be printed.
+
+    row, column  such as "contrastive+embedding" and "cub200 R@1"
+    mean         the number, a fraction
+    half, method half the width behind ±, and what it is: "95 % t-interval over 5 training seeds"
+    n            how many values it is the mean of
+    minus        the row that was subtracted, where the number is a difference
+    bold, grey   how it is set
+    p            of the test against the best of its column, corrected; None where none was made
+    source       where it was published; None for what was measured here
+    """
+
+    row: str
+    column: str
+    mean: float
+    half: float | None = None
+    method: str = ""
+    n: int = 1
+    minus: str | None = None
+    bold: bool = False
+    grey: bool = False
+    p: float | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Average:
+    """A row's mean over datasets: over which."""
+
+    row: str
+    datasets: frozenset[str]
+
+
+@dataclass(frozen=True)
+class RankTest:
+    """A test of ranks over datasets, such as Wilcoxon's signed ranks, and over how many."""
+
+    name: str
+    datasets: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table about to be printed: its numbers and the records they come from.
+
+    correction, level: of the tests behind bold, such as "Holm" and 0.05; no correction: none was made.
+    """
+
+    name: str
+    numbers: tuple[Number, ...] = ()
+    records: tuple[Record, ...] = ()
+    averages: tuple[Average, ...] = ()
+    rank_tests: tuple[RankTest, ...] = ()
+    correction: str = ""
+    level: float = 0.05

@@ -1,0 +1,103 @@
+"""FAIR-01 and FAIR-02: the data are the published ones, and no class is in two splits."""
+
+import numpy as np
+import pytest
+
+from harness import rules
+from harness.config import Choice
+from harness.datasets import Dataset
+
+
+def fake(name, counts):
+    """A dataset of {split: (images, classes)} and its split."""
+    split = np.repeat(list(counts), [images for images, _ in counts.values()])
+    labels, first = [], 0
+    for images, classes in counts.values():
+        labels.append(first + np.arange(images) % classes)
+        first += classes
+    labels = np.concatenate(labels)
+    names = tuple(map(str, range(labels.max() + 1)))
+    keys = tuple(map(str, range(len(labels))))
+    return Dataset(name, keys, labels, names, split, read=None), split
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("cub200", {"train": (5864, 100), "test": (5924, 100)}),
+        ("cub200", {"train": (4700, 80), "validation": (1164, 20), "test": (5924, 100)}),
+        ("cars196", {"train": (8054, 98), "test": (8131, 98)}),
+        ("sop", {"train": (59551, 11318), "test": (60502, 11316)}),
+        ("inshop", {"train": (25882, 3997), "test": (26830, 3985)}),
+        ("glyphs", {"train": (10, 5), "test": (10, 5)}),
+    ],
+)
+def test_the_published_sizes_pass(name, counts):
+    assert rules.over_data(*fake(name, counts)) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "sentence"),
+    [
+        (
+            "cars196",
+            {"train": (8144, 196), "test": (8041, 196)},
+            "FAIR-01 cars196: 8144/8041 images, expected 8054/8131. This is the classification split (same classes "
+            "in train and test).",
+        ),
+        ("cub200", {"train": (5994, 100), "test": (5794, 100)}, "This is the classification split"),
+        ("cub200", {"train": (3000, 100), "test": (3033, 100)}, "These are the birds of 2010"),
+        ("cub200", {"train": (5864, 99), "test": (5924, 100)}, "FAIR-01 cub200: 99/100 classes, expected 100/100."),
+        ("sop", {"train": (10, 5), "test": (10, 5)}, "FAIR-01 sop: 10/10 images, expected 59551/60502."),
+    ],
+)
+def test_another_size_is_named(name, counts, sentence):
+    dataset, split = fake(name, counts)
+    (finding,) = rules.over_data(dataset, split)
+    assert (finding.rule, finding.severity) == ("FAIR-01", "E")
+    assert sentence in finding.sentence
+    assert rules.over_data(dataset, split, nonstandard=True) == ()
+
+
+def benchmark(make_trial, **options):
+    trial = make_trial()
+    return trial.model_copy(update={"dataset": Choice(name="cub200", options=options)})
+
+
+def test_records_of_another_size_are_errors_or_marked(make_trial, make_clean, said):
+    size = {"images": {"train": 5994, "test": 5794}, "classes": {"train": 100, "test": 100}, "distinct_classes": 200}
+    assert said(1, [make_clean(trial=benchmark(make_trial), data=size)]) == [
+        (
+            "E",
+            "FAIR-01 cub200: 5994/5794 images, expected 5864/5924. This is the classification split (same classes in "
+            "train and test).",
+        )
+    ]
+    wanted = make_clean(trial=benchmark(make_trial, allow_nonstandard=True), data=size)
+    assert said(1, [wanted]) == [("W", "FAIR-01 cub200: 5994/5794 images: not CUB-200-2011.")]
+    size["images"] = {"train": 5864, "test": 5924}
+    assert said(1, [make_clean(trial=benchmark(make_trial), data=size)]) == []
+
+
+def test_two_copies_of_the_data_in_one_run(make_clean, said):
+    records = [make_clean(seed=seed, data={"index_fingerprint": "ab"[seed > 1] * 64}) for seed in range(3)]
+    assert said(1, records) == [
+        ("E", f"FAIR-01 glyphs: 2 different copies of the data ({'a' * 12}: 2 records; {'b' * 12}: 1 records).")
+    ]
+
+
+def test_a_class_on_two_sides():
+    dataset, split = fake("birds", {"train": (20, 5), "validation": (8, 4), "test": (20, 5)})
+    labels = dataset.labels.copy()
+    labels[split == "validation"] = [9, 10, 11, 8] * 2
+    shared = Dataset("birds", dataset.keys, labels, dataset.class_names, split, read=None)
+    (finding,) = rules.over_data(shared, split)
+    assert finding.severity == "E"
+    assert finding.sentence == "FAIR-02 birds: 3 classes in both validation and test (9, 10, 11)."
+
+
+def test_classes_that_do_not_add_up(make_clean, said):
+    assert said(2, [make_clean(data={"distinct_classes": 7})]) == [
+        ("E", "FAIR-02 glyphs: 3 classes in more than one split.")
+    ]
+    assert said(2, [make_clean(data={"distinct_classes": None})]) == []
