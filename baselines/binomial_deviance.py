@@ -35,7 +35,6 @@ class BinomialDeviance(Loss):
         self.margin = within("margin", margin, -1.0, 1.0)
 
     def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
-        distances = similarities - self.margin
-        attract = positive.sum(softplus(distances, slope=-self.beta))
-        repel = negative.sum(softplus(distances, slope=self.gamma))
+        attract = positive.sum(softplus(similarities, -self.beta, self.margin))
+        repel = negative.sum(softplus(similarities, self.gamma, self.margin))
         return attract / positive.count().clamp(min=1) + repel / negative.count().clamp(min=1)

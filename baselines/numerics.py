@@ -128,23 +128,24 @@ def log_sum_exp(
 
 class _Softplus(Function):
     @staticmethod
-    def forward(ctx, x: Tensor, slope: float) -> Tensor:
-        y = x * slope
+    def forward(ctx, x: Tensor, slope: float, centre: float) -> Tensor:
+        y = (x - centre).mul_(slope)
         ctx.slope = slope
         ctx.save_for_backward(y)
         # exact to one rounding of 1, and above 40 it is y itself; torch's log1p is 20 times slower on a CPU
-        return torch.maximum(y.clamp(max=40.0).exp_().add_(1.0).log_(), y)
+        small = y.clamp(max=40.0).exp_().add_(1.0).log_()
+        return torch.maximum(small, y, out=small)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         (y,) = ctx.saved_tensors
-        return y.sigmoid().mul_(gradient).mul_(ctx.slope), None
+        return y.sigmoid().mul_(gradient).mul_(ctx.slope), None, None
 
 
-def softplus(x: Tensor, slope: float = 1.0) -> Tensor:
-    """log(1 + e^{slope·x}), to a rounding of 1, for every x including −∞ (torch's own is just x above 20)."""
-    return _Softplus.apply(x, slope)
+def softplus(x: Tensor, slope: float = 1.0, centre: float = 0.0) -> Tensor:
+    """log(1 + e^{slope·(x − centre)}), to a rounding of 1, for every x including −∞ (torch's own is x above 20)."""
+    return _Softplus.apply(x, slope, centre)
 
 
 class _Root(Function):

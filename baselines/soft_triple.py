@@ -15,6 +15,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from baselines.form import Batch, Loss, proxies, within
 from baselines.weights import Weights, total
@@ -56,8 +58,7 @@ class SoftTriple(Loss):
         self.proxies = proxies(num_classes, dim, generator, per_class=int(within("centres", centres, 1)))
 
     def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
-        centres = similarities.unflatten(1, self.proxies.shape[:2])
-        nearest = ((centres / self.gamma).softmax(2) * centres).sum(2)
+        nearest = _SoftMaximum.apply(similarities.unflatten(1, self.proxies.shape[:2]), self.gamma)
         nearest = nearest - self.delta * positive.present.to(nearest.dtype)
         return total(positive, negative, nearest, self.scale) - positive.log_sum_exp(nearest, self.scale)
 
@@ -68,6 +69,24 @@ class SoftTriple(Loss):
             return loss
         centres = batch.proxies.unflatten(0, (classes, k))
         cosines = centres @ centres.transpose(1, 2)
-        first, second = torch.triu_indices(k, k, offset=1, device=cosines.device)
-        distances = (2 + 1e-5 - 2 * cosines[:, first, second]).sqrt()
+        distances = (2 + 1e-5 - 2 * cosines).sqrt().triu(diagonal=1)
         return loss + self.tau / (classes * k * (k - 1)) * distances.sum()
+
+
+class _SoftMaximum(Function):
+    """Σ_k softmax_k(x/γ)·x over the last dimension."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gamma: float) -> Tensor:
+        chances = (x / gamma).softmax(-1)
+        result = torch.linalg.vecdot(chances, x)
+        ctx.gamma = gamma
+        ctx.save_for_backward(x, chances, result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        x, chances, result = ctx.saved_tensors
+        slope = (x - result[..., None]).div_(ctx.gamma).add_(1.0).mul_(chances)
+        return slope.mul_(gradient[..., None]), None

@@ -54,7 +54,10 @@ class Weights:
 
     def sum(self, terms: Tensor) -> Tensor:
         """Σ y·terms."""
-        return (self.values * terms.sum_to_size(self.values.shape)).flatten(1).sum(1)
+        if not isinstance(self.value, Tensor) and self.value == 0:
+            return terms.new_zeros(len(terms))
+        shared = terms.sum_to_size(len(terms), *self.values.shape[1:])  # candidates with the same weight
+        return (self.values * shared).flatten(1).sum(1)
 
     def count(self) -> Tensor:
         """How many weights are above zero."""
@@ -64,8 +67,10 @@ class Weights:
     def log_sum_exp(self, x: Tensor, slope: float = 1.0, centre: float = 0.0, plus_one: bool = False) -> Tensor:
         """log Σ y·e^{slope·(x − centre)}, or log(1 + Σ …) with `plus_one`; −∞ (or 0) for an empty sum."""
         shift = -slope * centre
-        if isinstance(self.value, Tensor) or self.value == 0:
+        if isinstance(self.value, Tensor):
             return log_sum_exp(x, self.values.log(), slope, shift, plus_one)
+        if self.value == 0:
+            return x.new_full((len(x),), 0.0 if plus_one else -math.inf)
         return log_sum_exp(x, self.membership, slope, shift + math.log(self.value), plus_one)
 
 

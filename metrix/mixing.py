@@ -10,10 +10,12 @@ embedded them, and only their labels are left to find.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,11 +23,11 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from baselines.form import Batch, Loss
-from baselines.numerics import cosine
+from baselines.numerics import cosine, softplus
 from baselines.weights import Listed, Weights
 from metrix.pairs import uses
 
-CHUNK = 2**20  # similarities computed at once; larger sets are cut into chunks of anchors
+CHUNK = 2**18  # similarities computed at once, about what fits a processor's cache; larger sets are cut into chunks
 
 
 def mixed_loss(
@@ -38,6 +40,8 @@ def mixed_loss(
     """
     if loss.mixed == "anchors":
         return _mixed_anchors(loss, batch, lam, chosen, renormalize)
+    if not renormalize and loss.exponential and pairs == "pos-neg" and chosen is None and not isinstance(lam, Tensor):
+        return _factorised(loss, batch, lam)
     return _mixed_candidates(loss, batch, pairs, lam, chosen, renormalize)
 
 
@@ -55,9 +59,8 @@ def embedded_loss(
         if not loss.learns_classes:
             similarities = similarities.scatter(1, torch.stack([first, second], 1), -torch.inf)
         lam = lam[:, None] if isinstance(lam, Tensor) else lam
-        shape = torch.Size((len(first), len(loss.proxies) if loss.learns_classes else len(labels)))
-        own = _own_candidates(loss, batch)
-        return loss.formula(similarities, *_anchor_weights(own, shape, dtype, first, second, lam)).mean()
+        weights = _two_classes(loss, batch, _own_class(loss, batch), first, second, lam)
+        return loss.formula(similarities, *weights).mean()
     examples = loss.anchors == "examples"
     classes = labels if examples else torch.arange(len(loss.proxies), device=labels.device)
     members = uses(pairs, first, second, labels, classes, examples)
@@ -75,106 +78,69 @@ def _formula(loss: Loss, similarities: Tensor, members: Tensor, pairs: str, lam:
     return loss.formula(similarities, *Weights.of_label(members, y, similarities.shape, similarities.dtype))
 
 
-class _InverseNorms(Function):
-    """1/‖λz_i + (1−λ)z_j‖ from the cosines of i and j."""
-
-    @staticmethod
-    def forward(ctx, cosines: Tensor, lam: float | Tensor) -> Tensor:
-        # λ² + (1−λ)² + 2λ(1−λ)s as a sum of two non-negative terms, which cannot cancel
-        product = 2 * lam * (1 - lam)
-        square = (cosines + 1).mul_(product).add_((2 * lam - 1) ** 2)
-        near_half = isinstance(lam, Tensor) or abs(2 * lam - 1) < 1e-6  # elsewhere the square is above its floor
-        floored = square < 1e-12 if near_half else None
-        inverse = square.clamp_(min=1e-12).rsqrt_()
-        ctx.product = product
-        ctx.save_for_backward(inverse, floored)
-        return inverse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        inverse, floored = ctx.saved_tensors
-        slope = inverse.pow(3).mul_(gradient).mul_(-0.5 * ctx.product)
-        return slope if floored is None else slope.masked_fill_(floored, 0.0), None
+# Mixed examples among the candidates of clean anchors
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Where anchors with similarities (a, n) find the constituents of their mixed examples (a, f, s).
+def _mixed_candidates(
+    loss: Loss, batch: Batch, pairs: str, lam: float | Tensor, chosen: Tensor | None, renormalize: bool
+) -> Tensor:
+    similarities = cosines = batch.similarities
+    positive, negative = loss.sides(batch)
+    if pairs in ("pos-pos", "neg-neg"):
+        distinct = ~torch.eye(len(batch.labels), dtype=torch.bool, device=similarities.device)
+        chosen = distinct if chosen is None else chosen & distinct
+    if loss.anchors == "proxies":
+        used = _not_empty(pairs, positive, negative, chosen)
+        if not used.all():
+            used = used.nonzero().flatten()
+            similarities, positive, negative = (x.index_select(0, used) for x in (similarities, positive, negative))
+            if pairs == "anc-neg":
+                lam, chosen = (x[used] if isinstance(x, Tensor) else x for x in (lam, chosen))
+        if renormalize:
+            cosines = similarities if pairs == "anc-neg" else cosine(batch.embeddings, batch.embeddings)
+    places, firsts = _Places(own=pairs == "anc-neg"), negative if pairs == "neg-neg" else None
+    if pairs in ("pos-neg", "pos-pos"):
+        index, firsts = _lists(positive)
+        places = _Places(index, index if pairs == "pos-pos" else None)
+        if index.shape[1] == 0:
+            return similarities.new_zeros(())
+    if len(similarities) == 0:
+        return similarities.new_zeros(())
+    seconds = firsts if pairs == "pos-pos" else negative
+    inverse = _inverse_norms(cosines.detach(), lam) if renormalize else None
 
-    The columns `first` (a, f) and `second` (a, s); None is all n in order. `own` says that the first is the anchor
-    itself. Each way to read has its adjoint, which adds a gradient up at the same places.
-    """
+    def losses(rows: slice | Tensor | None, similarities: Tensor, cosines: Tensor) -> Tensor:
+        def cut(x):
+            return x[rows] if rows is not None and isinstance(x, Tensor) else x
 
-    first: Tensor | None = None
-    second: Tensor | None = None
-    own: bool = False
+        here = places if rows is None else places.rows(rows)
+        of_rows = cut if places.own else (lambda x: x)
+        first, second = cut(firsts), cut(seconds)
+        if isinstance(rows, Tensor):  # anchors with the same negatives
+            first, second = first[:1], second[:1]
+        y = here.of_pairs(of_rows(lam)) if isinstance(lam, Tensor) else lam
+        conditions = (
+            None if first is None else first[:, :, None],
+            None if second is None else second[:, None, :],
+            None if chosen is None else here.of_pairs(of_rows(chosen)),
+        )
+        members = reduce(and_, (c for c in conditions if c is not None))
+        mixed = _Mix.apply(cut(similarities), of_rows(cosines), of_rows(inverse), here, of_rows(lam))
+        return _formula(loss, mixed, members, pairs, y)
 
-    def rows(self, rows: slice) -> _Places:
-        """The same for some of the anchors."""
-        return _Places(*(None if x is None else x[rows] for x in (self.first, self.second)), self.own)
-
-    def of_pairs(self, matrix: Tensor) -> Tensor:
-        """The entries of a matrix (n, n) at the pairs of the mixed examples; (a, n) where the anchor is the first."""
-        if self.own:
-            return matrix[:, None, :]
-        if self.first is None:
-            return matrix[None]
-        if self.second is None:
-            return matrix.index_select(0, self.first.flatten()).view(*self.first.shape, -1)
-        return matrix[self.first[:, :, None], self.second[:, None, :]]
-
-    def to_pairs(self, gradient: Tensor, n: int) -> Tensor:
-        """The adjoint of `of_pairs`."""
-        if self.own:
-            return gradient[:, 0]
-        if self.first is None:
-            return gradient.sum(0)
-        if self.second is None:
-            return gradient.new_zeros(n, n).index_add_(0, self.first.flatten(), gradient.flatten(0, 1))
-        place = self.first[:, :, None] * n + self.second[:, None, :]
-        return gradient.new_zeros(n * n).index_add_(0, place.flatten(), gradient.flatten()).view(n, n)
+    chunks = _chunks(similarities, places, negative if pairs == "neg-neg" else None)
+    return _total(losses, chunks, similarities, cosines) / len(similarities)
 
 
-def _columns(similarities: Tensor, index: Tensor | None) -> Tensor:
-    return similarities if index is None else similarities.gather(1, index)
-
-
-class _Mix(Function):
-    """λ·s(a,i) + (1−λ)·s(a,j) for the mixed examples (a, f, s) of each anchor, times the inverse norms (n, n)."""
-
-    @staticmethod
-    def forward(ctx, similarities: Tensor, inverse: Tensor | None, places: _Places, lam: float | Tensor) -> Tensor:
-        second = _columns(similarities, places.second)[:, None, :]
-        if places.own:
-            first = similarities.new_ones(len(similarities), 1, 1)
-        else:
-            first = _columns(similarities, places.first)[:, :, None]
-        if isinstance(lam, Tensor):
-            mixed = first * lam + second * (1 - lam)
-        else:
-            mixed = torch.add(first * lam, second, alpha=1 - lam)
-        inverse = None if inverse is None else places.of_pairs(inverse)
-        ctx.lam, ctx.places, ctx.shape = lam, places, similarities.shape
-        ctx.save_for_backward(None if inverse is None else mixed, inverse)
-        return mixed if inverse is None else (mixed * inverse).clamp_(-1.0, 1.0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor):
-        (mixed, inverse), places, n = ctx.saved_tensors, ctx.places, ctx.shape[1]
-        towards_inverse = None if inverse is None else places.to_pairs(gradient * mixed, n)
-        scaled = gradient if inverse is None else gradient * inverse
-        if isinstance(ctx.lam, Tensor):
-            weighted = scaled * ctx.lam
-            first, second = weighted.sum(2), (scaled - weighted).sum(1)
-        else:
-            first, second = scaled.sum(2).mul_(ctx.lam), scaled.sum(1).mul_(1 - ctx.lam)
-        if places.second is not None:
-            second = second.new_zeros(ctx.shape).scatter_add_(1, places.second, second)
-        if not places.own:
-            second = second + first if places.first is None else second.scatter_add_(1, places.first, first)
-        return second, towards_inverse, None, None
+def _not_empty(pairs: str, positive: Tensor, negative: Tensor, chosen: Tensor | None) -> Tensor:
+    """Which anchors have a mixed example (a,), from their positives and negatives (a, n) and the chosen pairs."""
+    if pairs == "anc-neg":
+        return (negative if chosen is None else negative & chosen).any(1)
+    first = negative if pairs == "neg-neg" else positive
+    second = positive if pairs == "pos-pos" else negative
+    if chosen is None:
+        return first.any(1) & second.any(1)
+    return ((first.float() @ chosen.float() > 0) & second).any(1)
 
 
 def _lists(mask: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -191,174 +157,272 @@ def _lists(mask: Tensor) -> tuple[Tensor, Tensor | None]:
     return index, valid
 
 
-class _InChunks(Function):
-    """The sum of function(rows, *tensors) over chunks of rows, holding one chunk at a time.
+def _inverse_norms(cosines: Tensor, lam: float | Tensor) -> Tensor:
+    """1/‖λz_i + (1−λ)z_j‖ from the cosines of i and j, at most 1e6."""
+    # λ² + (1−λ)² + 2λ(1−λ)s as a sum of two non-negative terms, which cannot cancel
+    square = (cosines + 1).mul_(2 * lam * (1 - lam)).add_((2 * lam - 1) ** 2)
+    return square.clamp_(min=1e-12).rsqrt_()
 
-    Each chunk is differentiated as soon as it is computed, so nothing is computed twice and nothing but the gradients
-    of the (small) tensors is kept.
+
+def _slope_of_inverse_norms(inverse: Tensor, lam: float | Tensor) -> Tensor:
+    """The derivative of `_inverse_norms` by the cosines; 0 where the inverse norm is cut off."""
+    slope = inverse.pow(3).mul_(-lam * (1 - lam))
+    if isinstance(lam, Tensor) or abs(2 * lam - 1) < 1e-5:  # elsewhere no norm is so small
+        slope.masked_fill_(inverse > 0.999e6, 0.0)
+    return slope
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where anchors with similarities (a, n) find the constituents of their mixed examples (a, f, s).
+
+    The columns `first` (a, f) and `second` (a, s); None is all n in order. `own`: the first is the anchor itself, and
+    matrices of pairs (i, j) are (a, n).
+    """
+
+    first: Tensor | None = None
+    second: Tensor | None = None
+    own: bool = False
+
+    def rows(self, rows: slice | Tensor) -> _Places:
+        """The same for some of the anchors."""
+        return _Places(*(None if x is None else x[rows] for x in (self.first, self.second)), self.own)
+
+    def of_pairs(self, matrix: Tensor) -> Tensor:
+        """The entries of a matrix (n, n) at the pairs of the mixed examples, broadcastable to (a, f, s)."""
+        if self.own:
+            return matrix[:, None, :]
+        if self.first is None:
+            return matrix[None]
+        if self.second is None:
+            return matrix.index_select(0, self.first.flatten()).view(*self.first.shape, -1)
+        return matrix[self.first[:, :, None], self.second[:, None, :]]
+
+    def to_pairs(self, gradient: Tensor, n: int) -> Tensor:
+        """The adjoint of `of_pairs`: a gradient (a, f, s) added up where its entries were read."""
+        if self.own:
+            return gradient[:, 0]
+        if self.first is None:
+            return gradient.sum(0)
+        if self.second is None:
+            return gradient.new_zeros(n, n).index_add_(0, self.first.flatten(), gradient.flatten(0, 1))
+        place = self.first[:, :, None] * n + self.second[:, None, :]
+        return gradient.new_zeros(n * n).index_add_(0, place.flatten(), gradient.flatten()).view(n, n)
+
+
+class _Mix(Function):
+    """The similarities (a, f, s) of anchors to their mixed examples, from those to the clean ones (a, n).
+
+    `cosines` are those of the pairs, and `inverse` their inverse norms, None for no re-normalisation.
     """
 
     @staticmethod
-    def forward(ctx, function: Callable[..., Tensor], chunks: list[slice], *tensors: Tensor | None) -> Tensor:
-        needed = [i for i, x in enumerate(tensors) if ctx.needs_input_grad[i + 2]]
-        leaves = [x.detach().requires_grad_(i in needed) if x is not None else None for i, x in enumerate(tensors)]
+    def forward(ctx, similarities, cosines, inverse, places: _Places, lam: float | Tensor) -> Tensor:
+        second = similarities if places.second is None else similarities.gather(1, places.second)
+        if places.own:
+            first = similarities.new_ones(len(similarities), 1)
+        else:
+            first = similarities if places.first is None else similarities.gather(1, places.first)
+        first, second = first[:, :, None], second[:, None, :]
+        if isinstance(lam, Tensor):
+            y = places.of_pairs(lam)
+            mixed = first * y + second * (1 - y)
+        else:
+            mixed = torch.add(first * lam, second, alpha=1 - lam)
+        ctx.lam, ctx.places, ctx.shape = lam, places, similarities.shape
+        ctx.save_for_backward(None if inverse is None else mixed, inverse)
+        return mixed if inverse is None else (mixed * places.of_pairs(inverse)).clamp_(-1.0, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        (mixed, inverse), places, lam = ctx.saved_tensors, ctx.places, ctx.lam
+        towards_cosines = None
+        if inverse is not None:
+            towards_cosines = places.to_pairs(gradient * mixed, ctx.shape[1])
+            towards_cosines = _slope_of_inverse_norms(inverse, lam).mul_(towards_cosines)
+            gradient = gradient * places.of_pairs(inverse)
+        if isinstance(lam, Tensor):
+            weighted = gradient * places.of_pairs(lam)
+            first, second = weighted.sum(2), (gradient - weighted).sum(1)
+        else:
+            first, second = gradient.sum(2).mul_(lam), gradient.sum(1).mul_(1 - lam)
+        if places.second is not None:
+            second = second.new_zeros(ctx.shape).scatter_add_(1, places.second, second)
+        if not places.own:
+            second = second + first if places.first is None else second.scatter_add_(1, places.first, first)
+        return second, towards_cosines, None, None, None
+
+
+class _Sum(NamedTuple):
+    """Similarities (a, f, s) that are sums of first (a, f) and second (a, s), not added up."""
+
+    first: Tensor
+    second: Tensor
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
+class _Factors(Weights):
+    """Weights y for all pairs of members among first (a, f) and second (a, s), to go with a `_Sum`.
+
+    Σ_f Σ_s y e^{c(x_f + x_s)} = y · Σ_f e^{c x_f} · Σ_s e^{c x_s}, so (a, f, s) numbers are never formed.
+    """
+
+    def __init__(self, first: Weights, second: Weights, y: float):
+        self.first, self.second, self.y = first, second, y
+        self.present = (first.present.any(1) & second.present.any(1) & (y > 0))[:, None]
+
+    def log_sum_exp(self, x: _Sum, slope: float = 1.0, centre: float = 0.0, plus_one: bool = False) -> Tensor:
+        first, second = self.first.log_sum_exp(x.first, slope), self.second.log_sum_exp(x.second, slope)
+        log_y = math.log(self.y) if self.y > 0 else -math.inf
+        logarithm = first + second + (log_y - slope * centre)
+        return softplus(logarithm) if plus_one else logarithm
+
+
+def _factorised(loss: Loss, batch: Batch, lam: float) -> Tensor:
+    """pos-neg without re-normalisation, for a loss that meets its similarities in log_sum_exp only."""
+    similarities, dtype = batch.similarities, batch.similarities.dtype
+    sides = loss.sides(batch)
+    if loss.anchors == "proxies":
+        used = _not_empty("pos-neg", *sides, None).nonzero().flatten()
+        similarities, *sides = (x.index_select(0, used) for x in (similarities, *sides))
+    if len(similarities) == 0:
+        return similarities.new_zeros(())
+    first, second = (Weights(side, 1.0, side.shape, dtype) for side in sides)
+    x = _Sum(lam * similarities, (1 - lam) * similarities)
+    return loss.formula(x, _Factors(first, second, lam), _Factors(first, second, 1 - lam)).mean()
+
+
+# Mixed examples as anchors among clean candidates
+
+
+class _MixRows(Function):
+    """λ·base[i] + (1−λ)·base[j] (m, c) for the pairs (i, j), times their inverse norms.
+
+    Without re-normalisation `cosines` and `inverse` (n, n) are None. `without_pair`: −∞ in the columns i and j.
+    """
+
+    @staticmethod
+    def forward(ctx, base, cosines, inverse, first, second, lam: float | Tensor, without_pair: bool) -> Tensor:
+        ctx.n, ctx.lam = len(base), lam
+        ctx.y = y = lam[first, second][:, None] if isinstance(lam, Tensor) else lam
+        mixed = base.index_select(0, first).mul_(y).add_(base.index_select(0, second).mul_(1 - y))
+        ctx.save_for_backward(None if inverse is None else mixed, inverse, first, second)
+        if inverse is None:
+            scaled = mixed.clamp(-1.0, 1.0)
+        else:
+            scaled = mixed.mul(inverse.flatten()[first * ctx.n + second][:, None]).clamp_(-1.0, 1.0)
+        if without_pair:
+            scaled.scatter_(1, torch.stack([first, second], 1), -torch.inf)
+        return scaled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        mixed, inverse, first, second = ctx.saved_tensors
+        n, y, towards_cosines = ctx.n, ctx.y, None
+        if inverse is not None:
+            pair = first * n + second
+            towards_pairs = torch.linalg.vecdot(gradient, mixed)
+            towards_cosines = gradient.new_zeros(n * n).index_add_(0, pair, towards_pairs).view(n, n)
+            towards_cosines = _slope_of_inverse_norms(inverse, ctx.lam).mul_(towards_cosines)
+            gradient = gradient * inverse.flatten()[pair][:, None]
+        towards_base = gradient.new_zeros(n, gradient.shape[1])
+        if isinstance(y, Tensor):
+            towards_base.index_add_(0, first, gradient * y).index_add_(0, second, gradient * (1 - y))
+        else:
+            towards_base.index_add_(0, first, gradient, alpha=y).index_add_(0, second, gradient, alpha=1 - y)
+        return towards_base, towards_cosines, None, None, None, None, None
+
+
+def _mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Tensor | None, renormalize: bool) -> Tensor:
+    labels, similarities = batch.labels, batch.similarities
+    chosen = labels[:, None] != labels if chosen is None else chosen
+    first, second = chosen.nonzero(as_tuple=True)
+    if len(first) == 0:
+        return similarities.new_zeros(())
+    cosines = inverse = None
+    if renormalize:
+        cosines = cosine(batch.embeddings, batch.embeddings) if loss.learns_classes else similarities
+        inverse = _inverse_norms(cosines.detach(), lam)
+    own = _own_class(loss, batch)
+
+    def losses(rows: slice | None, similarities: Tensor, cosines: Tensor | None) -> Tensor:
+        i, j = (first, second) if rows is None else (first[rows], second[rows])
+        mixed = _MixRows.apply(similarities, cosines, inverse, i, j, lam, not loss.learns_classes)
+        y = lam[i, j][:, None] if isinstance(lam, Tensor) else lam
+        return loss.formula(mixed, *_two_classes(loss, batch, own, i, j, y))
+
+    step = max(1, CHUNK // similarities.shape[1])
+    chunks = [slice(k, k + step) for k in range(0, len(first), step)]
+    return _total(losses, chunks, similarities, cosines) / len(first)
+
+
+def _own_class(loss: Loss, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The columns of the candidates of each example's class (n, t), and 1 for each that is no padding."""
+    index, valid = (batch.labels[:, None], None) if loss.learns_classes else _lists(loss.sides(batch)[0])
+    dtype = batch.similarities.dtype
+    return index, torch.ones_like(index, dtype=dtype) if valid is None else valid.to(dtype)
+
+
+def _two_classes(loss: Loss, batch: Batch, own, first: Tensor, second: Tensor, lam) -> tuple[Weights, Weights]:
+    """Label weights of mixed anchors (first, second), (m,) each: λ on the first's class, 1 − λ on the second's."""
+    index, valid = own
+    value = torch.cat([valid[first] * lam, valid[second] * (1 - lam)], 1)
+    shape = torch.Size((len(first), len(loss.proxies) if loss.learns_classes else len(batch.labels)))
+    positive = Listed(torch.cat([index[first], index[second]], 1), value, shape, batch.similarities.dtype)
+    return positive, positive.rest()
+
+
+# Sums over more than fits into memory at once
+
+
+def _chunks(similarities: Tensor, places: _Places, negative: Tensor | None) -> list[slice | Tensor]:
+    """Rows of anchors to be computed together; with `negative`, those of a chunk have the same negatives."""
+    first, second = (similarities.shape[1] if x is None else x.shape[1] for x in (places.first, places.second))
+    size = second if places.own else first * second
+    step = max(1, CHUNK // max(1, size))
+    if len(similarities) <= step or negative is None:
+        return [slice(k, k + step) for k in range(0, len(similarities), step)]
+    group = negative.unique(dim=0, return_inverse=True)[1]
+    step = max(step, 8)  # the mask of a group is shared
+    return [part for g in range(int(group.max()) + 1) for part in (group == g).nonzero().flatten().split(step)]
+
+
+def _total(function: Callable[..., Tensor], chunks: list, *tensors: Tensor | None) -> Tensor:
+    """The sum of function(rows, *tensors) over all chunks of rows; with one chunk rows are None, for all."""
+    if len(chunks) == 1:
+        return function(None, *tensors).sum()
+    return _InChunks.apply(function, chunks, *tensors)
+
+
+class _InChunks(Function):
+    """Holds one chunk at a time: each is differentiated as soon as it is computed.
+
+    So nothing is computed twice, and nothing is kept but the gradients of the (small) tensors.
+    """
+
+    @staticmethod
+    def forward(ctx, function: Callable[..., Tensor], chunks: list, *tensors: Tensor | None) -> Tensor:
+        leaves = {}  # one leaf for a tensor that is given twice
+        for x, needed in zip(tensors, ctx.needs_input_grad[2:], strict=True):
+            if x is not None and id(x) not in leaves:
+                leaves[id(x)] = x.detach().requires_grad_(needed)
+        given = [None if x is None else leaves[id(x)] for x in tensors]
         result = 0.0
-        with torch.set_grad_enabled(bool(needed)):
+        with torch.set_grad_enabled(any(ctx.needs_input_grad)):
             for rows in chunks:
-                part = function(rows, *leaves)
+                part = function(rows, *given).sum()
                 if part.requires_grad:
                     part.backward()
                 result = result + part.detach()
-        ctx.save_for_backward(*(x.grad if x is not None and x.requires_grad else None for x in leaves))
+        gradients = [leaves.pop(id(x)).grad if id(x) in leaves else None for x in tensors]
+        ctx.save_for_backward(*gradients)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
         return None, None, *(None if x is None else x * gradient for x in ctx.saved_tensors)
-
-
-def _in_chunks(function: Callable[..., Tensor], rows: int, size_of_row: int, *tensors: Tensor | None) -> Tensor:
-    step = max(1, CHUNK // max(1, size_of_row))
-    if rows <= step:
-        return function(None, *tensors)
-    return _InChunks.apply(function, [slice(i, i + step) for i in range(0, rows, step)], *tensors)
-
-
-def _not_empty(pairs: str, positive: Tensor, negative: Tensor, chosen: Tensor | None) -> Tensor:
-    """Which anchors have a mixed example (a,), from their positives and negatives (a, n) and the chosen pairs."""
-    if pairs == "anc-neg":
-        return (negative if chosen is None else negative & chosen).any(1)
-    first = negative if pairs == "neg-neg" else positive
-    second = positive if pairs == "pos-pos" else negative
-    if chosen is None:
-        return first.any(1) & second.any(1)
-    return ((first.float() @ chosen.float() > 0) & second).any(1)
-
-
-def _mixed_candidates(
-    loss: Loss, batch: Batch, pairs: str, lam: float | Tensor, chosen: Tensor | None, renormalize: bool
-) -> Tensor:
-    similarities = cosines = batch.similarities
-    positive, negative = loss.sides(batch)
-    if pairs in ("pos-pos", "neg-neg"):
-        distinct = ~torch.eye(len(batch.labels), dtype=torch.bool, device=similarities.device)
-        chosen = distinct if chosen is None else chosen & distinct
-    if loss.anchors == "proxies":
-        used = _not_empty(pairs, positive, negative, chosen).nonzero().flatten()
-        if len(used) < len(positive):
-            similarities, positive, negative = (x.index_select(0, used) for x in (similarities, positive, negative))
-        if pairs == "anc-neg":
-            cosines = similarities
-            lam, chosen = (x[used] if isinstance(x, Tensor) else x for x in (lam, chosen))
-        elif renormalize:
-            cosines = cosine(batch.embeddings, batch.embeddings)
-    index, valid = _lists(positive) if pairs.startswith("pos") else (None, None)
-    if len(similarities) == 0 or (index is not None and index.shape[1] == 0):
-        return similarities.new_zeros(())
-    inverse = _InverseNorms.apply(cosines, lam) if renormalize else None
-    places = {
-        "pos-neg": _Places(first=index),
-        "anc-neg": _Places(own=True),
-        "pos-pos": _Places(first=index, second=index),
-        "neg-neg": _Places(),
-    }[pairs]
-    firsts = {"pos-neg": valid, "pos-pos": valid, "neg-neg": negative}.get(pairs)
-    seconds = valid if pairs == "pos-pos" else negative
-
-    def total(rows: slice | None, similarities: Tensor, inverse: Tensor | None) -> Tensor:
-        def cut(x: Tensor | None) -> Tensor | None:
-            return x if x is None or rows is None else x[rows]
-
-        here, s, first, second = places, cut(similarities), cut(firsts), cut(seconds)
-        matrices = [inverse, lam if isinstance(lam, Tensor) else None, chosen]
-        if rows is not None:
-            here = places.rows(rows)
-            matrices = [cut(m) for m in matrices] if places.own else matrices
-        conditions = [
-            None if first is None else first[:, :, None],
-            None if second is None else second[:, None, :],
-            None if matrices[2] is None else here.of_pairs(matrices[2]),
-        ]
-        members = reduce(and_, (c for c in conditions if c is not None))
-        y = lam if matrices[1] is None else here.of_pairs(matrices[1])
-        return _formula(loss, _Mix.apply(s, matrices[0], here, y), members, pairs, y).sum()
-
-    columns, f = similarities.shape[1], 0 if index is None else index.shape[1]
-    size_of_row = {"pos-neg": columns * f, "anc-neg": columns, "pos-pos": f * f, "neg-neg": columns**2}[pairs]
-    return _in_chunks(total, len(similarities), size_of_row, similarities, inverse) / len(similarities)
-
-
-class _MixRows(Function):
-    """λ·base[first] + (1−λ)·base[second] (m, c), times the inverse norms (m,); −∞ in columns `without` (m, 2)."""
-
-    @staticmethod
-    def forward(
-        ctx, base: Tensor, inverse: Tensor | None, first: Tensor, second: Tensor, lam, without: Tensor | None
-    ):
-        mixed = base.index_select(0, first).mul_(lam)
-        mixed += base.index_select(0, second).mul_(1 - lam)
-        ctx.lam, ctx.rows = lam, len(base)
-        ctx.save_for_backward(None if inverse is None else mixed, inverse, first, second)
-        scaled = mixed.clone() if inverse is None else mixed * inverse[:, None]
-        scaled.clamp_(-1.0, 1.0)
-        return scaled if without is None else scaled.scatter_(1, without, -torch.inf)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor):
-        mixed, inverse, first, second = ctx.saved_tensors
-        towards_inverse = None
-        if inverse is not None:
-            towards_inverse = (gradient * mixed).sum(1)
-            gradient = gradient * inverse[:, None]
-        towards_base = gradient.new_zeros(ctx.rows, gradient.shape[1])
-        if isinstance(ctx.lam, Tensor):
-            towards_base.index_add_(0, first, gradient * ctx.lam).index_add_(0, second, gradient * (1 - ctx.lam))
-        else:
-            towards_base.index_add_(0, first, gradient, alpha=ctx.lam)
-            towards_base.index_add_(0, second, gradient, alpha=1 - ctx.lam)
-        return towards_base, towards_inverse, None, None, None, None
-
-
-def _own_candidates(loss: Loss, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The columns of the candidates of each example's class (n, t), and which of them are no padding."""
-    if loss.learns_classes:
-        index, valid = batch.labels[:, None], None
-    else:
-        index, valid = _lists(loss.sides(batch)[0])
-    dtype = batch.similarities.dtype
-    return index, torch.ones_like(index, dtype=dtype) if valid is None else valid.to(dtype)
-
-
-def _anchor_weights(own, shape: torch.Size, dtype, first: Tensor, second: Tensor, lam) -> tuple[Weights, Weights]:
-    """Label weights of mixed anchors (first, second), (m,) each: λ on the class of the first, 1 − λ on the other."""
-    index, valid = own
-    value = torch.cat([valid[first] * lam, valid[second] * (1 - lam)], 1)
-    positive = Listed(torch.cat([index[first], index[second]], 1), value, shape, dtype)
-    return positive, positive.rest()
-
-
-def _mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Tensor | None, renormalize: bool) -> Tensor:
-    labels, similarities, n = batch.labels, batch.similarities, len(batch.labels)
-    chosen = labels[:, None] != labels if chosen is None else chosen
-    first, second = chosen.nonzero(as_tuple=True)
-    if len(first) == 0:
-        return similarities.new_zeros(())
-    inverse = None
-    if renormalize:
-        cosines = cosine(batch.embeddings, batch.embeddings) if loss.learns_classes else similarities
-        inverse = _InverseNorms.apply(cosines, lam)
-    own = _own_candidates(loss, batch)
-    classes = n if not loss.learns_classes else len(loss.proxies)
-
-    def total(rows: slice | None, similarities: Tensor, inverse: Tensor | None) -> Tensor:
-        i, j = (first, second) if rows is None else (first[rows], second[rows])
-        y = lam[i, j][:, None] if isinstance(lam, Tensor) else lam
-        scale = None if inverse is None else inverse.flatten().index_select(0, i * n + j)
-        without = None if loss.learns_classes else torch.stack([i, j], 1)
-        mixed = _MixRows.apply(similarities, scale, i, j, y, without)
-        shape = torch.Size((len(i), classes))
-        return loss.formula(mixed, *_anchor_weights(own, shape, mixed.dtype, i, j, y)).sum()
-
-    return _in_chunks(total, len(first), similarities.shape[1], similarities, inverse) / len(first)

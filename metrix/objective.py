@@ -145,7 +145,7 @@ class Metrix(nn.Module):
     def mixed_loss(
         self, embeddings: Tensor, labels: Tensor, pairs: str | None = None, lam: float | Tensor | None = None
     ) -> Tensor:
-        """ℓ̃ alone (scalar, unweighted) at the embedding level; pair type and λ (a number or (n, n)) drawn if None."""
+        """ℓ̃ alone (scalar, unweighted) at the embedding level; pair type and λ, a number or (n, n), or drawn."""
         if pairs is not None:
             one_of("pairs", pairs, MIXED_PAIRS)
             why_not = refusal(self.loss, pairs=pairs, hardest=self.hardest)

@@ -31,8 +31,8 @@ def draw_lambda(alpha: float, shape: tuple[int, ...], generator: torch.Generator
     options = {"dtype": torch.float64, "device": generator.device}
     gamma = torch._standard_gamma(torch.full((2, *shape), alpha + 1.0, **options), generator=generator)
     uniform = torch.rand((2, *shape), generator=generator, **options)
-    first, second = torch.log(gamma).add_(torch.log(uniform), alpha=1 / alpha)
-    return torch.sigmoid(first - second)
+    logs = gamma.log_().add_(uniform.log_(), alpha=1 / alpha)
+    return torch.sigmoid(logs[0] - logs[1])
 
 
 def eligible(pairs: str, labels: Tensor, mixed: str, num_proxies: int | None = None) -> Tensor:

@@ -5,13 +5,13 @@ variants take turns, and the median of the rounds counts.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -214,8 +214,9 @@ def take_turns(
 
 
 def peak_gb() -> float:
-    """The most memory this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """The most memory this process has held so far (Linux; getrusage would count that of the parent)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":
