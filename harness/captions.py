@@ -26,12 +26,14 @@ TRACE = "metrix-bench trace RUN ARM"  # the command that leads from a number to 
 class Note:
     """One thing to know before believing a table: a sentence, led by its rule where it has one.
 
-    `arms` are the rows it concerns, () the whole table; severity E: what it names should not stand here at all.
+    `arms` are the rows it concerns, () the whole table; severity E: what it names should not stand here at all;
+    `common`: its rule may say much the same of many rows.
     """
 
     sentence: str
     arms: tuple[str, ...] = ()
     severity: str = "W"
+    common: bool = False
 
     @property
     def rule(self) -> str:
@@ -141,11 +143,11 @@ def _power(columns: Sequence[Column]) -> Iterator[str]:
     able = [column for column in columns if column.least]
     if able:
         seeds, family = min(c.seeds for c in able), max(c.comparisons for c in able)
-        least = " and ".join(f"{100 * c.least:.1f} points of {c.metric}" for c in able)
+        least = " and ".join(f"{100 * c.least:.1f} of {c.metric}" for c in able)
         spread = " and ".join(f"{100 * c.spread:.2f}" for c in able)
         yield (
             f"Power: {seeds} paired seeds show a true difference with a chance of 80 % after Holm for {family} "
-            f"comparison{'s' * (family > 1)} from {least} up (the differences spread by std {spread})."
+            f"comparison{'s' * (family > 1)} from {least} points up (the differences spread by std {spread})."
         )
 
 
@@ -228,11 +230,27 @@ def notes(
     said = {note.rule for note in own}
     ids = {record.id: row.arm for row in rows for record in row.records}
     further = [
-        Note(finding.sentence, tuple(dict.fromkeys(ids[id] for id in finding.records if id in ids)), finding.severity)
+        Note(
+            finding.sentence,
+            tuple(dict.fromkeys(ids[id] for id in finding.records if id in ids)),
+            finding.severity,
+            True,
+        )
         for finding in findings
         if any(id in ids for id in finding.records)
     ]
     return (*own, *(note for note in dict.fromkeys(further) if note.rule not in said))
+
+
+def condensed(found: Sequence[Note]) -> tuple[str, ...]:
+    """The sentences for print: of those in which a rule says of row after row the same in other words, the first."""
+    by_rule: dict[str, list[Note]] = defaultdict(list)
+    for note in found:
+        by_rule[note.rule if note.common else note.sentence].append(note)
+    return tuple(
+        notes[0].sentence + (f" (and {len(notes) - 1} more of {rule})" if len(notes) > 1 else "")
+        for rule, notes in by_rule.items()
+    )
 
 
 def _few_seeds(rows: Sequence["Row"]) -> Iterator[Note]:

@@ -48,8 +48,25 @@ def parser() -> argparse.ArgumentParser:
     status = _command(commands, status_command, "status", "say what a run folder holds and lacks")
     status.add_argument("run", type=Path, help="run folder")
 
-    report = _command(commands, report_command, "report", "write the leaderboard of a run folder again")
-    report.add_argument("run", type=Path, help="run folder")
+    report = _command(commands, report_command, "report", "write the leaderboard of run folders again")
+    report.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run folder; several become one leaderboard"
+    )
+    report.add_argument("--out", type=Path, help="folder to write to (default: RUN, or RUN/only/… with --only)")
+    report.add_argument(
+        "--only", action="append", default=[], metavar="KEY=A,B", help="such as dataset=cub200 or level=input"
+    )
+    report.add_argument("--format", metavar="A,B", help="such as latex, csv, parquet, figures (default: the usual)")
+    report.add_argument("--metrics", metavar="A,B", help="metrics that tables print (default: R@1,MAP@R)")
+
+    power = _command(
+        commands, power_command, "power", "say what the seeds of run folders can show, and how many would"
+    )
+    power.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+
+    trace = _command(commands, trace_command, "trace", "name the records behind the numbers of an arm")
+    trace.add_argument("run", type=Path, help="run folder")
+    trace.add_argument("arm", help="such as contrastive+input")
 
     listing = _command(commands, list_command, "list", "list what a grid may name")
     listing.add_argument("what", choices=sorted(LISTINGS), help="what to list")
@@ -91,7 +108,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     grid = _grid(arguments)
     folder = _folder(arguments, grid)
     outcome = run_grid(grid, folder, arguments.data, arguments.cache, watch=terminal.view)
-    _report(Run(folder))
+    _report([folder], folder)
     if outcome.interrupted:
         print(f"interrupted with {outcome.missing} trials to go; the same command continues where it stopped")
         return INTERRUPTED
@@ -181,27 +198,83 @@ def status_command(arguments: argparse.Namespace) -> int:
 
 
 def report_command(arguments: argparse.Namespace) -> int:
-    """Write the leaderboard files from the records, and show it."""
-    _report(_existing(arguments.run))
+    """Write the leaderboard files from the records of one run or several, and show it."""
+    from harness.collection import parse
+
+    only = parse(arguments.only)
+    if len(arguments.runs) > 1 and arguments.out is None:
+        raise ValueError("a report of several runs needs a folder to write to: --out FOLDER")
+    filters = "-".join(f"{key}={','.join(values)}" for key, values in only.items())
+    folder = arguments.out or arguments.runs[0] / (Path("only") / filters.replace("/", "_") if filters else "")
+    formats, metrics = ((text or "").split(",") if text else () for text in (arguments.format, arguments.metrics))
+    _report(arguments.runs, folder, only, formats, metrics)
+    return OK
+
+
+def power_command(arguments: argparse.Namespace) -> int:
+    """Print, for every column, the least difference its seeds can show and the seeds that smaller ones need."""
+    from harness import comparisons, terminal
+    from harness.collection import collect
+    from harness.reports import _wording as wording
+
+    def points(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.2f}"
+
+    rows = []
+    for block in collect(arguments.runs, warn=_complain).leaderboard().blocks:
+        for column in map(block.column, block.shown):
+            plan = ["–" if seeds is None else seeds for seeds in comparisons.plan(column)]
+            known = (column.seeds, column.comparisons, points(column.spread), points(column.least))
+            rows.append((wording.heading(block), column.metric, *known, *plan))
+    targets = [f"for {100 * target:.1f}" for target in comparisons.TARGETS]
+    columns = ("table", "metric", "paired seeds", "comparisons", "spread", "least", *targets)
+    terminal.table("what seeds can show, in points; the last columns: seeds needed", columns, rows)
+    print("spread: standard deviation of the differences to the own baseline, pooled; it needs 3 paired seeds")
+    print("least: the true difference found with a chance of 80 % at 5 % after Holm; seeds needed are for the same")
+    return OK
+
+
+def trace_command(arguments: argparse.Namespace) -> int:
+    """Print the scores of every record of an arm and the file that holds it."""
+    from harness import terminal
+    from harness.collection import collect, trace
+
+    found = trace(collect([arguments.run], warn=_complain), arguments.arm)
+    metrics = list(dict.fromkeys(metric for *_, scores, _ in found for metric in scores))
+    rows = [
+        (dataset, backbone, seed, *(f"{100 * scores[m]:.4f}" if m in scores else "" for m in metrics), str(path))
+        for dataset, backbone, _, seed, scores, path in found
+    ]
+    terminal.table(arguments.arm, ("dataset", "backbone", "seed", *metrics, "record"), rows)
     return OK
 
 
 def _existing(folder: Path) -> Run:
     if not (folder / "records").is_dir():
         raise RunError(f"{folder} is not a run folder: it has no records/")
-    return Run(folder, warn=lambda sentence: print(sentence, file=sys.stderr))
+    return Run(folder, warn=_complain)
 
 
-def _report(run: Run) -> None:
-    from harness import reports, tables, terminal
+def _complain(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
 
-    records, failures = run.records(), run.failures()
-    if not records and not failures:
-        print(f"{run.folder} holds no results yet")
+
+def _report(
+    runs: Sequence[Path],
+    folder: Path,
+    only: dict[str, list[str]] | None = None,
+    formats: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+) -> None:
+    """Write the leaderboard of runs into a folder, and show it."""
+    from harness import collection, reports, terminal
+
+    found = collection.collect(runs, only, warn=_complain)
+    if not found.records and not found.failures:
+        print(f"{' and '.join(map(str, runs))} holds no results yet")
         return
-    asked = run.asked()
-    board = tables.leaderboard(records, failures, planned=asked.trials, refused=asked.refused)
-    written = reports.write_all(board, run.folder)
+    board = collection.narrowed(found.leaderboard(metrics), only or {})
+    written = reports.write_all(board, folder, formats)
     terminal.show(board)
     print("written: " + "  ".join(str(path) for path in written))
 

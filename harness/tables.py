@@ -168,8 +168,8 @@ class Block:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The sentences of the findings."""
-        return tuple(note.sentence for note in self.findings)
+        """The sentences of the findings, those that say the same of many rows in one."""
+        return captions.condensed(self.findings)
 
     def column(self, metric: str) -> Column:
         """What holds for one metric."""

@@ -29,6 +29,7 @@ from harness.tables import Block, Leaderboard, Row
 WIDEST = 100  # columns a leaderboard needs at most
 REFRESHES_PER_S = 4
 RECENT = 5  # finished and failed trials that stay in the panel
+MARK_STYLES = {"best": "bold", "second": "underline"}
 STATE_STYLES = {"fail": "red", "n/a": "dim", "--": "yellow"}
 LINE_EVERY_S = 30  # at most one line of progress in this time for each trial, where lines are printed
 
@@ -113,10 +114,12 @@ def _line(block: Block, row: Row, room: Sequence[tuple[int, int]]) -> list[Rende
     """The cells of a row, means under each other: interval and cost stand back, states stand out."""
     name = Text(row.name, "" if row.indent or row.floor else "bold")
     line: list[RenderableType] = [Padding(name, (0, 0, 0, 2 * row.indent))]
-    for column, value, (front, _) in zip(wording.columns(block), wording.values(block, row), room, strict=True):
+    printed = (wording.columns(block), wording.values(block, row), wording.marks(block, row), room)
+    for column, value, marks, (front, _) in zip(*printed, strict=True):
         number, sign, half = value.partition(" ± ")
         cost = column in ("time", "passes", "n")
         style = STATE_STYLES.get(value) or ("yellow" if column == "n" and "/" in value else "dim" if cost else "")
+        style = " ".join([style, *(MARK_STYLES[mark] for mark in marks)]).strip()
         line.append(Text(number.rjust(front), style).append(sign + half, "dim"))
     return line
 

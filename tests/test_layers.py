@@ -60,6 +60,7 @@ DOORS = {
     "timm": "harness/models.py",
     "huggingface_hub": "harness/models.py",
     "torchvision": "harness/loading.py",
+    "pytorch_metric_learning": "harness/pml.py",
     "safetensors": "harness/checkpoint.py",
     "faiss": "harness/retrieval.py",
     "scipy": "harness/statistics.py",

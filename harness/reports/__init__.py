@@ -1,11 +1,15 @@
 """Reports: one file a format, found by its file name.
 
-A report is a module with `SUFFIX`, `render(leaderboard) -> str` and `write(leaderboard, folder) -> Path`. What it
-writes depends on the leaderboard alone, so the same records give the same bytes.
+A report is a module with `SUFFIX` (what its file ends in), `ALWAYS` (whether every report writes it or only one that
+asks for it) and `write(leaderboard, folder) -> Path`, which may put further files beside the one it returns; formats
+that are text have `render(leaderboard) -> str` too. What is written depends on the leaderboard alone, so the same
+records give the same bytes.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from harness import registry
@@ -19,19 +23,29 @@ def names() -> tuple[str, ...]:
     return registry.names(__name__)
 
 
-def write_all(leaderboard: "Leaderboard", folder: str | Path) -> list[Path]:
-    """Write every report into `folder` and return the files, each put in place whole."""
-    return [registry.entry(__name__, name, "report").write(leaderboard, Path(folder)) for name in names()]
+def find(word: str) -> ModuleType:
+    """The report of a format's name or of what its files end in: `latex` or `tex`. ValueError with near names."""
+    found = {name: registry.entry(__name__, name, "report") for name in names()}
+    short = {module.SUFFIX.lstrip("."): module for module in found.values()}
+    if word not in found and word not in short:
+        raise ValueError(registry.unknown("report format", word, (*found, *short)))
+    return found.get(word) or short[word]
 
 
-def place(folder: Path, suffix: str, text: str) -> Path:
+def write_all(leaderboard: "Leaderboard", folder: str | Path, formats: Iterable[str] = ()) -> list[Path]:
+    """Write reports into `folder`, those of `formats` or the usual ones; the files, each put in place whole."""
+    asked = [find(word) for word in formats] or [find(name) for name in names() if find(name).ALWAYS]
+    return [module.write(leaderboard, Path(folder)) for module in asked]
+
+
+def place(folder: Path, suffix: str, content: str | bytes, name: str = "leaderboard") -> Path:
     """Write `folder/leaderboard<suffix>` aside and rename it into place: readers see all of it or nothing."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"leaderboard{suffix}"
+    path = folder / f"{name}{suffix}"
     aside = folder / f".{path.name}.{os.getpid()}.tmp"
     try:
-        with aside.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with aside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from harness.comparisons import BEST, SECOND
 from harness.tables import Block, Cell, Leaderboard, Row
 
 MISSING = "--"
+DAGGER = "†"
 STATES = {"fail": "fail", "--": MISSING, "n/a": "n/a"}
 
 
@@ -48,7 +50,8 @@ def difference(cell: Cell, digits: int = 1) -> str:
     """`+1.2 ± 0.8`, points; empty where there is no baseline to differ from."""
     if cell.difference is None:
         return ""
-    return f"{100 * cell.difference:+z.{digits}f}".replace("-", "−") + _plus_minus(cell.difference_half, digits)
+    number = f"{100 * cell.difference:+z.{digits}f}".replace("-", "−")
+    return number + _plus_minus(cell.difference_half, digits) + DAGGER * cell.significant
 
 
 def _plus_minus(half: float | None, digits: int) -> str:
@@ -87,8 +90,8 @@ def seeds(row: Row) -> str:
 
 
 def shown(block: Block) -> tuple[str, ...]:
-    """The metrics a table has room for: the first two."""
-    return block.metrics[:2]
+    """The metrics that tables print."""
+    return block.shown
 
 
 def columns(block: Block) -> tuple[str, ...]:
@@ -112,6 +115,15 @@ def values(block: Block, row: Row) -> Sequence[str]:
         digits = decimals(block, metric)
         printed += [score(cell, digits), difference(cell, digits)] if cell else [MISSING, ""]
     return [*printed, time(row), passes(row), seeds(row)]
+
+
+def marks(block: Block, row: Row) -> Sequence[tuple[str, ...]]:
+    """What marks the values of a row (best, second), one tuple a column; differences carry their dagger."""
+    printed: list[tuple[str, ...]] = []
+    for metric in shown(block):
+        cell = row.cells.get(metric)
+        printed += [tuple(mark for mark in (cell.marks if cell else ()) if mark in (BEST, SECOND)), ()]
+    return [*printed, (), (), ()]
 
 
 def footnotes(block: Block) -> list[str]:

@@ -9,6 +9,7 @@ from harness.reports import place
 from harness.tables import Block, Leaderboard, Row
 
 SUFFIX = ".csv"
+ALWAYS = True
 COLUMNS = (
     *("dataset", "backbone", "factors", "arm", "baseline", "level", "metric", "state", "reason", "n", "expected_n"),
     *("mean", "half", "low", "high", "std", "interval"),

@@ -8,6 +8,7 @@ from harness.reports._wording import columns, footnotes, heading, progress, valu
 from harness.tables import Block, Leaderboard, Row
 
 SUFFIX = ".tex"
+ALWAYS = True
 LATIN = 0x180  # the letters that any LaTeX of today prints without a further package
 SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},

@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+from harness.comparisons import BEST, SECOND
+from harness.published import Published
 from harness.reports import place
-from harness.reports._wording import columns, footnotes, heading, progress, values
+from harness.reports._wording import columns, footnotes, heading, marks, progress, values
 from harness.tables import Block, Leaderboard, Row
 
 SUFFIX = ".md"
+ALWAYS = True
 
 
 def render(leaderboard: Leaderboard) -> str:
@@ -30,7 +33,8 @@ def table(block: Block) -> str:
     """The rows of a block; variants are indented, floors come last after an empty line."""
     names = ("", *columns(block))
     lines = [names, ("---", *("---:" for _ in names[1:]))]
-    lines += [(label(row), *map(escape, values(block, row))) for row in block.trained]
+    lines += [(label(row), *map(marked, values(block, row), marks(block, row))) for row in block.trained]
+    lines += [(f"*{escape(row.arm)}* ({escape(row.short)})", *published(block, row)) for row in block.published]
     if block.trained and block.floors:
         lines.append(("",) * len(names))
     lines += [(f"*{label(row)}*", *map(escape, values(block, row))) for row in block.floors]
@@ -40,6 +44,19 @@ def table(block: Block) -> str:
 def label(row: Row) -> str:
     """The row's name, pushed in under its baseline."""
     return "&nbsp;&nbsp;" * row.indent + escape(row.name)
+
+
+def marked(value: str, marks: tuple[str, ...]) -> str:
+    """A value, bold where it is among the best, underlined where it is second."""
+    text = escape(value)
+    text = f"<u>{text}</u>" if SECOND in marks else text
+    return f"**{text}**" if BEST in marks else text
+
+
+def published(block: Block, row: Published) -> list[str]:
+    """The cells of a row that others published: scores alone, set apart as theirs."""
+    values = (f"*{100 * row.values[m]:.1f}*" if m in row.values else "" for m in block.shown)
+    return [*(text for value in values for text in (value, "")), "", "", ""]
 
 
 def escape(text: str) -> str:

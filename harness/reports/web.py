@@ -14,6 +14,7 @@ from harness.reports import place
 from harness.tables import Block, Cell, Leaderboard, Row
 
 SUFFIX = ".html"
+ALWAYS = True
 TEMPLATE = Path(__file__).with_name("page.html")
 WIDTH, HEIGHT, LEFT, BOTTOM = 320, 150, 38, 18  # of a chart and of the room for its labels, in its own units
 

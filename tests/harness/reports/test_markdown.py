@@ -1,4 +1,6 @@
+from harness import published
 from harness.reports import markdown
+from harness.tables import leaderboard
 
 
 def test_a_table_a_block_with_variants_indented(board):
@@ -18,3 +20,18 @@ def test_every_row_of_a_table_has_as_many_cells(board):
 def test_signs_that_markdown_reads_are_escaped(board, awkward):
     assert markdown.escape(awkward) == "a\\_b%c&amp;d\\#e&lt;f&gt;g\\|h\\*\\~^{}\\\\$"
     assert markdown.escape(awkward) in markdown.render(board)
+
+
+def test_best_is_bold_second_underlined_and_a_significant_difference_has_a_dagger(judged):
+    lines = markdown.render(judged).splitlines()
+    assert any(line.startswith("| &nbsp;&nbsp;+feature | **62.0 ± 0.4** | +2.0 ± 0.2† |") for line in lines)
+    assert any(line.startswith("| &nbsp;&nbsp;+input | **<u>62.0 ± 0.4</u>** | +2.0 ± 0.2† |") for line in lines)
+    assert any(line.startswith("| contrastive | 60.0 ± 0.4 |  |") for line in lines)
+
+
+def test_published_rows_stand_apart_and_are_named(make_trial, make_record):
+    record = make_record(make_trial(dataset="cub200", backbone="resnet50"), 0.6)
+    text = markdown.render(leaderboard([record], published=published.load()))
+    assert "| *contrastive+feature* (Metrix README) | *67.4* |  |  |  |  |  |  |" in text
+    assert "proxy\\_anchor" not in text
+    assert "Grey: as published elsewhere" in text

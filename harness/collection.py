@@ -1,0 +1,233 @@
+"""What one or several run folders hold, as one set: conflicts named, filtered, ready to become a leaderboard.
+
+Filters come in two kinds. Dataset, backbone, protocol and seed choose records before anything is computed. Loss,
+level and arm choose which rows are printed afterwards, so that differences, tests and ranks stay those of the whole
+table; the baseline of a printed row is always printed with it.
+"""
+
+import gc
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness import outcomes, published, registry, rules, tables
+from harness.config import Trial
+from harness.record import Failure, Record, Run, RunError
+from harness.tables import Block, Leaderboard, Row
+
+RECORDS: dict[str, Callable[[Trial], str]] = {
+    "dataset": lambda trial: trial.dataset.name,
+    "backbone": lambda trial: trial.backbone.name,
+    "protocol": lambda trial: trial.protocol,
+    "seed": lambda trial: str(trial.seed),
+}
+ROWS: dict[str, Callable[[Row], str]] = {
+    "loss": lambda row: row.loss.partition("[")[0],
+    "level": lambda row: row.level,
+    "arm": lambda row: row.arm,
+}
+MANY = 2000  # records from which no more queries are read for intervals over test classes: it would take minutes
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Records, failures, planned trials and refused combinations of several runs; `home`: record id → its run."""
+
+    records: tuple[Record, ...]
+    failures: tuple[Failure, ...]
+    planned: tuple[Trial, ...]
+    refused: tuple[tuple[str, str, str, str], ...]
+    home: dict[str, Run]
+    notes: tuple[str, ...] = ()
+
+    def outcomes(self, record: Record, metrics: Sequence[str]) -> outcomes.ByClass | None:
+        """What the test queries of a record came to, by class; None where that was not kept."""
+        return outcomes.by_class(self.home[record.id].per_query_path(record.id), tuple(metrics))
+
+    def leaderboard(self, metrics: Sequence[str] = ()) -> Leaderboard:
+        """The leaderboard of everything here, with what the fairness rules find in it."""
+        many = len(self.records) > MANY
+        by_class = partial(self.outcomes, metrics=metrics or tables.FIRST_METRICS[: tables.SHOWN])
+        found = rules.over_records(self.records, self.failures, self.planned)
+        whole = [finding.sentence for finding in found if not finding.records]
+        return tables.leaderboard(
+            self.records,
+            self.failures,
+            self.planned,
+            self.refused,
+            outcomes=None if many else by_class,
+            published=published.load(),
+            metrics=metrics,
+            notes=[*self.notes, *whole, *([_TOO_MANY] if many else [])],
+            findings=found,
+        )
+
+
+_TOO_MANY = (
+    f"Intervals over test classes are left out above {MANY:,} records; a report of some of them, such as "
+    "--only dataset=…, has them."
+)
+
+
+def collect(
+    folders: Sequence[str | Path],
+    only: dict[str, Sequence[str]] | None = None,
+    warn: Callable[[str], None] = lambda sentence: None,
+) -> Collection:
+    """What these run folders hold of `only` ({"dataset": ["cub200"]}, see RECORDS).
+
+    One trial in two folders counts once: where its scores differ, the first folder's are used and a note says so.
+    Raises RunError for a folder that is no run folder, ValueError for a filter that nothing fits.
+    """
+    runs = [Run(folder, warn) for folder in folders]
+    for run in runs:
+        if not (run.folder / "records").is_dir():
+            raise RunError(f"{run.folder} is not a run folder: it has no records/")
+    names = dict(zip(map(id, runs), _names([run.folder for run in runs]), strict=True))
+    kept: dict[str, Record] = {}
+    home: dict[str, Run] = {}
+    notes: list[str] = []
+    with _many_objects():
+        for run in runs:
+            for record in run.records():
+                first = kept.setdefault(record.id, record)
+                if first is record:
+                    home[record.id] = run
+                elif first.test != record.test:
+                    notes.append(_conflict(first, record, names[id(home[record.id])], names[id(run)]))
+    if len(kept) > MANY:
+        gc.freeze()  # what was read stays until the process ends: the collector need not walk it
+    asked = [run.asked() for run in runs]
+    whole = Collection(
+        records=tuple(kept.values()),
+        failures=tuple(failure for run in runs for failure in run.failures()),
+        planned=tuple({trial.id: trial for some in asked for trial in some.trials}.values()),
+        refused=tuple(dict.fromkeys(row for some in asked for row in some.refused)),
+        home=home,
+        notes=(*notes, *_protocols(kept.values())),
+    )
+    return _narrowed(whole, only) if only else whole
+
+
+@contextmanager
+def _many_objects() -> Iterator[None]:
+    """Without the collector of cycles, which would walk all objects again and again: a third of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The last part of each path, longer where two would be the same."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({number})" for number, name in enumerate(map(str, folders), 1)]
+
+
+def _conflict(first: Record, second: Record, where: str, other: str) -> str:
+    apart = next(m for m in (*first.test, *second.test) if first.test.get(m) != second.test.get(m))
+    scores = " and ".join(f"{r.test[apart]:.4f}" if apart in r.test else "none" for r in (first, second))
+    return f"FAIR-08 {first.id} differs between {where} and {other}: {apart} {scores}; that of {where} is used."
+
+
+def _protocols(records: Iterable[Record]) -> Iterator[str]:
+    """That records of several protocols or evaluators are here, which no table mixes."""
+    records = [record for record in records if record.test]
+    protocols = sorted({f"{r.protocol.get('name')} version {r.protocol.get('version')}" for r in records})
+    evaluators = {r.provenance.get("evaluator") for r in records}
+    if len(protocols) > 1:
+        yield f"FAIR-25 records of several protocols ({', '.join(protocols)}): each has tables of its own."
+    if len(evaluators) > 1:
+        yield f"FAIR-25 records of {len(evaluators)} versions of the evaluator: each has tables of its own."
+
+
+def parse(texts: Iterable[str]) -> dict[str, list[str]]:
+    """Filters as they are written, `dataset=cub200` or `arm=contrastive,contrastive+input`, as {key: values}.
+
+    A comma inside brackets belongs to the arm. Raises ValueError for what is no filter.
+    """
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        if not equals or not values:
+            raise ValueError(f"--only {text!r} is not written key=value, such as dataset=cub200")
+        if key not in (*RECORDS, *ROWS):
+            raise ValueError(f"--only {text}: " + registry.unknown("filter", key, (*RECORDS, *ROWS)))
+        found.setdefault(key, []).extend(re.split(r",(?![^\[]*\])", values))
+    return found
+
+
+def _narrowed(whole: Collection, only: dict[str, Sequence[str]]) -> Collection:
+    """The part of a collection that the filters on records let through."""
+    trials = [*(r.trial for r in whole.records), *(f.trial for f in whole.failures), *whole.planned]
+    wanted = {key: set(values) for key, values in only.items() if key in RECORDS}
+    for key, values in wanted.items():
+        _exist(key, values, {RECORDS[key](trial) for trial in trials}, f"--only {key}: ")
+
+    def fits(trial: Trial) -> bool:
+        return all(RECORDS[key](trial) in values for key, values in wanted.items())
+
+    places = {"dataset": 0, "backbone": 1}
+    return replace(
+        whole,
+        records=tuple(record for record in whole.records if fits(record.trial)),
+        failures=tuple(failure for failure in whole.failures if fits(failure.trial)),
+        planned=tuple(trial for trial in whole.planned if fits(trial)),
+        refused=tuple(
+            row for row in whole.refused if all(row[places[k]] in v for k, v in wanted.items() if k in places)
+        ),
+    )
+
+
+def narrowed(board: Leaderboard, only: dict[str, Sequence[str]]) -> Leaderboard:
+    """The leaderboard with the rows that filters on rows let through, and their baselines; the rest is unchanged."""
+    wanted = {key: set(values) for key, values in only.items() if key in ROWS}
+    if not wanted:
+        return board
+    rows = [row for block in board.blocks for row in block.rows]
+    for key, values in wanted.items():
+        _exist(key, values, {ROWS[key](row) for row in rows}, f"--only {key}: ")
+    blocks = tuple(replace(block, rows=_printed(block, wanted)) for block in board.blocks)
+    said = "; ".join(f"{key} {', '.join(sorted(values))}" for key, values in sorted(wanted.items()))
+    note = f"Only {said}, with baselines: tests, ranks and marks are those of the whole table."
+    return replace(board, blocks=tuple(block for block in blocks if block.rows), notes=(*board.notes, note))
+
+
+def _printed(block: Block, wanted: dict[str, set[str]]) -> tuple[Row, ...]:
+    kept: list[Row] = []
+    baseline: Row | None = None
+    for row in block.rows:
+        baseline = baseline if row.indent else row
+        if all(ROWS[key](row) in values for key, values in wanted.items()):
+            if row.indent and baseline is not None and baseline not in kept:
+                kept.append(baseline)
+            kept.append(row)
+    return tuple(kept)
+
+
+def _exist(kind: str, values: Iterable[str], known: set[str], where: str = "") -> None:
+    for value in sorted(values):
+        if value not in known:
+            raise ValueError(where + registry.unknown(kind, value, known))
+
+
+def trace(collection: Collection, arm: str) -> list[tuple[str, str, str, int, dict[str, Any], Path]]:
+    """(dataset, backbone, arm, seed, test scores, file) of every record of an arm: where its numbers come from.
+
+    Raises ValueError with near names where no record is of this arm.
+    """
+    _exist("arm", [arm], {record.arm for record in collection.records})
+    return [
+        (*r.trial.cell, r.trial.seed, r.test, collection.home[r.id].record_path(r.trial))
+        for r in sorted(collection.records, key=lambda r: (r.trial.cell, r.trial.seed))
+        if r.arm == arm
+    ]
