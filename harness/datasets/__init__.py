@@ -6,25 +6,31 @@ A file `<name>.py` in this folder is the dataset `<name>`. It holds
     def load(data: Path | None, cache: Path, **options) -> Dataset    # keyword options with defaults
 
 and the first line of its docstring is its description. No other file has to be edited. Datasets of image files
-build on `_files.py`.
+build on `_files.py`. A published benchmark has two more names, by which `harness.doctor` judges a copy of it:
+
+    STANDARD: Standard                                                # what a standard copy holds
+    def index(data: Path, **options) -> Dataset                       # what the copy's lists say, files not looked at
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from harness import registry
 from harness.cache import default_folder
+
+if TYPE_CHECKING:
+    from harness.datasets._standard import Standard
 
 SPLITS = ("train", "validation", "test")
 ROLES = ("query", "gallery")
@@ -50,6 +56,8 @@ class Dataset:
     mirrored: bool = True  # does a horizontal flip keep the class?
     pixel_fingerprint: str | None = None  # sha256 over the decoded pixels, where that is cheap
     source_stamp: str = ""  # changes when the source's bytes do: digests, or sizes and times of the files
+    files: tuple[str, ...] | None = None  # where image i lies, where images are files
+    deviations: tuple[str, ...] = ()  # what tells it from the published benchmark of its name
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -96,6 +104,27 @@ def load(name: str, data: Path | str | None = None, cache: Path | str | None = N
     Raises ValueError for an unknown name, and DatasetError (a ValueError too) for an unknown option, for data that
     are missing and for what `check` refuses.
     """
+    module, data, cache = _opened(name, data, cache, options)
+    dataset = module.load(data, cache, **options)
+    check(dataset)
+    return dataset
+
+
+def index(name: str, data: Path | str | None = None, cache: Path | str | None = None, **options) -> Dataset:
+    """What a copy says that it holds: not yet checked and, of a published benchmark, its files not yet looked at.
+
+    For `harness.doctor`; arguments and errors as for `load`.
+    """
+    module, data, cache = _opened(name, data, cache, options)
+    if not hasattr(module, "index"):
+        return module.load(data, cache, **options)
+    return module.index(data, **{option: options[option] for option in options if option != "allow_nonstandard"})
+
+
+def _opened(
+    name: str, data: Path | str | None, cache: Path | str | None, options: dict[str, Any]
+) -> tuple[ModuleType, Path | None, Path]:
+    """The module of a dataset and the paths to give it, once its options and its data are known to exist."""
     module = registry.entry(__name__, name, "dataset")
     known = _options(module)
     for option, value in options.items():
@@ -106,51 +135,68 @@ def load(name: str, data: Path | str | None = None, cache: Path | str | None = N
         raise DatasetError(f"dataset {name!r} reads your own copy: say where it lies (data=…)")
     if module.NEEDS_DATA and not Path(data).exists():
         raise DatasetError(f"dataset {name!r}: there is no {data}")
-    dataset = module.load(
-        Path(data) if data is not None else None, Path(cache) if cache else default_folder(), **options
-    )
-    check(dataset)
-    return dataset
+    return module, None if data is None else Path(data), Path(cache) if cache else default_folder()
+
+
+def standard(name: str) -> Standard | None:
+    """What a standard copy of a published benchmark holds; None for a dataset that is none.
+
+    Raises ValueError for an unknown name.
+    """
+    return getattr(registry.entry(__name__, name, "dataset"), "STANDARD", None)
 
 
 def check(dataset: Dataset) -> None:
-    """Raise DatasetError unless every split can be trained on or judged.
+    """Raise DatasetError with all `problems` of a dataset, unless it has none."""
+    if found := problems(dataset):
+        raise DatasetError("\n  ".join(found))
 
-    Refused: no images; an image listed twice; fewer than two classes in a split; a class in two splits; a split
-    whose classes hold one image each; query and gallery roles under which no query has a positive.
+
+def problems(dataset: Dataset) -> list[str]:
+    """Why a dataset cannot be trained on or judged, a sentence each.
+
+    No images; an image listed twice; fewer than two classes in a split; a class in two splits; a split whose classes
+    hold one image each; query and gallery roles under which no query has a positive.
     """
     if not len(dataset):
-        raise DatasetError(f"{dataset.name}: no images")
+        return [f"{dataset.name}: no images"]
+    return [*_listed_twice(dataset), *_split_problems(dataset), *_role_problems(dataset)]
+
+
+def _listed_twice(dataset: Dataset) -> Iterator[str]:
     if len(set(dataset.keys)) < len(dataset):
         seen: set[str] = set()
         twice = [key for key in dataset.keys if key in seen or seen.add(key)]
-        raise DatasetError(f"{dataset.name}: {len(twice)} images are listed twice ({some(twice)})")
+        yield f"{dataset.name}: {len(twice)} images are listed twice ({some(twice)})"
+
+
+def _split_problems(dataset: Dataset) -> Iterator[str]:
     classes = {split: np.unique(dataset.labels[dataset.split == split]) for split in SPLITS}
     for split in SPLITS:
         absent = split == "validation" and not len(classes[split])
         if len(classes[split]) < 2 and not absent:
-            raise DatasetError(f"{dataset.name}: {len(classes[split])} classes in {split}, at least 2 are needed")
+            yield f"{dataset.name}: {len(classes[split])} classes in {split}, at least 2 are needed"
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
         both = np.intersect1d(classes[first], classes[second])
         if len(both):
             named = some([dataset.class_names[c] for c in both])
-            raise DatasetError(f"{dataset.name}: {len(both)} classes in both {first} and {second} ({named})")
+            yield f"FAIR-02 {dataset.name}: {len(both)} classes in both {first} and {second} ({named})"
     for split in SPLITS:
         counts = np.bincount(dataset.labels[dataset.split == split])
         if counts.size and counts.max() < 2:
-            raise DatasetError(f"{dataset.name}: every class in {split} has one image, so nothing can be retrieved")
-    if dataset.role is not None:
-        _check_roles(dataset)
+            yield f"{dataset.name}: every class in {split} has one image, so nothing can be retrieved"
 
 
-def _check_roles(dataset: Dataset) -> None:
+def _role_problems(dataset: Dataset) -> Iterator[str]:
+    if dataset.role is None:
+        return
     test = dataset.split == "test"
     if not np.isin(dataset.role[test], ROLES).all():
         blank = [dataset.keys[i] for i in np.flatnonzero(test & ~np.isin(dataset.role, ROLES))]
-        raise DatasetError(f"{dataset.name}: {len(blank)} test images are neither query nor gallery ({some(blank)})")
+        yield f"{dataset.name}: {len(blank)} test images are neither query nor gallery ({some(blank)})"
     queried, held = (np.unique(dataset.labels[test & (dataset.role == role)]) for role in ROLES)
     if not len(np.intersect1d(queried, held)):
-        raise DatasetError(f"{dataset.name}: no class has both a query and a gallery image in test")
+        yield f"{dataset.name}: no class has both a query and a gallery image in test"
 
 
 def some(words: list[str], most: int = 5) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -12,12 +13,13 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from harness.datasets import Dataset, DatasetError
+from harness.datasets import Dataset, DatasetError, some
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+SEVERAL = 10  # missing files are no accident any more
 
 
-def decode(source: Path | BinaryIO, key: str) -> Image.Image:
+def decode(source: str | Path | BinaryIO, key: str) -> Image.Image:
     """Decode one image file to 8-bit RGB, or L where it is grey.
 
     Turned upright by its EXIF orientation; transparency is laid on white; 16-bit values are divided by 257;
@@ -52,13 +54,22 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 class Row(NamedTuple):
     """One image file of a dataset."""
 
-    key: str  # path relative to the dataset's folder, with forward slashes
+    key: str  # path relative to the dataset's folder, with forward slashes, as the source writes it
     class_name: str
     split: str
     role: str = ""
+    file: str = ""  # where it lies, relative to the dataset's folder, if not where `key` says
 
 
-def from_files(
+def from_files(name: str, folder: Path, rows: Sequence[Row], **fields) -> Dataset:
+    """A dataset of image files below `folder`, all of which exist; see `listed`.
+
+    Raises DatasetError naming the files that do not exist.
+    """
+    return stamped(listed(name, folder, rows, **fields))
+
+
+def listed(
     name: str,
     folder: Path,
     rows: Sequence[Row],
@@ -67,45 +78,61 @@ def from_files(
     mirrored: bool = True,
     ks: tuple[int, ...] = Dataset.ks,
 ) -> Dataset:
-    """A dataset of image files below `folder`; class names are sorted, images stay in the order of `rows`.
+    """A dataset of image files below `folder`, not yet looked at; class names are sorted, images as in `rows`.
 
     groups: the group of each class name, or None.  mirrored, ks: as in `Dataset`.
-    Raises DatasetError naming every file that does not exist.
     """
     class_names = sorted({row.class_name for row in rows})
     number = {class_name: c for c, class_name in enumerate(class_names)}
     keys = tuple(row.key for row in rows)
+    files = tuple(os.path.join(folder, row.file or row.key) for row in rows)
     return Dataset(
         name=name,
         keys=keys,
         labels=np.array([number[row.class_name] for row in rows], dtype=np.int64),
         class_names=tuple(class_names),
         split=np.array([row.split for row in rows], dtype="<U10"),
-        read=partial(_read_file, folder, keys),
+        read=partial(_read_file, files, keys),
         role=np.array([row.role for row in rows], dtype="<U7") if any(row.role for row in rows) else None,
         groups=None if groups is None else tuple(groups[class_name] for class_name in class_names),
         ks=ks,
         mirrored=mirrored,
-        source_stamp=_stamp(name, folder, keys),
+        files=files,
     )
 
 
-def _read_file(folder: Path, keys: tuple[str, ...], index: int) -> Image.Image:
-    return decode(folder / keys[index], keys[index])
+def _read_file(files: tuple[str, ...], keys: tuple[str, ...], index: int) -> Image.Image:
+    return decode(files[index], keys[index])
 
 
-def _stamp(name: str, folder: Path, keys: tuple[str, ...]) -> str:
-    """A digest of the sizes and modification times of files: cheap, and another one when a file is replaced."""
+def stamped(dataset: Dataset) -> Dataset:
+    """The dataset with a stamp of its files: a digest of their sizes and modification times.
+
+    It is cheap, and another one when a file is replaced. Raises DatasetError naming the files that do not exist.
+    """
     digest, missing = hashlib.sha256(), []
-    for key in keys:
+    for key, file in zip(dataset.keys, dataset.files, strict=True):
         try:
-            status = os.stat(folder / key)
+            status = os.stat(file)
             digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
         except (FileNotFoundError, NotADirectoryError):
             missing.append(key)
     if missing:
-        raise DatasetError("\n  ".join([f"{name}: {len(missing)} files are missing in {folder}:", *missing]))
-    return digest.hexdigest()
+        raise DatasetError(missing_files(dataset, missing))
+    return replace(dataset, source_stamp=digest.hexdigest())
+
+
+def missing_files(dataset: Dataset, missing: Sequence[str]) -> str:
+    """The sentence for files that do not exist, with the first few of their keys."""
+    folder = os.path.commonpath([os.path.dirname(file) for file in dataset.files])
+    why = (
+        ""
+        if len(missing) < SEVERAL
+        else ": the lists and the images do not belong together, or only a part was extracted"
+    )
+    return (
+        f"{dataset.name}: {len(missing)} of {len(dataset)} files are missing in {folder}{why} ({some(list(missing))})"
+    )
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -4,6 +4,8 @@ from importlib import import_module
 
 import pytest
 
+from harness import datasets
+
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
@@ -11,6 +13,11 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def write_source(tmp_path):
-    """Write the source of a dataset (tests/harness/datasets/sources/<name>.py) and give where it lies."""
-    return lambda name: import_module(f"tests.harness.datasets.sources.{name}").write(tmp_path)
+def load_source(tmp_path, cache):
+    """Write the source of a dataset (tests/harness/datasets/sources/<name>.py) and load it, with its OPTIONS."""
+
+    def load(name):
+        source = import_module(f"tests.harness.datasets.sources.{name}")
+        return datasets.load(name, source.write(tmp_path), cache, **getattr(source, "OPTIONS", {}))
+
+    return load

@@ -13,9 +13,8 @@ every = pytest.mark.parametrize("name", datasets.names())
 
 
 @every
-def test_index_is_complete_disjoint_and_the_same_each_time(name, write_source, cache):
-    source = write_source(name)
-    dataset, again = datasets.load(name, source, cache), datasets.load(name, source, cache)
+def test_index_is_complete_disjoint_and_the_same_each_time(name, load_source):
+    dataset, again = load_source(name), load_source(name)
     count = len(dataset)
     assert dataset.name == name
     assert len(dataset.labels) == len(dataset.split) == len(set(dataset.keys)) == count
@@ -33,8 +32,8 @@ def test_index_is_complete_disjoint_and_the_same_each_time(name, write_source, c
 
 
 @every
-def test_images_are_grey_or_rgb_and_travel_to_another_process(name, write_source, cache):
-    dataset = datasets.load(name, write_source(name), cache)
+def test_images_are_grey_or_rgb_and_travel_to_another_process(name, load_source):
+    dataset = load_source(name)
     there = pickle.loads(pickle.dumps(dataset))
     for i in (0, len(dataset) - 1):
         assert dataset.read(i).mode in ("L", "RGB")

@@ -1,0 +1,199 @@
+"""Is my copy of a dataset right? Counts, files, splits and duplicates, in words that say what to do.
+
+`examine` looks at a copy as it lies on the disk and finds all that is wrong with it; `datasets.load`, which every run
+goes through, refuses what can be told without reading the images. Published benchmarks are held against the standard
+copy (FAIR-01).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from harness import datasets
+from harness.datasets import Dataset, DatasetError, some
+from harness.datasets._files import decode, missing_files
+
+FILES_AT_ONCE = 200  # that a thread looks at before it reports
+ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}  # how JPEG and PNG files begin, and how they end
+MISSING = "is missing"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a copy: E has to be put right before it runs, W is worth knowing."""
+
+    severity: Literal["E", "W"]
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a copy of a dataset holds, and what is wrong with it.
+
+    counts, expected: (images, classes) of train, validation and test, or of query and gallery instead; `expected` is
+    of the standard copy, {} where there is none.
+    """
+
+    name: str
+    title: str  # of the published benchmark, or the name
+    counts: dict[str, tuple[int, int]]
+    expected: dict[str, tuple[int, int]]
+    fingerprint: str | None  # of keys, classes, splits and roles; None where no index can be made
+    unreadable: tuple[str, ...]  # which images, and why
+    findings: tuple[Finding, ...]
+    advice: str  # what goes where and where it is to be had; "" where nobody knows
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing stands against using the copy."""
+        return not any(finding.severity == "E" for finding in self.findings)
+
+
+class Look(NamedTuple):
+    """What looking at an image gave: why it cannot be read ("" if it can), and a digest of its content."""
+
+    problem: str
+    digest: bytes
+
+
+def examine(
+    name: str,
+    data: Path | str | None = None,
+    cache: Path | str | None = None,
+    *,
+    thorough: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    **options,
+) -> Examination:
+    """Look at a copy of a dataset; nothing is raised about the data, all that is wrong with them is found.
+
+    name, data, cache, options: as for `datasets.load`.
+    thorough: decode every image to its last pixel. Otherwise every file is read, and decoded where its beginning and
+        its end leave a doubt: damage in the middle of a file is not seen.
+    progress: called with (images looked at, images in all).
+
+    Raises ValueError for a dataset that does not exist.
+    """
+    standard = datasets.standard(name)
+    title, advice = (standard.title, standard.advice) if standard else (name, "")
+    expected = _expected(name)
+    try:
+        dataset = datasets.index(name, data, cache, **options)
+    except DatasetError as error:
+        sentence = str(error).removesuffix(advice).rstrip()
+        return Examination(name, title, {}, expected, None, (), (Finding("E", sentence),), advice)
+    findings = [Finding("E", sentence) for sentence in datasets.problems(dataset)]
+    if standard and (deviations := standard.deviations(dataset)):
+        severity = "W" if options.get("allow_nonstandard") else "E"
+        findings.append(Finding(severity, f"FAIR-01 {name}: {' '.join(deviations)} This is not {title}."))
+    looks = []
+    for look in _looks(dataset, thorough):
+        looks.append(look)
+        if progress is not None:
+            progress(len(looks), len(dataset))
+    findings += [*_file_findings(dataset, looks), *_duplicates(dataset, looks)]
+    unreadable = tuple(look.problem for look in looks if look.problem not in ("", MISSING))
+    return Examination(
+        name, title, _counts(dataset), expected, dataset.index_fingerprint, unreadable, tuple(findings), advice
+    )
+
+
+def _counts(dataset: Dataset) -> dict[str, tuple[int, int]]:
+    parts = dataset.split if dataset.role is None else np.where(dataset.role == "", dataset.split, dataset.role)
+    order = [*datasets.SPLITS, *datasets.ROLES]
+    return {
+        part: (int((parts == part).sum()), len(np.unique(dataset.labels[parts == part])))
+        for part in sorted(set(parts.tolist()), key=order.index)
+    }
+
+
+def _expected(name: str) -> dict[str, tuple[int, int]]:
+    standard = datasets.standard(name)
+    if standard is None:
+        return {}
+    train, test = zip(standard.images, standard.classes, strict=True)
+    roles = {role: (images, test[1]) for role, images in standard.roles.items()}
+    return {"train": train, **(roles or {"test": test})}
+
+
+def _looks(dataset: Dataset, thorough: bool) -> Iterator[Look]:
+    """A look at every image, in order, on all cores: reading and hashing need no interpreter."""
+    look = partial(_look_at_image, dataset) if dataset.files is None else partial(_look_at_file, dataset, thorough)
+    every = range(len(dataset))
+    parts = [every[start : start + FILES_AT_ONCE] for start in range(0, len(every), FILES_AT_ONCE)]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        for found in threads.map(lambda part: [look(i) for i in part], parts):
+            yield from found
+
+
+def _look_at_image(dataset: Dataset, i: int) -> Look:
+    """A look at an image that is no file of its own."""
+    try:
+        image = dataset.read(i)
+    except DatasetError as error:
+        return Look(str(error), b"")
+    return Look("", hashlib.blake2b(image.tobytes(), digest_size=16).digest())
+
+
+def _look_at_file(dataset: Dataset, thorough: bool, i: int) -> Look:
+    """A look at an image file, the whole of which is read."""
+    key = dataset.keys[i]
+    try:
+        with open(dataset.files[i], "rb") as file:
+            content = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return Look(MISSING, b"")
+    except OSError as error:
+        return Look(f"{key}: {error.strerror}", b"")
+    if not content:
+        return Look(f"{key}: the file is empty", b"")
+    try:
+        if thorough or not _looks_whole(content):
+            decode(io.BytesIO(content), key)
+    except DatasetError as error:
+        return Look(str(error), b"")
+    return Look("", hashlib.blake2b(content, digest_size=16).digest())
+
+
+def _looks_whole(content: bytes) -> bool:
+    """Whether a file begins and ends as a JPEG or PNG image does, and has a header that can be read."""
+    end = ENDS.get(content[:2])
+    if end is None or not content.endswith(end):
+        return False
+    try:
+        Image.open(io.BytesIO(content)).close()
+    except Exception:  # Pillow raises anything on bad bytes; decoding then says what it is
+        return False
+    return True
+
+
+def _file_findings(dataset: Dataset, looks: list[Look]) -> Iterator[Finding]:
+    missing = [key for key, look in zip(dataset.keys, looks, strict=True) if look.problem == MISSING]
+    if missing:
+        yield Finding("E", missing_files(dataset, missing))
+    broken = [look.problem for look in looks if look.problem not in ("", MISSING)]
+    if broken:
+        yield Finding("E", f"{dataset.name}: {len(broken)} of {len(dataset)} images cannot be read ({some(broken)})")
+
+
+def _duplicates(dataset: Dataset, looks: list[Look]) -> Iterator[Finding]:
+    """Images that lie in two splits, byte for byte."""
+    first: dict[bytes, int] = {}
+    pairs = []
+    for i, (_, digest) in enumerate(looks):
+        j = first.setdefault(digest, i)
+        if digest and dataset.split[i] != dataset.split[j]:
+            pairs.append(f"{dataset.keys[j]} = {dataset.keys[i]}")
+    if pairs:
+        yield Finding("W", f"{dataset.name}: {len(pairs)} images lie in two splits, byte for byte ({some(pairs)})")
