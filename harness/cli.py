@@ -1,11 +1,13 @@
 """The command line: `metrix-bench run quick`. Every option is a setting of the grid or a place on disk."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from harness.config import Grid, GridError, grids
+from harness.config import Grid, GridError, Images, grids
 from harness.record import Run, RunError
 
 OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -68,6 +70,18 @@ def parser() -> argparse.ArgumentParser:
     trace.add_argument("run", type=Path, help="run folder")
     trace.add_argument("arm", help="such as contrastive+input")
 
+    doctor = _command(
+        commands, doctor_command, "doctor", "say whether a copy of a dataset is right, and what it lacks"
+    )
+    _dataset_options(doctor)
+    doctor.add_argument("--thorough", action="store_true", help="decode every image to its last pixel")
+
+    prepare = _command(commands, prepare_command, "prepare", "decode the images of a dataset, once for all trials")
+    _dataset_options(prepare)
+    prepare.add_argument(
+        "--side", type=int, default=Images().stored_px, metavar="PX", help="shorter side (default: %(default)s)"
+    )
+
     listing = _command(commands, list_command, "list", "list what a grid may name")
     listing.add_argument("what", choices=sorted(LISTINGS), help="what to list")
     listing.add_argument("pattern", nargs="?", help="backbones: a pattern such as 'resnet*'; stages: a backbone")
@@ -89,6 +103,26 @@ def _grid_options(command: argparse.ArgumentParser) -> None:
     )
     for field in LISTS:
         command.add_argument(f"--{field}", metavar="A,B", help=f"only these of the grid's {field}")
+
+
+def _dataset_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("dataset", help="one of those that `list datasets` names")
+    command.add_argument("--data", type=Path, help="folder of the dataset, for those that are not embedded")
+    command.add_argument("--cache", type=Path, help="folder for decoded images (default: ~/.cache/metrix-bench)")
+    command.add_argument(
+        "--option", action="append", default=[], type=_option, metavar="KEY=VALUE", help="such as resolution=high"
+    )
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """An option of a dataset; numbers, true and false are read as such."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not written KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
 
 
 def _grid(arguments: argparse.Namespace) -> Grid:
@@ -277,6 +311,53 @@ def _report(
     written = reports.write_all(board, folder, formats)
     terminal.show(board)
     print("written: " + "  ".join(str(path) for path in written))
+
+
+def doctor_command(arguments: argparse.Namespace) -> int:
+    """Print what a copy of a dataset holds, what it should, and all that is wrong with it."""
+    from harness import doctor, terminal
+
+    with terminal.progress(f"looking at {arguments.dataset}") as progress:
+        found = doctor.examine(
+            arguments.dataset,
+            arguments.data,
+            arguments.cache,
+            thorough=arguments.thorough,
+            progress=progress,
+            **dict(arguments.option),
+        )
+    if found.counts:
+        columns = ("part", "images", "classes", *(("images expected", "classes expected") if found.expected else ()))
+        parts = dict.fromkeys((*found.counts, *found.expected))
+        rows = [(part, *found.counts.get(part, (0, 0)), *found.expected.get(part, ())) for part in parts]
+        terminal.table(f"{found.name}: {found.title}", columns, rows)
+        print(f"fingerprint {found.fingerprint}")
+    for finding in found.findings:
+        print(f"{finding.severity}  {finding.sentence}")
+    for problem in found.unreadable:
+        print(f"   {problem}")
+    if found.sound:
+        whole = found.expected and not found.findings
+        print(
+            f"{found.name}: " + (f"a standard copy of {found.title}" if whole else "nothing keeps it from being run")
+        )
+        return OK
+    print(found.advice, end="\n" if found.advice else "")
+    return FAILED
+
+
+def prepare_command(arguments: argparse.Namespace) -> int:
+    """Decode a dataset into the cache, so that no trial has to wait for it."""
+    from harness import datasets, terminal
+    from harness.cache import default_folder
+    from harness.images import open_images
+
+    dataset = datasets.load(arguments.dataset, arguments.data, arguments.cache, **dict(arguments.option))
+    cache = arguments.cache or default_folder()
+    with terminal.progress(f"decoding {dataset.name}") as progress:
+        images = open_images(dataset, arguments.side, cache, progress, announce=print)
+    print(f"{len(images)} images in {images.path}, {images.path.stat().st_size / 1e9:.2f} GB")
+    return OK
 
 
 def list_command(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -18,6 +19,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
 from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -122,6 +124,38 @@ def _line(block: Block, row: Row, room: Sequence[tuple[int, int]]) -> list[Rende
         style = " ".join([style, *(MARK_STYLES[mark] for mark in marks)]).strip()
         line.append(Text(number.rjust(front), style).append(sign + half, "dim"))
     return line
+
+
+@contextmanager
+def progress(title: str, on: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that goes on: what is given is called with (done, in all), as often as one likes.
+
+    Where no person watches, a line is printed at every tenth.
+    """
+    on, shown = on or console(), {"at": 0.0, "tenths": 0}
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=on,
+        transient=True,
+        disable=not on.is_terminal,
+    )
+    task = bar.add_task(title, total=None)
+
+    def step(done: int, total: int) -> None:
+        now = time.monotonic()
+        if on.is_terminal:
+            if now - shown["at"] >= 1 / REFRESHES_PER_S or done == total:
+                shown["at"] = now
+                bar.update(task, completed=done, total=total)
+        elif (tenths := 10 * done // total) > shown["tenths"]:
+            shown["tenths"] = tenths
+            on.print(f"{title}: {done} of {total}")
+
+    with bar:
+        yield step
 
 
 def view(stream: TextIO | None = None) -> "View":
