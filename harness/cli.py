@@ -70,6 +70,17 @@ def parser() -> argparse.ArgumentParser:
     trace.add_argument("run", type=Path, help="run folder")
     trace.add_argument("arm", help="such as contrastive+input")
 
+    audit = _command(commands, audit_command, "audit", "say what the fairness rules find in a run folder")
+    audit.add_argument("run", type=Path, nargs="?", help="run folder")
+    audit.add_argument("--rules", action="store_true", help="list the rules with their reasons")
+
+    verify = _command(commands, verify_command, "verify", "make the scores of records again from what was kept")
+    verify.add_argument("run", type=Path, help="run folder")
+    verify.add_argument("--only", default="", metavar="TEXT", help="only records with this in their id")
+    verify.add_argument("--data", type=Path, help="folder of the dataset, where weights were kept")
+    verify.add_argument("--cache", type=Path, help="folder for decoded images (default: ~/.cache/metrix-bench)")
+    verify.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
+
     doctor = _command(
         commands, doctor_command, "doctor", "say whether a copy of a dataset is right, and what it lacks"
     )
@@ -311,6 +322,47 @@ def _report(
     written = reports.write_all(board, folder, formats)
     terminal.show(board)
     print("written: " + "  ".join(str(path) for path in written))
+
+
+def audit_command(arguments: argparse.Namespace) -> int:
+    """Print what the fairness rules find, by rule, or with --rules the rules; 1 where one says that a row may not
+    stand."""
+    from harness import rules, terminal
+
+    if arguments.rules:
+        columns = ("rule", "", "demand", "reason")
+        terminal.table("fairness rules", columns, [(r.id, r.severity, r.title, r.reason) for r in rules.found()])
+        return OK
+    if arguments.run is None:
+        raise ValueError("audit needs a run folder, or --rules")
+    from harness.audit import audit
+
+    run = _existing(arguments.run)
+    found = audit(run)
+    for rule in rules.found():
+        if of_rule := [finding for finding in found if finding.rule == rule.id]:
+            print(f"\n{rule.id}  {rule.title}.")
+            for finding in of_rule:
+                print(f"  {finding.severity}  {finding.sentence}")
+    errors = sum(finding.severity == "E" for finding in found)
+    print(f"\n{run.folder}: {errors} errors, {len(found) - errors} warnings of {len(rules.found())} rules")
+    return FAILED if errors else OK
+
+
+def verify_command(arguments: argparse.Namespace) -> int:
+    """Print for every record whether what was kept gives its scores; 1 where one does not or a file is missing."""
+    from harness.verify import verify
+
+    run = _existing(arguments.run)
+    verdicts = []
+    for verdict in verify(run, arguments.only, arguments.data, arguments.cache, arguments.device):
+        print(f"{verdict.state:8} {verdict.id}: {verdict}", flush=True)
+        verdicts.append(verdict)
+    if not verdicts:
+        raise ValueError(f"{run.folder} has no record of a test with {arguments.only!r} in its id")
+    good = sum(verdict.state == "matches" for verdict in verdicts)
+    print(f"{good} of {len(verdicts)} match")
+    return OK if good == len(verdicts) else FAILED
 
 
 def doctor_command(arguments: argparse.Namespace) -> int:

@@ -43,6 +43,8 @@ LAYERS = [  # what may be imported: the own layer's neighbours and everything ab
         "harness.trial",
         "harness.plan",
         "harness.tables",
+        "harness.audit",
+        "harness.verify",
         "harness.captions",
         "harness.comparisons",
         "harness.collection",

@@ -116,8 +116,10 @@ class Study:
     made      how many have ended, failed ones included
     declared  the space as it was when the study began: for each setting {"low", "high", "log"} or {"choices"}
     space     the space now; another one than `declared` is a change under way
-    tried     the settings of each trial; the first are the defaults, which need not lie in the space
+    defaults  the settings that trial 0 has; they need not lie in the space
+    tried     the settings of every trial
     chosen    the settings that won; None while the search goes on
+    used      the settings of every final trial
     """
 
     place: str
@@ -126,8 +128,10 @@ class Study:
     made: int
     declared: Mapping[str, Mapping[str, Any]]
     space: Mapping[str, Mapping[str, Any]]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     tried: Sequence[Mapping[str, Any]] = ()
     chosen: Mapping[str, Any] | None = None
+    used: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ class Number:
     half, method half the width behind ±, and what it is: "95 % t-interval over 5 training seeds"
     n            how many values it is the mean of
     minus        the row that was subtracted, where the number is a difference
+    ranked       whether it takes part in the comparison behind bold: floors and rows of few seeds do not
     bold, grey   how it is set
     p            of the test against the best of its column, corrected; None where none was made
     source       where it was published; None for what was measured here
@@ -151,6 +156,7 @@ class Number:
     method: str = ""
     n: int = 1
     minus: str | None = None
+    ranked: bool = True
     bold: bool = False
     grey: bool = False
     p: float | None = None

@@ -47,7 +47,7 @@ def best_is_tested(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
             marked = f"{len(bold)} row{'s' * (len(bold) > 1)} in bold"
             yield f"{head}; {marked} without a test corrected for the number of comparisons.", ()
             continue
-        equal = [n for n in numbers if n is not best and (n.p is None or math.isnan(n.p) or n.p >= table.level)]
+        equal = [n for n in numbers if n is not best and (n.p is None or math.isnan(n.p) or n.p > table.level)]
         rows = f"{len(equal)} row{'s' * (len(equal) != 1)} not separable ({table.correction}, {table.level:g})"
         if equal:
             yield f"{head}; {rows}.", ()
@@ -108,9 +108,9 @@ def published_is_apart(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _columns(table: Table) -> dict[str, list[Number]]:
-    """The measured numbers of every column, without differences."""
+    """The measured numbers of every column that are compared, without differences."""
     columns: dict[str, list[Number]] = defaultdict(list)
     for number in table.numbers:
-        if number.source is None and number.minus is None:
+        if number.ranked and number.source is None and number.minus is None:
             columns[number.column].append(number)
     return columns

@@ -45,11 +45,21 @@ def space_declared(studies: Sequence[Study]) -> Iterator[tuple[str, tuple[str, .
             before, now = study.declared.get(key), study.space.get(key)
             if study.declared and before != now:
                 yield f"{name}: the space of {key} was {_range(before)} and is now {_range(now)}.", ()
-        for number, settings in enumerate(study.tried):
-            for key, value in settings.items():
-                if number and key in study.declared and not _inside(value, study.declared[key]):
-                    said = f"{key} = {_plain(value)} in trial {number}"
-                    yield f"{name}: {said} lies outside its space {_range(study.declared[key])}.", ()
+        outside = {
+            (key, value)
+            for settings in study.tried
+            for key, value in settings.items()
+            if key in study.declared and value != study.defaults.get(key) and not _inside(value, study.declared[key])
+        }
+        for key, value in sorted(outside, key=str):
+            yield f"{name}: {key} = {_plain(value)} was tried, outside its space {_range(study.declared[key])}.", ()
+        for settings in study.used:
+            if study.chosen is not None and (
+                key := next((k for k in settings if settings[k] != study.chosen[k]), "")
+            ):
+                said = f"{key} = {_plain(settings[key])} is not what the search chose, {_plain(study.chosen[key])}"
+                yield f"{name}: {said}.", ()
+                break
 
 
 @rule("FAIR-10", "W", over="study")

@@ -12,8 +12,9 @@ SPACE = {
 INSIDE = {"loss.beta": 18.0, "loss.margin": 0.5, "loss.kind": "hard"}
 
 
-def study(arm="contrastive", trials=8, made=8, declared=SPACE, space=SPACE, tried=(INSIDE,) * 8, chosen=INSIDE):
-    return rules.Study("glyphs/test_resnet", arm, trials, made, declared, space, tried, chosen)
+def study(arm="contrastive", **changes):
+    given = {"trials": 8, "made": 8, "declared": SPACE, "space": SPACE, "tried": (INSIDE,) * 8, "chosen": INSIDE}
+    return rules.Study("glyphs/test_resnet", arm, **{**given, **changes})
 
 
 def sentences(*studies):
@@ -51,17 +52,18 @@ def test_a_space_that_changed_or_was_never_declared():
 
 def test_a_trial_outside_the_space():
     outside = {**INSIDE, "loss.beta": 120.0}
-    assert sentences(study(tried=(outside, INSIDE))) == [], "defaults may lie anywhere"
+    assert sentences(study(tried=(outside, INSIDE), defaults=outside)) == [], "defaults may lie anywhere"
+    head = "FAIR-09 glyphs/test_resnet/contrastive"
     assert sentences(study(tried=(INSIDE, {**INSIDE, "loss.kind": "soft"}, outside))) == [
-        (
-            "E",
-            "FAIR-09 glyphs/test_resnet/contrastive: loss.kind = soft in trial 1 lies outside its space {all, hard}.",
-        ),
-        (
-            "E",
-            "FAIR-09 glyphs/test_resnet/contrastive: loss.beta = 120 in trial 2 lies outside its space [1, 80] in "
-            "logarithm.",
-        ),
+        ("E", f"{head}: loss.beta = 120 was tried, outside its space [1, 80] in logarithm."),
+        ("E", f"{head}: loss.kind = soft was tried, outside its space {{all, hard}}."),
+    ]
+
+
+def test_final_trials_with_other_settings_than_those_chosen():
+    assert sentences(study(used=(INSIDE, INSIDE))) == []
+    assert sentences(study(used=(INSIDE, {**INSIDE, "loss.beta": 20.0}))) == [
+        ("E", "FAIR-09 glyphs/test_resnet/contrastive: loss.beta = 20 is not what the search chose, 18.")
     ]
 
 

@@ -1,0 +1,193 @@
+"""Whether records hold: every row's scores made again from what its test read left on disk.
+
+Three things are compared with a record, as far as they were kept:
+
+    outcomes     the stored outcome of every query: their mean is the recorded score, to the last bit
+    embeddings   the stored embeddings, scored again
+    weights      the stored weights: their digest is the recorded one, and embedding the test images with them gives
+                 the recorded scores. The ledger is told: the same weights once more are no second read, and weights
+                 of another digest are not shown the test at all
+
+Embeddings are stored as float16, which rounds each value by up to half a step of its eleven significant bits, and
+turns a few queries whose best right and wrong neighbours are equally near. How many depends on the embedding: where
+all vectors lie close together, rounding moves a large share of what tells them apart. So the tolerance is measured:
+the stored values are moved once more, at random by up to half a step, and twice the mean change per query that this
+makes, and three queries, is what the recomputed outcomes may differ from the stored ones.
+"""
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from harness import checkpoint
+from harness.datasets import DatasetError
+from harness.models import ModelError
+from harness.record import Record, Run
+from harness.retrieval import Evaluation
+from harness.trial import Bench, Sources, device_name, load_best, read_test, score_test
+
+MARGIN = 2.0  # two roundings of the same size differ in how many queries they turn
+SPARE = 3  # queries that may turn where rounding again turned none
+OTHER_DEVICE = 8  # steps of float16: GPUs multiply in ten bits (TF32), layer after layer
+CHECKS = ("outcomes", "embeddings", "weights")
+
+
+@dataclass
+class Verdict:
+    """What became of one record: a sentence for each check made, each difference and each thing that is missing."""
+
+    id: str
+    matches: list[str] = field(default_factory=list)
+    differs: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def state(self) -> Literal["matches", "differs", "missing"]:
+        """matches: every check that the record allows was made and passed."""
+        return "differs" if self.differs else "missing" if self.missing else "matches"
+
+    def __str__(self) -> str:
+        return "; ".join(self.differs + self.missing or self.matches)
+
+
+def verify(
+    run: Run, only: str = "", data: Path | None = None, cache: Path | None = None, device: str | None = None
+) -> Iterator[Verdict]:
+    """A verdict on every record of a run folder that has test scores and `only` in its id.
+
+    `data`, `cache` and `device` are those of a run; data are needed only where weights were kept.
+    """
+    sources = Sources(run.folder, data, cache, device)
+    for record in run.records():
+        if only in record.id and record.test:
+            yield verdict(run, record, sources)
+
+
+def verdict(run: Run, record: Record, sources: Sources) -> Verdict:
+    """Compare one record with its stored outcomes, embeddings and weights."""
+    found = Verdict(record.id)
+    if record.trial.id != record.id:
+        found.differs.append(f"its settings are those of {record.trial.id}")
+    if record.trial.keep == "none":
+        found.missing.append("nothing was kept (keep: none)")
+        return found
+    kept = _stored(run.per_query_path(record.id), found)
+    if kept:
+        _compare_outcomes(record, kept, found)
+        _compare_embeddings(record, kept, found)
+    if record.trial.keep == "weights" and record.level != "floor":
+        _compare_weights(run, record, kept, sources, found)
+    return found
+
+
+def _stored(path: Path, found: Verdict) -> dict[str, np.ndarray]:
+    """The arrays of the test read; {} where there are none, which the verdict then says."""
+    try:
+        with np.load(path) as kept:
+            return dict(kept)
+    except FileNotFoundError:
+        found.missing.append(f"{path} is missing")
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        found.differs.append(f"{path} cannot be read: {error}")
+    return {}
+
+
+def _compare_outcomes(record: Record, kept: Mapping[str, np.ndarray], found: Verdict) -> None:
+    """The mean of the stored outcomes is the recorded score: both were computed from the same numbers."""
+    wrong = []
+    for name, recorded in record.test.items():
+        outcomes = kept.get(f"query {name}", np.empty(0))
+        mean = float(outcomes.mean(dtype=np.float64)) if len(outcomes) else None
+        if mean != recorded:
+            wrong.append(f"{name} is recorded as {recorded}, its outcomes average to {mean}")
+        elif len(outcomes) != record.data.test_queries:
+            wrong.append(f"{name} has {len(outcomes)} outcomes for {record.data.test_queries} queries")
+    found.differs += wrong
+    if not wrong:
+        found.matches.append("outcomes: exact")
+
+
+def _compare_embeddings(record: Record, kept: Mapping[str, np.ndarray], found: Verdict) -> None:
+    """Score the stored embeddings again."""
+    try:
+        stored = kept["embeddings"]
+        again, moved = (_scored(record, kept, values) for values in (stored, _moved(stored)))
+    except (KeyError, ValueError) as error:
+        found.differs.append(f"the stored embeddings cannot be scored: {error}")
+        return
+    _compare(record, kept, again, moved, "embeddings", found)
+
+
+def _compare_weights(
+    run: Run, record: Record, kept: Mapping[str, np.ndarray], sources: Sources, found: Verdict
+) -> None:
+    """Embed the test images with the stored weights, if they are the recorded ones, and score them."""
+    folder = run.checkpoints(record.trial)
+    path = folder / "best.safetensors"
+    if not path.exists():
+        found.missing.append(f"{path} is missing")
+        return
+    try:
+        sections, _ = checkpoint.load(path)
+        digest, recorded = checkpoint.state_digest(sections["model"]), record.provenance.get("tested_weights")
+        if digest != recorded:
+            found.differs.append(f"{path} holds weights {digest[:12]}, the tested ones were {str(recorded)[:12]}")
+            return
+        bench = Bench.of(record.trial, sources)
+        load_best(bench.model, folder, record.selected_epoch)
+    except (DatasetError, ModelError) as error:
+        found.missing.append(f"the weights have the recorded digest and were not run: {error}")
+        return
+    except checkpoint.CheckpointError as error:
+        found.differs.append(str(error))
+        return
+    if bench.dataset.index_fingerprint != record.data.index_fingerprint:
+        found.missing.append(
+            "the weights have the recorded digest and were not run: these are not the data of the row"
+        )
+        return
+    test = read_test(bench, run)
+    if test.values == record.test:
+        found.matches.append("weights: exact")
+        return
+    here = device_name(bench.device) == record.provenance.get("device")
+    arrays = {"ids": test.ids, "labels": test.labels, **({} if test.roles is None else {"roles": test.roles})}
+    moved = _scored(record, arrays, _moved(test.embeddings.cpu().numpy(), 1 if here else OTHER_DEVICE))
+    _compare(record, kept, test.result, moved, "weights", found)
+
+
+def _scored(record: Record, kept: Mapping[str, np.ndarray], embeddings: np.ndarray) -> Evaluation:
+    ks = [int(name[2:]) for name in record.test if name.startswith("R@")]
+    return score_test(embeddings, kept["labels"], kept["ids"], kept.get("roles"), ks)
+
+
+def _moved(embeddings: np.ndarray, steps: float = 1) -> np.ndarray:
+    """The embeddings, each value moved at random by up to half a step of float16 (times `steps`)."""
+    step = np.spacing(np.abs(embeddings).astype(np.float16)).astype(np.float32)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, embeddings.shape).astype(np.float32)
+    return embeddings.astype(np.float32) + steps * step * noise
+
+
+def _compare(
+    record: Record, kept: Mapping[str, np.ndarray], again: Evaluation, moved: Evaluation, what: str, found: Verdict
+) -> None:
+    """Outcomes made again may differ from the stored ones, or else the recorded score, by what rounding explains."""
+    wrong, turned = [], 0.0
+    for name, recorded in record.test.items():
+        mine, other = (np.asarray(some.per_query[name], float) for some in (again, moved))
+        stored = np.asarray(kept.get(f"query {name}", mine - mine.mean() + recorded), float)
+        if len(stored) != len(mine):
+            wrong.append(f"{what} give {len(mine)} outcomes of {name}, stored are {len(stored)}")
+            continue
+        change, allowed = np.abs(mine - stored).mean(), MARGIN * np.abs(other - mine).mean() + SPARE / len(mine)
+        turned = max(turned, change)
+        if change > allowed:
+            score = f"{name} = {again.values[name]:.4f} from the {what}, recorded {recorded:.4f}"
+            wrong.append(f"{score}: {100 * change:.2g} % of it changed, rounding explains {100 * allowed:.2g} %")
+    found.differs += wrong
+    if not wrong:
+        found.matches.append(f"{what}: within rounding ({100 * turned:.2g} % of outcomes changed)")
