@@ -37,17 +37,22 @@ class Standard:
         masks = [dataset.split == split for split in ("train", "test")]
         images = tuple(int(mask.sum()) for mask in masks)
         classes = tuple(len(np.unique(dataset.labels[mask])) for mask in masks)
+        found = self.miscounted(images, classes)
+        for role, expected in self.roles.items():
+            count = 0 if dataset.role is None else int((dataset.role == role).sum())
+            if count != expected:
+                found.append(f"{count} {role} images, expected {expected}.")
+        return (*found, *self._wrong_numbers(dataset, masks))
+
+    def miscounted(self, images: tuple[int, ...], classes: tuple[int, ...]) -> list[str]:
+        """What tells these (training, test) counts from the standard ones, and what they are known to come from."""
         found = []
         for what, counts, expected in (("images", images, self.images), ("classes", classes, self.classes)):
             if counts != expected:
                 found.append(f"{'/'.join(map(str, counts))} {what}, expected {'/'.join(map(str, expected))}.")
         if images != self.images and (known := self.look_alikes.get(images) or self.look_alikes.get(sum(images))):
             found.insert(1, f"{known}.")
-        for role, expected in self.roles.items():
-            count = 0 if dataset.role is None else int((dataset.role == role).sum())
-            if count != expected:
-                found.append(f"{count} {role} images, expected {expected}.")
-        return (*found, *self._wrong_numbers(dataset, masks))
+        return found
 
     def _wrong_numbers(self, dataset: Dataset, masks: list[np.ndarray]) -> list[str]:
         """Classes that the standard split numbers and the copy lacks, and those that are in the wrong split."""

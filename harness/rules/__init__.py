@@ -140,12 +140,9 @@ def over_grid(settings: Mapping[str, Any]) -> tuple[Finding, ...]:
     return _over("grid", settings)
 
 
-def over_data(dataset: Dataset, split: np.ndarray, nonstandard: bool = False) -> tuple[Finding, ...]:
-    """What is wrong with a dataset under `split`, (n,) of "train", "validation", "test".
-
-    `nonstandard`: another size than the published one is wanted, and every row says so.
-    """
-    return _over("data", dataset, split, nonstandard)
+def over_data(dataset: Dataset, split: np.ndarray) -> tuple[Finding, ...]:
+    """What is wrong with a dataset under `split`, (n,) of "train", "validation", "test"."""
+    return _over("data", dataset, split)
 
 
 def over_studies(studies: Sequence[Study]) -> tuple[Finding, ...]:
