@@ -366,6 +366,8 @@ class Grid(Value):
         `only` keeps the named entries of a list: {"losses": ["contrastive"], "seeds": ["0", "1"]}.
         Raises GridError with every problem found, each in one sentence.
         """
+        from harness import rules  # which look at trials, and so import this file
+
         path = find(source)
         try:
             content = yaml.load(path.read_text(), _Loader)
@@ -377,6 +379,7 @@ class Grid(Value):
             return cls._joined(content, overrides, only or {})
         problems = [p for text in overrides if (p := _override(content, text))]
         problems += _narrow(content, only or {})
+        problems += [finding.sentence for finding in rules.over_grid(content)]
         try:
             grid = cls.model_validate(content)
         except ValidationError as error:

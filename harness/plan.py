@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 import metrix
-from harness import datasets, models
+from harness import datasets, models, rules
 from harness.config import Arm, Grid, GridError, Trial
 from harness.models import Embedder
 from harness.record import Record
 from harness.selection import PROTOCOLS
-from harness.trial import embedder, open_dataset, split_of
+from harness.trial import embedder, evaluator_faults, open_dataset, split_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
     kept = [trial for trial in trials if not reasons[trial.arm.label]]
     named = [Arm.parse(text).label for text in grid.arms]
     problems = [f"arms: {label}: {reasons[label]}" for label in named if reasons[label]]
+    problems += [finding.sentence for finding in evaluator_faults()]
     problems += _network_problems(kept) + _data_problems(kept, data, cache)
     if problems:
         raise GridError(grid.name, problems)
@@ -83,6 +84,7 @@ def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -
             problems.append(f"datasets: {error}")
             continue
         split = split_of(dataset, PROTOCOLS[some[0].protocol])
+        problems += [f"datasets: {finding.sentence}" for finding in rules.over_data(dataset, split)]
         counts = np.unique(dataset.labels[split == "train"], return_counts=True)[1]
         problems += dict.fromkeys(p for trial in some if (p := _batch_problem(trial, counts)))
     return problems

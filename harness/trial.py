@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import baselines
 import metrix
-from harness import checkpoint, datasets, retrieval, splits
+from harness import checkpoint, datasets, retrieval, rules, splits
 from harness.cache import default_folder
 from harness.config import Choice, Trial
 from harness.datasets import Dataset
@@ -39,6 +39,10 @@ from harness.streams import stream
 from harness.train import Progress, train
 
 EMBEDDING_BATCH = 256
+
+
+class Unfair(RuntimeError):
+    """A trial that a fairness rule forbids; the message is what the rule found."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def steps(trial: Trial, sources: Sources) -> Iterator[Progress]:
     run = Run(sources.out)
     if run.record(trial) is not None:
         return
+    refuse(evaluator_faults())
     began, protocol = time.perf_counter(), PROTOCOLS[trial.protocol]
     bench = Bench.of(trial, sources)
     progress, criterion, folder = Progress(), None, run.checkpoints(trial)
@@ -176,6 +181,7 @@ class Bench:
         else:
             images = open_images(dataset, trial.images.stored_px, sources.cache or default_folder())
         split = split_of(dataset, PROTOCOLS[trial.protocol])
+        refuse(rules.over_data(dataset, split))
         model = nn.Flatten() if trial.arm.loss == "pixels" else embedder(trial).to(device)
         return cls(trial, dataset, split, images, model, augmentation(trial, model, dataset), device)
 
@@ -227,6 +233,18 @@ class TestCurve:
 
     def _read(self) -> dict[str, dict[str, float]]:
         return json.loads(self.path.read_text()) if self.path.exists() else {}
+
+
+@lru_cache(maxsize=1)
+def evaluator_faults() -> tuple[rules.Finding, ...]:
+    """What the evaluator gets wrong (FAIR-16 to 18); looked at once in a process, in a few tenths of a second."""
+    return rules.over_evaluator(retrieval.evaluate, retrieval.conformance)
+
+
+def refuse(findings: Sequence[rules.Finding]) -> None:
+    """Raise Unfair where a finding says that the trial may not run."""
+    if wrong := [finding.sentence for finding in findings if finding.severity == "E"]:
+        raise Unfair("\n  ".join(wrong))
 
 
 @lru_cache(maxsize=4)
