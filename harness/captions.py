@@ -62,6 +62,40 @@ def of_leaderboard(blocks: Sequence["Block"], records: Sequence[Record]) -> tupl
     return tuple(said)
 
 
+def in_brief(
+    blocks: Sequence["Block"],
+    *,
+    differences: bool = True,
+    intervals: bool = True,
+    marks: bool = True,
+    grey: bool = True,
+) -> tuple[str, ...]:
+    """What a caption in a paper has to say of these blocks, of what it prints: score, difference, marks, protocol.
+
+    `differences`: it has them, with `intervals` or without; `marks`: bold, underlined and †; `grey`: published rows.
+    """
+    rows = [row for block in blocks for row in block.rows]
+    cells = [cell for row in rows for cell in row.cells.values()]
+    if not cells:
+        return ()
+    records = [record for row in rows for record in row.records]
+    protocols = {f"{r.protocol.get('name')}, version {r.protocol.get('version')}" for r in records}
+    score, *difference = _scores(rows, intervals)
+    signs = [
+        *(["bold: best, and not separable from it"] if any(cell.best for cell in cells) else []),
+        *(["underlined: second highest mean"] if any(cell.second for cell in cells) else []),
+        *(["†: differs from its baseline"] if any(cell.adjusted_p is not None for cell in cells) else []),
+    ]
+    tests = f" (paired t-tests, Holm within each column, {ALPHA})."
+    return (
+        score,
+        *(difference if differences else ()),
+        *([f"{'; '.join(signs).capitalize()}{tests}"] if marks and signs else []),
+        *(["Grey: as published, under other protocols."] if grey and any(b.published for b in blocks) else []),
+        f"Protocol {' and '.join(sorted(protocols))}; {TRACE} names the records behind every number.",
+    )
+
+
 def _marks(blocks: Sequence["Block"]) -> Iterator[str]:
     """What bold, underlined and † mean, where they stand anywhere; why not, where they stand nowhere."""
     columns = [column for block in blocks for column in block.columns]
@@ -92,17 +126,17 @@ def _protocols(records: Sequence[Record]) -> Iterator[str]:
         yield f"{name}, version {version}{rule}"
 
 
-def _scores(rows: Sequence["Row"]) -> Iterator[str]:
-    """What stands before and after ±, by the methods that were really used (FAIR-13)."""
+def _scores(rows: Sequence["Row"], intervals: bool = True) -> Iterator[str]:
+    """What stands before and after ±, by the methods that were really used (FAIR-13); the difference's if printed."""
     shown = [cell for row in rows for cell in row.cells.values()]
     how = _plus_minus([cell.interval for cell in shown], "training seeds")
     yield f"Test scores in percent: mean{how or ' over n training seeds (too few for an interval)'}."
     pairs = [cell.paired for cell in shown if cell.paired]
     if pairs:
-        how = _plus_minus(pairs, "pairs; it takes the differences as normal")
+        how = _plus_minus(pairs, "pairs; it takes the differences as normal") or " (too few for an interval)"
         yield (
             "Δ: mean difference to the same loss without Metrix, in points, paired by seed"
-            f"{how or ' (too few for an interval)'}."
+            f"{how if intervals else ''}."
         )
 
 
@@ -135,10 +169,10 @@ def of_block(
         if any(not row.floor for row in rows):
             said.append(_training(rows, trial))
     printed = [column for metric in shown for column in columns if column.metric == metric]
-    return (*said, *_power(printed), *_queries(printed))
+    return (*said, *power(printed), *_queries(printed))
 
 
-def _power(columns: Sequence[Column]) -> Iterator[str]:
+def power(columns: Sequence[Column]) -> Iterator[str]:
     """The least difference that these seeds show, of every printed metric whose differences have a spread."""
     able = [column for column in columns if column.least]
     if able:

@@ -1,8 +1,13 @@
 """How every report and the terminal print a number: percent, points, ratios, seconds, seeds."""
 
-from collections.abc import Sequence
+import functools
+import re
+from collections.abc import Iterator, Sequence
 
+from harness import registry
 from harness.comparisons import BEST, SECOND
+from harness.config import LEVELS
+from harness.published import Published
 from harness.tables import Block, Cell, Leaderboard, Row
 
 MISSING = "--"
@@ -20,6 +25,50 @@ def _short(value: object) -> str:
     """A factor's value; of a fingerprint the first twelve digits."""
     text = str(value)
     return text[:12] if len(text) >= 40 and text.isalnum() else text
+
+
+def title(row: Row) -> str:
+    """A row as a paper names it: `Multi-similarity`, `+ Metrix, input [weight=0.2]`, or as it is written."""
+    level = row.level
+    if row.indent and row.name.startswith(f"+{level}"):
+        return f"+ Metrix, {level} {row.name[len(level) + 1 :]}".strip()
+    return row.name if row.indent else arm_title(row.name)
+
+
+def arm_title(arm: str) -> str:
+    """An arm as a paper names it: `Multi-similarity + Metrix, input`; published methods keep their own word."""
+    loss, sign, level = arm.partition("+")
+    word, rest = re.match(r"(\w*)(.*)", loss, re.DOTALL).groups()
+    known = _title(word) + (f" {rest.strip()}" if rest else "")
+    metrix = "Metrix, " if level.partition("[")[0] in LEVELS else ""
+    return f"{known} + {metrix}{level}" if sign else known
+
+
+@functools.cache
+def _title(loss: str) -> str:
+    """The title of a loss, or its name where no such loss is registered."""
+    try:
+        return registry.loss(loss).title
+    except ValueError:
+        return loss
+
+
+def counterparts(block: Block) -> Iterator[tuple[Published, Row]]:
+    """Published rows with the row here that is the same arm at default settings."""
+    rows = {row.arm: row for row in block.rows if row.cells}
+    for theirs in block.published:
+        if theirs.arm in rows:
+            yield theirs, rows[theirs.arm]
+
+
+def inflation(row: Row, metric: str) -> str:
+    """`0.8 (n = 5)`: best test epoch minus the reported one, in points, of records that know it; `--` of none."""
+    known = [
+        record.best_test_epoch[metric] - record.test[metric]
+        for record in row.records
+        if record.best_test_epoch and metric in record.best_test_epoch and metric in record.test
+    ]
+    return f"{100 * sum(known) / len(known):.1f} (n = {len(known)})" if known else MISSING
 
 
 def progress(leaderboard: Leaderboard) -> str:

@@ -1,5 +1,8 @@
 """A board that holds every kind of row, and names that every format must escape."""
 
+import os
+import shutil
+
 import pytest
 
 from harness.config import Choice
@@ -57,3 +60,18 @@ def judged(make_trial, make_record):
     return leaderboard(
         arm("contrastive", 0.60, 0) + arm("contrastive+input", 0.62, 1) + arm("contrastive+feature", 0.6201, -1)
     )
+
+
+@pytest.fixture(scope="session")
+def need():
+    """The path of a program, or the test is skipped; where everything should be installed, it fails."""
+
+    def find(*names):
+        path = next(filter(None, map(shutil.which, names)), None)
+        if path is None and os.environ.get("CI") == "true":
+            pytest.fail(f"{names[0]} is not installed; .ci/run installs it")
+        if path is None:
+            pytest.skip(f"needs {names[0]}")
+        return path
+
+    return find

@@ -1,0 +1,364 @@
+"""The tables of the LaTeX report, one function a kind; each gives its table environments as text."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from harness import captions
+from harness.published import Published
+from harness.reports import _wording as wording
+from harness.tables import Block, Cell, Leaderboard, Row
+
+LATIN = 0x180  # the letters that any LaTeX of today prints without a further package
+SPECIAL = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "−": r"$-$",
+    "Δ": r"$\Delta$",
+    "·": r"$\cdot$",
+    "†": r"$^\dagger$",
+    "λ": r"$\lambda$",
+    "α": r"$\alpha$",
+    "–": "--",
+    "\u00a0": "~",
+    "…": r"\ldots{}",
+}
+MOST_ROWS = 42  # of one table: what a page holds
+MOST_METRICS = 4  # column groups that a page has room for
+LONGEST_NAME = 34  # characters of a name that stands in one line
+GREY = r"\color{gray}"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns that belong together: their preamble with siunitx and without, and how many they are."""
+
+    aligned: str
+    plain: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table before it is text. `body` holds groups of lines, `parts` what stands between rules."""
+
+    title: str
+    label: str
+    caption: Sequence[str]
+    columns: Sequence[Columns]
+    head: Sequence[str]
+    parts: Sequence[Sequence[Sequence[str]]]
+    notes: Sequence[str] = ()
+    names: Columns = Columns("l", "l", 1)
+
+
+def joint(board: Leaderboard) -> list[str]:
+    """For each network with several datasets, one table with a column group for each dataset."""
+    found = []
+    for backbone in dict.fromkeys(block.backbone for block in board.blocks):
+        blocks = [block for block in board.blocks if block.backbone == backbone and block.trained]
+        places = [block.dataset for block in blocks]
+        blocks = [block for block in blocks if places.count(block.dataset) == 1]
+        each = 2 if len(blocks) == 2 else 1
+        for start in range(0, len(blocks), MOST_METRICS):
+            some = blocks[start : start + MOST_METRICS]
+            if len(some) > 1:
+                found += _joint(board, backbone, some, each)
+    return found
+
+
+def _joint(board: Leaderboard, backbone: str, blocks: Sequence[Block], each: int) -> list[str]:
+    groups: dict[tuple, dict[str, list[Row | None]]] = {}
+    for number, block in enumerate(blocks):
+        for group in (*block.groups, block.floors):
+            for row in group:
+                rows = groups.setdefault((row.floor, row.loss if not row.floor else ""), {})
+                rows.setdefault(row.arm + row.name, [None] * len(blocks))[number] = row
+    shown = [block.shown[:each] for block in blocks]
+    digits = [{m: wording.decimals(block, m) for m in some} for block, some in zip(blocks, shown, strict=True)]
+    columns = [_metric(block, m) for block, some in zip(blocks, shown, strict=True) for m in some]
+
+    def line(rows: Sequence[Row | None]) -> str:
+        first = next(row for row in rows if row is not None)
+        cells = [
+            part
+            for row, some, places in zip(rows, shown, digits, strict=True)
+            for m in some
+            for part in _cells(row, m, places[m], interval=False, first=True)
+        ]
+        return _line(name(first), cells)
+
+    titles, rules, at = [], [], 2
+    for block, some in zip(blocks, shown, strict=True):
+        width = 3 * len(some)
+        titles.append(rf"\multicolumn{{{width}}}{{c}}{{{escape(block.dataset)}}}")
+        rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
+        at += width
+    heads = [" & ".join(["", *titles]) + r" \\", " ".join(rules), _heads([m for some in shown for m in some])]
+    body = {key: [line(rows) for rows in arms.values()] for key, arms in sorted(groups.items())}
+    parts = [[lines for (floor, _), lines in body.items() if floor is wanted] for wanted in (False, True)]
+    said = [
+        f"{', '.join(block.dataset for block in blocks)} · {backbone}.",
+        *captions.in_brief(blocks, intervals=False, grey=False),
+    ]
+    printed = zip(blocks, shown, strict=True)
+    notes = [f"{b.dataset}: {text}" for b, some in printed for text in captions.power([b.column(m) for m in some])]
+    label = _label(board, *(block.dataset for block in blocks), backbone)
+    return _written(Sheet(backbone, label, said, columns, heads, parts, notes))
+
+
+def single(board: Leaderboard) -> list[str]:
+    """A table for each block: every printed metric with its interval and difference, and what it cost."""
+    found = []
+    for number, block in enumerate(board.blocks, 1):
+        shown = block.shown[:MOST_METRICS]
+        digits = {m: wording.decimals(block, m) for m in shown}
+
+        def line(row: Row, shown=shown, digits=digits) -> str:
+            cells = [part for m in shown for part in _cells(row, m, digits[m], first=m == shown[0])]
+            return _line(name(row), [*cells, *map(escape, _costs(row))])
+
+        def theirs(row: Published, shown=shown) -> str:
+            source = rf" \cite{{{row.key}}}" if row.key else f" ({escape(row.short)})"
+            cells = [part for m in shown for part in _theirs(row.values.get(m))]
+            return _line(rf"{GREY} {escape(wording.arm_title(row.arm))}{source}", [*cells, "", "", "", ""])
+
+        heads = [_heads(shown)[: -len(r" \\")] + r" & time & passes & GB & $n$ \\"]
+        columns = [*(_metric(block, m) for m in shown), Columns("rrrr", "rrrr", 4)]
+        parts = [
+            [[line(row) for row in group] for group in block.groups],
+            [[line(row) for row in block.floors]],
+            [[theirs(row) for row in block.published]],
+        ]
+        twins = [b for b in board.blocks if (b.dataset, b.backbone) == (block.dataset, block.backbone)]
+        label = _label(board, block.dataset, block.backbone, *([str(number)] if len(twins) > 1 else []))
+        title = wording.heading(block)
+        said = [f"{title}.", *captions.in_brief([block]), "Time and passes: × the own baseline; GB: peak memory."]
+        notes = [" ".join(block.caption), *wording.footnotes(block)]
+        found += _written(Sheet(title, label, said, columns, heads, parts, notes, _names(block.rows)))
+    return found
+
+
+SETTINGS = ("at", "stage", "pairs", "weight", "alpha", "hardest", "renormalize", "lambda_per", "max_mixed")
+SETTING_TITLES = {"at": "level", "weight": "$w$", "alpha": r"$\alpha$", "hardest": "$k$", "lambda_per": "λ per"}
+
+
+def ablations(board: Leaderboard) -> list[str]:
+    """For each loss with variants of other than default settings, a table of the settings in which they differ."""
+    found = []
+    for block in board.blocks:
+        for group in block.groups:
+            rows = [row for row in group if row.indent and row.records and row.records[0].trial.arm.metrix]
+            if any("[" in row.name for row in rows):
+                found += _ablation(board, block, group[0], rows)
+    return found
+
+
+def _ablation(board: Leaderboard, block: Block, baseline: Row, rows: Sequence[Row]) -> list[str]:
+    levels = [row.records[0].trial.arm.metrix.model_dump() for row in rows]
+    varied = [key for key in SETTINGS if len({str(level[key]) for level in levels}) > 1]
+    shown = block.shown[:MOST_METRICS]
+    digits = {m: wording.decimals(block, m) for m in shown}
+
+    def line(row: Row, settings: Sequence[object]) -> str:
+        cells = [part for m in shown for part in _cells(row, m, digits[m], first=m == shown[0])]
+        words = ["" if value is None else escape(str(value)) for value in settings]
+        return _line(words[0], [*words[1:], *cells])
+
+    order = sorted(range(len(rows)), key=lambda i: [str(levels[i][key]) for key in varied])
+    lines = [line(rows[i], ["all" if levels[i][k] is None else levels[i][k] for k in varied]) for i in order]
+    heads = [SETTING_TITLES.get(key, escape(key)) for key in varied]
+    head = [" & ".join(heads) + _heads(shown)]
+    columns = [Columns("l" * (len(varied) - 1), "l" * (len(varied) - 1), 0), *(_metric(block, m) for m in shown)]
+    title = f"{wording.title(baseline)} on {wording.heading(block)}"
+    first = [line(baseline, ["no Metrix", *[None] * (len(varied) - 1)])]
+    said = [f"Ablation of Metrix: {title}.", *captions.in_brief([block], grey=False)]
+    label = _label(board, "ablation", block.dataset, block.backbone, baseline.arm)
+    return _written(Sheet(title, label, said, columns, head, [[first], [lines]]))
+
+
+def reproduced(board: Leaderboard) -> list[str]:
+    """What others published beside the same arm here, for blocks that have such rows; no difference is taken."""
+    found = []
+    for block in board.blocks:
+        pairs = list(wording.counterparts(block))
+        metrics = [m for m in block.metrics if any(m in theirs.values for theirs, _ in pairs)][:MOST_METRICS]
+        if not pairs or not metrics:
+            continue
+        lines = [
+            _line(
+                f"{escape(wording.arm_title(theirs.arm))} {GREY}\\cite{{{theirs.key}}}",
+                [part for m in metrics for part in _beside(theirs.values.get(m), ours.cells.get(m), block, m)]
+                + [escape(wording.inflation(ours, metrics[0]))],
+            )
+            for theirs, ours in pairs
+        ]
+        each = Columns("rr@{\\,}l", "rr@{\\,}l", 3)
+        titles = " & ".join(rf"\multicolumn{{3}}{{c}}{{{escape(m)}}}" for m in metrics)
+        rules = " ".join(rf"\cmidrule(lr){{{2 + 3 * i}-{4 + 3 * i}}}" for i in range(len(metrics)))
+        under = " & ".join(rf"{GREY} theirs & \multicolumn{{2}}{{c}}{{here}}" for _ in metrics)
+        head = [rf" & {titles} & \\", rules, rf" & {under} & inflation \\"]
+        said = [
+            f"Published and reproduced: {wording.heading(block)}.",
+            "Theirs: as published, under their protocols. Inflation: best test epoch minus last epoch of the same "
+            f"run, in points of {metrics[0]}, where the protocol records it.",
+            *captions.in_brief([block], differences=False, marks=False, grey=False),
+        ]
+        label = _label(board, "published", block.dataset, block.backbone)
+        columns = [*(each for _ in metrics), Columns("r", "r", 1)]
+        found += _written(Sheet("published and reproduced", label, said, columns, head, [[lines]]))
+    return found
+
+
+def _beside(theirs: float | None, ours: Cell | None, block: Block, metric: str) -> list[str]:
+    plain = ours and replace(ours, marks=())
+    mean, half, _ = _numbers(plain, wording.decimals(block, metric)) if plain else (wording.MISSING, "", "")
+    return ["" if theirs is None else f"{GREY} {100 * theirs:.1f}", mean, half]
+
+
+def _metric(block: Block, metric: str) -> Columns:
+    """Mean, half width and difference of a metric; digits before the point as its largest score has."""
+    scores = [row.cells[metric].mean for row in block.rows if metric in row.cells]
+    front = 3 if max(scores, default=0) >= 0.9995 else 2
+    look = f"table-format={front}.{wording.decimals(block, metric)},detect-weight=true,mode=text"
+    right = "table-number-alignment=right,table-text-alignment=right"
+    return Columns(rf"S[{look},{right}]@{{\,}}l@{{\enspace}}r@{{\quad}}", r"r@{\,}l@{\enspace}r@{\quad}", 3)
+
+
+def _heads(metrics: Iterable[str]) -> str:
+    """The heading of metrics: the name over mean and half width, a small Δ over the difference."""
+    parts = [rf"\multicolumn{{2}}{{c}}{{{escape(m)}}} & {{\scriptsize $\Delta$}}" for m in metrics]
+    return " & ".join(["", *parts]) + r" \\"
+
+
+def _cells(row: Row | None, metric: str, digits: int, interval: bool = True, first: bool = False) -> list[str]:
+    """Mean, half width and difference as LaTeX; a state in place of a first score that is not there."""
+    cell = row.cells.get(metric) if row else None
+    if cell is None:
+        state = wording.MISSING if row is None else wording.state(row) if not row.cells else wording.MISSING
+        return [f"{{{escape(state)}}}" if first or (row and row.cells) else "", "", ""]
+    mean, half, difference = _numbers(cell, digits)
+    if difference and interval and cell.difference_half is not None:
+        difference += rf"\,$\pm$\,{100 * cell.difference_half:.{digits}f}"
+    if difference:
+        dagger = r"\rlap{$^\dagger$}" if cell.significant else ""
+        difference = rf"{{\scriptsize {difference}{dagger}}}"
+    return [mean, half, difference]
+
+
+def _numbers(cell: Cell, digits: int) -> tuple[str, str, str]:
+    """Marked mean, small half width, bare difference."""
+    mean = f"{100 * cell.mean:.{digits}f}"
+    bold = r"\bfseries " if cell.best else ""
+    mean = rf"{{{bold}\underline{{{mean}}}}}" if cell.second else bold + mean
+    half = "" if cell.half is None else rf"{{\scriptsize $\pm$\,{100 * cell.half:.{digits}f}}}"
+    apart = "" if cell.difference is None else f"{100 * cell.difference:+z.{digits}f}"
+    return mean, half, re.sub(r"^([+-])", r"$\1$", apart)
+
+
+def _theirs(value: float | None) -> list[str]:
+    return ["" if value is None else f"{GREY} {100 * value:.1f}", "", ""]
+
+
+def _costs(row: Row) -> list[str]:
+    """Time, forward passes, peak memory, seeds."""
+    memory = "" if row.peak_gb is None or row.floor else f"{row.peak_gb:.1f}"
+    return [wording.time(row), wording.passes(row), memory, wording.seeds(row) if row.expected else ""]
+
+
+def name(row: Row) -> str:
+    """A row's name as a paper writes it, variants indented under their loss."""
+    return (r"\quad " if row.indent else "") + _breakable(escape(wording.title(row)))
+
+
+def _breakable(text: str) -> str:
+    """A name that may go on in the next line behind its signs."""
+    return re.sub(r"(?<=[,\[+])", r"\\allowbreak{}", text) if len(text) > LONGEST_NAME else text
+
+
+def _names(rows: Iterable[Row]) -> Columns:
+    longest = max((len(wording.title(row)) for row in rows), default=0)
+    column = "l" if longest <= LONGEST_NAME else r"p{5.4cm}"
+    return Columns(column, column, 1)
+
+
+def _line(first: str, cells: Sequence[str]) -> str:
+    return " & ".join([first, *cells]) + r" \\"
+
+
+def _written(sheet: Sheet) -> list[str]:
+    """The table, or several where a page cannot hold all of its rows; groups stay together where they fit."""
+    pages: list[list[list[list[str]]]] = [[[] for _ in sheet.parts]]
+    for number, part in enumerate(sheet.parts):
+        for group in part:
+            for start in range(0, len(group), MOST_ROWS):
+                some = group[start : start + MOST_ROWS]
+                if sum(len(g) for p in pages[-1] for g in p) + len(some) > MOST_ROWS:
+                    pages.append([[] for _ in sheet.parts])
+                pages[-1][number].append(list(some))
+    return [_environment(sheet, page, number, len(pages)) for number, page in enumerate(pages, 1)]
+
+
+def _environment(sheet: Sheet, parts: Sequence[Sequence[Sequence[str]]], number: int, pages: int) -> str:
+    """One table environment; notes stand under the last of several."""
+    aligned, plain = (
+        "".join(getattr(columns, kind) for columns in (sheet.names, *sheet.columns)) for kind in ("aligned", "plain")
+    )
+    said = [f"{' '.join(sheet.caption)}{f' Part {number} of {pages}.' if pages > 1 else ''}"]
+    rows = [
+        "\n    \\addlinespace\n".join("\n".join(f"    {line}" for line in group) for group in part)
+        for part in parts
+        if any(part)
+    ]
+    notes = sheet.notes if number == pages else ()
+    under = [
+        r"  \par\smallskip",
+        r"  \begin{minipage}{\linewidth}\scriptsize\raggedright",
+        *(f"    {sentence(note)}\\par" for note in notes),
+        r"  \end{minipage}",
+    ]
+    return "\n".join(
+        [
+            r"\begin{table}[tp]",
+            r"  \centering\footnotesize\setlength{\tabcolsep}{4pt}",
+            rf"  \caption[{{{escape(sheet.title)}}}]{{{' '.join(map(sentence, said))}}}",
+            rf"  \label{{{sheet.label}{f'-{number}' if pages > 1 else ''}}}",
+            r"  \smallskip",
+            rf"  \ifdefined\sisetup\def\numbers{{\begin{{tabular}}{{@{{}}{aligned}@{{}}}}}}%",
+            rf"  \else\def\numbers{{\begin{{tabular}}{{@{{}}{plain}@{{}}}}}}\fi",
+            r"  \numbers",
+            r"    \toprule",
+            *(f"    {line}" for line in sheet.head),
+            r"    \midrule",
+            "\n    \\midrule\n".join(rows),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            *(under if notes else []),
+            r"\end{table}",
+        ]
+    )
+
+
+def _label(board: Leaderboard, *parts: str) -> str:
+    """`tab:quick-glyphs-test-resnet`"""
+    return "tab:" + "-".join(re.findall(r"[a-z0-9]+", " ".join([board.title, *parts]).lower()))
+
+
+def escape(text: str) -> str:
+    """Text as LaTeX prints it literally; characters that its own fonts lack stand as `U+4E2D`."""
+    return "".join(SPECIAL.get(c, c if ord(c) < LATIN else f"U+{ord(c):04X}") for c in text)
+
+
+def sentence(text: str) -> str:
+    """A sentence of a caption: escaped, with spaces that do not break, n in italics, commands in typewriter."""
+    text = escape(text.replace(" %", "\u00a0%").replace("± ", "±\u00a0")).replace(r"~\%", r"\,\%")
+    text = re.sub(r"\bn = (\d+(?: to \d+)?)", r"$n = \1$", text)
+    return text.replace(captions.TRACE, rf"\texttt{{{captions.TRACE}}}")
