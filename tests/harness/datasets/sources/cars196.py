@@ -14,13 +14,14 @@ BOX = {
 }
 
 
-def write(folder: Path, scale: float = 0) -> Path:
-    """Write cars196/ with car_ims/ and cars_annos.mat into `folder` and give `folder`."""
+def write(folder: Path, scale: float = 0, photographs: bool = True) -> Path:
+    """Write cars196/ with car_ims/, which may stay empty, and cars_annos.mat into `folder` and give `folder`."""
     home, rows = folder / "cars196", []
     for number, images in numbered("cars196", scale, (1, 99)):
         for i in range(images):
             path = f"car_ims/{len(rows) + 1:06}.jpg"
-            photograph(home / path, f"car {number}", i)
+            if photographs:
+                photograph(home / path, f"car {number}", i)
             rows.append({"relative_im_path": path, **BOX, "class": np.uint8(number), "test": np.uint8(i % 2)})
     fork(home / "car_ims", "000001.jpg")
     save(home / "cars_annos.mat", rows, names())

@@ -7,8 +7,8 @@ from tests.harness.datasets.fixtures import fork, numbered, photograph
 OPTIONS = {"allow_nonstandard": True}
 
 
-def write(folder: Path, scale: float = 0) -> Path:
-    """Write CUB_200_2011/ into `folder` and give `folder`."""
+def write(folder: Path, scale: float = 0, photographs: bool = True) -> Path:
+    """Write CUB_200_2011/, or its lists and class folders alone, into `folder` and give `folder`."""
     home, paths, numbers = folder / "CUB_200_2011", [], []
     for number, images in numbered("cub200", scale, (1, 101)):
         name = f"Bird_{number}"
@@ -16,7 +16,8 @@ def write(folder: Path, scale: float = 0) -> Path:
         for i in range(images):
             paths.append(f"{number:03}.{name}/{name}_{i:04}_{1000 * number + i}.jpg")
             numbers.append(number)
-            photograph(home / "images" / paths[-1], name, i)
+            if photographs:
+                photograph(home / "images" / paths[-1], name, i)
         fork(home / "images" / f"{number:03}.{name}", Path(paths[-1]).name)
     (home / "images.txt").write_text("".join(f"{i} {path}\n" for i, path in enumerate(paths, 1)))
     (home / "image_class_labels.txt").write_text("".join(f"{i} {number}\n" for i, number in enumerate(numbers, 1)))

@@ -8,9 +8,13 @@ OPTIONS = {"allow_nonstandard": True}
 
 
 def write(
-    folder: Path, scale: float = 0, home: str = "Inshop_Clothes/Img/img", list_in: str = "Inshop_Clothes/Eval"
+    folder: Path,
+    scale: float = 0,
+    photographs: bool = True,
+    home: str = "Inshop_Clothes/Img/img",
+    list_in: str = "Inshop_Clothes/Eval",
 ) -> Path:
-    """Write the photographs into `home` and the partition into `list_in`, both in `folder`; give `folder`."""
+    """Write the photographs, or empty folders, into `home`, the partition into `list_in`, and give `folder`."""
     rows = []
     train, test = counts("inshop", 0, scale), counts("inshop", 1, scale)
     queries = round(sum(test) * 14_218 / 26_830) - len(test)  # one of each class, and these
@@ -22,8 +26,9 @@ def write(
             path = f"{kind}/id_{number:08}/{i + 1:02}_{i % 7 + 1}_front.jpg"
             status = "train" if number <= len(train) else "query" if i < asked else "gallery"
             rows.append((f"img/{path}", f"id_{number:08}", status))
-            if home:
+            if photographs:
                 photograph(folder / home / path, f"garment {number}", i)
+    (folder / home / "WOMEN").mkdir(parents=True, exist_ok=True)
     (folder / list_in).mkdir(parents=True, exist_ok=True)
     lines = [str(len(rows)), "image_name item_id evaluation_status"]
     lines += [f"{name:<72}{item} {status}" for name, item, status in rows]
