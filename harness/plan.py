@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import metrix
-from harness import datasets, models, rules
+from harness import datasets, models, registry, rules
 from harness.config import Arm, Grid, GridError, Trial
 from harness.models import Embedder
 from harness.record import Record
@@ -48,7 +48,12 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
 
 def refusal(arm: Arm) -> str | None:
     """Why an arm has no Metrix form; None where it has one, or is no Metrix arm."""
-    return metrix.refusal(arm.loss, **arm.metrix.model_dump()) if arm.metrix else None
+    if arm.metrix is None:
+        return None
+    about = registry.loss(arm.loss)
+    if not about.metrix:
+        return f"{arm.loss} has no Metrix form: {about.why_no_metrix}"
+    return metrix.refusal(arm.loss, **arm.metrix.model_dump())
 
 
 def _network_problems(trials: list[Trial]) -> list[str]:

@@ -34,6 +34,6 @@ def loss(name: str):
     """The description of a loss: its parameters with their defaults, its paper, whether it has a Metrix form.
 
     The losses are a layer below and stay importable without the harness, so they keep their own register; this is
-    its door. Raises ValueError with near names when there is no such loss.
+    its door, and that of `pml:…` losses. Raises ValueError with near names when there is no such loss.
     """
-    return import_module("baselines").describe(name)
+    return import_module("harness.pml" if name.startswith("pml:") else "baselines").describe(name)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import baselines
 import metrix
-from harness import checkpoint, datasets, retrieval, rules, splits
+from harness import checkpoint, datasets, pml, retrieval, rules, splits
 from harness.cache import default_folder
 from harness.config import Choice, Trial
 from harness.datasets import Dataset
@@ -191,14 +191,13 @@ class Bench:
         return Part(torch.as_tensor(indices), np.unique(self.dataset.labels[indices], return_inverse=True)[1])
 
     @torch.inference_mode()
-    def embed(self, indices: Tensor) -> np.ndarray:
-        """Embeddings (n, d) float32 of images[indices], in evaluation mode, without augmentation."""
+    def embed(self, indices: Tensor) -> Tensor:
+        """Embeddings (n, d) float32 of images[indices] on the device, in evaluation mode, without augmentation."""
         self.model.eval()
-        parts = [
-            self.model(self.augmentation.evaluate(self.images.batch(batch, self.device))).float().cpu()
-            for batch in indices.split(EMBEDDING_BATCH)
-        ]
-        return torch.cat(parts).numpy()
+        batches = indices.split(EMBEDDING_BATCH)
+        return torch.cat(
+            [self.model(self.augmentation.evaluate(self.images.batch(b, self.device))).float() for b in batches]
+        )
 
     def scores(self, name: str) -> tuple[dict[str, float], dict[str, float]]:
         """Scores and spread of a split that is no test split; {} where the protocol keeps no image for it."""
@@ -207,7 +206,7 @@ class Bench:
             return {}, {}
         embeddings = self.embed(some.indices)
         values = retrieval.evaluate(embeddings, some.labels).values
-        return values, spread(embeddings) if self.trial.arm.at != "floor" else {}
+        return values, spread(embeddings.cpu().numpy()) if self.trial.arm.at != "floor" else {}
 
 
 class TestCurve:
@@ -285,9 +284,8 @@ def objective(trial: Trial, num_classes: int) -> nn.Module:
     """The loss of a trial, in Metrix where its arm says so. Proxies depend on (seed, loss), λ on (seed, "metrix")."""
     arm, seed = trial.arm, trial.seed
     generator = torch.Generator().manual_seed(stream(seed, arm.loss, "proxies"))
-    loss = baselines.create(
-        arm.loss, num_classes=num_classes, dim=trial.model.dim, generator=generator, **arm.options
-    )
+    create = pml.create if arm.loss.startswith(pml.PREFIX) else baselines.create
+    loss = create(arm.loss, num_classes=num_classes, dim=trial.model.dim, generator=generator, **arm.options)
     if arm.metrix is None:
         return loss
     generator = torch.Generator().manual_seed(stream(seed, "metrix"))
@@ -338,7 +336,7 @@ class TestRead:
     """One reading of the test split: scores, and the embeddings (n, d), ids, labels and roles they come from."""
 
     result: retrieval.Evaluation
-    embeddings: np.ndarray
+    embeddings: Tensor
     ids: np.ndarray
     labels: np.ndarray
     roles: np.ndarray | None
@@ -350,7 +348,7 @@ class TestRead:
 
     @property
     def spread(self) -> dict[str, float]:
-        return spread(self.embeddings)
+        return spread(self.embeddings.cpu().numpy())
 
     @property
     def queries(self) -> np.ndarray:
@@ -374,7 +372,11 @@ def read_test(bench: Bench, run: Run) -> TestRead:
 
 
 def score_test(
-    embeddings: np.ndarray, labels: np.ndarray, ids: np.ndarray, roles: np.ndarray | None, ks: Sequence[int]
+    embeddings: np.ndarray | Tensor,
+    labels: np.ndarray,
+    ids: np.ndarray,
+    roles: np.ndarray | None,
+    ks: Sequence[int],
 ) -> retrieval.Evaluation:
     """The scores of test embeddings (n, d): of all among all, or, with roles (n,), of queries in the gallery."""
     if roles is None:
@@ -397,7 +399,7 @@ def keep_test(bench: Bench, run: Run, test: TestRead) -> tuple[str, ...]:
     if trial.keep != "none":
         run.keep_queries(
             trial,
-            embeddings=test.embeddings.astype(np.float16),
+            embeddings=test.embeddings.cpu().numpy().astype(np.float16),
             ids=test.ids,
             labels=test.labels,
             queries=test.queries[test.result.queries],
