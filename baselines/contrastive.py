@@ -12,10 +12,11 @@ set both sums share one divisor and λ keeps its meaning; each divisor is at lea
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from baselines.form import Loss, one_of, within
-from baselines.weights import Weights
+from baselines.weights import Weights, weighted_sum
 
 
 class Contrastive(Loss):
@@ -37,8 +38,7 @@ class Contrastive(Loss):
         repel = negative.sum(above)
         if self.reduction == "sum":
             return attract + repel
-        both = positive.present & negative.present
-        shape, dtype = similarities.shape, similarities.dtype
-        mixed, pure = Weights(both, 1.0, shape, dtype), Weights(negative.present & ~both, 1.0, shape, dtype)
-        counted = mixed.count() + pure.sum(above.detach().sign())
+        mixed = positive.present & negative.present
+        active = torch.where(mixed, 1.0, above.detach().sign())
+        counted = weighted_sum(negative.present.to(active.dtype), active)
         return attract / positive.count().clamp(min=1) + repel / counted.clamp(min=1)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.numerics import cosine, full_precision, unit
-from baselines.weights import Listed, Weights
+from baselines.weights import Listed, Weights, belonging
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Batch:
     similarities: Tensor
     proxies: Tensor | None = None
     sides: tuple[Tensor, Tensor] | None = None
+    belongs: tuple[Tensor, Tensor] | None = None
 
 
 class Loss(nn.Module):
@@ -90,9 +91,13 @@ class Loss(nn.Module):
                 f"dim={self.proxies.shape[-1]}"
             )
         check_values(lengths, labels, self.num_classes)
-        proxies = unit(self.proxies.flatten(0, -2).to(z.dtype))[0]
+        proxies = unit(self.vectors().to(z.dtype))[0]
         sides = (proxies, z) if self.anchors == "proxies" else (z, proxies)
         return Batch(z, labels, cosine(*sides), proxies)
+
+    def vectors(self) -> Tensor:
+        """The proxies as rows, in the order of the columns (or rows) of the similarities."""
+        return self.proxies
 
     @property
     def learns_classes(self) -> bool:
@@ -120,14 +125,21 @@ class Loss(nn.Module):
             batch.sides = (same if self.learns_classes else same.fill_diagonal_(False)), other
         return batch.sides
 
+    def belonging(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The same as logarithms: 0 for positives (negatives) of an anchor, −∞ for the others."""
+        if batch.belongs is None:
+            positive, negative = self.sides(batch)
+            dtype = batch.similarities.dtype
+            batch.belongs = belonging(positive, dtype), belonging(negative, dtype)
+        return batch.belongs
+
     def labelled(self, batch: Batch) -> tuple[Weights, Weights]:
         """The label weights of the clean batch: 1 for each positive, 1 for each negative."""
-        dtype = batch.similarities.dtype
         if self.candidates == "proxies":
-            shape = torch.Size((len(batch.labels), len(self.proxies)))
-            own_class = Listed(batch.labels[:, None], 1.0, shape, dtype)
+            ones = batch.similarities.new_ones(len(batch.labels), 1)
+            own_class = Listed(batch.labels[:, None], ones, torch.Size((len(ones), len(self.proxies))))
             return own_class, own_class.rest()
-        return tuple(Weights(side, 1.0, side.shape, dtype) for side in self.sides(batch))
+        return tuple(Weights(side, 1.0, side.shape) for side in self.belonging(batch))
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Its learnable tensors as optimiser groups, each with lr times its own multiplier; [] if there are none."""

@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from baselines.form import Batch, Loss, within
-from baselines.weights import Weights
+from baselines.weights import Weights, belonging
 
 
 class MultiSimilarity(Loss):
@@ -43,13 +43,14 @@ class MultiSimilarity(Loss):
         return attract / self.beta + repel / self.gamma
 
     def labelled(self, batch: Batch) -> tuple[Weights, Weights]:
-        positive, negative = super().labelled(batch)
         if self.mining is None:
-            return positive, negative
+            return super().labelled(batch)
         s = batch.similarities.detach()
-        farthest = s.masked_fill(~positive.members, float("inf")).amin(1, keepdim=True)
-        nearest = s.masked_fill(~negative.members, float("-inf")).amax(1, keepdim=True)
+        positive, negative = self.sides(batch)
+        farthest = s.masked_fill(~positive, float("inf")).amin(1, keepdim=True)
+        nearest = s.masked_fill(~negative, float("-inf")).amax(1, keepdim=True)
+        hard_positive, hard_negative = s < nearest + self.mining, s > farthest - self.mining
         return (
-            Weights(positive.members & (s < nearest + self.mining), 1.0, s.shape, s.dtype),
-            Weights(negative.members & (s > farthest - self.mining), 1.0, s.shape, s.dtype),
+            Weights(belonging(positive & hard_positive, s.dtype), 1.0, s.shape),
+            Weights(belonging(negative & hard_negative, s.dtype), 1.0, s.shape),
         )

@@ -43,5 +43,5 @@ class ProxyAnchor(Loss):
         attract = positive.log_sum_exp(similarities, slope=-self.alpha, centre=self.delta, plus_one=True)
         repel = negative.log_sum_exp(similarities, slope=self.alpha, centre=-self.delta, plus_one=True)
         # the form takes the mean over all proxies; the attraction is a mean over those with positives
-        attracted = positive.present.flatten(1).any(1).sum().clamp(min=1)
+        attracted = positive.some().sum().clamp(min=1)
         return attract * len(similarities) / attracted + repel

@@ -15,49 +15,51 @@ from torch import Tensor
 from baselines.numerics import log_sum_exp
 
 
+def belonging(members: Tensor, dtype: torch.dtype) -> Tensor:
+    """The logarithm of belonging to a set: 0 where `members` (bool) is true, −∞ elsewhere; conditions add up."""
+    nothing = torch.full(members.shape, -math.inf, dtype=dtype, device=members.device)
+    return nothing.masked_fill_(members, 0.0)
+
+
 class Weights:
     """The weight of each candidate for each anchor: `value` for the members of its labelled set, 0 for the others.
 
-    `members` (bool) and `value`, a number or a tensor in [0, 1], broadcast to `shape` = (a, …), the shape of the
-    similarities they go with.
+    `belongs` (0 for members, −∞ for the others) and `value`, a number or a tensor in [0, 1], broadcast to `shape` =
+    (a, …), the shape of the similarities they go with.
     """
 
-    def __init__(self, members: Tensor, value: float | Tensor, shape: torch.Size, dtype: torch.dtype):
-        self.members, self.value, self.shape, self.dtype = members, value, shape, dtype
+    def __init__(self, belongs: Tensor, value: float | Tensor, shape: torch.Size):
+        self.belongs, self.value, self.shape = belongs, value, shape
 
     @classmethod
-    def of_label(
-        cls, members: Tensor, y: float | Tensor, shape: torch.Size, dtype: torch.dtype
-    ) -> tuple[Weights, Weights]:
+    def of_label(cls, belongs: Tensor, y: float | Tensor, shape: torch.Size) -> tuple[Weights, Weights]:
         """The weights y and 1 − y of the members of a set."""
-        positive, negative = cls(members, y, shape, dtype), cls(members, 1 - y, shape, dtype)
-        negative.membership = positive.membership
-        return positive, negative
-
-    @cached_property
-    def membership(self) -> Tensor:
-        """0 for members and −∞ for the others, the logarithm of belonging (broadcastable to `shape`)."""
-        nothing = torch.full(self.members.shape, -math.inf, dtype=self.dtype, device=self.members.device)
-        return nothing.masked_fill_(self.members, 0.0)
+        return cls(belongs, y, shape), cls(belongs, 1 - y, shape)
 
     @cached_property
     def present(self) -> Tensor:
         """Where the weight is above zero (bool, broadcastable to `shape`)."""
         if isinstance(self.value, Tensor):
-            return self.members & (self.value > 0)
-        return self.members if self.value > 0 else torch.zeros_like(self.members)
+            return (self.belongs == 0) & (self.value > 0)
+        return self.belongs == 0 if self.value > 0 else self.belongs > 0
 
     @cached_property
     def values(self) -> Tensor:
         """The weights as numbers (broadcastable to `shape`)."""
-        return self.members.to(self.dtype).mul(self.value)
+        return self.belongs.exp().mul(self.value)
 
     def sum(self, terms: Tensor) -> Tensor:
         """Σ y·terms."""
         if not isinstance(self.value, Tensor) and self.value == 0:
             return terms.new_zeros(len(terms))
-        shared = terms.sum_to_size(len(terms), *self.values.shape[1:])  # candidates with the same weight
-        return (self.values * shared).flatten(1).sum(1)
+        return weighted_sum(self.values, terms)
+
+    def some(self) -> Tensor:
+        """Whether any weight is above zero (bool)."""
+        if isinstance(self.value, Tensor):
+            return self.present.flatten(1).any(1)
+        nearest = self.belongs.flatten(1).amax(1)
+        return nearest == 0 if self.value > 0 else nearest > 0
 
     def count(self) -> Tensor:
         """How many weights are above zero."""
@@ -68,22 +70,20 @@ class Weights:
         """log Σ y·e^{slope·(x − centre)}, or log(1 + Σ …) with `plus_one`; −∞ (or 0) for an empty sum."""
         shift = -slope * centre
         if isinstance(self.value, Tensor):
-            return log_sum_exp(x, self.values.log(), slope, shift, plus_one)
+            return log_sum_exp(x, self.belongs + self.value.log(), slope, shift, plus_one)
         if self.value == 0:
             return x.new_full((len(x),), 0.0 if plus_one else -math.inf)
-        return log_sum_exp(x, self.membership, slope, shift + math.log(self.value), plus_one)
+        return log_sum_exp(x, self.belongs, slope, shift + math.log(self.value), plus_one)
 
 
 class Listed(Weights):
-    """Weights of a few candidates: those in the columns `index` (a, t), each with `value`, a number or (a, t).
+    """Weights of a few candidates: those in the columns `index` (a, t), with the weights `value` (a, t).
 
     Columns of one row differ, except where the value is 0.
     """
 
-    def __init__(self, index: Tensor, value: float | Tensor, shape: torch.Size, dtype: torch.dtype):
-        self.index, self.shape, self.dtype = index, shape, dtype
-        given = isinstance(value, Tensor)
-        self.value = value if given else torch.full(index.shape, value, dtype=dtype, device=index.device)
+    def __init__(self, index: Tensor, value: Tensor, shape: torch.Size):
+        self.index, self.value, self.shape = index, value, shape
 
     @cached_property
     def present(self) -> Tensor:
@@ -91,9 +91,7 @@ class Listed(Weights):
 
     @cached_property
     def values(self) -> Tensor:
-        return torch.zeros(self.shape, dtype=self.dtype, device=self.index.device).scatter_add_(
-            1, self.index, self.value
-        )
+        return self.value.new_zeros(self.shape).scatter_add_(1, self.index, self.value)
 
     def sum(self, terms: Tensor) -> Tensor:
         return (self.value * terms.gather(1, self.index)).sum(1)
@@ -111,7 +109,7 @@ class Listed(Weights):
 
 class _Rest(Weights):
     def __init__(self, listed: Listed):
-        self.listed, self.shape, self.dtype = listed, listed.shape, listed.dtype
+        self.listed, self.shape = listed, listed.shape
 
     @cached_property
     def present(self) -> Tensor:
@@ -123,14 +121,18 @@ class _Rest(Weights):
 
     def log_sum_exp(self, x: Tensor, slope: float = 1.0, centre: float = 0.0, plus_one: bool = False) -> Tensor:
         index, value = self.listed.index, self.listed.value
-        logs = torch.zeros(self.shape, dtype=self.dtype, device=index.device)
-        logs.scatter_add_(1, index, (-value).log1p())
+        logs = value.new_zeros(self.shape).scatter_add_(1, index, (-value).log1p())
         return log_sum_exp(x, logs, slope, -slope * centre, plus_one)
+
+
+def weighted_sum(values: Tensor, terms: Tensor) -> Tensor:
+    """Σ values·terms over all dimensions but the first; the values broadcast to the terms."""
+    shared = terms.sum_to_size(len(terms), *values.shape[1:])  # terms with the same value are added up first
+    return (values * shared).flatten(1).sum(1)
 
 
 def total(positive: Weights, negative: Weights, x: Tensor, slope: float) -> Tensor:
     """log Σ e^{slope·x} over all candidates of each anchor, whose weights y and 1 − y add up to 1."""
     if isinstance(negative, _Rest):
         return log_sum_exp(x, None, slope)
-    members = positive.members | negative.members
-    return Weights(members, 1.0, positive.shape, positive.dtype).log_sum_exp(x, slope)
+    return Weights(torch.maximum(positive.belongs, negative.belongs), 1.0, positive.shape).log_sum_exp(x, slope)

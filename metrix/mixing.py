@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from operator import and_
 from typing import NamedTuple
 
 import torch
@@ -23,8 +22,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from baselines.form import Batch, Loss
-from baselines.numerics import cosine, softplus
-from baselines.weights import Listed, Weights
+from baselines.numerics import cosine, full_precision, softplus
+from baselines.weights import Listed, Weights, belonging
 from metrix.pairs import uses
 
 CHUNK = 2**18  # similarities computed at once, about what fits a processor's cache; larger sets are cut into chunks
@@ -70,12 +69,12 @@ def embedded_loss(
         anchors, members = batch.proxies[used], members[used]
     if len(members) == 0:
         return batch.similarities.new_zeros(())
-    return _formula(loss, cosine(anchors, mixed), members, pairs, lam).mean()
+    return _formula(loss, cosine(anchors, mixed), belonging(members, dtype), pairs, lam).mean()
 
 
-def _formula(loss: Loss, similarities: Tensor, members: Tensor, pairs: str, lam: float | Tensor) -> Tensor:
+def _formula(loss: Loss, similarities: Tensor, belongs: Tensor, pairs: str, lam: float | Tensor) -> Tensor:
     y = {"pos-pos": 1.0, "neg-neg": 0.0}.get(pairs, lam)
-    return loss.formula(similarities, *Weights.of_label(members, y, similarities.shape, similarities.dtype))
+    return loss.formula(similarities, *Weights.of_label(belongs, y, similarities.shape))
 
 
 # Mixed examples among the candidates of clean anchors
@@ -84,8 +83,8 @@ def _formula(loss: Loss, similarities: Tensor, members: Tensor, pairs: str, lam:
 def _mixed_candidates(
     loss: Loss, batch: Batch, pairs: str, lam: float | Tensor, chosen: Tensor | None, renormalize: bool
 ) -> Tensor:
-    similarities = cosines = batch.similarities
-    positive, negative = loss.sides(batch)
+    similarities = batch.similarities
+    (positive, negative), belongs = loss.sides(batch), loss.belonging(batch)[1]
     if pairs in ("pos-pos", "neg-neg"):
         distinct = ~torch.eye(len(batch.labels), dtype=torch.bool, device=similarities.device)
         chosen = distinct if chosen is None else chosen & distinct
@@ -93,43 +92,38 @@ def _mixed_candidates(
         used = _not_empty(pairs, positive, negative, chosen)
         if not used.all():
             used = used.nonzero().flatten()
-            similarities, positive, negative = (x.index_select(0, used) for x in (similarities, positive, negative))
+            similarities, positive, negative, belongs = (
+                x.index_select(0, used) for x in (similarities, positive, negative, belongs)
+            )
             if pairs == "anc-neg":
                 lam, chosen = (x[used] if isinstance(x, Tensor) else x for x in (lam, chosen))
-        if renormalize:
-            cosines = similarities if pairs == "anc-neg" else cosine(batch.embeddings, batch.embeddings)
-    places, firsts = _Places(own=pairs == "anc-neg"), negative if pairs == "neg-neg" else None
+    index = valid = None
     if pairs in ("pos-neg", "pos-pos"):
-        index, firsts = _lists(positive)
-        places = _Places(index, index if pairs == "pos-pos" else None)
-        if index.shape[1] == 0:
-            return similarities.new_zeros(())
-    if len(similarities) == 0:
+        index, valid = _lists(positive)
+    if len(similarities) == 0 or (index is not None and index.shape[1] == 0):
         return similarities.new_zeros(())
-    seconds = firsts if pairs == "pos-pos" else negative
-    inverse = _inverse_norms(cosines.detach(), lam) if renormalize else None
+    places = _Places(index, index if pairs == "pos-pos" else None, own=pairs == "anc-neg")
+    valid = None if valid is None else belonging(valid, similarities.dtype)
+    conditions = {"pos-neg": (valid, belongs), "pos-pos": (valid, valid), "neg-neg": (belongs, belongs)}
+    mixed_sets = _MixedSets(
+        places,
+        *conditions.get(pairs, (None, belongs)),
+        chosen=None if chosen is None else belonging(chosen, similarities.dtype),
+        lam=lam,
+    )
 
-    def losses(rows: slice | Tensor | None, similarities: Tensor, cosines: Tensor) -> Tensor:
-        def cut(x):
-            return x[rows] if rows is not None and isinstance(x, Tensor) else x
+    def losses(rows: slice | Tensor | None, similarities: Tensor, inverse: Tensor | None) -> Tensor:
+        sets = mixed_sets if rows is None else mixed_sets.rows(rows)
+        mixed = _Mix.apply(similarities, inverse, sets.places, sets.lam)
+        return _formula(loss, mixed, sets.belongs(), pairs, sets.label())
 
-        here = places if rows is None else places.rows(rows)
-        of_rows = cut if places.own else (lambda x: x)
-        first, second = cut(firsts), cut(seconds)
-        if isinstance(rows, Tensor):  # anchors with the same negatives
-            first, second = first[:1], second[:1]
-        y = here.of_pairs(of_rows(lam)) if isinstance(lam, Tensor) else lam
-        conditions = (
-            None if first is None else first[:, :, None],
-            None if second is None else second[:, None, :],
-            None if chosen is None else here.of_pairs(of_rows(chosen)),
-        )
-        members = reduce(and_, (c for c in conditions if c is not None))
-        mixed = _Mix.apply(cut(similarities), of_rows(cosines), of_rows(inverse), here, of_rows(lam))
-        return _formula(loss, mixed, members, pairs, y)
-
+    inverse = None
+    if renormalize:
+        of_similarities = loss.anchors == "examples" or pairs == "anc-neg"
+        inverse = _InverseNorms.apply(*((similarities, None) if of_similarities else (None, batch.embeddings)), lam)
     chunks = _chunks(similarities, places, negative if pairs == "neg-neg" else None)
-    return _total(losses, chunks, similarities, cosines) / len(similarities)
+    by_rows = (True, places.own)
+    return _mean(losses, len(similarities), chunks, (similarities, inverse), by_rows)
 
 
 def _not_empty(pairs: str, positive: Tensor, negative: Tensor, chosen: Tensor | None) -> Tensor:
@@ -157,19 +151,31 @@ def _lists(mask: Tensor) -> tuple[Tensor, Tensor | None]:
     return index, valid
 
 
-def _inverse_norms(cosines: Tensor, lam: float | Tensor) -> Tensor:
-    """1/‖λz_i + (1−λ)z_j‖ from the cosines of i and j, at most 1e6."""
-    # λ² + (1−λ)² + 2λ(1−λ)s as a sum of two non-negative terms, which cannot cancel
-    square = (cosines + 1).mul_(2 * lam * (1 - lam)).add_((2 * lam - 1) ** 2)
-    return square.clamp_(min=1e-12).rsqrt_()
+class _InverseNorms(Function):
+    """1/‖λz_i + (1−λ)z_j‖, at most 1e6, from the cosines of i and j or the unit vectors z (n, d)."""
 
+    @staticmethod
+    def forward(ctx, cosines: Tensor | None, vectors: Tensor | None, lam: float | Tensor) -> Tensor:
+        # λ² + (1−λ)² + 2λ(1−λ)s as a sum of two non-negative terms, which cannot cancel
+        square = cosines + 1 if vectors is None else (vectors @ vectors.T).add_(1).clamp_(min=0.0)
+        square.mul_(2 * lam * (1 - lam)).add_((2 * lam - 1) ** 2)
+        near_half = isinstance(lam, Tensor) or abs(2 * lam - 1) < 1e-6  # elsewhere no norm is so small
+        cut_off = square < 1e-12 if near_half else None
+        inverse = square.clamp_(min=1e-12).rsqrt_()
+        ctx.lam = lam
+        ctx.save_for_backward(inverse, cut_off, vectors)
+        return inverse
 
-def _slope_of_inverse_norms(inverse: Tensor, lam: float | Tensor) -> Tensor:
-    """The derivative of `_inverse_norms` by the cosines; 0 where the inverse norm is cut off."""
-    slope = inverse.pow(3).mul_(-lam * (1 - lam))
-    if isinstance(lam, Tensor) or abs(2 * lam - 1) < 1e-5:  # elsewhere no norm is so small
-        slope.masked_fill_(inverse > 0.999e6, 0.0)
-    return slope
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        inverse, cut_off, vectors = ctx.saved_tensors
+        towards = inverse.pow(3).mul_(gradient).mul_(-ctx.lam * (1 - ctx.lam))
+        towards = towards if cut_off is None else towards.masked_fill_(cut_off, 0.0)
+        if vectors is None:
+            return towards, None, None
+        with full_precision(vectors.device):
+            return None, (towards + towards.T) @ vectors, None
 
 
 @dataclass(frozen=True)
@@ -210,40 +216,80 @@ class _Places:
         return gradient.new_zeros(n * n).index_add_(0, place.flatten(), gradient.flatten()).view(n, n)
 
 
+@dataclass(frozen=True)
+class _MixedSets:
+    """The mixed sets of anchors: where their constituents are, and which combinations belong.
+
+    The logarithms of belonging of the first (a, f), the second (a, s) and the pairs, None for all; λ, a number or one
+    for each pair. A first dimension of 1 is shared by all anchors.
+    """
+
+    places: _Places
+    first: Tensor | None
+    second: Tensor | None
+    chosen: Tensor | None
+    lam: float | Tensor
+
+    def rows(self, rows: slice | Tensor) -> _MixedSets:
+        """The sets of some anchors; an index of rows (rather than a slice) names anchors with the same members."""
+
+        def cut(x):
+            return x[rows] if isinstance(x, Tensor) else x
+
+        first, second = cut(self.first), cut(self.second)
+        if isinstance(rows, Tensor):
+            first, second = first[:1], second[:1]
+        chosen, lam = (self.chosen, self.lam) if not self.places.own else (cut(self.chosen), cut(self.lam))
+        return _MixedSets(self.places.rows(rows), first, second, chosen, lam)
+
+    def belongs(self) -> Tensor:
+        """The logarithm of belonging, broadcastable to (a, f, s)."""
+        conditions = (
+            None if self.first is None else self.first[:, :, None],
+            None if self.second is None else self.second[:, None, :],
+            None if self.chosen is None else self.places.of_pairs(self.chosen),
+        )
+        return reduce(torch.add, (c for c in conditions if c is not None))
+
+    def label(self) -> float | Tensor:
+        """λ, broadcastable to (a, f, s)."""
+        return self.places.of_pairs(self.lam) if isinstance(self.lam, Tensor) else self.lam
+
+
 class _Mix(Function):
     """The similarities (a, f, s) of anchors to their mixed examples, from those to the clean ones (a, n).
 
-    `cosines` are those of the pairs, and `inverse` their inverse norms, None for no re-normalisation.
+    `inverse` are the inverse norms of the pairs, None for no re-normalisation.
     """
 
     @staticmethod
-    def forward(ctx, similarities, cosines, inverse, places: _Places, lam: float | Tensor) -> Tensor:
+    def forward(ctx, similarities: Tensor, inverse: Tensor | None, places: _Places, lam: float | Tensor) -> Tensor:
         second = similarities if places.second is None else similarities.gather(1, places.second)
         if places.own:
             first = similarities.new_ones(len(similarities), 1)
         else:
             first = similarities if places.first is None else similarities.gather(1, places.first)
         first, second = first[:, :, None], second[:, None, :]
+        lam = places.of_pairs(lam) if isinstance(lam, Tensor) else lam
         if isinstance(lam, Tensor):
-            y = places.of_pairs(lam)
-            mixed = first * y + second * (1 - y)
+            mixed = first * lam + second * (1 - lam)
         else:
             mixed = torch.add(first * lam, second, alpha=1 - lam)
+        inverse = None if inverse is None else places.of_pairs(inverse)
         ctx.lam, ctx.places, ctx.shape = lam, places, similarities.shape
         ctx.save_for_backward(None if inverse is None else mixed, inverse)
-        return mixed if inverse is None else (mixed * places.of_pairs(inverse)).clamp_(-1.0, 1.0)
+        return mixed if inverse is None else (mixed * inverse).clamp_(-1.0, 1.0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
         (mixed, inverse), places, lam = ctx.saved_tensors, ctx.places, ctx.lam
-        towards_cosines = None
+        towards_inverse = None
         if inverse is not None:
-            towards_cosines = places.to_pairs(gradient * mixed, ctx.shape[1])
-            towards_cosines = _slope_of_inverse_norms(inverse, lam).mul_(towards_cosines)
-            gradient = gradient * places.of_pairs(inverse)
+            towards_inverse = places.to_pairs(gradient * mixed, ctx.shape[1])
+            gradient = gradient * inverse
         if isinstance(lam, Tensor):
-            weighted = gradient * places.of_pairs(lam)
+            weighted = gradient * lam
             first, second = weighted.sum(2), (gradient - weighted).sum(1)
         else:
             first, second = gradient.sum(2).mul_(lam), gradient.sum(1).mul_(1 - lam)
@@ -251,7 +297,7 @@ class _Mix(Function):
             second = second.new_zeros(ctx.shape).scatter_add_(1, places.second, second)
         if not places.own:
             second = second + first if places.first is None else second.scatter_add_(1, places.first, first)
-        return second, towards_cosines, None, None, None
+        return second, towards_inverse, None, None
 
 
 class _Sum(NamedTuple):
@@ -272,7 +318,9 @@ class _Factors(Weights):
 
     def __init__(self, first: Weights, second: Weights, y: float):
         self.first, self.second, self.y = first, second, y
-        self.present = (first.present.any(1) & second.present.any(1) & (y > 0))[:, None]
+
+    def some(self) -> Tensor:
+        return self.first.some() & self.second.some() & (self.y > 0)
 
     def log_sum_exp(self, x: _Sum, slope: float = 1.0, centre: float = 0.0, plus_one: bool = False) -> Tensor:
         first, second = self.first.log_sum_exp(x.first, slope), self.second.log_sum_exp(x.second, slope)
@@ -283,14 +331,13 @@ class _Factors(Weights):
 
 def _factorised(loss: Loss, batch: Batch, lam: float) -> Tensor:
     """pos-neg without re-normalisation, for a loss that meets its similarities in log_sum_exp only."""
-    similarities, dtype = batch.similarities, batch.similarities.dtype
-    sides = loss.sides(batch)
+    similarities, sides = batch.similarities, loss.belonging(batch)
     if loss.anchors == "proxies":
-        used = _not_empty("pos-neg", *sides, None).nonzero().flatten()
+        used = _not_empty("pos-neg", *loss.sides(batch), None).nonzero().flatten()
         similarities, *sides = (x.index_select(0, used) for x in (similarities, *sides))
     if len(similarities) == 0:
         return similarities.new_zeros(())
-    first, second = (Weights(side, 1.0, side.shape, dtype) for side in sides)
+    first, second = (Weights(side, 1.0, side.shape) for side in sides)
     x = _Sum(lam * similarities, (1 - lam) * similarities)
     return loss.formula(x, _Factors(first, second, lam), _Factors(first, second, 1 - lam)).mean()
 
@@ -299,42 +346,34 @@ def _factorised(loss: Loss, batch: Batch, lam: float) -> Tensor:
 
 
 class _MixRows(Function):
-    """λ·base[i] + (1−λ)·base[j] (m, c) for the pairs (i, j), times their inverse norms.
+    """λ·base[i] + (1−λ)·base[j] (m, c) for the pairs (i, j), times `inverse` (m,), the inverse norms, if given.
 
-    Without re-normalisation `cosines` and `inverse` (n, n) are None. `without_pair`: −∞ in the columns i and j.
+    λ is a number or (m, 1). `without_pair`: −∞ in the columns i and j.
     """
 
     @staticmethod
-    def forward(ctx, base, cosines, inverse, first, second, lam: float | Tensor, without_pair: bool) -> Tensor:
-        ctx.n, ctx.lam = len(base), lam
-        ctx.y = y = lam[first, second][:, None] if isinstance(lam, Tensor) else lam
-        mixed = base.index_select(0, first).mul_(y).add_(base.index_select(0, second).mul_(1 - y))
+    def forward(ctx, base: Tensor, inverse: Tensor | None, first, second, lam, without_pair: bool) -> Tensor:
+        mixed = base.index_select(0, first).mul_(lam).add_(base.index_select(0, second).mul_(1 - lam))
+        ctx.lam, ctx.rows = lam, len(base)
         ctx.save_for_backward(None if inverse is None else mixed, inverse, first, second)
-        if inverse is None:
-            scaled = mixed.clamp(-1.0, 1.0)
-        else:
-            scaled = mixed.mul(inverse.flatten()[first * ctx.n + second][:, None]).clamp_(-1.0, 1.0)
-        if without_pair:
-            scaled.scatter_(1, torch.stack([first, second], 1), -torch.inf)
-        return scaled
+        scaled = mixed.clone() if inverse is None else mixed * inverse[:, None]
+        scaled.clamp_(-1.0, 1.0)
+        return scaled.scatter_(1, torch.stack([first, second], 1), -torch.inf) if without_pair else scaled
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
         mixed, inverse, first, second = ctx.saved_tensors
-        n, y, towards_cosines = ctx.n, ctx.y, None
+        lam, towards_inverse = ctx.lam, None
         if inverse is not None:
-            pair = first * n + second
-            towards_pairs = torch.linalg.vecdot(gradient, mixed)
-            towards_cosines = gradient.new_zeros(n * n).index_add_(0, pair, towards_pairs).view(n, n)
-            towards_cosines = _slope_of_inverse_norms(inverse, ctx.lam).mul_(towards_cosines)
-            gradient = gradient * inverse.flatten()[pair][:, None]
-        towards_base = gradient.new_zeros(n, gradient.shape[1])
-        if isinstance(y, Tensor):
-            towards_base.index_add_(0, first, gradient * y).index_add_(0, second, gradient * (1 - y))
+            towards_inverse = torch.linalg.vecdot(gradient, mixed)
+            gradient = gradient * inverse[:, None]
+        towards_base = gradient.new_zeros(ctx.rows, gradient.shape[1])
+        if isinstance(lam, Tensor):
+            towards_base.index_add_(0, first, gradient * lam).index_add_(0, second, gradient * (1 - lam))
         else:
-            towards_base.index_add_(0, first, gradient, alpha=y).index_add_(0, second, gradient, alpha=1 - y)
-        return towards_base, towards_cosines, None, None, None, None, None
+            towards_base.index_add_(0, first, gradient, alpha=lam).index_add_(0, second, gradient, alpha=1 - lam)
+        return towards_base, towards_inverse, None, None, None, None
 
 
 def _mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Tensor | None, renormalize: bool) -> Tensor:
@@ -343,21 +382,21 @@ def _mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Tensor
     first, second = chosen.nonzero(as_tuple=True)
     if len(first) == 0:
         return similarities.new_zeros(())
-    cosines = inverse = None
+    inverse = None
     if renormalize:
-        cosines = cosine(batch.embeddings, batch.embeddings) if loss.learns_classes else similarities
-        inverse = _inverse_norms(cosines.detach(), lam)
+        pairwise = (None, batch.embeddings) if loss.learns_classes else (similarities, None)
+        inverse = _InverseNorms.apply(*pairwise, lam).flatten().index_select(0, first * len(labels) + second)
     own = _own_class(loss, batch)
 
-    def losses(rows: slice | None, similarities: Tensor, cosines: Tensor | None) -> Tensor:
+    def losses(rows: slice | None, similarities: Tensor, inverse: Tensor | None) -> Tensor:
         i, j = (first, second) if rows is None else (first[rows], second[rows])
-        mixed = _MixRows.apply(similarities, cosines, inverse, i, j, lam, not loss.learns_classes)
         y = lam[i, j][:, None] if isinstance(lam, Tensor) else lam
+        mixed = _MixRows.apply(similarities, inverse, i, j, y, not loss.learns_classes)
         return loss.formula(mixed, *_two_classes(loss, batch, own, i, j, y))
 
     step = max(1, CHUNK // similarities.shape[1])
     chunks = [slice(k, k + step) for k in range(0, len(first), step)]
-    return _total(losses, chunks, similarities, cosines) / len(first)
+    return _mean(losses, len(first), chunks, (similarities, inverse), (False, True))
 
 
 def _own_class(loss: Loss, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -370,9 +409,10 @@ def _own_class(loss: Loss, batch: Batch) -> tuple[Tensor, Tensor]:
 def _two_classes(loss: Loss, batch: Batch, own, first: Tensor, second: Tensor, lam) -> tuple[Weights, Weights]:
     """Label weights of mixed anchors (first, second), (m,) each: λ on the first's class, 1 − λ on the second's."""
     index, valid = own
-    value = torch.cat([valid[first] * lam, valid[second] * (1 - lam)], 1)
-    shape = torch.Size((len(first), len(loss.proxies) if loss.learns_classes else len(batch.labels)))
-    positive = Listed(torch.cat([index[first], index[second]], 1), value, shape, batch.similarities.dtype)
+    value = torch.cat([valid.index_select(0, first) * lam, valid.index_select(0, second) * (1 - lam)], 1)
+    columns = torch.cat([index.index_select(0, first), index.index_select(0, second)], 1)
+    classes = len(loss.proxies) if loss.learns_classes else len(batch.labels)
+    positive = Listed(columns, value, torch.Size((len(first), classes)))
     return positive, positive.rest()
 
 
@@ -391,38 +431,47 @@ def _chunks(similarities: Tensor, places: _Places, negative: Tensor | None) -> l
     return [part for g in range(int(group.max()) + 1) for part in (group == g).nonzero().flatten().split(step)]
 
 
-def _total(function: Callable[..., Tensor], chunks: list, *tensors: Tensor | None) -> Tensor:
-    """The sum of function(rows, *tensors) over all chunks of rows; with one chunk rows are None, for all."""
+def _mean(function: Callable, count: int, chunks: list, tensors: tuple, by_rows: tuple[bool, ...]) -> Tensor:
+    """The mean of function(rows, *tensors) over all `count` rows, the tensors marked in `by_rows` cut to the rows.
+
+    One chunk is computed as it is, with rows None.
+    """
     if len(chunks) == 1:
-        return function(None, *tensors).sum()
-    return _InChunks.apply(function, chunks, *tensors)
+        return function(None, *tensors).mean()
+    return _InChunks.apply(function, chunks, by_rows, *tensors) / count
 
 
 class _InChunks(Function):
-    """Holds one chunk at a time: each is differentiated as soon as it is computed.
+    """The sum of function(rows, *tensors) over chunks of rows, differentiated as soon as it is computed.
 
-    So nothing is computed twice, and nothing is kept but the gradients of the (small) tensors.
+    So one chunk is held at a time, nothing is computed twice, and only the gradients of the (small) tensors are kept.
     """
 
     @staticmethod
-    def forward(ctx, function: Callable[..., Tensor], chunks: list, *tensors: Tensor | None) -> Tensor:
-        leaves = {}  # one leaf for a tensor that is given twice
-        for x, needed in zip(tensors, ctx.needs_input_grad[2:], strict=True):
-            if x is not None and id(x) not in leaves:
-                leaves[id(x)] = x.detach().requires_grad_(needed)
-        given = [None if x is None else leaves[id(x)] for x in tensors]
+    def forward(ctx, function: Callable, chunks: list, by_rows: tuple[bool, ...], *tensors: Tensor | None) -> Tensor:
+        needed = ctx.needs_input_grad[3:]
+        gradients = [torch.zeros_like(x) if wanted else None for x, wanted in zip(tensors, needed, strict=True)]
         result = 0.0
-        with torch.set_grad_enabled(any(ctx.needs_input_grad)):
+        with torch.set_grad_enabled(any(needed)):
             for rows in chunks:
-                part = function(rows, *given).sum()
+                leaves = [
+                    None if x is None else (x[rows] if cut else x).detach().requires_grad_(wanted)
+                    for x, cut, wanted in zip(tensors, by_rows, needed, strict=True)
+                ]
+                part = function(rows, *leaves).sum()
                 if part.requires_grad:
                     part.backward()
                 result = result + part.detach()
-        gradients = [leaves.pop(id(x)).grad if id(x) in leaves else None for x in tensors]
+                for total, leaf, cut in zip(gradients, leaves, by_rows, strict=True):
+                    if total is not None and leaf.grad is not None:
+                        if cut:
+                            total[rows] = leaf.grad
+                        else:
+                            total += leaf.grad
         ctx.save_for_backward(*gradients)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        return None, None, *(None if x is None else x * gradient for x in ctx.saved_tensors)
+        return None, None, None, *(None if x is None else x * gradient for x in ctx.saved_tensors)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import baselines
-from baselines.weights import Weights
+from baselines.weights import Weights, belonging
 from tests.baselines import loops
 
 BATCHES = ([0, 0, 0, 1, 1, 1, 2, 2, 2], [4, 0, 0, 1, 0, 0, 1, 2], [1, 1, 1, 1], [0, 1, 2, 3], [2])
@@ -69,7 +69,7 @@ def test_gradient_of_circle_takes_its_weights_as_constants():
     s = torch.tensor([similarities], dtype=torch.float64, requires_grad=True)
     y = torch.tensor([labels]) > 0
     baselines.create("circle").formula(
-        s, Weights(y, 1.0, s.shape, s.dtype), Weights(~y, 1.0, s.shape, s.dtype)
+        s, *(Weights(belonging(side, s.dtype), 1.0, s.shape) for side in (y, ~y))
     ).sum().backward()
     for k in range(4):
         moved = [[t + (step if i == k else 0.0) for i, t in enumerate(similarities)] for step in (1e-6, -1e-6)]
@@ -83,8 +83,8 @@ def test_mining_keeps_the_hard_pairs():
     embeddings, labels = torch.stack([angles.cos(), angles.sin()], 1), torch.tensor([0, 0, 0, 1])
     loss = baselines.create("multi_similarity", mining=0.1)
     positive, negative = loss.labelled(loss.batch(embeddings, labels))
-    assert positive.members[0].tolist() == [False, False, True, False]
-    assert negative.members[0].tolist() == [False, False, False, True]
+    assert positive.present[0].tolist() == [False, False, True, False]
+    assert negative.present[0].tolist() == [False, False, False, True]
 
 
 @pytest.mark.parametrize(
