@@ -345,7 +345,8 @@ def audit_command(arguments: argparse.Namespace) -> int:
             for finding in of_rule:
                 print(f"  {finding.severity}  {finding.sentence}")
     errors = sum(finding.severity == "E" for finding in found)
-    print(f"\n{run.folder}: {errors} errors, {len(found) - errors} warnings of {len(rules.found())} rules")
+    said = (f"{n} {what}{'s' * (n != 1)}" for n, what in ((errors, "error"), (len(found) - errors, "warning")))
+    print(f"\n{run.folder}: {', '.join(said)} of {len(rules.found())} rules")
     return FAILED if errors else OK
 
 

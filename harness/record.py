@@ -137,9 +137,14 @@ class Asked(Stored):
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial that should have a record some day."""
+        """Every trial that should have a record some day; of a tuned grid, those with the settings it chose."""
         without = {row[:3] for row in self.refused}
-        trials = {t.id: t for grid in self.grids for t in grid.trials() if t.cell not in without}
+        trials = {
+            t.id: t
+            for grid in self.grids
+            for t in grid.trials()
+            if t.cell not in without and (grid.protocol != "tuned" or t.arm.at == "floor")
+        }
         return (*trials.values(), *(t for t in self.further if t.id not in trials))
 
 

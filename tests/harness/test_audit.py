@@ -62,7 +62,7 @@ def test_errors_and_warnings_by_rule(finish, capsys):
     printed = capsys.readouterr().out
     assert "\nFAIR-04  No test metric drives" in printed
     assert f"  E  FAIR-04 {broken.id}: epoch 1 is reported, validation MAP@R chooses 2." in printed
-    assert "2 errors, 1 warnings of 25 rules" in printed
+    assert "2 errors, 1 warning of 25 rules" in printed
 
 
 def test_what_was_planned_and_did_not_run(finish, make_trial):

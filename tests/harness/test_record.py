@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from harness.config import Grid
 from harness.record import Run, RunError, conflicts
 
 
@@ -75,7 +76,7 @@ def test_two_drivers_in_one_folder(run):
 @pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/proc"), reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot write in .*file/run: Not a directory; choose another folder"):
+    with pytest.raises(RunError, match=r"cannot write in .*file/run: Not a directory; choose another folder"):
         Run(tmp_path / "file" / "run").prepare()
 
 
@@ -86,3 +87,14 @@ def test_conflicts_name_the_setting_that_changed(make_trial, make_record):
     (sentence,) = conflicts(old, [make_trial(seed=0, lr=0.1)])
     assert sentence.startswith("contrastive training was")
     assert conflicts(old, [make_trial(dataset="omniglot", epochs=9)]) == []
+
+
+def test_a_tuned_grid_plans_what_its_search_chose(run, make_trial):
+    """The grid's own settings are where a search begins, not trials that are missing."""
+    common = {"name": "g", "datasets": ["glyphs"], "backbones": ["test_resnet"], "losses": ["nca"], "seeds": (0,)}
+    grid = Grid(**common, levels=("baseline",), floors=("untrained",), protocol="tuned")
+    floor, start = grid.trials()
+    chosen = start.model_copy(update={"arm": start.arm.model_copy(update={"tuned": "nca"})})
+    run.remember(grid, [floor, chosen], [])
+    assert run.asked().trials == (floor, chosen)
+    assert chosen.id != start.id
