@@ -39,6 +39,7 @@ from harness.streams import stream
 from harness.train import Progress, train
 
 EMBEDDING_BATCH = 256
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class Unfair(RuntimeError):
@@ -478,6 +479,5 @@ def driver(device: torch.device) -> str | None:
     """The version of the GPU's driver as its kernel module states it; None on a processor, "unknown" without one."""
     if device.type != "cuda":
         return None
-    module = Path("/proc/driver/nvidia/version")
-    found = re.search(r"\d+\.\d+(\.\d+)?", module.read_text()) if module.exists() else None
+    found = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text()) if DRIVER.exists() else None
     return found.group() if found else "unknown"

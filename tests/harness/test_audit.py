@@ -8,10 +8,11 @@ import pytest
 from harness import tables
 from harness.audit import as_table, audit, studies
 from harness.cli import main
-from harness.config import Grid
+from harness.config import Choice, Grid
 from harness.ledger import Ledger
 from harness.record import Run, write_json
 from harness.rules import over_tables
+from harness.trial import run_trial
 
 SPACE = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}, "loss.margin": {"low": 0.0, "high": 0.9}}
 
@@ -46,6 +47,16 @@ def test_a_clean_run_passes(finish, capsys):
     assert audit(finish.run) == ()
     assert main(["audit", str(finish.run.folder)]) == 0
     assert "0 errors, 0 warnings of 25 rules" in capsys.readouterr().out
+
+
+def test_a_trial_that_really_ran_has_nothing_but_few_seeds_against_it(make_trial, tmp_path):
+    """What the rules read is what trials write; the code of this checkout may have changes of its own."""
+    trial = make_trial("contrastive+embedding").model_copy(
+        update={"dataset": Choice(name="glyphs", options={"classes": 16})}
+    )
+    run_trial(trial, tmp_path)
+    said = [f.sentence for f in audit(Run(tmp_path)) if "uncommitted" not in f.sentence]
+    assert said == ["FAIR-11 glyphs/test_resnet n=1: printed without an interval."]
 
 
 def test_errors_and_warnings_by_rule(finish, capsys):

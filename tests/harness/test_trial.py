@@ -9,7 +9,7 @@ import torch
 from harness import checkpoint, selection, train
 from harness.config import Choice, Level
 from harness.record import Epoch, Run
-from harness.trial import Sources, open_dataset, run_trial, steps
+from harness.trial import Sources, driver, open_dataset, run_trial, steps
 
 
 @pytest.fixture
@@ -137,6 +137,25 @@ def test_another_checkpoint_of_the_same_cell_is_marked(tiny, tmp_path):
     other = tiny(lr=2e-3)
     assert run_trial(trial, tmp_path).notes == ()
     assert run_trial(other, tmp_path).notes[0].startswith("FAIR-03 test read")
+
+
+def test_a_record_says_what_was_tested_and_how_far_it_spread(tiny, tmp_path):
+    record = run_trial(tiny(epochs=3), tmp_path)
+    data, origin = record.data, record.provenance
+    assert data.test_asked == data.test_queries + data.test_excluded == data.images["test"]
+    assert data.distinct_classes == sum(data.classes.values()) == 16
+    assert (origin["tested_epoch"], origin["driver"], record.test_checkpoints) == (record.selected_epoch, None, 1)
+    for spread in (record.test_spread, *(epoch.spread for epoch in record.curve)):
+        assert 0 < spread["embedding std"] <= 0.25  # 1/√16
+        assert 1 <= spread["effective rank"] <= 16
+
+
+def test_the_driver_of_a_gpu(tmp_path, monkeypatch):
+    module = tmp_path / "version"
+    monkeypatch.setattr("harness.trial.DRIVER", module)
+    assert driver(torch.device("cuda")) == "unknown"
+    module.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\nGCC 12.3.0\n")
+    assert driver(torch.device("cuda")) == "580.95.05"
 
 
 def test_a_loss_that_is_not_finite_stops_the_trial_with_the_step(tiny, tmp_path):
