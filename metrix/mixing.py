@@ -27,6 +27,7 @@ from baselines.weights import Listed, Weights, belonging
 from metrix.pairs import uses
 
 CHUNK = 2**18  # similarities computed at once, about what fits a processor's cache; larger sets are cut into chunks
+EMBEDDED = 2**23  # the same where each chunk costs a matrix product with all mixed embeddings
 
 
 def mixed_loss(
@@ -69,7 +70,14 @@ def embedded_loss(
         anchors, members = batch.proxies[used], members[used]
     if len(members) == 0:
         return batch.similarities.new_zeros(())
-    return _formula(loss, cosine(anchors, mixed), belonging(members, dtype), pairs, lam).mean()
+    belongs = belonging(members, dtype)
+
+    def losses(rows: slice | None, anchors: Tensor, mixed: Tensor) -> Tensor:
+        return _formula(loss, cosine(anchors, mixed), belongs if rows is None else belongs[rows], pairs, lam)
+
+    step = max(1, EMBEDDED // len(mixed))
+    chunks = [slice(k, k + step) for k in range(0, len(anchors), step)]
+    return _mean(losses, len(anchors), chunks, (anchors, mixed), (True, False))
 
 
 def _formula(loss: Loss, similarities: Tensor, belongs: Tensor, pairs: str, lam: float | Tensor) -> Tensor:

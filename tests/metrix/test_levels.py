@@ -156,6 +156,62 @@ def test_linear_network_equals_the_embedding_level(name, at, pairs, lambda_per):
     assert 0 < inside.mixed_rows <= 5
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("at", ["feature", "input"])
+def test_many_mixed_rows_run_in_chunks_with_the_same_result(at, frozen, monkeypatch):
+    """In chunks where rows do not see each other, at once where a BatchNorm takes statistics of all."""
+    results = []
+    for rows in (1000, 7):
+        monkeypatch.setattr("metrix.network.ROWS", rows)
+        network, images = setting(dropout=0.0)
+        for module in network.modules():
+            if frozen and isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        criterion = Metrix(baselines.create("contrastive"), at=at, hardest=4, generator=generator(3))
+        criterion.objective(network, images, LABELS).backward()
+        assert criterion.mixed_rows == 24
+        results.append([p.grad for p in network.parameters()] + list(network.buffers()))
+    for whole, parts in zip(*results, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-9, atol=1e-12)
+
+
+def test_dropout_of_the_mixed_rows_is_the_same_when_recomputed(monkeypatch):
+    monkeypatch.setattr("metrix.network.ROWS", 5)
+    network, images = setting()
+    network.eval()
+    network.head[0].train()
+    criterion = Metrix(baselines.create("contrastive", margin=-1.0, reduction="sum"), at="input", hardest=4)
+    weight = network.head[1].weight
+    state = criterion.generator.get_state()
+
+    def mixed(moved):
+        with torch.no_grad():
+            weight[0, 0] += moved
+        criterion.generator.set_state(state)
+        torch.manual_seed(1)
+        return criterion.terms(network, images, LABELS)["mixed"]
+
+    mixed(0.0).backward()
+    slope = (mixed(1e-6) - mixed(-2e-6)) / 2e-6
+    assert weight.grad[0, 0].item() == pytest.approx(slope.item(), rel=1e-6)
+
+
+def test_refuses_layers_that_keep_other_statistics():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x):
+            self.seen += len(x)
+            return x
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), Counter()).double()
+    _, images = setting()
+    with pytest.raises(RuntimeError, match=r"running statistics of the network: 2\.seen"):
+        Metrix(baselines.create("contrastive"), at="input").objective(network, images, LABELS)
+
+
 def test_eval_mode_is_the_clean_loss():
     network, images = setting()
     loss = baselines.create("contrastive")
