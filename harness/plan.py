@@ -97,6 +97,8 @@ def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -
 
 def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:
     settings, name = trial.training, trial.dataset.name
+    if settings.batch_size > counts.sum():
+        return f"training.batch_size: {settings.batch_size} is more than the {counts.sum()} training images of {name}"
     if settings.sampler == "balanced":
         wanted = settings.batch_size // settings.examples_per_class
         if wanted > len(counts):
@@ -109,8 +111,6 @@ def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:
                 f"training.examples_per_class: {settings.examples_per_class} of {settings.batch_size} images make a "
                 f"batch of one class, which has no negatives for {trial.arm.label} to learn from or to mix with"
             )
-    elif settings.batch_size > counts.sum():
-        return f"training.batch_size: {settings.batch_size} is more than the {counts.sum()} training images of {name}"
     return None
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,8 +28,8 @@ training: {epochs: 2, batch_size: 20, examples_per_class: 5, lr: 1e-3, schedule:
 TRIALS = 2 * 3 + 2 + 1
 
 
-def start(*words, **options) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+def start(*words, house: Path = ROOT) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(house), "COLUMNS": "120"}
     return subprocess.Popen(
         [sys.executable, "-m", "harness.cli", *map(str, words)],
         env=environment,
@@ -36,13 +37,13 @@ def start(*words, **options) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        **options,
+        cwd=house,
     )
 
 
-def command(*words) -> tuple[int, str]:
-    process = start(*words)
-    text, _ = process.communicate(timeout=240)
+def command(*words, house: Path = ROOT) -> tuple[int, str]:
+    process = start(*words, house=house)
+    text, _ = process.communicate(timeout=600)
     return process.returncode, text
 
 
@@ -101,16 +102,14 @@ def test_the_table_is_made_of_the_records(finished):
 def test_a_second_run_does_nothing_again(finished, grid):
     folder, _ = finished
     before = contents(folder)
-    began = time.monotonic()
     code, text = command("run", grid, "--out", folder)
     assert code == 0, text
     assert contents(folder) == before
-    assert time.monotonic() - began < 60
 
 
 def test_a_driver_killed_in_the_middle_loses_nothing(finished, grid, tmp_path):
     first = start("run", grid, "--out", tmp_path)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(contents(tmp_path)) < 4 and time.monotonic() < deadline and first.poll() is None:
         time.sleep(0.05)
     os.kill(first.pid, signal.SIGKILL)
@@ -127,11 +126,11 @@ def test_a_driver_killed_in_the_middle_loses_nothing(finished, grid, tmp_path):
 
 def test_control_c_says_how_to_continue(grid, tmp_path):
     process = start("run", grid, "--out", tmp_path)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not contents(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=120)
     assert process.returncode == 130, text
     assert re.search(r"interrupted with \d trials? to go; the same command continues", text)
     assert (tmp_path / "leaderboard.md").exists()
@@ -169,6 +168,27 @@ def test_results_of_other_settings_are_refused(finished, grid):
     assert code == 2
     assert "training.epochs was 2 and is now 3" in text
     assert contents(folder) == before
+
+
+def test_a_loss_is_one_file(tmp_path):
+    """The file that the README shows, put beside the others, runs plain and with Metrix at every level."""
+    house = tmp_path / "house"
+    for package in ("baselines", "metrix", "harness"):
+        shutil.copytree(ROOT / package, house / package, ignore=shutil.ignore_patterns("__pycache__"))
+    readme = (ROOT / "README.md").read_text()
+    (source,) = (text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "class " in text)
+    assert len(source.splitlines()) < 35
+    (house / "baselines" / "soft_contrastive.py").write_text(source)
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        GRID.replace("[contrastive]", "[soft_contrastive]")
+        .replace("[baseline, embedding, input]", "[baseline, embedding, feature, input]")
+        .replace("[0, 1]", "[0]")
+    )
+    code, text = command("run", grid, "--out", tmp_path / "run", house=house)
+    assert code == 0, text
+    arms = {record["arm"] for record in map(json.loads, contents(tmp_path / "run").values())}
+    assert {"soft_contrastive", "soft_contrastive+embedding", "soft_contrastive+input"} < arms
 
 
 def test_one_trial_without_ray(finished, grid, tmp_path):
