@@ -1,11 +1,10 @@
-"""From files to batches: drawing the glyphs, building and opening decoded images, cropping batches.
+"""From files to batches: drawing the glyphs, decoded images, both paths to a batch, the doctor.
 
 Ratios within one run, one torch thread unless said otherwise. The classical path is what a loader's worker does for
 each image: decode the JPEG, torchvision's RandomResizedCrop and flip, tensor, normalise; then collate.
 """
 
 import argparse
-import io
 import os
 import statistics
 import tempfile
@@ -20,28 +19,32 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from harness import datasets
+from harness import datasets, doctor
 from harness.datasets import Dataset
-from harness.datasets._files import decode
-from harness.loading import Augmentation, batches, open_images, square
+from harness.datasets._files import Row, from_files
+from harness.images import Images, Originals, open_images, resized
+from harness.loading import Augmentation, batches
+from tests.harness.datasets.sources import sop
 
-AIM_PATHS, AIM_BUILD, AIM_OPEN_S, AIM_OPEN_MB = 2.5, 0.9, 1.0, 100
+AIM_PATHS, AIM_BUILD, AIM_OPEN_S, AIM_OPEN_MB, AIM_DOCTOR_S = 2.5, 0.9, 1.0, 100, 60
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def main() -> None:
-    """Print the figures; `--images` and `--side` set the size of the file that is opened (at 256 px: 11.8 GB)."""
+    """Print the figures; `--images` and `--side` set the size of the file that is opened (at 256 px: 15 GB)."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--side", type=int, default=32)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the copy to examine, 1 has 120,053 files")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         glyphs = draw(Path(folder))
         small_batches(glyphs, Path(folder))
-        large_batches()
+        large_batches(Path(folder))
         build(Path(folder))
         open_prepared(options.images, options.side, Path(folder))
+        examine(options.scale, Path(folder))
 
 
 def draw(cache: Path) -> Dataset:
@@ -71,11 +74,10 @@ def small_batches(glyphs: Dataset, cache: Path) -> None:
     )
 
 
-def large_batches() -> None:
-    """Milliseconds per 224 px training image, from decoded 256 px images and by the classical path."""
-    files = photographs(24)
-    stored = torch.stack([torch.from_numpy(square(Image.open(io.BytesIO(file)), 256)) for file in files])
-    augmentation, generator = Augmentation(224, MEAN, STD), torch.Generator().manual_seed(0)
+def large_batches(folder: Path) -> None:
+    """Milliseconds per 224 px training image by three ways from the same files, in one thread."""
+    dataset, count = photographs(folder / "photographs", 100), 100
+    every, augmentation = np.arange(count), Augmentation(224, MEAN, STD, centre_share=0.875)
     transform = v2.Compose(
         [
             v2.RandomResizedCrop(224),
@@ -85,57 +87,57 @@ def large_batches() -> None:
             v2.Normalize(MEAN, STD),
         ]
     )
-    ours = milliseconds(lambda: augmentation.train(stored, generator), 5) / len(files)
-    theirs = milliseconds(lambda: torch.stack([transform(decode(io.BytesIO(file), "")) for file in files]), 5) / len(
-        files
-    )
+    cached, files = open_images(dataset, 256, folder), Originals(dataset)
+    generator = torch.Generator().manual_seed(0)
+
+    def batch(source: Images | Originals) -> torch.Tensor:
+        return augmentation.train(source.batch(every), generator)
+
+    ours, classical = milliseconds(lambda: batch(cached), 5) / count, milliseconds(lambda: batch(files), 3) / count
+    bare = milliseconds(lambda: torch.stack([transform(dataset.read(i)) for i in every]), 3) / count
     print(
-        f"224 px training image: {ours:.2f} ms from decoded images, {theirs:.2f} ms by the classical path: "
-        f"{theirs / ours:.1f} times (aim: {AIM_PATHS} or more)"
+        f"224 px training image: {ours:.2f} ms from decoded images, {classical:.2f} ms by the classical path "
+        f"(torchvision alone {bare:.2f} ms): {min(classical, bare) / ours:.1f} times (aim: {AIM_PATHS} or more)"
     )
+    tests = [augmentation.evaluate(source.batch(every[:20])) for source in (cached, files)]
+    difference = (tests[0] - tests[1]).abs().mean().item() * 255 * np.mean(STD)
+    print(f"  mean difference of the two in a pixel of a test image: {difference:.3f} of 255 (aim: under 1)")
 
 
-def build(cache: Path) -> None:
+def build(folder: Path) -> None:
     """Images per second while building decoded images, against decoding and resizing alone on all cores."""
-    files = photographs(400)
-    dataset = Dataset(
-        name="photographs",
-        keys=tuple(map(str, range(len(files)))),
-        labels=np.zeros(len(files), dtype=np.int64),
-        class_names=("any",),
-        split=np.full(len(files), "train"),
-        read=lambda i: decode(io.BytesIO(files[i]), str(i)),
-        source_stamp="1",
-    )
-    cores = len(os.sched_getaffinity(0))
+    dataset = photographs(folder / "more", 400)
+    cores, every = len(os.sched_getaffinity(0)), range(len(dataset))
     with ProcessPoolExecutor(cores) as processes:
-        list(processes.map(_decode_and_resize, files[:cores]))
-        began = time.perf_counter()
-        list(processes.map(_decode_and_resize, files, chunksize=20))
-        alone = len(files) / (time.perf_counter() - began)
-    began = time.perf_counter()
-    open_images(dataset, 256, cache)
-    built = len(files) / (time.perf_counter() - began)
+        list(processes.map(partial(_decode_and_resize, dataset), every[: 4 * cores]))
+        alone = per_second(
+            lambda: list(processes.map(partial(_decode_and_resize, dataset), every, chunksize=20)), len(dataset)
+        )
+    built = []
+    for number in range(3):
+        (folder / str(number)).mkdir()
+        built.append(per_second(lambda n=number: open_images(dataset, 256, folder / str(n)), len(dataset)))
+    best = max(built)
     print(
-        f"building at 256 px on {cores} cores: {built:.0f} images/s; decoding and resizing alone, a process per "
-        f"core, {alone:.0f}: {built / alone:.2f} of it (aim: {AIM_BUILD} or more)"
+        f"building at 256 px on {cores} cores: {best:.0f} images/s; decoding and resizing alone, a process per "
+        f"core, {alone:.0f}: {best / alone:.2f} of it (aim: {AIM_BUILD} or more)"
     )
 
 
-def _decode_and_resize(file: bytes) -> None:
-    square(decode(io.BytesIO(file), ""), 256)
+def _decode_and_resize(dataset: Dataset, i: int) -> None:
+    resized(dataset.read(i), 256)
 
 
 def open_prepared(count: int, side: int, cache: Path) -> None:
     """Seconds and private memory to open decoded images that another process has built, and to read 20 batches."""
-    grey = Image.new("L", (side, side), 128)
+    grey = [Image.new("L", size, 128) for size in ((4 * side // 3, side), (side, 3 * side // 2), (side, side))]
     dataset = Dataset(
         name="prepared",
         keys=tuple(map(str, range(count))),
         labels=np.arange(count) // 5,
         class_names=tuple(map(str, range(count // 5 + 1))),
         split=np.full(count, "train"),
-        read=lambda _: grey,
+        read=lambda i: grey[i % len(grey)],
         source_stamp="1",
     )
     open_images(dataset, side, cache)
@@ -145,9 +147,27 @@ def open_prepared(count: int, side: int, cache: Path) -> None:
     for batch in batches(dataset.labels, batch_size=100)[:20]:
         images.batch(batch)
     print(
-        f"opening {count} decoded images of {side} px: {seconds:.2f} s (aim: under {AIM_OPEN_S:.0f}), "
-        f"{private_mb() - before:.0f} MB of private memory after 20 batches (aim: under {AIM_OPEN_MB})"
+        f"opening {count} decoded images of {side} px ({images.path.stat().st_size / 1e9:.1f} GB): {seconds:.2f} s "
+        f"(aim: under {AIM_OPEN_S:.0f}), {private_mb() - before:.0f} MB of private memory after 20 batches "
+        f"(aim: under {AIM_OPEN_MB})"
     )
+
+
+def examine(scale: float, folder: Path) -> None:
+    """Seconds to examine a made copy of Stanford Online Products whose files the page cache does not hold."""
+    data = folder / "products"
+    data.mkdir()
+    sop.write(data, scale)
+    os.sync()
+    for file in datasets.index("sop", data).files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+    began = time.perf_counter()
+    found = doctor.examine("sop", data, allow_nonstandard=True)
+    seconds = time.perf_counter() - began
+    count = sum(images for images, _ in found.counts.values())
+    print(f"examining {count} files: {seconds:.1f} s (aim for 120,000: under {AIM_DOCTOR_S}); sound: {found.sound}")
 
 
 def private_mb() -> float:
@@ -156,17 +176,22 @@ def private_mb() -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
 
 
-def photographs(count: int) -> list[bytes]:
-    """JPEG files of 500 x 400 px with the detail of a photograph (about 60 kB)."""
-    generator, files = np.random.default_rng(0), []
-    for _ in range(count):
-        coarse = Image.fromarray(generator.integers(0, 256, (50, 62, 3), dtype=np.uint8)).resize((500, 400))
-        grain = generator.normal(0, 6, (400, 500, 3))
-        pixels = (np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=85)
-        files.append(file.getvalue())
-    return files
+def photographs(folder: Path, count: int) -> Dataset:
+    """JPEG files of 500 x 375 and 375 x 500 px with the detail of a photograph (about 60 kB)."""
+    generator, rows = np.random.default_rng(0), []
+    folder.mkdir()
+    for i in range(count):
+        width, height = (500, 375) if i % 2 else (375, 500)
+        coarse = generator.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize((width, height)))
+        pixels = (smooth + generator.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=85)
+        rows.append(Row(f"{i}.jpg", "any", "train"))
+    return from_files("photographs", folder, rows)
+
+
+def per_second(call: Callable[[], object], count: int) -> float:
+    return count / _seconds(call, 0)
 
 
 def milliseconds(call: Callable[[], object], rounds: int) -> float:
