@@ -30,7 +30,7 @@ from harness.plan import Plan, make_plan
 from harness.record import Failure, Record, Run, RunError, conflicts
 from harness.selection import FAIR
 from harness.train import Diverged
-from harness.trial import Sources, steps
+from harness.trial import Sources, prepare_images, steps
 
 BEFORE_RAY = {  # ray reads these when it is imported
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: all listeners on 127.0.0.1, on Linux too
@@ -213,6 +213,7 @@ class Engine:
         while self.notes:
             view.note(self.notes.pop(0))
         try:
+            prepare_images(left, sources, view.note)
             with stoppable():
                 for _ in range(DRIVER_ATTEMPTS):
                     try:

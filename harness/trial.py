@@ -177,10 +177,7 @@ class Bench:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         dataset = open_dataset(trial.dataset, sources.data, sources.cache)
-        if trial.images.path == "classical":
-            images = Originals(dataset)
-        else:
-            images = open_images(dataset, trial.images.stored_px, sources.cache or default_folder())
+        images = images_of(trial, dataset, sources)
         split = split_of(dataset, PROTOCOLS[trial.protocol])
         refuse(rules.over_data(dataset, split))
         model = nn.Flatten() if trial.arm.loss == "pixels" else embedder(trial).to(device)
@@ -255,6 +252,25 @@ def _dataset(name: str, options: tuple[tuple[str, Any], ...], data: Path | None,
 def open_dataset(choice: Choice, data: Path | None = None, cache: Path | None = None) -> Dataset:
     """The dataset, checked; opened once in a process, whatever the number of trials it runs."""
     return _dataset(choice.name, tuple(sorted(choice.options.items())), data, cache)
+
+
+def images_of(
+    trial: Trial, dataset: Dataset, sources: Sources, announce: Callable[[str], None] | None = None
+) -> Images | Originals:
+    """The pixels of a trial: decoded ones (now, where no trial has needed them before), or the files themselves."""
+    if trial.images.path == "classical":
+        return Originals(dataset)
+    return open_images(dataset, trial.images.stored_px, sources.cache or default_folder(), announce=announce)
+
+
+def prepare_images(trials: Sequence[Trial], sources: Sources, announce: Callable[[str], None]) -> None:
+    """Decode what these trials will need and this machine does not have, so that none of them waits for another.
+
+    `announce` is told how much disk it takes, before it is taken. Raises DatasetError naming every image that cannot
+    be read, and CacheError when they do not fit.
+    """
+    for trial in {(t.dataset.model_dump_json(), t.images): t for t in trials}.values():
+        images_of(trial, open_dataset(trial.dataset, sources.data, sources.cache), sources, announce)
 
 
 def split_of(dataset: Dataset, protocol: Protocol) -> np.ndarray:
