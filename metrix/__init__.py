@@ -1,5 +1,6 @@
 """Metrix: mixup for deep metric learning (Venkataramanan et al., ICLR 2022), around any loss of `baselines`."""
 
-from metrix.objective import Metrix, refusal
+from metrix.forms import refusal
+from metrix.objective import Metrix
 
 __all__ = ["Metrix", "refusal"]

@@ -7,58 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import baselines
 from baselines.form import Loss, one_of, refuse_indices, within
 from baselines.numerics import cosine, full_precision, unit
 from metrix import network
 from metrix import pairs as choose
+from metrix.forms import LEVELS, no_hardest, refusal
 from metrix.mixing import embedded_loss, mixed_loss
-
-LEVELS = ("input", "feature", "embedding")
-MIXED_PAIRS = ("pos-neg", "anc-neg", "pos-pos", "neg-neg")
-
-
-def refusal(
-    loss: str | nn.Module,
-    at: str = "embedding",
-    stage: str | int | None = None,
-    pairs: str = "alternate",
-    hardest: int | None = None,
-    stages: tuple[str, ...] | None = None,
-    **_: Any,
-) -> str | None:
-    """Why this combination has no Metrix form, or None if it has one.
-
-    `loss` is a name or a loss, `stages` are those of the network if they are known; other arguments of `Metrix`
-    restrict nothing and are accepted.
-    """
-    kind = baselines.find(loss) if isinstance(loss, str) else type(loss)
-    name = kind.__module__.rpartition(".")[2]
-    if not issubclass(kind, Loss):
-        return f"{kind.__name__} is not one of the losses of `baselines`, so it has no label weights to mix"
-    if kind.mixed is None:
-        return f"{name} has no Metrix form: {kind.why_no_metrix}"
-    if pairs in ("pos-pos", "neg-neg") and kind.mixed == "anchors":
-        return f"{name} refuses pairs={pairs!r}: its mixed examples are anchors, which mix two different classes"
-    if pairs in kind.refused_pairs:
-        return f"{name} refuses pairs={pairs!r}: {kind.refused_pairs[pairs]}"
-    if hardest is not None and pairs in ("pos-pos", "neg-neg"):
-        return f"hardest={hardest} keeps the most similar examples of other classes, so pairs={pairs!r} refuses it"
-    if kind.anchors == "proxies" and pairs == "anc-neg" and at != "embedding":
-        return f"{name} has pairs='anc-neg' at='embedding' only: its anchors are proxies, which have no {at} to mix"
-    if at == "feature" and stages is not None and stage is not None:
-        if stage not in stages and not (isinstance(stage, int) and -len(stages) <= stage < len(stages)):
-            return f"no stage {stage!r} in this network; it has {', '.join(stages)}"
-        if hardest is not None and stage not in (stages[-1], -1, len(stages) - 1):
-            return _no_hardest(hardest, stage)
-    return None
-
-
-def _no_hardest(hardest: int, stage: str | int) -> str:
-    return (
-        f"hardest={hardest} needs the clean embeddings, which are not known yet where stage={stage!r} is mixed; "
-        "there partners are drawn at random"
-    )
 
 
 class Metrix(nn.Module):
@@ -91,7 +45,7 @@ class Metrix(nn.Module):
     ):
         super().__init__()
         self.at = one_of("at", at, LEVELS)
-        self.pairs = one_of("pairs", pairs, choose.PAIRS)
+        self.pairs = one_of("pairs", pairs, (*choose.PAIRS, "alternate"))
         self.weight = within("weight", weight, 0.0)
         self.alpha = within("alpha", alpha, above=0.0)
         self.renormalize = one_of("renormalize", renormalize, (True, False))
@@ -147,7 +101,7 @@ class Metrix(nn.Module):
     ) -> Tensor:
         """ℓ̃ alone (scalar, unweighted) at the embedding level; pair type and λ, a number or (n, n), or drawn."""
         if pairs is not None:
-            one_of("pairs", pairs, MIXED_PAIRS)
+            one_of("pairs", pairs, choose.PAIRS)
             why_not = refusal(self.loss, pairs=pairs, hardest=self.hardest)
             if why_not:
                 raise ValueError(why_not)
@@ -234,7 +188,7 @@ class Metrix(nn.Module):
 
     def _at_stage(self, model: nn.Module, stage: str, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         if self.hardest is not None:
-            raise ValueError(_no_hardest(self.hardest, stage))
+            raise ValueError(no_hardest(self.hardest, stage))
         pairs = self._draw_type()
         lam = self._draw_lambda((len(labels), len(labels)))
         self._need_two_classes(pairs, labels)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PAIRS = ("pos-neg", "anc-neg", "pos-pos", "neg-neg", "alternate")
+PAIRS = ("pos-neg", "anc-neg", "pos-pos", "neg-neg")
 
 
 def draw_type(pairs: str, alternatives: tuple[str, ...], generator: torch.Generator) -> str:

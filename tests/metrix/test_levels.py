@@ -8,7 +8,7 @@ from torch import nn
 
 import baselines
 from metrix import Metrix, refusal
-from metrix.objective import MIXED_PAIRS
+from metrix.pairs import PAIRS
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 
@@ -118,7 +118,7 @@ WITH_FORM = [name for name in baselines.names() if baselines.describe(name).metr
 @pytest.mark.parametrize("at", ["feature", "input"])
 @pytest.mark.parametrize(
     ("name", "pairs"),
-    [(name, pairs) for name in WITH_FORM for pairs in MIXED_PAIRS if not refusal(name, "input", pairs=pairs)],
+    [(name, pairs) for name in WITH_FORM for pairs in PAIRS if not refusal(name, "input", pairs=pairs)],
 )
 def test_linear_network_equals_the_embedding_level(name, at, pairs, lambda_per):
     """Through a linear map mixing commutes with the network, so one hardest partner means the same everywhere."""

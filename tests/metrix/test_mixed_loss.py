@@ -7,10 +7,10 @@ import torch
 
 import baselines
 from metrix import Metrix, refusal
+from metrix.pairs import PAIRS
 from tests.baselines import loops
 
 WITH_FORM = [name for name in baselines.names() if baselines.describe(name).metrix]
-PAIRS = ("pos-neg", "anc-neg", "pos-pos", "neg-neg")
 BATCHES = {
     "balanced": [0, 0, 0, 1, 1, 1, 2, 2, 2],
     "unbalanced": [4, 0, 0, 1, 0, 0, 1, 2],
@@ -146,7 +146,7 @@ def test_chunks_change_nothing(name, pairs, renormalize, monkeypatch):
     embeddings, labels = batch("unbalanced", seed=6)
     results = []
     for size in (10**9, 50):
-        monkeypatch.setattr("metrix.mixing.CHUNK", size)
+        monkeypatch.setattr("metrix.chunks.CHUNK", size)
         z = embeddings.clone().requires_grad_()
         loss, _ = create(name)
         value = Metrix(loss, renormalize=renormalize).mixed_loss(z, labels, pairs=pairs, lam=0.45)

@@ -1,0 +1,108 @@
+"""Mixed examples as anchors among clean candidates, for losses that are a softmax over classes or over the batch.
+
+The label of v = λz_i + (1−λ)z_j over the candidates is λ on the class of i and 1 − λ on that of j.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from baselines.form import Batch, Loss
+from baselines.numerics import cosine
+from baselines.weights import Listed, Weights
+from metrix.chunks import Rows, mean_in_chunks, slices
+from metrix.norms import inverse_norms
+from metrix.sets import lists
+
+
+def mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Tensor | None, renormalize: bool) -> Tensor:
+    """The mean loss (scalar) of all mixed examples of two classes, at the embedding level; 0 if there are none.
+
+    `lam` is a number or one for each pair (i, j); `chosen` (bool, one for each pair) restricts the pairs, None means
+    all.
+    """
+    labels, similarities = batch.labels, batch.similarities
+    chosen = labels[:, None] != labels if chosen is None else chosen
+    first, second = chosen.nonzero(as_tuple=True)
+    if len(first) == 0:
+        return similarities.new_zeros(())
+    inverse = None
+    if renormalize:
+        known = {"vectors": batch.embeddings} if loss.learns_classes else {"cosines": similarities}
+        inverse = inverse_norms(lam, **known).flatten().index_select(0, first * len(labels) + second)
+    own = _own_class(loss, batch)
+
+    def losses(rows: Rows | None, similarities: Tensor, inverse: Tensor | None) -> Tensor:
+        i, j = (first, second) if rows is None else (first[rows], second[rows])
+        y = lam[i, j][:, None] if isinstance(lam, Tensor) else lam
+        mixed = _MixRows.apply(similarities, inverse, i, j, y, not loss.learns_classes)
+        return loss.formula(mixed, *_two_classes(loss, batch, own, i, j, y))
+
+    chunks = slices(len(first), similarities.shape[1])
+    return mean_in_chunks(losses, chunks, (similarities, inverse), (False, True))
+
+
+def embedded_anchors(
+    loss: Loss, batch: Batch, mixed: Tensor, lam: float | Tensor, first: Tensor, second: Tensor
+) -> Tensor:
+    """The same mean loss (scalar) where the mixed examples (first, second), (m,) each, are embedded, `mixed` (m, d).
+
+    `lam` is a number or one for each mixed example (m,).
+    """
+    similarities = cosine(mixed, batch.proxies if loss.learns_classes else batch.embeddings)
+    if not loss.learns_classes:
+        similarities = similarities.scatter(1, torch.stack([first, second], 1), -torch.inf)
+    lam = lam[:, None] if isinstance(lam, Tensor) else lam
+    weights = _two_classes(loss, batch, _own_class(loss, batch), first, second, lam)
+    return loss.formula(similarities, *weights).mean()
+
+
+class _MixRows(Function):
+    """λ·base[i] + (1−λ)·base[j] (m, c) for the pairs (i, j), times `inverse` (m,), the inverse norms, if given.
+
+    λ is a number or (m, 1). `without_pair`: −∞ in the columns i and j.
+    """
+
+    @staticmethod
+    def forward(ctx, base: Tensor, inverse: Tensor | None, first, second, lam, without_pair: bool) -> Tensor:
+        mixed = base.index_select(0, first).mul_(lam).add_(base.index_select(0, second).mul_(1 - lam))
+        ctx.lam, ctx.rows = lam, len(base)
+        ctx.save_for_backward(None if inverse is None else mixed, inverse, first, second)
+        scaled = mixed.clone() if inverse is None else mixed * inverse[:, None]
+        scaled.clamp_(-1.0, 1.0)
+        return scaled.scatter_(1, torch.stack([first, second], 1), -torch.inf) if without_pair else scaled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        mixed, inverse, first, second = ctx.saved_tensors
+        lam, towards_inverse = ctx.lam, None
+        if inverse is not None:
+            towards_inverse = torch.linalg.vecdot(gradient, mixed)
+            gradient = gradient * inverse[:, None]
+        towards_base = gradient.new_zeros(ctx.rows, gradient.shape[1])
+        if isinstance(lam, Tensor):
+            towards_base.index_add_(0, first, gradient * lam).index_add_(0, second, gradient * (1 - lam))
+        else:
+            towards_base.index_add_(0, first, gradient, alpha=lam).index_add_(0, second, gradient, alpha=1 - lam)
+        return towards_base, towards_inverse, None, None, None, None
+
+
+def _own_class(loss: Loss, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The columns of the candidates of each example's class (n, t), and 1 for each that is no padding."""
+    index, valid = (batch.labels[:, None], None) if loss.learns_classes else lists(loss.sides(batch)[0])
+    dtype = batch.similarities.dtype
+    return index, torch.ones_like(index, dtype=dtype) if valid is None else valid.to(dtype)
+
+
+def _two_classes(loss: Loss, batch: Batch, own, first: Tensor, second: Tensor, lam) -> tuple[Weights, Weights]:
+    """Label weights of mixed anchors (first, second), (m,) each: λ on the first's class, 1 − λ on the second's."""
+    index, valid = own
+    value = torch.cat([valid.index_select(0, first) * lam, valid.index_select(0, second) * (1 - lam)], 1)
+    columns = torch.cat([index.index_select(0, first), index.index_select(0, second)], 1)
+    classes = len(loss.proxies) if loss.learns_classes else len(batch.labels)
+    positive = Listed(columns, value, torch.Size((len(first), classes)))
+    return positive, positive.rest()

@@ -1,0 +1,168 @@
+"""The mixed sets of clean anchors, and their similarities without a single mixed vector.
+
+With v = λz_i + (1−λ)z_j, re-normalised,
+
+    s(a, v) = (λ s(a,i) + (1−λ) s(a,j)) / √(λ² + (1−λ)² + 2λ(1−λ) s(i,j)),
+
+so the similarities of all mixed examples follow from those of the clean batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from baselines.form import Batch, Loss
+from metrix.chunks import Rows
+from metrix.norms import inverse_norms
+
+
+def lists(mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The columns where each row of mask (a, n) is true, (a, l), and which of them are no padding (None if all)."""
+    counts = mask.sum(1)
+    rows, columns = mask.nonzero(as_tuple=True)
+    longest = int(counts.max()) if len(counts) else 0
+    if len(columns) == longest * len(mask):
+        return columns.view(len(mask), longest), None
+    places = torch.arange(len(columns), device=mask.device) - (counts.cumsum(0) - counts)[rows]
+    index = torch.zeros(len(mask), longest, dtype=torch.long, device=mask.device)
+    valid = torch.zeros_like(index, dtype=torch.bool)
+    index[rows, places], valid[rows, places] = columns, True
+    return index, valid
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where anchors with similarities (a, n) find the constituents of their mixed examples (a, f, s).
+
+    The columns `first` (a, f) and `second` (a, s); None is all n in order. `own`: the first is the anchor itself, and
+    matrices of pairs (i, j) are (a, n).
+    """
+
+    first: Tensor | None = None
+    second: Tensor | None = None
+    own: bool = False
+
+    def rows(self, rows: Rows) -> Places:
+        """The same for some of the anchors."""
+        return Places(*(None if x is None else x[rows] for x in (self.first, self.second)), self.own)
+
+    def of_pairs(self, matrix: Tensor) -> Tensor:
+        """The entries of a matrix (n, n) at the pairs of the mixed examples, broadcastable to (a, f, s)."""
+        if self.own:
+            return matrix[:, None, :]
+        if self.first is None:
+            return matrix[None]
+        if self.second is None:
+            return matrix.index_select(0, self.first.flatten()).view(*self.first.shape, -1)
+        return matrix[self.first[:, :, None], self.second[:, None, :]]
+
+    def to_pairs(self, gradient: Tensor, n: int) -> Tensor:
+        """The adjoint of `of_pairs`: a gradient (a, f, s) added up where its entries were read."""
+        if self.own:
+            return gradient[:, 0]
+        if self.first is None:
+            return gradient.sum(0)
+        if self.second is None:
+            return gradient.new_zeros(n, n).index_add_(0, self.first.flatten(), gradient.flatten(0, 1))
+        place = self.first[:, :, None] * n + self.second[:, None, :]
+        return gradient.new_zeros(n * n).index_add_(0, place.flatten(), gradient.flatten()).view(n, n)
+
+
+@dataclass(frozen=True)
+class MixedSets:
+    """The mixed sets of anchors: where their constituents are, and which combinations belong.
+
+    The logarithms of belonging of the first (a, f), the second (a, s) and the pairs, None for all; λ, a number or one
+    for each pair. A first dimension of 1 is shared by all anchors.
+    """
+
+    places: Places
+    first: Tensor | None
+    second: Tensor | None
+    chosen: Tensor | None
+    lam: float | Tensor
+
+    def rows(self, rows: Rows) -> MixedSets:
+        """The sets of some anchors; an index of rows (rather than a slice) names anchors with the same members."""
+
+        def cut(x):
+            return x[rows] if isinstance(x, Tensor) else x
+
+        first, second = cut(self.first), cut(self.second)
+        if isinstance(rows, Tensor):
+            first, second = first[:1], second[:1]
+        chosen, lam = (self.chosen, self.lam) if not self.places.own else (cut(self.chosen), cut(self.lam))
+        return MixedSets(self.places.rows(rows), first, second, chosen, lam)
+
+    def belongs(self) -> Tensor:
+        """The logarithm of belonging, broadcastable to (a, f, s)."""
+        conditions = (
+            None if self.first is None else self.first[:, :, None],
+            None if self.second is None else self.second[:, None, :],
+            None if self.chosen is None else self.places.of_pairs(self.chosen),
+        )
+        return reduce(torch.add, (c for c in conditions if c is not None))
+
+    def label(self) -> float | Tensor:
+        """λ, broadcastable to (a, f, s)."""
+        return self.places.of_pairs(self.lam) if isinstance(self.lam, Tensor) else self.lam
+
+    def similarities(self, similarities: Tensor, inverse: Tensor | None) -> Tensor:
+        """Those of the anchors to their mixed examples (a, f, s), from those to the clean ones (a, n)."""
+        return _Mix.apply(similarities, inverse, self.places, self.lam)
+
+    def inverse_norms(self, loss: Loss, batch: Batch, similarities: Tensor) -> Tensor:
+        """The inverse norms of the mixed embeddings: (n, n), or (a, n) where the anchor is the first."""
+        if self.places.own or loss.anchors == "examples":
+            return inverse_norms(self.lam, cosines=similarities)
+        return inverse_norms(self.lam, vectors=batch.embeddings)
+
+
+class _Mix(Function):
+    """The similarities (a, f, s) of anchors to their mixed examples, from those to the clean ones (a, n).
+
+    `inverse` are the inverse norms of the pairs, None for no re-normalisation.
+    """
+
+    @staticmethod
+    def forward(ctx, similarities: Tensor, inverse: Tensor | None, places: Places, lam: float | Tensor) -> Tensor:
+        second = similarities if places.second is None else similarities.gather(1, places.second)
+        if places.own:
+            first = similarities.new_ones(len(similarities), 1)
+        else:
+            first = similarities if places.first is None else similarities.gather(1, places.first)
+        first, second = first[:, :, None], second[:, None, :]
+        lam = places.of_pairs(lam) if isinstance(lam, Tensor) else lam
+        if isinstance(lam, Tensor):
+            mixed = first * lam + second * (1 - lam)
+        else:
+            mixed = torch.add(first * lam, second, alpha=1 - lam)
+        inverse = None if inverse is None else places.of_pairs(inverse)
+        ctx.lam, ctx.places, ctx.shape = lam, places, similarities.shape
+        ctx.save_for_backward(None if inverse is None else mixed, inverse)
+        return mixed if inverse is None else (mixed * inverse).clamp_(-1.0, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        (mixed, inverse), places, lam = ctx.saved_tensors, ctx.places, ctx.lam
+        towards_inverse = None
+        if inverse is not None:
+            towards_inverse = places.to_pairs(gradient * mixed, ctx.shape[1])
+            gradient = gradient * inverse
+        if isinstance(lam, Tensor):
+            weighted = gradient * lam
+            first, second = weighted.sum(2), (gradient - weighted).sum(1)
+        else:
+            first, second = gradient.sum(2).mul_(lam), gradient.sum(1).mul_(1 - lam)
+        if places.second is not None:
+            second = second.new_zeros(ctx.shape).scatter_add_(1, places.second, second)
+        if not places.own:
+            second = second + first if places.first is None else second.scatter_add_(1, places.first, first)
+        return second, towards_inverse, None, None
