@@ -181,3 +181,16 @@ def test_events_from_many_threads_while_the_panel_draws(panel, make_trial):
     assert not any(thread.is_alive() for thread in threads)
     panel.end(interrupted=False)
     assert "8 of 8 trials done" in panel.stream.getvalue()
+
+
+def test_progress_is_a_bar_for_a_person_and_a_line_each_tenth_for_a_file():
+    stream = io.StringIO()
+    with terminal.progress("decoding", terminal.console(stream)) as step:
+        for done in range(1, 31):
+            step(done, 30)
+    assert printed(stream) == [f"decoding: {3 * tenth} of 30" for tenth in range(1, 11)]
+    stream = io.StringIO()
+    with terminal.progress("decoding", Console(file=stream, force_terminal=True, width=100)) as step:
+        for done in range(1, 31):
+            step(done, 30)
+    assert "30/30" in stream.getvalue()
