@@ -84,7 +84,7 @@ def refuse_split_folders(name: str, data: Path, standard: Standard) -> None:
     if known is None and both:
         known = f"{len(both)} classes are in both {train.name}/ and {test.name}/: no split for metric learning"
     raise DatasetError(
-        f"FAIR-01 {name}: {sizes} images, expected {expected}. {f'{known}. ' if known else ''}{data} holds "
+        f"FAIR-01 {name}: {sizes} images, expected {expected}. {f'{known}. ' if known else ''}{train.parent} holds "
         f"{train.name}/ and {test.name}/ instead of the published files.\n{standard.advice}"
     )
 

@@ -74,44 +74,42 @@ def index(data: Path) -> Dataset:
 
 def _together(path: Path, images: Path) -> Dataset:
     """The layout of one folder; its file names may have lost their leading zeros."""
-    annotations = _read(path)
-    names, listed_paths = _class_names(annotations, path), _column(annotations, "relative_im_path", path)
-    folder, files = images.parent, _by_number(images)
+    images = inside(images, images.name) or images  # packed twice in some mirrors: car_ims/car_ims/
+    annotations, files = _read(path), _by_number(images)
+    names, keys = _class_names(annotations, path), _column(annotations, "relative_im_path", path)
     rows = []
-    for key, number in zip(listed_paths, _column(annotations, "class", path), strict=True):
-        stem = Path(key).stem
-        file = files.get(int(stem)) if stem.isdigit() else None
-        rows.append(_row(key, int(number), names, f"{images.name}/{file or os.path.basename(key)}"))
-    return listed("cars196", folder, rows)
+    for key, number in zip(keys, _column(annotations, "class", path), strict=True):
+        name = os.path.basename(key)
+        rows.append(_row(key, number, names, f"{images.name}/{files.get(_number(name), name)}"))
+    return listed("cars196", images.parent, rows)
 
 
 def _devkit(data: Path) -> Dataset:
     """The layout of two folders, for classification, whose halves are put together again."""
-    paths = {name: locate(data, name) for name in ("cars_train_annos.mat", TEST_LABELS, "cars_meta.mat")}
-    folders = {name: locate(data, name) for name in ("cars_train", "cars_test")}
-    for name, path in {**paths, **folders}.items():
-        if path is None:
-            unlabelled = name == TEST_LABELS and locate(data, "cars_test_annos.mat")
-            why = (
-                " (cars_test_annos.mat has no labels, and half of the images are in no use without)"
-                if unlabelled
-                else ""
-            )
-            raise absent("cars196", data, STANDARD, name + why)
-    names, rows = _class_names(_read(paths["cars_meta.mat"]), paths["cars_meta.mat"]), []
-    for (name, folder), path in zip(folders.items(), list(paths.values())[:2], strict=True):
-        folder = inside(folder, name) or folder  # packed twice in one mirror: cars_train/cars_train/
+    meta, rows = _found(data, "cars_meta.mat"), []
+    names = _class_names(_read(meta), meta)
+    for folder, labels in (("cars_train", "cars_train_annos.mat"), ("cars_test", TEST_LABELS)):
+        path, images = _found(data, labels), _found(data, folder)
+        images = inside(images, folder) or images  # cars_train/cars_train/ in one mirror
         annotations = _read(path)
-        for file, number in zip(
-            _column(annotations, "fname", path), _column(annotations, "class", path), strict=True
-        ):
-            rows.append(_row(f"{name}/{file}", int(number), names, (folder / file).relative_to(data).as_posix()))
+        files = _column(annotations, "fname", path)
+        for file, number in zip(files, _column(annotations, "class", path), strict=True):
+            rows.append(_row(f"{folder}/{file}", number, names, (images / file).relative_to(data).as_posix()))
     return listed("cars196", data, rows)
 
 
-def _row(key: str, number: int, names: list[str], file: str) -> Row:
+def _found(data: Path, name: str) -> Path:
+    if path := locate(data, name):
+        return path
+    if name == TEST_LABELS and locate(data, "cars_test_annos.mat"):
+        name += " (cars_test_annos.mat has no labels, and half of the images are of no use without)"
+    raise absent("cars196", data, STANDARD, name)
+
+
+def _row(key: str, number: float, names: list[str], file: str) -> Row:
     if not 1 <= number <= len(names):
         raise DatasetError(f"cars196: {key} is of class {number}; there are names for {len(names)}")
+    number = int(number)
     return Row(key, f"{number:03}.{names[number - 1]}", "train" if number <= 98 else "test", file=file)
 
 
@@ -142,4 +140,10 @@ def _column(variables: dict[str, np.ndarray], field: str, path: Path) -> list:
 def _by_number(images: Path) -> dict[int, str]:
     """The image files of a folder by the number that their name is: 000001.jpg and 1.jpg are the first."""
     names = [name for name in sorted(os.listdir(images)) if is_image(name)]
-    return {int(stem): name for name in names if (stem := os.path.splitext(name)[0]).isdigit()}
+    return {number: name for name in names if (number := _number(name)) is not None}
+
+
+def _number(name: str) -> int | None:
+    """The number that a file's name is, 12 of 000012.jpg; None for another name."""
+    stem = os.path.splitext(name)[0]
+    return int(stem) if stem.isdigit() else None

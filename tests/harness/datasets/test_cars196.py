@@ -41,13 +41,15 @@ def test_keys_are_as_the_annotations_write_them(tmp_path):
     assert {"cars_train/00001.jpg", "cars_test/00016.jpg"} <= set(keys)
 
 
-@pytest.mark.parametrize("folder", ["images", "Car_Ims"])
+@pytest.mark.parametrize("folder", ["images", "Car_Ims", "car_ims/car_ims"])
 def test_mirrors_with_other_names_give_the_same_dataset(tmp_path, folder):
     first = datasets.load("cars196", write(tmp_path), **load)
     home = tmp_path / "cars196"
     for path in (home / "car_ims").glob("0*.jpg"):
         path.rename(path.with_name(f"{int(path.stem):05}.jpg"))
-    (home / "car_ims").rename(home / folder)
+    (home / "car_ims").rename(home / "aside")
+    (home / folder).parent.mkdir(exist_ok=True)
+    (home / "aside").rename(home / folder)
     again = datasets.load("cars196", tmp_path, **load)
     assert again.index_fingerprint == first.index_fingerprint
     assert again.read(9).size == (36, 48)
