@@ -81,7 +81,7 @@ class Loss(nn.Module):
     def batch(self, embeddings: Tensor, labels: Tensor) -> Batch:
         """Check a batch and compute its similarities; a ValueError or TypeError says what is wrong with it."""
         check_shapes(embeddings, labels)
-        z, lengths = unit(embeddings)
+        (z, lengths), labels = unit(embeddings), labels.long()
         if not self.learns_classes:
             check_values(lengths, labels, self.num_classes)
             return Batch(z, labels, cosine(z, z))

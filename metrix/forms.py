@@ -17,7 +17,7 @@ def refusal(
     at: str = "embedding",
     stage: str | int | None = None,
     pairs: str = "alternate",
-    hardest: int | None = None,
+    hardest: int | str | None = None,
     stages: tuple[str, ...] | None = None,
     **_: Any,
 ) -> str | None:
@@ -36,8 +36,8 @@ def refusal(
         return f"{name} refuses pairs={pairs!r}: its mixed examples are anchors, which mix two different classes"
     if pairs in kind.refused_pairs:
         return f"{name} refuses pairs={pairs!r}: {kind.refused_pairs[pairs]}"
-    if hardest is not None and pairs in ("pos-pos", "neg-neg"):
-        return f"hardest={hardest} keeps the most similar examples of other classes, so pairs={pairs!r} refuses it"
+    if hardest not in (None, "all") and pairs in ("pos-pos", "neg-neg"):
+        return f"hardest={hardest!r} keeps the most similar examples of other classes, so pairs={pairs!r} refuses it"
     if kind.anchors == "proxies" and pairs == "anc-neg" and at != "embedding":
         return f"{name} has pairs='anc-neg' at='embedding' only: its anchors are proxies, which have no {at} to mix"
     if at == "feature" and stages is not None and stage is not None:
@@ -48,9 +48,9 @@ def refusal(
     return None
 
 
-def no_hardest(hardest: int, stage: str | int) -> str:
+def no_hardest(hardest: int | str, stage: str | int) -> str:
     """Why partners cannot be the hardest at a stage before the last."""
     return (
-        f"hardest={hardest} needs the clean embeddings, which are not known yet where stage={stage!r} is mixed; "
+        f"hardest={hardest!r} needs the clean embeddings, which are not known yet where stage={stage!r} is mixed; "
         "there partners are drawn at random"
     )

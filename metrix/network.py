@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils.checkpoint import checkpoint
 
 ROWS = 256  # mixed rows that pass through the network at once; more run in chunks, recomputed in the backward pass
@@ -23,7 +23,7 @@ def aside(model: nn.Module, images: Tensor, generator: torch.Generator) -> Itera
 
     A RuntimeError names the buffers that a layer changed nevertheless.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
     buffers = [(buffer, buffer._version) for buffer in model.buffers()]
     seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
     devices = [images.device] if images.device.type == "cuda" else []

@@ -22,7 +22,7 @@ class Metrix(nn.Module):
     last feature map) or "input". pairs: "pos-neg", "anc-neg", "pos-pos", "neg-neg", or "alternate" between the first
     two, drawn at each step. weight: w ≥ 0. alpha: λ ~ Beta(alpha, alpha), drawn for each batch or for each pair
     ("example"). renormalize: unit length for mixed embeddings at="embedding" (elsewhere the network sees to it).
-    hardest: keep for each example its k most similar ones of other classes; None is all at the embedding and 1
+    hardest: keep for each example its k most similar ones of other classes; None is "all" at the embedding and 1
     elsewhere. max_mixed: keep at most so many pairs, at random. generator: the source of all its random numbers; None
     is one seeded like torch's own.
 
@@ -39,7 +39,7 @@ class Metrix(nn.Module):
         alpha: float = 2.0,
         renormalize: bool = True,
         lambda_per: str = "batch",
-        hardest: int | None = None,
+        hardest: int | str | None = None,
         max_mixed: int | None = None,
         generator: torch.Generator | None = None,
     ):
@@ -50,7 +50,7 @@ class Metrix(nn.Module):
         self.alpha = within("alpha", alpha, above=0.0)
         self.renormalize = one_of("renormalize", renormalize, (True, False))
         self.lambda_per = one_of("lambda_per", lambda_per, ("batch", "example"))
-        self.hardest = hardest if hardest is None else _count("hardest", hardest)
+        self.hardest = hardest if hardest in (None, "all") else _count("hardest", hardest)
         self.max_mixed = max_mixed if max_mixed is None else _count("max_mixed", max_mixed)
         if stage is not None and at != "feature":
             raise ValueError(f"stage={stage!r} belongs to at='feature', not to at={at!r}")
@@ -122,6 +122,25 @@ class Metrix(nn.Module):
         """Take up the state of a generator that `get_extra_state` returned."""
         self.generator.set_state(state.cpu())
 
+    def effective(self, model: nn.Module | None = None) -> dict[str, Any]:
+        """What the defaults amount to, for the record of a training: the stage, the pair types, and the partners.
+
+        `model` is needed at="feature", to know its stages. "hardest" is "all", a number or "one at random".
+        """
+        types = self._alternatives() if self.pairs == "alternate" else (self.pairs,)
+        stage, is_last = network.last_stage_or(self.stage, model) if self.at == "feature" else (None, True)
+        hardest = self._hardest_of(types[0]) if is_last else "one at random"
+        return {"stage": stage, "pairs": types, "hardest": hardest, "max_mixed": self.max_mixed}
+
+    def _hardest_of(self, pairs: str) -> int | str:
+        if self.hardest is not None:
+            return self.hardest
+        one_side = pairs in ("pos-pos", "neg-neg")
+        return "all" if self.at == "embedding" or one_side else 1
+
+    def _alternatives(self) -> tuple[str, ...]:
+        return ("pos-neg",) if self.loss.anchors == "proxies" else ("pos-neg", "anc-neg")
+
     def _at_embedding(self, embeddings: Tensor, labels: Tensor, mixing: bool) -> dict[str, Tensor]:
         with full_precision(embeddings.device):
             batch = self.loss.batch(embeddings, labels)
@@ -144,11 +163,12 @@ class Metrix(nn.Module):
             elif lam.shape != shape:
                 raise ValueError(f"lam must be a number or {shape}, not {tuple(lam.shape)}")
         chosen = None
-        if self.hardest is not None or self.max_mixed is not None:
+        hardest = None if self.hardest == "all" else self.hardest
+        if hardest is not None or self.max_mixed is not None:
             if with_proxies:
-                chosen = self._narrow(self.loss.sides(batch)[1], batch, batch.similarities, self.hardest)
+                chosen = self._narrow(self.loss.sides(batch)[1], batch, batch.similarities, hardest)
             else:
-                chosen = self._narrow(self._eligible(pairs, batch.labels), batch, None, self.hardest)
+                chosen = self._narrow(self._eligible(pairs, batch.labels), batch, None, hardest)
         return mixed_loss(self.loss, batch, pairs, lam, chosen, self.renormalize)
 
     def _at_input(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -168,9 +188,8 @@ class Metrix(nn.Module):
             batch = self.loss.batch(embeddings, labels)
             clean = self.loss.clean(batch)
         pairs = self._draw_type()
-        hardest = self.hardest
-        if hardest is None and (pairs in ("pos-neg", "anc-neg") or self.loss.mixed == "anchors"):
-            hardest = 1
+        hardest = self._hardest_of(pairs)
+        hardest = None if hardest == "all" else hardest
         lam = self._draw_lambda((len(labels), len(labels)))
         self._need_two_classes(pairs, labels)
         chosen = self._narrow(self._eligible(pairs, labels), batch, None, hardest)
@@ -213,8 +232,7 @@ class Metrix(nn.Module):
             return embedded_loss(self.loss, batch, vectors, pairs, _of_pairs(lam, first, second), first, second)
 
     def _draw_type(self) -> str:
-        alternatives = ("pos-neg",) if self.loss.anchors == "proxies" else ("pos-neg", "anc-neg")
-        return choose.draw_type(self.pairs, alternatives, self.generator)
+        return choose.draw_type(self.pairs, self._alternatives(), self.generator)
 
     def _draw_lambda(self, shape: tuple[int, ...]) -> float | Tensor:
         if self.lambda_per == "batch":
@@ -255,6 +273,6 @@ def _of_pairs(lam: float | Tensor, first: Tensor, second: Tensor) -> float | Ten
 
 def _mix(rows: Tensor, first: Tensor, second: Tensor, lam: float | Tensor) -> Tensor:
     """λ·rows[first] + (1−λ)·rows[second]; λ a number or one for each pair (m,)."""
-    if isinstance(lam, Tensor):
-        lam = lam.to(rows.dtype).view(-1, *[1] * (rows.ndim - 1))
-    return rows[first] * lam + rows[second] * (1 - lam)
+    if isinstance(lam, Tensor):  # at least float32, also where maps are bfloat16
+        lam = lam.to(torch.promote_types(rows.dtype, torch.float32)).view(-1, *[1] * (rows.ndim - 1))
+    return (rows[first] * lam + rows[second] * (1 - lam)).to(rows.dtype)

@@ -87,6 +87,41 @@ def test_mining_keeps_the_hard_pairs():
     assert negative.present[0].tolist() == [False, False, False, True]
 
 
+@pytest.mark.parametrize("name", baselines.names())
+def test_takes_labels_of_any_integer_type(name):
+    embeddings, labels = batch(BATCHES[1])
+    loss = create(name)
+    for dtype in (torch.int32, torch.uint8):
+        assert torch.equal(loss(embeddings, labels), loss(embeddings, labels.to(dtype)))
+
+
+def test_margin_samples_one_negative_for_each_positive_pair():
+    """Near negatives are rare on a sphere, so they are drawn more often; beyond 1.4 none is, if there are others."""
+    loss = baselines.create("margin", sampling="distance", generator=torch.Generator().manual_seed(0))
+    angles = torch.tensor([0.0, 20, 40, 50, 70, 150], dtype=torch.float64).deg2rad()
+    z = torch.stack([angles.cos(), angles.sin(), 0 * angles, 0 * angles], 1)
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    positive, negative = loss.sides(loss.batch(z, labels))
+    distances = (2 - 2 * z @ z.T).clamp(min=0).sqrt()
+    counts = sum(loss.sampled(distances, positive, negative, dim=8) for _ in range(500))
+    assert counts.sum(1).tolist() == [1000, 1000, 1000, 500, 500, 0]
+    assert counts[0, 3] > counts[0, 4] > counts[0, 5] == 0
+    assert (counts[~negative] == 0).all()
+    chances = [(d**6 * (1 - d * d / 4) ** 2.5) ** -1 for d in distances[0, 3:5].tolist()]
+    assert counts[0, 3].item() == pytest.approx(1000 * chances[0] / sum(chances), abs=5 * 16)
+
+
+def test_margin_learns_one_boundary_for_each_class():
+    embeddings, labels = batch(BATCHES[1])
+    one, many = create("margin"), create("margin", boundaries="per_class")
+    assert many.beta.shape == (5,)
+    assert torch.equal(one(embeddings, labels), many(embeddings, labels))
+    with pytest.raises(ValueError, match="names no class: num_classes=5"):
+        many(embeddings, labels + 3)
+    with pytest.raises(ValueError, match="needs num_classes"):
+        baselines.create("margin", boundaries="per_class")
+
+
 @pytest.mark.parametrize(
     ("embeddings", "labels", "error", "words"),
     [

@@ -212,6 +212,33 @@ def test_refuses_layers_that_keep_other_statistics():
         Metrix(baselines.create("contrastive"), at="input").objective(network, images, LABELS)
 
 
+def test_says_what_its_defaults_amount_to():
+    network, images = setting()
+    loss = baselines.create("contrastive")
+    both = ("pos-neg", "anc-neg")
+    for options, expected in (
+        ({}, (None, both, "all")),
+        ({"at": "input"}, (None, both, 1)),
+        ({"at": "feature"}, ("last", both, 1)),
+        ({"at": "feature", "hardest": "all"}, ("last", both, "all")),
+        ({"at": "feature", "stage": "first"}, ("first", both, "one at random")),
+        ({"at": "feature", "pairs": "neg-neg"}, ("last", ("neg-neg",), "all")),
+    ):
+        criterion = Metrix(loss, **options)
+        effective = criterion.effective(network)
+        assert (effective["stage"], effective["pairs"], effective["hardest"]) == expected
+        criterion.objective(network, images, LABELS)
+        rows = {"all": 30 if "pairs" in options else 24, 1: 6, "one at random": 6}[expected[2]]
+        assert criterion.mixed_rows == (0 if not options else rows)
+
+
+def test_copies_draw_alike():
+    criterion = Metrix(baselines.create("contrastive"), generator=generator(4))
+    z = torch.randn(6, 4)
+    twin = copy.deepcopy(criterion)
+    assert [criterion(z, LABELS) for _ in range(3)] == [twin(z, LABELS) for _ in range(3)]
+
+
 def test_eval_mode_is_the_clean_loss():
     network, images = setting()
     loss = baselines.create("contrastive")
