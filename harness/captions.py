@@ -263,16 +263,13 @@ def notes(
     )
     said = {note.rule for note in own}
     ids = {record.id: row.arm for row in rows for record in row.records}
-    further = [
-        Note(
-            finding.sentence,
-            tuple(dict.fromkeys(ids[id] for id in finding.records if id in ids)),
-            finding.severity,
-            True,
-        )
-        for finding in findings
-        if any(id in ids for id in finding.records)
-    ]
+    everywhere = set(ids.values())
+    further = []
+    for finding in findings:
+        arms = tuple(dict.fromkeys(ids[id] for id in finding.records if id in ids))
+        if arms:
+            whole = set(arms) == everywhere and len(everywhere) > 1
+            further.append(Note(finding.sentence, () if whole else arms, finding.severity, common=True))
     return (*own, *(note for note in dict.fromkeys(further) if note.rule not in said))
 
 

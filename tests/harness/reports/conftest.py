@@ -1,7 +1,11 @@
 """A board that holds every kind of row, and names that every format must escape."""
 
+import html
+import json
 import os
+import re
 import shutil
+import subprocess
 
 import pytest
 
@@ -75,3 +79,34 @@ def need():
         return path
 
     return find
+
+
+QUIET = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--window-size=1280,900"),
+)
+
+
+@pytest.fixture
+def browse(need, tmp_path):
+    """What a script, given as the body of an async function, returns when it runs in a page in a real browser."""
+
+    def run(text, script, address=""):
+        act = f"<script>(async () => {{ {script} }})().then(said => (document.title = JSON.stringify(said)),"
+        act += " error => (document.title = JSON.stringify(String(error.stack))))</script></body>"
+        page = tmp_path / "page.html"
+        page.write_text(text.replace("</body>", act))
+        browser = need("chromium-headless-shell", "chromium", "google-chrome")
+        words = [
+            browser,
+            *QUIET,
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=4000",
+            "--dump-dom",
+        ]
+        done = subprocess.run([*words, page.as_uri() + address], capture_output=True, text=True, timeout=120)
+        said = json.loads(html.unescape(re.search("<title>(.*?)</title>", done.stdout, re.DOTALL).group(1)))
+        assert not isinstance(said, str), said
+        return said
+
+    return run

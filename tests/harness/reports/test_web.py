@@ -1,27 +1,21 @@
-import html
 import json
 import re
-import shutil
-import subprocess
+from decimal import ROUND_HALF_UP, Decimal
 from html.parser import HTMLParser
 
 import pytest
 
 from harness.record import Epoch
+from harness.reports import _page_data as data
 from harness.reports import web
+from harness.reports._reproduction import command
 from harness.tables import leaderboard
-
-BROWSER = shutil.which("chromium-headless-shell") or shutil.which("chromium")
-QUIET = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-)
 
 
 class Page(HTMLParser):
     """What a page says and asks for, and whether its elements close in order."""
 
-    VOID = frozenset(("meta", "link", "img", "br", "hr", "wbr", "line", "polyline", "circle"))
+    VOID = frozenset(("meta", "link", "img", "br", "hr", "wbr", "input"))
 
     def __init__(self, text):
         super().__init__()
@@ -37,8 +31,8 @@ class Page(HTMLParser):
         if tag not in self.VOID:
             assert self.open.pop() == tag
 
-    def handle_data(self, data):
-        self.words.append(data)
+    def handle_data(self, text):
+        self.words.append(text)
 
 
 def test_one_file_that_closes_what_it_opens_and_asks_for_nothing(board):
@@ -46,68 +40,124 @@ def test_one_file_that_closes_what_it_opens_and_asks_for_nothing(board):
     page = Page(text)
     assert page.open == []
     assert page.asks == []
-    assert not re.search(r"https?:|url\(|@import|fetch\(", text)
+    assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttpRequest", text)
 
 
-def test_names_are_escaped(board, awkward):
+def test_names_cannot_end_their_element(board, awkward):
     text = web.render(board)
-    assert awkward in "".join(Page(text).words)
     assert "<f>" not in text
-    assert "seed 0 failed (diverged: loss &lt;nan&gt; &amp; gone)" in text
+    held = json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL).group(1)
+    )
+    assert f"contrastive+{awkward}" in held["blocks"][0]["rows"]["arm"]
+    assert "seed 0 failed (diverged: loss <nan> & gone)" in held["blocks"][1]["rows"]["reason"]
 
 
-def test_bars_stand_where_the_numbers_are(board):
-    view = web.BlockView(board.blocks[0])
-    row = next(row for row in board.blocks[0].rows if row.level == "input")
-    half = 4.302652729911275 * 0.01 / 3**0.5
-    bar = view.difference(row, "R@1").bar  # another row differs by 0.05, so the scale is −0.05 to 0.05
-    assert (bar.reference, bar.at) == (50, 70)
-    assert bar.low == pytest.approx(50 + 50 * (0.02 - half) / 0.05, abs=0.01)
-    assert bar.high == pytest.approx(50 + 50 * (0.02 + half) / 0.05, abs=0.01)
-    low, high = view.scales["R@1"]
-    assert view.score(row, "R@1").bar.reference == pytest.approx(100 * (0.5 - low) / (high - low), abs=0.01)
+def test_the_page_prints_what_the_tables_print():
+    for value in (0.5204996, 0.5205001, 0.1225, 0.1235, 0.12250000001, 1, 0.0):
+        number = Decimal(data._rounded(value, 1))
+        assert str(number.quantize(Decimal("0.1"), ROUND_HALF_UP)) == f"{100 * value:.1f}", "as a browser rounds"
+    assert f"{12.25:.1f}" == "12.2", "Python rounds a tie to the even digit, a browser up"
+    assert data._rounded(float("nan"), 1) is None
 
 
-def test_round_ticks():
-    assert web.ticks(8.6, 30.1) == [10, 20, 30]
-    assert web.ticks(0.31, 1.13) == [0.5, 1]
-    assert web.ticks(-0.0004, 0.0011) == [0, 0.0005, 0.001]
+def test_a_curve_is_two_characters_a_point():
+    low, high, text = data.encoded([0.1, 0.5, None, 0.3], 100)
+    assert (low, high) == (10, 50)
+    assert text == "00" + "__" + ".." + "W0"  # 2048 of 4095 steps: 32 · 64 + 0
+    assert data.encoded([None]) is None
 
 
-def test_learning_curves_run_from_the_first_epoch_to_the_last(make_trial, make_record):
-    def epoch(number, score):
-        return Epoch(epoch=number, loss=1.0, lr=0.1, validation={"MAP@R": score}, train_s=1, validation_s=1)
-
-    curve = (epoch(1, 0.0), epoch(2, 0.5), epoch(3, 1.0))
-    view = web.BlockView(leaderboard([make_record(make_trial(), curve=curve, selected_epoch=3)]).blocks[0])
-    chart = view.charts(view.block.rows[0])[1]
-    (first, middle, last) = [tuple(map(float, point.split(","))) for point in chart.lines[0].split()]
-    assert (first[0], middle[0], last[0]) == (web.LEFT, (web.LEFT + web.WIDTH - 6) / 2, web.WIDTH - 6)
-    assert first[1] > middle[1] > last[1]
-    assert middle[1] == pytest.approx((first[1] + last[1]) / 2, abs=0.1)
-    assert chart.chosen == (last,)
-    assert [text for _, text in chart.ticks] == ["0", "50", "100"]
+def test_curves_are_thinned_until_the_page_is_small_enough(make_trial, make_record, monkeypatch):
+    curve = tuple(
+        Epoch(epoch=e, loss=1.0, lr=0.1, validation={"MAP@R": e / 500}, train_s=1, validation_s=1)
+        for e in range(1, 401)
+    )
+    board = leaderboard([make_record(make_trial(), curve=curve, selected_epoch=400)])
+    page = data.page_data(board)
+    assert len(page["epochs"][0]) == data.MOST_POINTS
+    assert (page["epochs"][0][0], page["epochs"][0][-1]) == (1, 400)
+    monkeypatch.setattr(data, "MOST_BYTES", 1000)
+    assert len(data.page_data(board)["epochs"][0]) == 12
 
 
-@pytest.mark.skipif(not BROWSER, reason="needs a headless Chromium")
-def test_sorting_and_unfolding_in_a_browser(board, tmp_path, awkward):
-    click = """<script>
-      const table = document.querySelector("table.board"), heads = table.tHead.querySelectorAll("button");
-      const names = () => Array.from(table.tBodies, row => row.rows[0].cells[0].dataset.key).join(" ");
-      const grouped = names(); heads[1].click(); const falling = names(); heads[1].click(); const rising = names();
-      heads[1].click(); const again = names(); table.tBodies[0].rows[0].click();
-      document.title = JSON.stringify({grouped, falling, rising, again, hidden: table.tBodies[0].rows[1].hidden});
-    </script></body>"""
-    page = tmp_path / "page.html"
-    page.write_text(web.render(board).replace(awkward, "awkward").replace("</body>", click))
-    words = [BROWSER, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
-    dumped = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
-    said = json.loads(html.unescape(re.search("<title>(.*?)</title>", dumped).group(1)))
-    order = {
-        name: [arm.partition("+")[2][:5] or arm for arm in said[name].split()] for name in said if name != "hidden"
-    }
-    assert order["grouped"] == ["contrastive", "a_b%c", "featu", "input", "pixels"]
-    assert order["falling"] == ["input", "contrastive", "a_b%c", "pixels", "featu"]  # what has no score is last
-    assert order["rising"] == ["pixels", "a_b%c", "contrastive", "input", "featu"]
-    assert order["again"] == order["grouped"]
-    assert said["hidden"] is False
+def test_the_command_gives_the_very_trial_or_says_that_it_may_not(make_trial):
+    from harness.config import Grid
+
+    trial = Grid.load("quick", ["epochs=3", "weight_decay=0.5"]).trials()[3]
+    words, known = command(trial, "quick")
+    assert known
+    assert words == (
+        "metrix-bench trial quick --datasets glyphs --backbones test_resnet --set training.epochs=3 "
+        f"--set training.weight_decay=0.5 --arm {trial.arm.label} --seed 0"
+    )
+    assert command(make_trial(), "my_grid")[1] is False
+
+
+def test_sorting_filtering_unfolding_and_downloads_in_a_browser(browse, board, awkward):
+    text = web.render(board)
+    said = browse(
+        text,
+        """
+        const names = () => [...document.querySelectorAll("tr.row")].map(line => {
+          const [block, row] = line.dataset.key.split("/"); return DATA.blocks[block].rows[row].arm; });
+        const head = title => [...document.querySelectorAll("[data-sort]")].find(one => one.textContent === title);
+        const files = []; URL.createObjectURL = blob => (files.push(blob), "blob:x");
+        HTMLAnchorElement.prototype.click = function () { files.push(this.download); };
+        const type = words => { find("query").value = words; find("query").dispatchEvent(new Event("input")); };
+        const said = { grouped: names() };
+        head("R@1").click(); said.falling = names(); said.address = location.hash;
+        said.sorted = head("R@1").parentElement.ariaSort;
+        head("R@1").click(); said.rising = names(); head("R@1").click(); said.again = names();
+        document.querySelector("tr.row").click();
+        said.detail = document.querySelector("tr.detail").textContent;
+        said.charts = document.querySelectorAll("tr.detail svg").length;
+        type("input"); said.found = names(); said.count = find("count").textContent;
+        for (const format of ["csv", "json", "latex"]) document.querySelector(`[data-format=${format}]`).click();
+        said.files = []; for (const file of files) said.files.push(file.text ? await file.text() : file);
+        type("zzz"); said.nothing = names(); type("");
+        [...document.querySelectorAll("[data-facet=level] input")].find(box => box.value === "floor").click();
+        said.faceted = names(); said.link = location.hash;
+        return said;
+        """,
+    )
+    first = ["contrastive", f"contrastive+{awkward}", "contrastive+feature", "contrastive+input", "pixels"]
+    others = ["proxy_anchor"]
+    assert said["grouped"] == [*first, *others]
+    assert said["falling"] == [first[3], first[0], first[1], first[4], first[2], *others], "blank last"
+    assert said["rising"] == [first[4], first[1], first[0], first[3], first[2], *others]
+    assert said["again"] == said["grouped"]
+    assert (said["address"], said["sorted"]) == ("#sort=R%401&order=descending", "descending")
+    assert "metrix-bench trial small.yaml" in said["detail"]
+    assert said["charts"] == 2
+    assert (said["found"], said["count"]) == (["contrastive+input"], "1 of 6 rows")
+    sheet, csv_name, held, _, tex, tex_name = said["files"]
+    assert (csv_name, tex_name) == ("leaderboard.csv", "leaderboard.tex")
+    assert [line.split(",")[4:8] for line in sheet.splitlines()[1:]] == [
+        ["contrastive+input", "contrastive", "input", m] for m in ("R@1", "MAP@R")
+    ]
+    assert json.loads(held)["rows"][0]["difference"] == pytest.approx(2.0)
+    assert r"+ Metrix, input & 52.0 & {\scriptsize $\pm$\,26.2} & {\scriptsize +2.0} &" in tex
+    assert said["nothing"] == []
+    assert (said["faceted"], said["link"]) == (["pixels"], "#level=floor")
+
+
+def test_an_address_brings_its_view_back_and_figures_are_drawn(browse, judged):
+    said = browse(
+        web.render(judged),
+        """
+        const shown = [...document.querySelectorAll("tr.row")].map(line => line.querySelector(".label").textContent);
+        await new Promise(done => setTimeout(done, 300));
+        const figures = [...document.querySelectorAll(".figures figcaption b")].map(one => one.textContent);
+        const bold = [...document.querySelectorAll("td.best .num")].map(one => one.textContent);
+        const daggers = [...document.querySelectorAll(".dagger")].filter(one => one.textContent).length;
+        return { shown, figures, bold, theme: document.documentElement.dataset.theme, daggers };
+        """,
+        "#level=input%7Cfeature&sort=R%401&order=ascending&theme=dark",
+    )
+    assert said["shown"] == ["contrastive+input", "contrastive+feature"]
+    assert said["figures"] == [
+        *("Metrix minus baseline", "Loss × level", "Score against training cost", "Recall at K", "Learning curves"),
+        "Validation against test",
+    ]
+    assert (said["bold"], said["theme"], said["daggers"]) == (["62.0", "31.0", "62.0", "31.0"], "dark", 4)

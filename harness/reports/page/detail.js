@@ -1,0 +1,85 @@
+// What a row unfolds to: why it is as it is, curves, uncertainty, settings, the records and how to run it again.
+
+const ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
+const CODES = Object.fromEntries([...ALPHABET].map((sign, value) => [sign, value]));
+
+function decoded(curve) {
+  if (!curve) return null;
+  const [low, high, text] = curve, values = [];
+  for (let i = 0; i < text.length; i += 2) {
+    values.push(text[i] === "." ? null : low + ((high - low) * (64 * CODES[text[i]] + CODES[text[i + 1]])) / 4095);
+  }
+  return values;
+}
+
+// Curves of a row, one a seed: {seed, epochs, loss, validation, chosen}.
+function curvesOf(row) {
+  return row.curves.map((curve, i) => curve && {
+    seed: row.records[i][0],
+    epochs: DATA.epochs[curve[0]],
+    loss: decoded(curve[1]),
+    validation: decoded(curve[2]),
+    chosen: row.records[i][4],
+  }).filter(Boolean);
+}
+
+function detailRow(block, row, width) {
+  return `<tr class="detail"><td colspan="${width}"><div class="inside">${detailHtml(block, row)}</div></td></tr>`;
+}
+
+function detailHtml(block, row) {
+  const parts = [];
+  if (row.reason) parts.push(`<p class="reason">${plain(row.reason)}</p>`);
+  if (row.findings.length) parts.push(`<ul>${row.findings.map(place => `<li>${typeset(block.findings[place][2])}</li>`).join("")}</ul>`);
+  const curves = curvesOf(row);
+  if (curves.length) {
+    const behind = row.baseline ? curvesOf(row.baseline) : [];
+    parts.push(`<div class="charts">${learning("training loss", curves, [], "loss")}${learning(`validation ${block.selected}, percent`, curves, behind, "validation")}</div>`);
+    parts.push(`<p class="key">One line a seed; dots: the chosen checkpoints${behind.length ? "; grey: the same loss without Metrix" : ""}.</p>`);
+  }
+  parts.push(uncertainty(block, row), definitions("Settings", DATA.settings[row.settings]));
+  if (row.records.length) {
+    parts.push(recordsTable(block, row), commandHtml(row));
+    for (const place of new Set(row.records.map(record => record[6]))) parts.push(definitions("Provenance", DATA.provenance[place]));
+  }
+  return parts.join("");
+}
+
+function definitions(title, pairs) {
+  if (!pairs || !pairs.length) return "";
+  return `<h3>${title}</h3><dl>${pairs.map(([name, value]) => `<div><dt>${plain(name)}</dt><dd>${plain(value)}</dd></div>`).join("")}</dl>`;
+}
+
+function uncertainty(block, row) {
+  const lines = block.metrics.map((name, place) => {
+    const cell = row.cells[place], digits = block.digits[place];
+    if (!cell || (cell.half == null && cell.classes == null)) return "";
+    const half = value => (value == null ? "" : "± " + value.toFixed(digits));
+    const p = cell.p == null ? "" : cell.p < 0.001 ? "&lt; 0.001" : cell.p.toPrecision(2);
+    const rank = cell.rank ? `${cell.rank[0]} (${cell.rank[1]}–${cell.rank[2]})` : "";
+    return `<tr><td>${plain(name)}</td><td class="r">${cell.mean.toFixed(digits)}</td><td class="r">${half(cell.half)}</td><td class="r">${half(cell.classes)}</td><td class="r">${half(cell.both)}</td><td class="r">${p}</td><td class="r">${rank}</td></tr>`;
+  }).join("");
+  if (!lines) return "";
+  return `<h3>Uncertainty</h3><div class="scroll"><table class="seeds"><thead><tr><th>metric</th><th class="r">mean</th><th class="r">seeds (t)</th><th class="r">test classes</th><th class="r">seeds and classes</th><th class="r">p to baseline, Holm</th><th class="r">rank</th></tr></thead><tbody>${lines}</tbody></table></div>`;
+}
+
+function recordsTable(block, row) {
+  const heads = block.metrics.map(name => `<th class="r">${plain(name)}</th>`).join("");
+  const lines = row.records.map(([seed, end, scores, validation, epoch, seconds]) => {
+    const cells = scores.map(score => `<td class="r">${score == null ? "" : score.toFixed(2)}</td>`).join("");
+    return `<tr><td>${seed}</td>${cells}<td class="r">${validation == null ? "" : validation.toFixed(1)}</td><td class="r">${epoch || ""}</td><td class="r">${seconds == null ? "" : duration(seconds)}</td><td><code>${plain(row.prefix + end)}</code></td></tr>`;
+  }).join("");
+  return `<h3>Records</h3><div class="scroll"><table class="seeds"><thead><tr><th>seed</th>${heads}<th class="r">val. ${plain(block.selected)}</th><th class="r">epoch</th><th class="r">training</th><th>record</th></tr></thead><tbody>${lines}</tbody></table></div>`;
+}
+
+function commandHtml(row) {
+  const [words, known] = row.command;
+  const text = `${words} ${row.records[0][0]}`;
+  const said = known ? "Run it again" : "Run it again (the grid is not one that ships, or cannot be given these settings: compare them)";
+  return `<h3>${said}</h3><div class="command"><code>${plain(text)}</code><button type="button" class="tool copy">copy</button></div>`;
+}
+
+function duration(seconds) {
+  if (seconds < 99.5) return seconds < 9.95 ? `${seconds.toFixed(1)} s` : `${seconds.toFixed(0)} s`;
+  return seconds < 5970 ? `${(seconds / 60).toFixed(1)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}

@@ -1,0 +1,197 @@
+// Figures of the rows that are shown, as SVG: colours are levels, the same everywhere, told apart without hue by shape.
+
+const WIDE = 460, HIGH = 250, LEFT = 44, RIGHT = 10, TOP = 8, BOTTOM = 34;
+const MOST_DRAWN = 60;
+const level = row => (ORDER.includes(row.level) ? row.level : "baseline");
+const colour = row => `var(--${level(row)})`;
+
+function ticks(low, high, most = 5) {
+  const power = 10 ** Math.floor(Math.log10((high - low) / most));
+  const step = [1, 2, 5, 10].map(factor => factor * power).find(size => (high - low) / size <= most);
+  const found = [];
+  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + 1e-9 * step; n++) found.push(Number((n * step).toPrecision(12)));
+  return found;
+}
+
+function widened(values, share = 0.06) {
+  const low = Math.min(...values), high = Math.max(...values), room = share * (high - low) || 0.5;
+  return [low - room, high + room];
+}
+
+function figure(title, inside, height = HIGH, more = "") {
+  return `<figure><figcaption>${title}</figcaption><svg viewBox="0 0 ${WIDE} ${height}" role="img" aria-label="${title.replace(/<[^>]*>/g, "")}">${inside}</svg>${more}</figure>`;
+}
+
+// Axes with a grid: {x, y, html}, where x and y turn values into places.
+function axes([x0, x1], [y0, y1], names, options = {}) {
+  const x = value => LEFT + ((WIDE - LEFT - RIGHT) * (value - x0)) / (x1 - x0);
+  const y = value => HIGH - BOTTOM - ((HIGH - BOTTOM - TOP) * (value - y0)) / (y1 - y0);
+  const number = value => String(value).replace("-", "−");
+  let html = ticks(y0, y1).map(v => `<line class="grid" x1="${LEFT}" x2="${WIDE - RIGHT}" y1="${y(v)}" y2="${y(v)}"/><text x="${LEFT - 5}" y="${y(v) + 3.5}" text-anchor="end">${number(v)}</text>`).join("");
+  const marks = options.ticks || ticks(x0, x1).map(v => [v, number(v)]);
+  html += marks.map(([v, text]) => `<text x="${x(v)}" y="${HIGH - BOTTOM + 14}" text-anchor="middle">${plain(text)}</text>`).join("");
+  html += `<text x="${(LEFT + WIDE - RIGHT) / 2}" y="${HIGH - 3}" text-anchor="middle">${plain(names[0])}</text>`;
+  html += `<text transform="translate(10 ${(HIGH - BOTTOM + TOP) / 2}) rotate(-90)" text-anchor="middle">${plain(names[1])}</text>`;
+  return { x, y, html };
+}
+
+function dot(x, y, row, title, filled = true) {
+  const fill = filled ? colour(row) : "var(--paper)", stroke = filled ? "var(--paper)" : colour(row);
+  const style = `style="fill:${fill};stroke:${stroke}" stroke-width="${filled ? 0.8 : 1.6}"`;
+  const shapes = {
+    embedding: `<circle cx="${x}" cy="${y}" r="4" ${style}>`,
+    feature: `<rect x="${x - 3.6}" y="${y - 3.6}" width="7.2" height="7.2" ${style}>`,
+    input: `<path d="M${x} ${y - 4.8}L${x + 4.6} ${y + 3.6}H${x - 4.6}Z" ${style}>`,
+    longer: `<path d="M${x} ${y + 4.8}L${x + 4.6} ${y - 3.6}H${x - 4.6}Z" ${style}>`,
+    floor: `<path d="M${x - 4} ${y}H${x + 4}M${x} ${y - 4}V${y + 4}" style="stroke:${colour(row)}" stroke-width="1.6">`,
+  };
+  const shape = shapes[level(row)] || `<path d="M${x} ${y - 5}L${x + 5} ${y}L${x} ${y + 5}L${x - 5} ${y}Z" ${style}>`;
+  return shape + `<title>${plain(title)}</title>` + (shape.startsWith("<circle") ? "</circle>" : shape.startsWith("<rect") ? "</rect>" : "</path>");
+}
+
+function legend(rows) {
+  const here = ORDER.filter(name => rows.some(row => level(row) === name));
+  return `<p class="legend">${here.map(name => `<span><svg viewBox="-6 -6 12 12" style="width:11px;height:11px;display:inline-block;vertical-align:-1px;margin-right:3px">${dot(0, 0, { level: name }, name)}</svg>${name}</span>`).join("")}</p>`;
+}
+
+function figuresHtml(block, rows) {
+  const place = shownMetrics(block)[0];
+  const trained = rows.filter(row => !row.floor && row.cells.some(Boolean)).slice(0, MOST_DRAWN);
+  if (!trained.length) return '<p class="key">No measured row is shown.</p>';
+  const left = rows.filter(row => !row.floor && row.cells.some(Boolean)).length - trained.length;
+  const drawn = [forest, heatMap, costs, recallCurves, validationCurves, validationAgainstTest].map(one => one(block, trained, place));
+  return drawn.join("") + (left > 0 ? `<p class="key">Of the first ${MOST_DRAWN} rows; ${left} more are in the table.</p>` : "");
+}
+
+function forest(block, rows, place) {
+  const some = rows.filter(row => row.cells[place] && row.cells[place].difference != null);
+  if (!some.length) return "";
+  const step = 17, left = 168, height = TOP + some.length * step + BOTTOM;
+  const cells = some.map(row => row.cells[place]);
+  const [low, high] = widened([0, ...cells.flatMap(c => [c.difference - (c.differenceHalf || 0), c.difference + (c.differenceHalf || 0)])]);
+  const x = value => left + ((WIDE - left - RIGHT) * (value - low)) / (high - low);
+  let html = ticks(low, high).map(v => `<line class="grid" x1="${x(v)}" x2="${x(v)}" y1="${TOP}" y2="${height - BOTTOM}"/><text x="${x(v)}" y="${height - BOTTOM + 14}" text-anchor="middle">${String(v).replace("-", "−")}</text>`).join("");
+  html += `<line class="zero" x1="${x(0)}" x2="${x(0)}" y1="${TOP}" y2="${height - BOTTOM}"/>`;
+  some.forEach((row, i) => {
+    const cell = row.cells[place], y = TOP + (i + 0.5) * step, half = cell.differenceHalf;
+    const name = row.arm.length > 29 ? row.arm.slice(0, 28) + "…" : row.arm;
+    html += `<text class="strong" x="${left - 8}" y="${y + 3.5}" text-anchor="end">${plain(name)}</text>`;
+    if (half != null) html += `<line x1="${x(cell.difference - half)}" x2="${x(cell.difference + half)}" y1="${y}" y2="${y}" style="stroke:${colour(row)}" stroke-width="1.6"/>`;
+    html += dot(x(cell.difference), y, row, `${row.arm}: ${signed(cell.difference, 2)}${half == null ? "" : " ± " + half.toFixed(2)}`, (cell.marks || "").includes("d"));
+  });
+  html += `<text x="${(left + WIDE - RIGHT) / 2}" y="${height - 3}" text-anchor="middle">Δ ${plain(block.metrics[place])}, points</text>`;
+  const tested = cells.some(cell => cell.p != null);
+  return figure(`<b>Metrix minus baseline</b>, paired by seed, 95 % t-interval${tested ? "; filled: significant after Holm" : ""}`, html, height);
+}
+
+function heatMap(block, rows, place) {
+  const levels = ORDER.filter(name => name !== "floor" && rows.some(row => row.level === name));
+  const losses = [...new Set(rows.map(row => row.loss))];
+  if (levels.length < 2) return "";
+  const pick = (loss, name) => rows.find(row => row.loss === loss && row.level === name && row.cells[place]);
+  const largest = Math.max(1e-9, ...rows.map(row => (row.cells[place] && Math.abs(row.cells[place].difference || 0)) || 0));
+  const left = 130, width = (WIDE - left - RIGHT) / levels.length, step = 26, head = 20, height = head + losses.length * step + 6;
+  let html = levels.map((name, i) => `<text x="${left + (i + 0.5) * width}" y="13" text-anchor="middle">${plain(name)}</text>`).join("");
+  losses.forEach((loss, j) => {
+    const y = head + j * step, name = loss.length > 22 ? loss.slice(0, 21) + "…" : loss;
+    html += `<text class="strong" x="${left - 8}" y="${y + step / 2 + 3.5}" text-anchor="end">${plain(name)}</text>`;
+    levels.forEach((name, i) => {
+      const row = pick(loss, name), cell = row && row.cells[place];
+      const depth = cell && cell.difference != null ? cell.difference / largest : 0;
+      const fill = cell && cell.difference != null ? `rgba(var(${depth < 0 ? "--warm" : "--cold"}), ${(0.08 + 0.6 * Math.abs(depth)).toFixed(2)})` : "var(--hover)";
+      const text = !cell ? "–" : cell.difference == null ? cell.mean.toFixed(block.digits[place]) : signed(cell.difference, block.digits[place]) + ((cell.marks || "").includes("d") ? "†" : "");
+      html += `<rect x="${left + i * width + 1}" y="${y + 1}" width="${width - 2}" height="${step - 2}" rx="3" style="fill:${fill}"/><text class="strong" x="${left + (i + 0.5) * width}" y="${y + step / 2 + 3.5}" text-anchor="middle">${text}</text>`;
+    });
+  });
+  return figure(`<b>Loss × level</b>: baseline ${plain(block.metrics[place])} in percent, then differences in points; blue gains, orange losses`, html, height);
+}
+
+function costs(block, rows, place) {
+  const some = rows.filter(row => row.cells[place] && row.time > 0);
+  if (some.length < 2) return "";
+  const least = Math.min(...some.map(row => row.time)), unit = least >= 3600 ? [3600, "h"] : least >= 60 ? [60, "min"] : [1, "s"];
+  const at = row => row.time / unit[0];
+  const mean = row => row.cells[place].mean, half = row => row.cells[place].half || 0;
+  const frame = axes(widened(some.map(at)), widened(some.flatMap(row => [mean(row) - half(row), mean(row) + half(row)])), [`training time, ${unit[1]}`, `${block.metrics[place]}, percent`]);
+  const front = [];
+  for (const row of [...some].sort((a, b) => at(a) - at(b) || mean(b) - mean(a))) if (!front.length || mean(row) > mean(front[front.length - 1])) front.push(row);
+  let html = frame.html + `<path class="pareto" d="${front.map((row, i) => `${i ? "H" + frame.x(at(row)) + "V" : "M" + frame.x(at(row)) + " "}${frame.y(mean(row))}`).join("")}H${WIDE - RIGHT}"/>`;
+  for (const row of some) {
+    const x = frame.x(at(row));
+    if (half(row)) html += `<line x1="${x}" x2="${x}" y1="${frame.y(mean(row) - half(row))}" y2="${frame.y(mean(row) + half(row))}" style="stroke:${colour(row)}" opacity=".5"/>`;
+    html += dot(x, frame.y(mean(row)), row, `${row.arm}: ${mean(row).toFixed(1)} in ${duration(row.time)}`);
+  }
+  const written = [];
+  for (const row of front.reverse()) {
+    const x = frame.x(at(row)), y = frame.y(mean(row)), right = x > WIDE * 0.7;
+    if (written.some(([u, v]) => Math.abs(u - x) < 170 && Math.abs(v - y) < 14)) continue;
+    written.push([x, y]);
+    html += `<text x="${frame.x(at(row)) + (right ? -7 : 7)}" y="${frame.y(mean(row)) - 6}" text-anchor="${right ? "end" : "start"}">${plain(row.arm)}</text>`;
+  }
+  return figure("<b>Score against training cost</b>; dashed: nothing cheaper is better", html, HIGH, legend(some));
+}
+
+function recallCurves(block, rows) {
+  const ks = block.metrics.map((name, place) => [/^R@(\d+)$/.exec(name), place]).filter(([match]) => match).map(([match, place]) => [Number(match[1]), place]).sort((a, b) => a[0] - b[0]);
+  if (ks.length < 2) return "";
+  const lines = rows.map(row => [row, ks.map(([, place]) => row.cells[place] && row.cells[place].mean)]).filter(([, values]) => values.every(value => value != null));
+  if (!lines.length) return "";
+  const frame = axes([-0.15, ks.length - 0.85], widened(lines.flatMap(([, values]) => values)), ["K", "R@K, percent"], { ticks: ks.map(([k], i) => [i, String(k)]) });
+  const html = lines.map(([row, values]) => `<polyline class="trace" style="stroke:${colour(row)}" points="${values.map((v, i) => `${frame.x(i)},${frame.y(v)}`).join(" ")}"><title>${plain(row.arm)}</title></polyline>${values.map((v, i) => dot(frame.x(i), frame.y(v), row, `${row.arm}: R@${ks[i][0]} ${v.toFixed(1)}`)).join("")}`).join("");
+  return figure("<b>Recall at K</b>", frame.html + html, HIGH, legend(rows));
+}
+
+// The mean over seeds at every epoch that all seeds have.
+function meanCurve(row) {
+  const curves = curvesOf(row).filter(curve => curve.validation);
+  if (!curves.length) return null;
+  const length = Math.min(...curves.map(curve => curve.epochs.length));
+  const points = [];
+  for (let i = 0; i < length; i++) {
+    const values = curves.map(curve => curve.validation[i]).filter(value => value !== null);
+    if (values.length === curves.length) points.push([curves[0].epochs[i], values.reduce((a, b) => a + b) / values.length]);
+  }
+  return points;
+}
+
+function validationCurves(block, rows) {
+  const lines = rows.map(row => [row, meanCurve(row)]).filter(([, points]) => points && points.length > 1);
+  if (!lines.length) return "";
+  const all = lines.flatMap(([, points]) => points);
+  const frame = axes([1, Math.max(...all.map(p => p[0]))], widened(all.map(p => p[1])), ["epoch", `validation ${block.selected}, percent`]);
+  const html = lines.map(([row, points]) => `<polyline class="trace" style="stroke:${colour(row)}" points="${points.map(([e, v]) => `${frame.x(e).toFixed(1)},${frame.y(v).toFixed(1)}`).join(" ")}"><title>${plain(row.arm)}</title></polyline>`).join("");
+  return figure("<b>Learning curves</b>, mean over seeds", frame.html + html, HIGH, legend(lines.map(([row]) => row)));
+}
+
+function validationAgainstTest(block, rows) {
+  const place = block.metrics.indexOf(block.selected);
+  if (place < 0) return "";
+  const points = rows.flatMap(row => row.records.map(record => [row, record[3], record[2][place], record[0]])).filter(([, v, t]) => v != null && t != null);
+  if (points.length < 3) return "";
+  const frame = axes(widened(points.map(p => p[1])), widened(points.map(p => p[2])), [`validation ${block.selected}, percent`, `test ${block.selected}, percent`]);
+  const html = points.map(([row, v, t, seed]) => dot(frame.x(v), frame.y(t), row, `${row.arm} seed ${seed}: validation ${v.toFixed(1)}, test ${t.toFixed(1)}`)).join("");
+  return figure(`<b>Validation against test</b>, a point a run; correlation ${correlation(points.map(p => p[1]), points.map(p => p[2]))}`, frame.html + html, HIGH, legend(rows));
+}
+
+function correlation(a, b) {
+  const mean = values => values.reduce((x, y) => x + y) / values.length, ma = mean(a), mb = mean(b);
+  const both = a.reduce((sum, x, i) => sum + (x - ma) * (b[i] - mb), 0);
+  const size = Math.sqrt(a.reduce((sum, x) => sum + (x - ma) ** 2, 0) * b.reduce((sum, x) => sum + (x - mb) ** 2, 0));
+  return size ? (both / size).toFixed(2).replace("-", "−") : "–";
+}
+
+// Curves of the seeds of one row, `behind` those of its baseline.
+function learning(title, curves, behind, what) {
+  const all = [...curves, ...behind].filter(curve => curve[what]);
+  if (!all.length) return "";
+  const values = all.flatMap(curve => curve[what]).filter(value => value !== null);
+  const frame = axes([1, Math.max(2, ...all.map(curve => curve.epochs[curve.epochs.length - 1]))], widened(values), ["epoch", ""]);
+  const path = curve => curve.epochs.map((e, i) => (curve[what][i] === null ? "" : `${frame.x(e).toFixed(1)},${frame.y(curve[what][i]).toFixed(1)}`)).join(" ");
+  let html = frame.html + behind.filter(curve => curve[what]).map(curve => `<polyline class="behind" points="${path(curve)}"/>`).join("");
+  curves.filter(curve => curve[what]).forEach((curve, i) => {
+    html += `<polyline class="trace" style="stroke:var(--s${i % 5})" points="${path(curve)}"><title>seed ${curve.seed}</title></polyline>`;
+    const place = curve.epochs.findIndex((epoch, j) => epoch >= curve.chosen && curve[what][j] !== null);
+    if (curve.chosen && place >= 0) html += `<circle cx="${frame.x(curve.epochs[place]).toFixed(1)}" cy="${frame.y(curve[what][place]).toFixed(1)}" r="3" style="fill:var(--ink);stroke:var(--hover)"/>`;
+  });
+  return figure(plain(title), html);
+}
