@@ -2,7 +2,7 @@
 
     ℓ(a) = (1/|P|) Σ_p log(1 + e^{−β(s(a,p) − m)})  +  (1/|N|) Σ_n log(1 + e^{γ(s(a,n) − m)})
 
-Yi, Lei, Li, "Deep metric learning for practical person re-identification", arXiv 1407.4979, eq. 8, with the cost of
+Yi, Lei, Li, "Deep metric learning for practical person re-identification", arXiv 1407.4979, with the cost of
 negatives as a steeper slope γ. In a mixed set |P| counts the labels above 0 and |N| those below 1; an empty side is
 0.
 """

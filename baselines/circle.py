@@ -4,7 +4,7 @@
     α_p = [1 + m − s]₊,  α_n = [s + m]₊,  Δ_p = 1 − m,  Δ_n = m,  no gradient through α
 
 Sun, Cheng, Zhang, Zhang, Zheng, Wang, Wei, "Circle loss: a unified perspective of pair similarity optimization", CVPR
-2020, eq. 6–8, with the paper's m and γ for fine-grained retrieval. An anchor without a positive or without a negative
+2020, with the paper's m and γ for fine-grained retrieval. An anchor without a positive or without a negative
 contributes 0.
 """
 

@@ -3,7 +3,7 @@
     ℓ(a) = Σ_p −s(a,p)  +  Σ_n [s(a,n) − m]₊
 
 Hadsell, Chopra, LeCun, "Dimensionality reduction by learning an invariant mapping", CVPR 2006, in the weighting form
-of Wang et al., CVPR 2019, eq. 3. `reduction="sum"` is this formula to the letter. `reduction="mean"` divides the
+of Wang et al., CVPR 2019. `reduction="sum"` is this formula to the letter. `reduction="mean"` divides the
 positive sum by
 # y > 0} and the negative sum by the number of negatives above the margin plus the number of mixed labels, so that in
 # a mixed

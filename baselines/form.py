@@ -2,10 +2,9 @@
 
     ℓ(a) = τ( σ⁺( Σ y·ρ⁺(s(a,x)) ) + σ⁻( Σ (1−y)·ρ⁻(s(a,x)) ) ),   sums over the labelled set (x, y) of anchor a
 
-Venkataramanan et al., "It Takes Two to Tango: Mixup for Deep Metric Learning", ICLR 2022 (arXiv 2106.04990), eq. 4
-and 11. On clean data the label y says "positive" (1) or "negative" (0) for this anchor; Metrix only lets y lie in
-between. So a loss is written once, in `formula`, and everything else here turns a batch into similarities and label
-weights.
+Venkataramanan et al., "It Takes Two to Tango: Mixup for Deep Metric Learning", ICLR 2022 (arXiv 2106.04990). On clean
+data the label y says "positive" (1) or "negative" (0) for this anchor; Metrix only lets y lie in between. So a loss
+is written once, in `formula`, and everything else here turns a batch into similarities and label weights.
 """
 
 from __future__ import annotations
@@ -200,18 +199,21 @@ def check_shapes(embeddings: Tensor, labels: Tensor) -> None:
         what = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
         kind = f" of {embeddings.dtype}" if isinstance(embeddings, Tensor) else ""
         raise TypeError(f"embeddings must be a floating-point tensor (n, d), not {what}{kind}")
+    check_labels(labels, len(embeddings), embeddings.device)
+
+
+def check_labels(labels: Tensor, count: int, device: torch.device) -> None:
+    """Raise unless labels are an integer tensor (count,) on the device, count above 0."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a tensor of integers (n,), not {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, not {labels.dtype}; use labels.long()")
-    if labels.shape != embeddings.shape[:1]:
-        raise ValueError(
-            f"labels must have one entry for each of the {len(embeddings)} embeddings, not {tuple(labels.shape)}"
-        )
-    if len(labels) == 0:
+    if labels.shape != (count,):
+        raise ValueError(f"labels must have one entry for each of the {count} embeddings, not {tuple(labels.shape)}")
+    if count == 0:
         raise ValueError("the batch is empty")
-    if labels.device != embeddings.device:
-        raise ValueError(f"labels are on {labels.device}, embeddings on {embeddings.device}; move one of them")
+    if labels.device != device:
+        raise ValueError(f"labels are on {labels.device}, embeddings on {device}; move one of them")
 
 
 def check_values(lengths: Tensor, labels: Tensor, num_classes: int | None) -> None:

@@ -2,7 +2,7 @@
 
     ℓ(a) = [ log Σ_p e^{−s(a,p)}  +  log Σ_n e^{s(a,n) + m} ]₊
 
-Hermans, Beyer, Leibe, "In defense of the triplet loss for person re-identification", arXiv 1703.07737, eq. 9, the
+Hermans, Beyer, Leibe, "In defense of the triplet loss for person re-identification", arXiv 1703.07737, the
 generalised form of Oh Song et al., CVPR 2016. Deviation: distances are D = −s on unit vectors. An anchor without a
 positive or without a negative contributes 0. With one λ for the whole batch λ only shifts the two logarithms, so the
 gradient of the mixed loss does not depend on the label, except through the hinge.

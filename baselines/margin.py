@@ -2,10 +2,10 @@
 
     L = mean over non-zero terms of [ d(a,p) − β + m ]₊ and [ β − d(a,n) + m ]₊,  d = √(2 − 2s)
 
-Wu, Manmatha, Smola, Krähenbühl, "Sampling matters in deep embedding learning", ICCV 2017, eq. 5. `sampling="all"`
-takes all pairs; "distance" draws for each anchor and positive one negative as in their eq. 4, with a chance inverse
+Wu, Manmatha, Smola, Krähenbühl, "Sampling matters in deep embedding learning", ICCV 2017. `sampling="all"`
+takes all pairs; "distance" draws for each anchor and positive one negative as the paper does, with a chance inverse
 to the density of distances on the sphere (at least 0.5), among those nearer than 1.4 if there are any. β is one
-number, or one for each class of anchors. Deviation: their penalty ν on β is 0, the default of their code.
+number, or one for each class of anchors. Deviation: no penalty ν on β.
 """
 
 import math

@@ -3,7 +3,7 @@
     ℓ(a) = (1/β) log(1 + Σ_p e^{−β(s(a,p) − m)})  +  (1/γ) log(1 + Σ_n e^{γ(s(a,n) − m)})
 
 Wang, Han, Huang, Dong, Scott, "Multi-similarity loss with general pair weighting for deep metric learning", CVPR
-2019, eq. 15 (α, β, λ there are β, γ, m here). Deviation: the pair mining of their eq. 7–8 is off by default; `mining`
+2019, eq. 15 (α, β, λ there are β, γ, m here). Deviation: the pair mining of the paper is off by default; `mining`
 is its ε, on similarities, and applies to the clean loss only: keep n if s(a,n) > min_p s(a,p) − ε, and p if s(a,p) <
 max_n s(a,n) + ε.
 """

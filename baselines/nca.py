@@ -2,7 +2,7 @@
 
     ℓ(a) = −log( Σ_p e^{s(a,p)/T} / (Σ_p e^{s(a,p)/T} + Σ_n e^{s(a,n)/T}) )
 
-Goldberger, Roweis, Hinton, Salakhutdinov, "Neighbourhood components analysis", NIPS 2004, eq. 2–4, with the logarithm
+Goldberger, Roweis, Hinton, Salakhutdinov, "Neighbourhood components analysis", NIPS 2004, with the logarithm
 outside their sum over neighbours. Deviation: a temperature T; their squared distances between unit vectors are T = ½.
 An anchor without a positive contributes 0.
 

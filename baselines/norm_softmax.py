@@ -2,7 +2,7 @@
 
     ℓ(a) = −log( e^{κs(a,w_y)} / Σ_c e^{κs(a,w_c)} ),  κ the scale
 
-Zhai, Wu, "Classification is a strong baseline for deep metric learning", BMVC 2019, eq. 3; their temperature σ is
+Zhai, Wu, "Classification is a strong baseline for deep metric learning", BMVC 2019; their temperature σ is
 1/scale. Deviation: no layer normalisation before the embedding and no bias; these belong to the network.
 
 Metrix: the mixed example is the anchor; its label over the classes is λ and 1 − λ on the two, inside the logarithm.

@@ -2,7 +2,7 @@
 
     ℓ(a) = −log( e^{2s(a,w_y)} / Σ_{c≠y} e^{2s(a,w_c)} )
 
-Movshovitz-Attias, Toshev, Leung, Ioffe, Singh, "No fuss distance metric learning using proxies", ICCV 2017, eq. 4:
+Movshovitz-Attias, Toshev, Leung, Ioffe, Singh, "No fuss distance metric learning using proxies", ICCV 2017:
 squared distances of unit vectors are 2 − 2s. As in the paper the denominator leaves out the own proxy, so the loss
 may be negative.
 

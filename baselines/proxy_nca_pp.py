@@ -2,9 +2,9 @@
 
     ℓ(a) = −log( e^{2s(a,w_y)/T} / Σ_c e^{2s(a,w_c)/T} )
 
-Teh, DeVries, Taylor, "ProxyNCA++: revisiting and revitalizing proxy neighborhood component analysis", ECCV 2020, eq.
-6, with their temperature T = 1/9 on squared distances of unit vectors, 2 − 2s. Their other changes (global max
-pooling, class-balanced sampling, faster proxies) belong to the training, not to the loss.
+Teh, DeVries, Taylor, "ProxyNCA++: revisiting and revitalizing proxy neighborhood component analysis", ECCV 2020, with
+their temperature T = 1/9 on squared distances of unit vectors, 2 − 2s. Their other changes (global max pooling,
+class-balanced sampling, faster proxies) belong to the training, not to the loss.
 
 Metrix: the mixed example is the anchor; its label over the proxies is λ and 1 − λ on the two classes, inside the
 logarithm.

@@ -2,7 +2,7 @@
 
     L = mean over active triplets of [ s(a,n) − s(a,p) + m ]₊
 
-Schroff, Kalenichenko, Philbin, "FaceNet: a unified embedding for face recognition and clustering", CVPR 2015, eq. 2.
+Schroff, Kalenichenko, Philbin, "FaceNet: a unified embedding for face recognition and clustering", CVPR 2015.
 Deviation: similarities, so the margin is half of theirs on squared distances of unit vectors. `mining`: "all"
 triplets; "semihard", all with s(a,p) − m < s(a,n) < s(a,p); "hard", the most similar negative for each anchor and
 positive.

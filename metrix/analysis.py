@@ -26,7 +26,7 @@ AT_ONCE = 2**24  # similarities held at once
 def alignment(embeddings: Tensor, labels: Tensor) -> float:
     """Mean squared distance ‖z − z'‖² of all pairs of one class, in [0, 4]; less is closer.
 
-    embeddings (n, d), labels (n,) integers. Wang and Isola, ICML 2020, eq. 2 with α = 2. NaN if no class has a pair.
+    embeddings (n, d), labels (n,) integers. Wang and Isola, ICML 2020, with α = 2. NaN if no class has a pair.
     """
     check_shapes(embeddings, labels)
     z = _unit(embeddings).double()
@@ -42,7 +42,7 @@ def alignment(embeddings: Tensor, labels: Tensor) -> float:
 def uniformity(embeddings: Tensor) -> float:
     """log of the mean of e^{−2‖z−z'‖²} over all pairs i < j, in [−8, 0]; less is more uniform.
 
-    embeddings (n, d). Wang and Isola, ICML 2020, eq. 3 with t = 2.
+    embeddings (n, d). Wang and Isola, ICML 2020, with t = 2.
     """
     z = _unit(embeddings)
     if len(z) < 2:
@@ -59,7 +59,7 @@ def utilization(
 ) -> float:
     """Mean squared distance of queries (q, d) to the nearest training embedding (n, d), in [0, 4].
 
-    Venkataramanan et al., ICLR 2022, section 4.4. It falls by itself when there are more training points, so numbers
+    Venkataramanan et al., ICLR 2022. It falls by itself when there are more training points, so numbers
     are comparable for equal numbers of them: `points` is that of a random subset of `train`, drawn from `generator`.
     """
     queries, train = _unit(queries), _unit(train)
@@ -99,7 +99,7 @@ def positivity(
     """Whether mixed examples of a positive and a negative act as positives, for each λ in (0, 1).
 
     embeddings (n, d) and labels (n,) are one batch, mixed as pos-neg at the embedding level; `loss` has clean
-    anchors. Venkataramanan et al., ICLR 2022, section 3.5. Their closed form for multi-similarity holds for |V(a)| =
+    anchors. Venkataramanan et al., ICLR 2022. Their closed form for multi-similarity holds for |V(a)| =
     1; in general the threshold on s(a,v) gains ln((1+B)/(1+A))/(β+γ), A and B the weighted sums of the loss. A
     ValueError refuses losses without clean anchors, and batches with nothing to mix.
     """

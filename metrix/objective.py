@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from baselines.form import Loss, one_of, refuse_indices, within
+from baselines.form import Batch, Loss, check_labels, one_of, refuse_indices, within
 from baselines.numerics import cosine, full_precision, unit
 from metrix import network
 from metrix import pairs as choose
@@ -16,15 +16,20 @@ from metrix.mixing import embedded_loss, mixed_loss
 
 
 class Metrix(nn.Module):
-    """The mixed variant of a loss: total = mean ℓ + weight · mean ℓ̃ (Venkataramanan et al., ICLR 2022, eq. 14).
+    """The mixed variant of a loss: total = mean ℓ + weight · mean ℓ̃ (Venkataramanan et al., ICLR 2022).
 
-    at: "embedding" (a drop-in for any training loop, and nearly free), "feature" (a stage of the network; None is its
-    last feature map) or "input". pairs: "pos-neg", "anc-neg", "pos-pos", "neg-neg", or "alternate" between the first
-    two, drawn at each step. weight: w ≥ 0. alpha: λ ~ Beta(alpha, alpha), drawn for each batch or for each pair
-    ("example"). renormalize: unit length for mixed embeddings at="embedding" (elsewhere the network sees to it).
-    hardest: keep for each example its k most similar ones of other classes; None is "all" at the embedding and 1
-    elsewhere. max_mixed: keep at most so many pairs, at random. generator: the source of all its random numbers; None
-    is one seeded like torch's own.
+    loss: one of the losses of `baselines` that has a mixed form.
+    at: "embedding", a drop-in for any training loop and nearly free; "feature", a stage of the network; "input".
+    stage: the name or index of the stage to mix at="feature"; None is the last feature map, before pooling.
+    pairs: "pos-neg", "anc-neg", "pos-pos", "neg-neg", or "alternate" between the first two, drawn at each step.
+    weight: w ≥ 0 of the mixed loss; 0 is the baseline, to the bit.
+    alpha: λ ~ Beta(alpha, alpha).
+    renormalize: mixed embeddings have unit length at="embedding"; elsewhere they always have.
+    lambda_per: one λ for the "batch", or one for each pair of examples ("example").
+    hardest: mix each example with its k most similar ones of other classes, a number or "all"; None is "all" at the
+        embedding and 1 elsewhere. Before the last stage partners are drawn at random, and a number is refused.
+    max_mixed: mix at most so many pairs of a batch, a random subset; None is no limit.
+    generator: the source of all its random numbers; None is one of its own, seeded like torch's.
 
     A combination without a mixed form, and an argument out of range, is a ValueError that says why.
     """
@@ -89,6 +94,7 @@ class Metrix(nn.Module):
         model, images, labels = inputs
         if not mixing or self.at == "embedding":
             return self._at_embedding(model(images), labels, mixing)
+        check_labels(labels, len(images), images.device)
         if self.at == "input":
             return self._at_input(model, images, labels)
         stage, is_last = network.last_stage_or(self.stage, model)
@@ -149,7 +155,7 @@ class Metrix(nn.Module):
                 terms["mixed"] = self._mixed(batch)
         return terms
 
-    def _mixed(self, batch, pairs: str | None = None, lam: float | Tensor | None = None) -> Tensor:
+    def _mixed(self, batch: Batch, pairs: str | None = None, lam: float | Tensor | None = None) -> Tensor:
         drawn = self._draw_type()
         pairs = pairs or drawn
         n = len(batch.labels)
@@ -174,7 +180,6 @@ class Metrix(nn.Module):
     def _at_input(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         if not images.is_floating_point():
             raise TypeError(f"at='input' mixes normalised images, a floating-point tensor, not {images.dtype}")
-
         return self._through(model, model(images), images, model, labels)
 
     def _at_last_map(self, model: nn.Module, stage: str, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -226,7 +231,7 @@ class Metrix(nn.Module):
             clean = self.loss.clean(batch)
         return {"clean": clean, "mixed": self._embedded(batch, mixed, pairs, lam, first, second)}
 
-    def _embedded(self, batch, mixed: Tensor, pairs: str, lam, first: Tensor, second: Tensor) -> Tensor:
+    def _embedded(self, batch: Batch, mixed: Tensor, pairs: str, lam, first: Tensor, second: Tensor) -> Tensor:
         with full_precision(mixed.device):
             vectors = unit(mixed)[0].to(batch.embeddings.dtype)
             return embedded_loss(self.loss, batch, vectors, pairs, _of_pairs(lam, first, second), first, second)
@@ -243,7 +248,7 @@ class Metrix(nn.Module):
         proxies = len(self.loss.proxies) if self.loss.anchors == "proxies" else None
         return choose.eligible(pairs, labels, self.loss.mixed, proxies)
 
-    def _narrow(self, mask: Tensor, batch, similarities: Tensor | None, hardest: int | None) -> Tensor:
+    def _narrow(self, mask: Tensor, batch: Batch, similarities: Tensor | None, hardest: int | None) -> Tensor:
         if hardest is not None:
             other = mask
             if similarities is None:

@@ -1,6 +1,6 @@
 """Which examples are mixed, with whom, and how much: pair types, hardest partners, random subsets, λ.
 
-A mixed example is an ordered pair (i, j), λ multiplying i. Venkataramanan et al., ICLR 2022, section 3.4.
+A mixed example is an ordered pair (i, j), λ multiplying i. Venkataramanan et al., ICLR 2022.
 """
 
 from __future__ import annotations
