@@ -60,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--format", metavar="A,B", help="such as latex, csv, parquet, figures (default: the usual)")
     report.add_argument("--metrics", metavar="A,B", help="metrics that tables print (default: R@1,MAP@R)")
+    report.add_argument("--data", type=Path, help="folder of the dataset, to show images of those not embedded")
+    report.add_argument("--cache", type=Path, help="folder for decoded images (default: ~/.cache/metrix-bench)")
 
     power = _command(
         commands, power_command, "power", "say what the seeds of run folders can show, and how many would"
@@ -153,7 +155,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     grid = _grid(arguments)
     folder = _folder(arguments, grid)
     outcome = run_grid(grid, folder, arguments.data, arguments.cache, watch=terminal.view)
-    _report([folder], folder)
+    _report([folder], folder, data=arguments.data, cache=arguments.cache)
     if outcome.interrupted:
         print(f"interrupted with {outcome.missing} trials to go; the same command continues where it stopped")
         return INTERRUPTED
@@ -252,7 +254,7 @@ def report_command(arguments: argparse.Namespace) -> int:
     filters = "-".join(f"{key}={','.join(values)}" for key, values in only.items())
     folder = arguments.out or arguments.runs[0] / (Path("only") / filters.replace("/", "_") if filters else "")
     formats, metrics = ((text or "").split(",") if text else () for text in (arguments.format, arguments.metrics))
-    _report(arguments.runs, folder, only, formats, metrics)
+    _report(arguments.runs, folder, only, formats, metrics, arguments.data, arguments.cache)
     return OK
 
 
@@ -310,15 +312,18 @@ def _report(
     only: dict[str, list[str]] | None = None,
     formats: Sequence[str] = (),
     metrics: Sequence[str] = (),
+    data: Path | None = None,
+    cache: Path | None = None,
 ) -> None:
     """Write the leaderboard of runs into a folder, and show it."""
-    from harness import collection, reports, terminal
+    from harness import collection, gallery, reports, terminal
 
     found = collection.collect(runs, only, warn=_complain)
     if not found.records and not found.failures:
         print(f"{' and '.join(map(str, runs))} holds no results yet")
         return
     board = collection.narrowed(found.leaderboard(metrics), only or {})
+    board = gallery.with_gallery(board, found, data, cache)
     written = reports.write_all(board, folder, formats)
     terminal.show(board)
     print("written: " + "  ".join(str(path) for path in written))

@@ -80,8 +80,8 @@ function forest(block, rows, place) {
     html += dot(x(cell.difference), y, row, `${row.arm}: ${signed(cell.difference, 2)}${half == null ? "" : " ± " + half.toFixed(2)}`, (cell.marks || "").includes("d"));
   });
   html += `<text x="${(left + WIDE - RIGHT) / 2}" y="${height - 3}" text-anchor="middle">Δ ${plain(block.metrics[place])}, points</text>`;
-  const tested = cells.some(cell => cell.p != null);
-  return figure(`<b>Metrix minus baseline</b>, paired by seed, 95 % t-interval${tested ? "; filled: significant after Holm" : ""}`, html, height);
+  const tested = cells.some(cell => cell.p != null), sure = cells.some(cell => cell.differenceHalf != null);
+  return figure(`<b>Metrix minus baseline</b>, paired by seed${sure ? ", 95 % t-interval" : ""}${tested ? "; filled: significant after Holm" : ""}`, html, height);
 }
 
 function heatMap(block, rows, place) {
