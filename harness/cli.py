@@ -95,6 +95,13 @@ def parser() -> argparse.ArgumentParser:
         "--side", type=int, default=Images().stored_px, metavar="PX", help="shorter side (default: %(default)s)"
     )
 
+    draw = _command(
+        commands, draw_command, "draw", "draw the learning curves of a finished trial, and its positivity"
+    )
+    draw.add_argument("run", type=Path, help="run folder")
+    draw.add_argument("trial", help="the trial's id, or a part of it that no other has")
+    draw.add_argument("--to", type=Path, help="a .pdf, .svg or .png file (default: RUN/figures/TRIAL.pdf)")
+
     listing = _command(commands, list_command, "list", "list what a grid may name")
     listing.add_argument("what", choices=sorted(LISTINGS), help="what to list")
     listing.add_argument("pattern", nargs="?", help="backbones: a pattern such as 'resnet*'; stages: a backbone")
@@ -415,6 +422,19 @@ def prepare_command(arguments: argparse.Namespace) -> int:
     with terminal.progress(f"decoding {dataset.name}") as progress:
         images = open_images(dataset, arguments.side, cache, progress, announce=print)
     print(f"{len(images)} images in {images.path}, {images.path.stat().st_size / 1e9:.2f} GB")
+    return OK
+
+
+def draw_command(arguments: argparse.Namespace) -> int:
+    """Draw one trial and print where."""
+    from harness.figures import draw_trial
+
+    run = _existing(arguments.run)
+    found = [record for record in run.records() if arguments.trial in record.id]
+    if len(found) != 1:
+        listed = "\n  ".join(record.id for record in found or run.records())
+        raise ValueError(f"{arguments.trial!r} names {len(found)} trials of {run.folder}; name one of\n  {listed}")
+    print(draw_trial(found[0], arguments.to or run.folder / "figures" / f"{found[0].id}.pdf"))
     return OK
 
 

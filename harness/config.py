@@ -277,12 +277,13 @@ class Trial(Value):
     arm: Arm
     protocol: Literal["fair", "paper", "tuned", "search"] = "fair"
     keep: Literal["weights", "embeddings", "none"] = "embeddings"
+    analysis: bool = False
     seed: int = Field(0, ge=0)
 
     @property
     def digest(self) -> str:
-        """sha256 of the trial's content (less `keep`, which changes no number), hexadecimal."""
-        content = json.dumps(self.model_dump(mode="json", exclude={"keep"}), sort_keys=True)
+        """sha256 of the trial's content (less `keep` and `analysis`, which change no score), hexadecimal."""
+        content = json.dumps(self.model_dump(mode="json", exclude={"keep", "analysis"}), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
@@ -307,7 +308,7 @@ class Trial(Value):
     @property
     def shared(self) -> dict[str, Any]:
         """The factors that must be equal within one table of a dataset and a backbone (FAIR-08), flattened."""
-        content = self.model_dump(mode="json", exclude={"arm", "seed", "keep"})
+        content = self.model_dump(mode="json", exclude={"arm", "seed", "keep", "analysis"})
         for name in SHARED_BY_A_LOSS:
             content["training"].pop(name)
         return dict(_flat(content))
@@ -320,7 +321,8 @@ class Grid(Value):
     """The experiment a YAML file describes: datasets × backbones × (losses × levels + arms + floors) × seeds.
 
     `compute_matched` adds, for each Metrix arm that crosses the network more often than its baseline, the baseline
-    trained for as many forward passes. A file with `include: [grid, …]` runs several grids as one, its `parts`, which
+    trained for as many forward passes. `analysis` adds alignment, uniformity, utilization and positivity to the
+    records. A file with `include: [grid, …]` runs several grids as one, its `parts`, which
     say everything but name, version and resources.
     """
 
@@ -342,6 +344,7 @@ class Grid(Value):
     resources: Resources = Resources()
     search: Search = Search()
     keep: Literal["weights", "embeddings", "none"] = "embeddings"
+    analysis: bool = False
     compute_matched: bool = False
     parts: tuple["Grid", ...] = ()
 
@@ -442,6 +445,7 @@ class Grid(Value):
                 arm=arm,
                 protocol=self.protocol,
                 keep=self.keep,
+                analysis=self.analysis,
                 seed=seed,
             )
             for number, seed in enumerate(self.seeds)

@@ -109,6 +109,7 @@ class Record(Stored):
     cost: Cost
     data: Data
     effective: dict[str, Any] = {}
+    analysis: dict[str, Any] = {}
     provenance: dict[str, Any]
     notes: tuple[str, ...] = ()
     finished: str

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import baselines
 import metrix
 from harness import checkpoint, datasets, pml, retrieval, rules, splits
+from harness.analysis import analyse
 from harness.cache import default_folder
 from harness.config import Choice, Trial
 from harness.datasets import Dataset
@@ -113,48 +114,74 @@ def steps(trial: Trial, sources: Sources) -> Iterator[Progress]:
             if protocol.watches_test:
                 seen.add(progress.curve[-1].epoch, lambda: read_test(bench, run).values)
             yield progress
-
-    chosen = protocol.choose(progress.curve) if progress.curve else None
-    validation = progress.curve[chosen - 1].validation if chosen else bench.scores("validation")[0]
-    tested_epoch = load_best(bench.model, folder, chosen) if chosen else None
-    test = read_test(bench, run) if protocol.reads_test else None
-    notes = keep_test(bench, run, test) if test else ()
-    run.finish(
-        Record(
-            id=trial.id,
-            trial=trial,
-            arm=trial.arm.label,
-            level=trial.arm.at,
-            baseline=trial.arm.baseline,
-            grid=dict(sources.grid),
-            protocol={"name": protocol.name, "version": protocol.version},
-            selected_epoch=chosen,
-            validation=validation,
-            test=test.values if test else {},
-            best_test_epoch=seen.best,
-            test_spread=test.spread if test and trial.arm.loss != "pixels" else {},
-            test_checkpoints=test.checkpoints if test else 1,
-            curve=progress.curve,
-            cost=cost(bench, progress, time.perf_counter() - began),
-            data=description(bench, test),
-            effective=getattr(criterion, "effective", {}),
-            provenance={
-                **provenance(),
-                "device": device_name(bench.device),
-                "driver": driver(bench.device),
-                "weights": getattr(bench.model, "tag", None),
-                "initial_weights": getattr(bench.model, "weights_digest", None),
-                "tested_weights": checkpoint.state_digest(bench.model.state_dict()),
-                "tested_epoch": tested_epoch,
-                "evaluator": retrieval.evaluator_digest(),
-            },
-            notes=notes,
-            finished=now(),
-        )
-    )
+    run.finish(conclude(bench, run, progress, criterion, seen, sources, began))
     if trial.keep != "weights":
         seen.path.unlink(missing_ok=True)
         checkpoint.remove(folder)
+
+
+def conclude(
+    bench: "Bench",
+    run: Run,
+    progress: Progress,
+    criterion: nn.Module | None,
+    seen: "TestCurve",
+    sources: Sources,
+    began: float,
+) -> Record:
+    """Select the epoch, read the test split where the protocol reads it, and say all of it in one record."""
+    trial, protocol = bench.trial, PROTOCOLS[bench.trial.protocol]
+    chosen = protocol.choose(progress.curve) if progress.curve else None
+    validation = progress.curve[chosen - 1].validation if chosen else bench.scores("validation")[0]
+    tested_epoch = load_best(bench.model, run.checkpoints(trial), chosen) if chosen else None
+    test = read_test(bench, run) if protocol.reads_test else None
+    notes = keep_test(bench, run, test) if test else ()
+    return Record(
+        id=trial.id,
+        trial=trial,
+        arm=trial.arm.label,
+        level=trial.arm.at,
+        baseline=trial.arm.baseline,
+        grid=dict(sources.grid),
+        protocol={"name": protocol.name, "version": protocol.version},
+        selected_epoch=chosen,
+        validation=validation,
+        test=test.values if test else {},
+        best_test_epoch=seen.best,
+        test_spread=test.spread if test and trial.arm.loss != "pixels" else {},
+        test_checkpoints=test.checkpoints if test else 1,
+        curve=progress.curve,
+        cost=cost(bench, progress, time.perf_counter() - began),
+        data=description(bench, test),
+        effective=criterion.effective(bench.model) if trial.arm.metrix else {},
+        analysis=analysis(bench, test, criterion) if test and trial.analysis else {},
+        provenance={
+            **provenance(),
+            "device": device_name(bench.device),
+            "driver": driver(bench.device),
+            "weights": getattr(bench.model, "tag", None),
+            "initial_weights": getattr(bench.model, "weights_digest", None),
+            "tested_weights": checkpoint.state_digest(bench.model.state_dict()),
+            "tested_epoch": tested_epoch,
+            "evaluator": retrieval.evaluator_digest(),
+        },
+        notes=notes,
+        finished=now(),
+    )
+
+
+def analysis(bench: "Bench", test: "TestRead", criterion: nn.Module | None) -> dict[str, Any]:
+    """The analysis of the model as it was tested, against the images it was trained on."""
+    training = bench.part("train")
+    loss = getattr(criterion, "loss", criterion) if bench.trial.arm.metrix else criterion
+    return analyse(
+        bench.trial.seed,
+        test.embeddings.cpu(),
+        torch.as_tensor(test.labels),
+        bench.embed(training.indices).cpu(),
+        torch.as_tensor(training.labels),
+        None if loss is None else loss.cpu(),
+    )
 
 
 @dataclass(frozen=True)

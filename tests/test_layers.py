@@ -41,6 +41,7 @@ LAYERS = [  # what may be imported: the own layer's neighbours and everything ab
         "harness.train",
     },
     {
+        "harness.analysis",
         "harness.trial",
         "harness.plan",
         "harness.tables",
@@ -73,6 +74,7 @@ DOORS = {
     "ray": "harness/launch.py",
     "optuna": "harness/search.py",
     "rich": "harness/terminal.py",
+    "matplotlib": "harness/figures.py",
     "jinja2": "harness/reports/web.py",
     "matplotlib": "harness/figures.py",
     "yaml": "harness/config.py",
