@@ -3,7 +3,9 @@ import io
 
 import pytest
 
-from harness.reports import comma_separated
+from harness import published
+from harness.reports import comma_separated, runs
+from harness.tables import leaderboard
 
 
 @pytest.fixture
@@ -34,6 +36,33 @@ def test_every_metric_of_every_row_has_a_line_and_what_is_unknown_is_blank(lines
     assert (single["mean"], single["half"], single["std"]) == ("0.2", "", "")
 
 
+def test_marks_and_ranks(judged):
+    lines = list(csv.DictReader(io.StringIO(comma_separated.render(judged))))
+    best, second, base = (line(lines, f"contrastive{end}") for end in ("+feature", "+input", ""))
+    assert [(row["best"], row["second"], row["significant"]) for row in (best, second, base)] == [
+        ("1", "0", "1"),
+        ("1", "1", "1"),
+        ("0", "0", "0"),
+    ]
+    assert [row["rank"] for row in (best, second, base)] == ["1", "2", "3"]
+    assert float(best["difference_p_holm"]) == pytest.approx(2 * float(best["difference_p"]))
+
+
+def test_published_numbers_name_their_source(make_trial, make_record):
+    record = make_record(make_trial(dataset="cub200", backbone="resnet50"), 0.6)
+    text = comma_separated.render(leaderboard([record], published=published.load()))
+    theirs = [row for row in csv.DictReader(io.StringIO(text)) if row["source"] != "measured here"]
+    row = next(row for row in theirs if row["arm"] == "contrastive+feature" and row["metric"] == "R@1")
+    assert (row["mean"], row["state"], row["n"], row["difference"]) == ("0.674", "", "", "")
+
+
 def test_blocks_apart_name_their_factors(apart):
     rows = list(csv.DictReader(io.StringIO(comma_separated.render(apart))))
     assert {row["factors"] for row in rows} == {"model.dim=16", "model.dim=128"}
+
+
+def test_runs_are_one_line_a_record_and_metric(board, make_trial):
+    rows = list(csv.DictReader(io.StringIO(runs.render(board))))
+    assert len(rows) == 8 * 4
+    row = next(r for r in rows if r["record"] == make_trial("contrastive+input", 2).id and r["metric"] == "MAP@R")
+    assert (row["value"], row["validation"], row["seed"], row["lr"]) == ("0.31", "0.2", "2", "0.001")

@@ -2,14 +2,16 @@
 
 import pytest
 
-from harness import registry, reports
+from harness import reports
 from harness.tables import leaderboard
 
 FORMATS = reports.names()
+TEXTS = [name for name in FORMATS if hasattr(reports.find(name), "render")]
+OF_RUNS = ("runs", "schema")  # formats of runs or of none: they show no state
 
 
 def render(name, board):
-    return registry.entry("harness.reports", name, "report").render(board)
+    return reports.find(name).render(board)
 
 
 def test_the_formats_of_a_run_folder(board, tmp_path):
@@ -19,19 +21,33 @@ def test_the_formats_of_a_run_folder(board, tmp_path):
     assert all(path.read_bytes() for path in paths)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_records_in_any_order_give_the_same_bytes(name, make_board):
-    assert render(name, make_board()) == render(name, make_board(order=lambda records: records[::-1]))
+def test_a_format_has_the_name_of_its_file_or_of_its_ending(board, tmp_path):
+    assert reports.find("latex") is reports.find("tex")
+    assert [path.name for path in reports.write_all(board, tmp_path, ["csv"])] == ["leaderboard.csv"]
+    with pytest.raises(ValueError, match="no report format named 'latx'; did you mean 'latex'"):
+        reports.find("latx")
 
 
 @pytest.mark.parametrize("name", FORMATS)
+def test_records_in_any_order_give_the_same_bytes(name, make_board, tmp_path):
+    boards = (make_board(), make_board(order=lambda records: records[::-1]))
+    for number, board in enumerate(boards):
+        reports.write_all(board, tmp_path / str(number), [name])
+    files = [
+        {path.relative_to(tmp_path / n): path.read_bytes() for path in (tmp_path / n).rglob("*.*")} for n in "01"
+    ]
+    assert files[0]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("name", [name for name in TEXTS if name not in OF_RUNS])
 def test_a_report_ends_in_a_line_and_holds_every_state(name, board):
     text = render(name, board)
     assert text.endswith("\n")
     assert all(word in text for word in ("fail", "gone", "n/a", "there is no such form", "omniglot"))
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", TEXTS)
 def test_an_empty_leaderboard_is_still_a_report(name):
     assert render(name, leaderboard([]))
 

@@ -1,0 +1,18 @@
+"""Cells and runs as Parquet, with a schema document: leaderboard.parquet, leaderboard.runs.parquet."""
+
+from pathlib import Path
+
+from harness import tables
+from harness.reports import _columns, place, schema
+from harness.tables import Leaderboard
+
+SUFFIX = ".parquet"
+ALWAYS = False
+
+
+def write(leaderboard: Leaderboard, folder: Path) -> Path:
+    """Write leaderboard.parquet, leaderboard.runs.parquet and leaderboard.schema.md."""
+    kinds = [{name: column.kind for name, column in some.items()} for some in (_columns.CELLS, _columns.RUNS)]
+    place(folder, f".runs{SUFFIX}", tables.parquet(_columns.runs(leaderboard), kinds[1]))
+    schema.write(leaderboard, folder)
+    return place(folder, SUFFIX, tables.parquet(_columns.cells(leaderboard), kinds[0]))

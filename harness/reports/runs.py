@@ -1,0 +1,20 @@
+"""Every run for programs: runs.csv, one line a record and metric, with its settings and where it comes from."""
+
+from pathlib import Path
+
+from harness.reports import _columns, place
+from harness.reports.comma_separated import written
+from harness.tables import Leaderboard
+
+SUFFIX = ".runs.csv"
+ALWAYS = False
+
+
+def render(leaderboard: Leaderboard) -> str:
+    """The text: scores are fractions in [0, 1], what is unknown is blank."""
+    return written(_columns.runs(leaderboard), _columns.RUNS)
+
+
+def write(leaderboard: Leaderboard, folder: Path) -> Path:
+    """Write leaderboard.runs.csv."""
+    return place(folder, SUFFIX, render(leaderboard))
