@@ -1,8 +1,10 @@
-"""The figure of a trial, and the analysis in it."""
+"""The figures of a leaderboard and of a trial, and the analysis in the latter."""
 
 import pytest
 
-from harness.figures import draw_trial
+from harness import figures
+from harness.figures import draw_leaderboard, draw_trial
+from harness.tables import leaderboard
 from harness.trial import run_trial
 
 
@@ -41,3 +43,40 @@ def test_a_floor_has_an_analysis_but_no_curve(analysed, tmp_path):
 
 def test_the_analysis_changes_no_id(make_trial):
     assert make_trial().model_copy(update={"analysis": True}).id == make_trial().id
+
+
+@pytest.fixture
+def board(make_trial, make_record):
+    arms = ("contrastive", "contrastive+input", "contrastive+feature", "proxy_anchor")
+    return leaderboard(
+        make_record(make_trial(arm, s), 0.5 + 0.01 * i + 0.001 * s * i)
+        for i, arm in enumerate(arms)
+        for s in range(3)
+    )
+
+
+def test_every_figure_of_a_leaderboard_with_its_fonts(board, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "WIDTHS", {"1col": figures.COLUMN_INCHES})
+    paths = draw_leaderboard(board, tmp_path, (".pdf",))
+    assert [path.name for path in paths] == [f"glyphs-test_resnet-{name}-1col.pdf" for name in figures.FIGURES]
+    for path in paths:
+        content = path.read_bytes()
+        assert b"/FontFile2" in content, "fonts are embedded"
+        assert b"/Subtype /Type3" not in content
+        assert b"CreationDate" not in content
+
+
+def test_equal_records_give_equal_figures(board, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "FIGURES", {"forest": figures.forest})
+    first, second = (draw_leaderboard(board, tmp_path / number, (".pdf", ".svg")) for number in "12")
+    assert len(first) == 4
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert "<text" not in first[1].read_text(), "letters are outlines"
+
+
+def test_a_board_with_too_little_for_a_figure_has_none(make_trial, make_record, tmp_path):
+    alone = leaderboard([make_record(make_trial(), 0.5, curve=(), selected_epoch=None)])
+    assert draw_leaderboard(alone, tmp_path, (".png",)) == [
+        tmp_path / f"glyphs-test_resnet-recall-{width}.png" for width in figures.WIDTHS
+    ]
+    assert draw_leaderboard(leaderboard([]), tmp_path) == []

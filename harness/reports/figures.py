@@ -1,0 +1,16 @@
+"""The figures of the page for papers: figures/*.pdf and *.svg, for one and for two columns."""
+
+from pathlib import Path
+
+from harness.tables import Leaderboard
+
+SUFFIX = ".pdf"
+ALWAYS = False
+
+
+def write(leaderboard: Leaderboard, folder: Path) -> Path:
+    """Write every figure of every block into folder/figures, and return that folder."""
+    from harness.figures import draw_leaderboard
+
+    draw_leaderboard(leaderboard, folder / "figures")
+    return folder / "figures"
