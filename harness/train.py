@@ -59,13 +59,11 @@ def train(
     `objective(model, images, labels) -> scalar`. When it continues, the state it continues from is yielded first.
     Raises Diverged when the loss stops being finite.
     """
-    settings, name = trial.schedule, (trial.dataset.name, trial.backbone.name)
+    settings = trial.schedule
     groups = [{"params": list(model.parameters()), "lr": settings.lr}, *criterion.parameter_groups(settings.lr)]
     optimizer = OPTIMIZERS[settings.optimizer](groups, settings.lr, weight_decay=settings.weight_decay, fused=True)
     base = [group["lr"] for group in optimizer.param_groups]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     progress = _resume(folder, model, criterion, optimizer)
-    labels, generator = labels.to(device), torch.Generator(device)
     if progress.curve:
         yield progress
     for epoch in range(len(progress.curve) + 1, settings.epochs + 1):
@@ -75,47 +73,24 @@ def train(
         model.train()
         criterion.train()
         model.freeze_backbone(epoch <= settings.warmup_epochs)
-        plan = batches(
-            labels.cpu().numpy(),
-            batch_size=settings.batch_size,
-            sampler=settings.sampler,
-            examples_per_class=settings.examples_per_class,
-            seed_of_epoch=stream(trial.seed, *name, "batches", epoch),
-        )
-        losses = torch.zeros(len(plan), device=device)
-        for step, batch in enumerate(map(torch.as_tensor, plan)):
-            torch.manual_seed(stream(trial.seed, *name, "step", epoch, step))
-            generator.manual_seed(stream(trial.seed, *name, "augmentation", epoch, step))
-            pixels = augmentation.train(images.batch(indices[batch], device), generator)
-            try:
-                with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                    loss = criterion.objective(model, pixels, labels[batch])
-            except NotFinite:
-                losses[step] = torch.nan
-                _require_finite(losses[: step + 1], epoch)
-                raise
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if settings.clip_value is not None:
-                nn.utils.clip_grad_value_(parameters, settings.clip_value)
-            optimizer.step()
-            losses[step] = loss.detach()
+        losses = torch.zeros(len(labels) // settings.batch_size, device=device)
+        for step, (pixels, classes) in enumerate(_shown(trial, epoch, images, indices, labels, augmentation, device)):
+            losses[step] = _step(settings, model, criterion, optimizer, pixels, classes)
             progress.mixed_rows += criterion.mixed_rows
-            if (step + 1) % CHECK_EVERY == 0 or step + 1 == len(plan):
+            progress.images_seen += len(classes)
+            if (step + 1) % CHECK_EVERY == 0 or step + 1 == len(losses):
                 _require_finite(losses[: step + 1], epoch)
-        train_s, checked = time.perf_counter() - began, time.perf_counter()
-        progress.steps += len(plan)
-        progress.images_seen += sum(map(len, plan))
+        progress.steps += len(losses)
+        trained = time.perf_counter()
         scores, extent = validate()
-        validation_s = time.perf_counter() - checked
         progress.curve.append(
             Epoch(
                 epoch=epoch,
                 loss=losses.mean().item(),
                 lr=settings.lr * scale,
                 validation=scores,
-                train_s=train_s,
-                validation_s=validation_s,
+                train_s=trained - began,
+                validation_s=time.perf_counter() - trained,
                 spread=extent,
             )
         )
@@ -123,6 +98,58 @@ def train(
         _save(folder, model, criterion, optimizer, progress, choose)
         progress.checkpoint_s += time.perf_counter() - saving
         yield progress
+
+
+def _shown(
+    trial: Trial,
+    epoch: int,
+    images: Images | Originals,
+    indices: Tensor,
+    labels: Tensor,
+    augmentation: Augmentation,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the network is shown in an epoch: augmented images and classes, batch by batch; the same for every arm.
+
+    Every random stream is set anew for each step, torch's own (dropout, drop-path) included: nothing that an arm drew
+    before can move it, and a trial that is resumed needs no generator's state.
+    """
+    settings, name = trial.schedule, (trial.dataset.name, trial.backbone.name)
+    generator = torch.Generator(device)
+    plan = batches(
+        labels.numpy(),
+        batch_size=settings.batch_size,
+        sampler=settings.sampler,
+        examples_per_class=settings.examples_per_class,
+        seed_of_epoch=stream(trial.seed, *name, "batches", epoch),
+    )
+    for step, batch in enumerate(map(torch.as_tensor, plan)):
+        torch.manual_seed(stream(trial.seed, *name, "step", epoch, step))
+        generator.manual_seed(stream(trial.seed, *name, "augmentation", epoch, step))
+        yield augmentation.train(images.batch(indices[batch], device), generator), labels[batch].to(device)
+
+
+def _step(
+    settings: Training,
+    model: nn.Module,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    pixels: Tensor,
+    classes: Tensor,
+) -> Tensor | float:
+    """One step on one batch; its loss, NaN where the embeddings are no numbers any more."""
+    try:
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            loss = criterion.objective(model, pixels, classes)
+    except NotFinite:
+        return math.nan  # the losses are looked at soon; until then nothing is updated
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if settings.clip_value is not None:
+        for group in optimizer.param_groups:
+            nn.utils.clip_grad_value_(group["params"], settings.clip_value)
+    optimizer.step()
+    return loss.detach()
 
 
 def step_size(settings: Training, epoch: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -60,17 +60,16 @@ def in_chunks(
 
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and (m.training or m.running_mean is None)]
     hooks = [norm.register_forward_pre_hook(refuse) for norm in norms]
-    try:
-        parts = [
-            checkpoint(function, i, j, use_reentrant=False)
-            for i, j in zip(first.split(ROWS), second.split(ROWS), strict=True)
-        ]
-        return torch.cat(parts)
-    except _SeesOtherRows:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with suppress(_SeesOtherRows):
+        try:
+            parts = [
+                checkpoint(function, i, j, use_reentrant=False)
+                for i, j in zip(first.split(ROWS), second.split(ROWS), strict=True)
+            ]
+            return torch.cat(parts)
+        finally:
+            for hook in hooks:
+                hook.remove()
     return function(first, second)
 
 
