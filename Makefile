@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | sha256s
 BENCH := PYTHONPATH=$(CURDIR) $(BIN)/python -m harness.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup benchmark report test perf lint format clean
+.PHONY: help setup benchmark report readme test perf lint format clean
 
 help:  ## explain the targets (what `make` alone does)
 	@echo "metrix-bench: a fair benchmark of deep metric learning"; echo
@@ -32,6 +32,11 @@ benchmark: $(STAMP)  ## run GRID (default: quick, 10 minutes on 2 cores) and wri
 
 report: $(STAMP)  ## write the leaderboard of OUT again from its records
 	@$(BENCH) report $(OUT) $(ARGS)
+
+readme:  ## put the leaderboard of OUT into README.md
+	@sed -i -e '/results:begin/,/results:end/{//!d}' README.md
+	@sed -e '/^# /d' -e 's/^## /### /' $(OUT)/leaderboard.md > README.md.part
+	@sed -i -e '/results:begin/r README.md.part' README.md && rm README.md.part
 
 test: $(STAMP)  ## run the tests (under 10 minutes on 2 cores)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m pytest $(ARGS)
