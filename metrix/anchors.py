@@ -68,7 +68,10 @@ class _MixRows(Function):
 
     @staticmethod
     def forward(ctx, base: Tensor, inverse: Tensor | None, first, second, lam, without_pair: bool) -> Tensor:
-        mixed = base.index_select(0, first).mul_(lam).add_(base.index_select(0, second).mul_(1 - lam))
+        if isinstance(lam, Tensor):
+            mixed = base.index_select(0, first).mul_(lam).add_(base.index_select(0, second).mul_(1 - lam))
+        else:
+            mixed = (base * lam).index_select(0, first).add_((base * (1 - lam)).index_select(0, second))
         ctx.lam, ctx.rows = lam, len(base)
         ctx.save_for_backward(None if inverse is None else mixed, inverse, first, second)
         scaled = mixed.clone() if inverse is None else mixed * inverse[:, None]
