@@ -199,7 +199,11 @@ class Run:
 
     def records(self) -> list[Record]:
         """All records, by file name."""
-        return list(self._all("records", Record))
+        return list(self.each_record())
+
+    def each_record(self) -> Iterator[Record]:
+        """One record after the other, by file name: for those who keep less of each than all."""
+        return self._all("records", Record)
 
     def failures(self) -> list[Failure]:
         """All failures of trials that have no record, by file name."""
