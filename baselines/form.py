@@ -218,19 +218,19 @@ def check_labels(labels: Tensor, count: int, device: torch.device) -> None:
 
 def check_values(lengths: Tensor, labels: Tensor, num_classes: int | None) -> None:
     """Raise if an embedding is not finite or a label names no class; one look at the device for both."""
-    total = lengths.detach().sum().double()
+    finite = lengths.detach().sum().isfinite()
     if num_classes is None:
-        total, low, high = total.item(), 0, 0
+        all_finite, low, high = finite.item(), 0, 0
     else:
-        total, low, high = torch.stack([total, labels.min().double(), labels.max().double()]).tolist()
-    if not math.isfinite(total):
+        all_finite, low, high = torch.stack([finite.long(), labels.min(), labels.max()]).tolist()
+    if not all_finite:
         rows = (~lengths.isfinite()).flatten().nonzero().flatten().tolist()
         raise NotFinite(
             f"{len(rows)} of {len(lengths)} embeddings are not finite, or too long for {lengths.dtype}: "
             f"rows {rows[:10]}"
         )
     if num_classes is not None and (low < 0 or high >= num_classes):
-        wrong = int(low if low < 0 else high)
+        wrong = low if low < 0 else high
         raise ValueError(
             f"label {wrong} names no class: num_classes={num_classes}, so labels are 0 to {num_classes - 1}"
         )
