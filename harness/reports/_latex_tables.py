@@ -165,6 +165,8 @@ def ablations(board: Leaderboard) -> list[str]:
 def _ablation(board: Leaderboard, block: Block, baseline: Row, rows: Sequence[Row]) -> list[str]:
     levels = [row.records[0].trial.arm.metrix.model_dump() for row in rows]
     varied = [key for key in SETTINGS if len({str(level[key]) for level in levels}) > 1]
+    if not varied:
+        return []
     shown = block.shown[:MOST_METRICS]
     digits = {m: wording.decimals(block, m) for m in shown}
 
