@@ -123,6 +123,7 @@ def _rows(block: Block, origins: _Shared, settings: _Shared, notes: Sequence[Seq
         "findings": list(notes),
         "settings": [settings.place(_settings(row)) for row in rows],
         "command": [_command(row) for row in rows],
+        "inflation": [_inflation(row, block.metrics[0]) for row in rows],
         "prefix": [_prefix(row) for row in rows],
         "records": [[_record(block, row, record, origins) for record in row.records] for row in rows],
     }
@@ -196,6 +197,11 @@ def _command(row: Row) -> list[Any] | None:
     record = row.records[0]
     words, known = command(record.trial, str(record.grid.get("name", "GRID")))
     return [words.rpartition(" ")[0], int(known)]
+
+
+def _inflation(row: Row, metric: str) -> str:
+    text = wording.inflation(row, metric)
+    return "" if text == wording.MISSING else text
 
 
 def _origin(record: Record) -> list[list[str]]:

@@ -6,7 +6,18 @@ from pathlib import Path
 from harness.comparisons import BEST, SECOND
 from harness.published import Published
 from harness.reports import place
-from harness.reports._wording import columns, footnotes, heading, marks, progress, values
+from harness.reports._wording import (
+    columns,
+    counterparts,
+    decimals,
+    footnotes,
+    heading,
+    inflation,
+    marks,
+    progress,
+    score,
+    values,
+)
 from harness.tables import Block, Leaderboard, Row
 
 SUFFIX = ".md"
@@ -19,6 +30,7 @@ def render(leaderboard: Leaderboard) -> str:
     for block in leaderboard.blocks:
         parts += [f"## {escape(heading(block))}", table(block), escape(" ".join(block.caption))]
         parts.append("\n".join(f"- {escape(note)}" for note in footnotes(block)))
+        parts.append(reproduced(block))
     parts.append(escape(" ".join(leaderboard.caption)))
     parts += [escape(note) for note in leaderboard.notes]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -38,6 +50,24 @@ def table(block: Block) -> str:
     if block.trained and block.floors:
         lines.append(("",) * len(names))
     lines += [(f"*{label(row)}*", *map(escape, values(block, row))) for row in block.floors]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def reproduced(block: Block) -> str:
+    """What others published beside the same arm here, and how much the best test epoch would have added."""
+    pairs = list(counterparts(block))
+    metrics = [m for m in block.metrics if any(m in theirs.values for theirs, _ in pairs)]
+    if not metrics:
+        return ""
+    columns = [text for m in metrics for text in (f"{m}, published", f"{m}, here")]
+    names = ["published and reproduced", "source", *columns, f"inflation of {metrics[0]}"]
+    lines = [names, ["---", "---", *("---:" for _ in names[2:])]]
+    for theirs, ours in pairs:
+        cells = [escape(theirs.arm), escape(theirs.short)]
+        for m in metrics:
+            cells.append(f"*{100 * theirs.values[m]:.1f}*" if m in theirs.values else "")
+            cells.append(escape(score(ours.cells[m], decimals(block, m))) if m in ours.cells else "")
+        lines.append([*cells, escape(inflation(ours, metrics[0]))])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -37,7 +37,7 @@ function detailHtml(block, row) {
     parts.push(`<div class="charts">${learning("training loss", curves, [], "loss")}${learning(`validation ${block.selected}, percent`, curves, behind, "validation")}</div>`);
     parts.push(`<p class="key">One line a seed; dots: the chosen checkpoints${behind.length ? "; grey: the same loss without Metrix" : ""}.</p>`);
   }
-  parts.push(uncertainty(block, row), definitions("Settings", DATA.settings[row.settings]));
+  parts.push(publishedOf(block, row), uncertainty(block, row), definitions("Settings", DATA.settings[row.settings]));
   if (row.records.length) {
     parts.push(recordsTable(block, row), commandHtml(row));
     for (const place of new Set(row.records.map(record => record[6]))) parts.push(definitions("Provenance", DATA.provenance[place]));
@@ -48,6 +48,14 @@ function detailHtml(block, row) {
 function definitions(title, pairs) {
   if (!pairs || !pairs.length) return "";
   return `<h3>${title}</h3><dl>${pairs.map(([name, value]) => `<div><dt>${plain(name)}</dt><dd>${plain(value)}</dd></div>`).join("")}</dl>`;
+}
+
+// What others published of this arm, beside it; no difference is taken.
+function publishedOf(block, row) {
+  const theirs = block.published.filter(([arm]) => arm === row.arm);
+  const lines = theirs.map(([, , source, values]) => [source, block.metrics.map((name, place) => (values[place] == null ? "" : `${name} ${values[place].toFixed(1)}`)).filter(Boolean).join(", ")]);
+  if (row.inflation) lines.push([`best test epoch minus the reported one, ${block.metrics[0]}`, row.inflation]);
+  return definitions("Published elsewhere, under other protocols", lines);
 }
 
 function uncertainty(block, row) {
