@@ -57,14 +57,17 @@ class Weights:
     def some(self) -> Tensor:
         """Whether any weight is above zero (bool)."""
         if isinstance(self.value, Tensor):
-            return self.present.flatten(1).any(1)
-        nearest = self.belongs.flatten(1).amax(1)
-        return nearest == 0 if self.value > 0 else nearest > 0
+            present = self.present.flatten(1).any(1)
+        elif self.value == 0:
+            present = torch.zeros(1, dtype=torch.bool, device=self.belongs.device)
+        else:
+            present = self.belongs.flatten(1).amax(1) == 0
+        return present.expand(self.shape[0])
 
     def count(self) -> Tensor:
         """How many weights are above zero."""
         repeated = math.prod(self.shape[1:]) // max(1, math.prod(self.present.shape[1:]))
-        return self.present.flatten(1).sum(1) * repeated
+        return (self.present.flatten(1).sum(1) * repeated).expand(self.shape[0])
 
     def log_sum_exp(self, x: Tensor, slope: float = 1.0, centre: float = 0.0, plus_one: bool = False) -> Tensor:
         """log Σ y·e^{slope·(x − centre)}, or log(1 + Σ …) with `plus_one`; −∞ (or 0) for an empty sum."""

@@ -131,9 +131,9 @@ def _signs(loss: Loss, sets: MixedSets, similarities: Tensor, inverse: Tensor | 
     """How many members there are, how many with a derivative ≤ 0, how many with a similarity below the threshold."""
     s = sets.similarities(similarities, inverse).requires_grad_()
     with torch.enable_grad():
-        value = loss.formula(s, *Weights.of_label(sets.belongs(), sets.lam, s.shape)).sum()
+        value = loss.formula(s, *Weights.of_label(sets.belongs(s), sets.lam, s.shape)).sum()
         (slope,) = torch.autograd.grad(value, s)
-    members = (sets.belongs() == 0).expand(s.shape)
+    members = (sets.belongs(s) == 0).expand(s.shape)
     return torch.stack([members.sum(), (members & (slope <= 0)).sum(), (members & (s <= threshold)).sum()]).cpu()
 
 

@@ -36,7 +36,8 @@ def mixed_candidates(
 
     def losses(rows: Rows | None, similarities: Tensor, inverse: Tensor | None) -> Tensor:
         sets = mixed_sets if rows is None else mixed_sets.rows(rows)
-        return loss_of_sets(loss, sets.similarities(similarities, inverse), sets.belongs(), pairs, sets.label())
+        mixed = sets.similarities(similarities, inverse)
+        return loss_of_sets(loss, mixed, sets.belongs(mixed), pairs, sets.label())
 
     by_rows = (True, mixed_sets.places.own)
     return mean_in_chunks(losses, _chunks(similarities, mixed_sets), (similarities, inverse), by_rows)
@@ -57,9 +58,6 @@ def sets_of_anchors(
     """
     similarities, belongs = batch.similarities, loss.belonging(batch)[1]
     positive, negative = loss.sides(batch)
-    if pairs in ("pos-pos", "neg-neg"):
-        distinct = ~torch.eye(len(batch.labels), dtype=torch.bool, device=similarities.device)
-        chosen = distinct if chosen is None else chosen & distinct
     if loss.anchors == "proxies":
         used = _not_empty(pairs, positive, negative, chosen)
         if not used.all():
@@ -76,7 +74,9 @@ def sets_of_anchors(
     chosen = None if chosen is None else belonging(chosen, similarities.dtype)
     places = Places(index, index if pairs == "pos-pos" else None, own=pairs == "anc-neg")
     conditions = {"pos-neg": (valid, belongs), "pos-pos": (valid, valid), "neg-neg": (belongs, belongs)}
-    return similarities, MixedSets(places, *conditions.get(pairs, (None, belongs)), chosen, lam)
+    first, second = conditions.get(pairs, (None, belongs))
+    distinct = pairs in ("pos-pos", "neg-neg")
+    return similarities, MixedSets(places, first, second, chosen, distinct, lam)
 
 
 def _not_empty(pairs: str, positive: Tensor, negative: Tensor, chosen: Tensor | None) -> Tensor:
@@ -85,9 +85,11 @@ def _not_empty(pairs: str, positive: Tensor, negative: Tensor, chosen: Tensor | 
         return (negative if chosen is None else negative & chosen).any(1)
     first = negative if pairs == "neg-neg" else positive
     second = positive if pairs == "pos-pos" else negative
-    if chosen is None:
+    if chosen is not None:
+        return ((first.float() @ chosen.float() > 0) & second).any(1)
+    if pairs == "pos-neg":
         return first.any(1) & second.any(1)
-    return ((first.float() @ chosen.float() > 0) & second).any(1)
+    return first.sum(1) > 1
 
 
 class _Sum(NamedTuple):

@@ -78,14 +78,16 @@ class Places:
 class MixedSets:
     """The mixed sets of anchors: where their constituents are, and which combinations belong.
 
-    The logarithms of belonging of the first (a, f), the second (a, s) and the pairs, None for all; λ, a number or one
-    for each pair. A first dimension of 1 is shared by all anchors.
+    The logarithms of belonging of the first (a, f), the second (a, s) and the pairs, None for all; a first dimension
+    of 1 is shared by all anchors. `distinct`: first and second are the same list, and nobody is mixed with itself. λ
+    is a number or one for each pair.
     """
 
     places: Places
     first: Tensor | None
     second: Tensor | None
     chosen: Tensor | None
+    distinct: bool
     lam: float | Tensor
 
     def rows(self, rows: Rows) -> MixedSets:
@@ -98,16 +100,22 @@ class MixedSets:
         if isinstance(rows, Tensor):
             first, second = first[:1], second[:1]
         chosen, lam = (self.chosen, self.lam) if not self.places.own else (cut(self.chosen), cut(self.lam))
-        return MixedSets(self.places.rows(rows), first, second, chosen, lam)
+        return MixedSets(self.places.rows(rows), first, second, chosen, self.distinct, lam)
 
-    def belongs(self) -> Tensor:
-        """The logarithm of belonging, broadcastable to (a, f, s)."""
+    def belongs(self, like: Tensor) -> Tensor:
+        """The logarithm of belonging, broadcastable to the similarities (a, f, s) `like`."""
         conditions = (
             None if self.first is None else self.first[:, :, None],
             None if self.second is None else self.second[:, None, :],
             None if self.chosen is None else self.places.of_pairs(self.chosen),
         )
-        return reduce(torch.add, (c for c in conditions if c is not None))
+        conditions = [c for c in conditions if c is not None] or [like.new_zeros(1, *like.shape[1:])]
+        belongs = reduce(torch.add, conditions)
+        if (
+            self.distinct
+        ):  # here the conditions are two, or one that was just gathered, so nothing shared is written to
+            belongs.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+        return belongs
 
     def label(self) -> float | Tensor:
         """λ, broadcastable to (a, f, s)."""
