@@ -164,12 +164,16 @@ def run_command(arguments: argparse.Namespace) -> int:
     outcome = run_grid(grid, folder, arguments.data, arguments.cache, watch=terminal.view)
     _report([folder], folder, data=arguments.data, cache=arguments.cache)
     if outcome.interrupted:
-        print(f"interrupted with {outcome.missing} trials to go; the same command continues where it stopped")
+        left = f"{outcome.missing} trials" if outcome.plan.trials else "a search"
+        print(f"interrupted with {left} to go; the same command continues where it stopped")
         return INTERRUPTED
     if outcome.missing:
         print(f"{outcome.missing} of {len(outcome.plan.trials)} trials failed: see {folder}/failures")
         print("the same command tries them again")
         return FAILED
+    filled = sum(record.cost.wall_s for record in outcome.records if record.id in outcome.ran)
+    if outcome.slots and filled:
+        print(f"trials filled {filled / (outcome.slots * outcome.wall_s):.0%} of the time of {outcome.slots} slots")
     return OK
 
 

@@ -92,7 +92,8 @@ class Unseen:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: its plan, records and failures, whether it was interrupted, and how its slots were used."""
+    """What a run left: its plan, records and failures, whether it was interrupted, how its slots were used, and which
+    trials have their record from this run and not from one before."""
 
     plan: Plan
     records: tuple[Record, ...]
@@ -100,6 +101,7 @@ class Outcome:
     interrupted: bool
     wall_s: float
     slots: int
+    ran: frozenset[str] = frozenset()
 
     @property
     def missing(self) -> int:
@@ -134,6 +136,7 @@ def run_grid(
             cache and Path(cache).resolve(),
             grid=(("name", grid.name), ("version", grid.version)),
         )
+        before = {record.id for record in run.records()}
         with quiet(run.folder / "driver.log") as screen:
             engine = Engine(sources, grid.resources, watch(screen) if watch else Unseen(), notes)
             try:
@@ -144,13 +147,15 @@ def run_grid(
                     engine.run(trials, run)
             finally:
                 engine.close()
+        records = tuple(run.records())
         return Outcome(
             Plan(tuple(trials), plan.refused),
-            tuple(run.records()),
+            records,
             tuple(run.failures()),
             engine.interrupted,
             time.perf_counter() - began,
             engine.slots,
+            frozenset(record.id for record in records) - before,
         )
 
 

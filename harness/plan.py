@@ -61,11 +61,11 @@ def _network_problems(trials: list[Trial]) -> list[str]:
     asked = {}
     for t in trials:
         if t.arm.loss != "pixels":
-            stage = t.arm.metrix.stage if t.arm.at == "feature" else None
-            key = (t.backbone.model_dump_json(), t.model, t.images.side_px, stage)
-            asked.setdefault(key, (t.backbone, t.model, t.images.side_px, stage))
+            stage, hardest = (t.arm.metrix.stage, t.arm.metrix.hardest) if t.arm.at == "feature" else (None, None)
+            key = (t.backbone.model_dump_json(), t.model, t.images.side_px, stage, hardest)
+            asked.setdefault(key, (t.backbone, t.model, t.images.side_px, stage, hardest))
     found = {}
-    for network, model, side_px, stage in asked.values():
+    for network, model, side_px, stage, hardest in asked.values():
         wrong = models.problems(
             network.name, model.pooling, model.norm, network.pretrained, stage, network.options, side_px
         )
@@ -74,6 +74,10 @@ def _network_problems(trials: list[Trial]) -> list[str]:
                 models.fetch(network.name, network.pretrained, network.options, side_px)
             except models.ModelError as error:
                 wrong = [str(error)]
+        if not wrong and hardest is not None:
+            stages = models.stages(network.name, network.options, side_px)
+            reason = metrix.refusal("contrastive", at="feature", stage=stage, hardest=hardest, stages=stages)
+            wrong = [reason] if reason else []
         found |= {f"backbones: {problem}": None for problem in wrong}
     return list(found)
 

@@ -135,7 +135,7 @@ def conclude(
     validation = progress.curve[chosen - 1].validation if chosen else bench.scores("validation")[0]
     tested_epoch = load_best(bench.model, run.checkpoints(trial), chosen) if chosen else None
     test = read_test(bench, run) if protocol.reads_test else None
-    notes = keep_test(bench, run, test) if test else ()
+    notes = (*remarks(bench), *(keep_test(bench, run, test) if test else ()))
     return Record(
         id=trial.id,
         trial=trial,
@@ -168,6 +168,22 @@ def conclude(
         notes=notes,
         finished=now(),
     )
+
+
+def remarks(bench: "Bench") -> tuple[str, ...]:
+    """What a row with feature mixing must say of itself."""
+    trial, level = bench.trial, bench.trial.arm.metrix
+    if level is None or level.at != "feature":
+        return ()
+    last = bench.model.stages()[-1]
+    if level.stage in (None, last):
+        if bench.model.mixes_like_embeddings():
+            return (f"{last} is followed by linear layers alone: mixing there is mixing un-normalised embeddings",)
+        return ()
+    norms = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+    if trial.model.norm == "train" and any(isinstance(module, norms) for module in bench.model.modules()):
+        return (f"after {level.stage} clean and mixed rows run together, so BatchNorm sees both",)
+    return ()
 
 
 def analysis(bench: "Bench", test: "TestRead", criterion: nn.Module | None) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def run(tmp_path, capsys):
         (("run", "GRID", "--set", "epoch=3"), "did you mean 'epochs'"),
         (("run", "GRID", "--losses", "contrastve"), "did you mean 'contrastive'"),
         (("run", "GRID", "--set", "examples_per_class=20"), "batch of one class"),
-        (("run", "GRID", "--set", "batch_size=200"), "need 40 classes; glyphs has 12 for training"),
+        (("run", "GRID", "--set", "batch_size=100"), "need 20 classes; glyphs has 12 for training"),
+        (("run", "GRID", "--set", "batch_size=200"), "more than the 180 training images of glyphs"),
         (("run", "GRID", "--datasets", "omniglot"), "no entry of the grid's datasets"),
         (("run", "omniglot"), "omniglot"),
         (("run", "omniglot", "--data", "/nowhere/at/all"), "/nowhere/at/all"),
@@ -70,6 +71,7 @@ def test_wrong_words(run, words, sentence):
         ),
         ({"backbone": "{name: test_resnet, options: {nonsense: 1}}"}, "nonsense"),
         ({"arms": "triplet+embedding"}, "triplet"),
+        ({"arms": "'contrastive+feature[stage=layer2,hardest=2]'"}, "partners are drawn at random"),
     ],
     ids=str,
 )

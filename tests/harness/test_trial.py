@@ -219,6 +219,13 @@ def test_head_warm_up_leaves_the_backbone_as_it_was(tiny, tmp_path):
     )
 
 
+def test_feature_mixing_says_what_a_reader_must_know(tiny, tmp_path):
+    (early,) = run_trial(tiny("contrastive+feature", stage="layer3"), tmp_path).notes
+    assert early == "after layer3 clean and mixed rows run together, so BatchNorm sees both"
+    (late,) = run_trial(tiny("contrastive+feature"), tmp_path).notes
+    assert "mixing there is mixing un-normalised embeddings" in late
+
+
 def test_the_level_of_an_arm_reaches_metrix(tiny):
     from harness.trial import objective
 
