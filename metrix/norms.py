@@ -18,7 +18,7 @@ class _InverseNorms(Function):
     @staticmethod
     def forward(ctx, cosines: Tensor | None, vectors: Tensor | None, lam: float | Tensor) -> Tensor:
         # λ² + (1−λ)² + 2λ(1−λ)s as a sum of two non-negative terms, which cannot cancel
-        square = cosines + 1 if vectors is None else (vectors @ vectors.T).add_(1).clamp_(min=0.0)
+        square = cosines + 1 if vectors is None else (vectors @ vectors.T).add_(1)
         square.mul_(2 * lam * (1 - lam)).add_((2 * lam - 1) ** 2)
         near_half = isinstance(lam, Tensor) or abs(2 * lam - 1) < 1e-6  # elsewhere no norm is so small
         cut_off = square < 1e-12 if near_half else None
