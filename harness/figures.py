@@ -142,7 +142,7 @@ def forest(figure: Any, block: Block) -> bool:
         face = color if cell.significant else "white"
         look = {"marker": marker, "color": color, "markerfacecolor": face, "markeredgewidth": 0.9, "elinewidth": 1.0}
         axes.errorbar(100 * cell.difference, place, xerr=reach, linestyle="none", **look)
-    axes.set_yticks(range(len(rows)), [row.arm for row in rows])
+    axes.set_yticks(range(len(rows)), [row.full for row in rows])
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -219,7 +219,7 @@ def cost(figure: Any, block: Block) -> bool:
     axes.step(
         *zip(*points, (end, points[-1][1]), strict=True), where="post", color="0.6", linestyle="--", linewidth=0.8
     )
-    axes.annotate(front[-1].arm, points[-1], xytext=(4, 4), textcoords="offset points", fontsize=6.5, color="0.35")
+    axes.annotate(front[-1].full, points[-1], xytext=(4, 4), textcoords="offset points", fontsize=6.5, color="0.35")
     axes.set(xlabel=f"training time, {unit}", ylabel=f"{metric}, %")
     axes.grid(axis="y")
     _legend(axes, rows)

@@ -80,15 +80,16 @@ def _shelf(
     number: int, block: Block, collection: Collection, data: Path | None, cache: Path | None, room: int
 ) -> Shelf | None:
     """The gallery of a block; None where no trained trial kept embeddings."""
-    kept: dict[int, list[Record]] = {}
+    kept: dict[int, dict[str, Record]] = {}
     for row in block.rows:
         for record in row.records:
             if collection.home[record.id].per_query_path(record.id).exists():
-                kept.setdefault(record.trial.seed, []).append(record)
-    if not any(record.level != "floor" for records in kept.values() for record in records):
+                kept.setdefault(record.trial.seed, {})[row.full] = record
+    if not any(record.level != "floor" for records in kept.values() for record in records.values()):
         return None
     seed = max(kept, key=lambda seed: (len(kept[seed]), -seed))
-    stored = {r.arm: _Stored.read(collection.home[r.id].per_query_path(r.id)) for r in kept[seed][:MOST_ARMS]}
+    chosen = list(kept[seed].items())[:MOST_ARMS]
+    stored = {arm: _Stored.read(collection.home[r.id].per_query_path(r.id)) for arm, r in chosen}
     first = next(iter(stored.values()))
     stored = {arm: some for arm, some in stored.items() if np.array_equal(some.ids, first.ids)}
     asked = _sample(first, block.dataset)
@@ -108,7 +109,7 @@ def _shelf(
         for place, image in enumerate(asked)
     )
     names = tuple(str(first.ids[i]) for i in numbers)
-    images, why = _pictures(kept[seed][0].trial.dataset, names, data, cache, room)
+    images, why = _pictures(chosen[0][1].trial.dataset, names, data, cache, room)
     note = f"{len(queries)} test queries drawn at random, the same for all arms; training seed {seed}.{why}"
     return Shelf(number, seed, tuple(stored), queries, names, images, note)
 

@@ -118,6 +118,11 @@ class Row:
         return len(self.seeds)
 
     @property
+    def full(self) -> str:
+        """The name where it does not stand under its loss: the arm, and its step sizes where several have it."""
+        return self.loss + self.name if self.indent else self.name
+
+    @property
     def floor(self) -> bool:
         return self.level == "floor"
 

@@ -96,7 +96,7 @@ def _block(block: Block, origins: _Shared, settings: _Shared) -> dict[str, Any]:
         "rows": _rows(block, origins, settings, [places[row.arm] for row in block.rows]),
         "cells": [_cells(block, metric, d) for metric, d in zip(block.metrics, digits, strict=True)],
         "published": [
-            [row.arm, wording.arm_title(row.arm), row.source, [_rounded(row.values.get(m), 1) for m in block.metrics]]
+            [row.arm, row.short, row.source, [_rounded(row.values.get(m), 1) for m in block.metrics]]
             for row in block.published
         ],
     }

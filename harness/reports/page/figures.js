@@ -74,10 +74,10 @@ function forest(block, rows, place) {
   html += `<line class="zero" x1="${x(0)}" x2="${x(0)}" y1="${TOP}" y2="${height - BOTTOM}"/>`;
   some.forEach((row, i) => {
     const cell = row.cells[place], y = TOP + (i + 0.5) * step, half = cell.differenceHalf;
-    const name = row.arm.length > 29 ? row.arm.slice(0, 28) + "…" : row.arm;
+    const name = row.full.length > 29 ? row.full.slice(0, 28) + "…" : row.full;
     html += `<text class="strong" x="${left - 8}" y="${y + 3.5}" text-anchor="end">${plain(name)}</text>`;
     if (half != null) html += `<line x1="${x(cell.difference - half)}" x2="${x(cell.difference + half)}" y1="${y}" y2="${y}" style="stroke:${colour(row)}" stroke-width="1.6"/>`;
-    html += dot(x(cell.difference), y, row, `${row.arm}: ${signed(cell.difference, 2)}${half == null ? "" : " ± " + half.toFixed(2)}`, (cell.marks || "").includes("d"));
+    html += dot(x(cell.difference), y, row, `${row.full}: ${signed(cell.difference, 2)}${half == null ? "" : " ± " + half.toFixed(2)}`, (cell.marks || "").includes("d"));
   });
   html += `<text x="${(left + WIDE - RIGHT) / 2}" y="${height - 3}" text-anchor="middle">Δ ${plain(block.metrics[place])}, points</text>`;
   const tested = cells.some(cell => cell.p != null), sure = cells.some(cell => cell.differenceHalf != null);
@@ -119,14 +119,14 @@ function costs(block, rows, place) {
   for (const row of some) {
     const x = frame.x(at(row));
     if (half(row)) html += `<line x1="${x}" x2="${x}" y1="${frame.y(mean(row) - half(row))}" y2="${frame.y(mean(row) + half(row))}" style="stroke:${colour(row)}" opacity=".5"/>`;
-    html += dot(x, frame.y(mean(row)), row, `${row.arm}: ${mean(row).toFixed(1)} in ${duration(row.time)}`);
+    html += dot(x, frame.y(mean(row)), row, `${row.full}: ${mean(row).toFixed(1)} in ${duration(row.time)}`);
   }
   const written = [];
   for (const row of front.reverse()) {
     const x = frame.x(at(row)), y = frame.y(mean(row)), right = x > WIDE * 0.7;
     if (written.some(([u, v]) => Math.abs(u - x) < 170 && Math.abs(v - y) < 14)) continue;
     written.push([x, y]);
-    html += `<text x="${frame.x(at(row)) + (right ? -7 : 7)}" y="${frame.y(mean(row)) - 6}" text-anchor="${right ? "end" : "start"}">${plain(row.arm)}</text>`;
+    html += `<text x="${frame.x(at(row)) + (right ? -7 : 7)}" y="${frame.y(mean(row)) - 6}" text-anchor="${right ? "end" : "start"}">${plain(row.full)}</text>`;
   }
   return figure("<b>Score against training cost</b>; dashed: nothing cheaper is better", html, HIGH, legend(some));
 }
@@ -137,7 +137,7 @@ function recallCurves(block, rows) {
   const lines = rows.map(row => [row, ks.map(([, place]) => row.cells[place] && row.cells[place].mean)]).filter(([, values]) => values.every(value => value != null));
   if (!lines.length) return "";
   const frame = axes([-0.15, ks.length - 0.85], widened(lines.flatMap(([, values]) => values)), ["K", "R@K, percent"], { ticks: ks.map(([k], i) => [i, String(k)]) });
-  const html = lines.map(([row, values]) => `<polyline class="trace" style="stroke:${colour(row)}" points="${values.map((v, i) => `${frame.x(i)},${frame.y(v)}`).join(" ")}"><title>${plain(row.arm)}</title></polyline>${values.map((v, i) => dot(frame.x(i), frame.y(v), row, `${row.arm}: R@${ks[i][0]} ${v.toFixed(1)}`)).join("")}`).join("");
+  const html = lines.map(([row, values]) => `<polyline class="trace" style="stroke:${colour(row)}" points="${values.map((v, i) => `${frame.x(i)},${frame.y(v)}`).join(" ")}"><title>${plain(row.full)}</title></polyline>${values.map((v, i) => dot(frame.x(i), frame.y(v), row, `${row.full}: R@${ks[i][0]} ${v.toFixed(1)}`)).join("")}`).join("");
   return figure("<b>Recall at K</b>", frame.html + html, HIGH, legend(rows));
 }
 
@@ -159,7 +159,7 @@ function validationCurves(block, rows) {
   if (!lines.length) return "";
   const all = lines.flatMap(([, points]) => points);
   const frame = axes([1, Math.max(...all.map(p => p[0]))], widened(all.map(p => p[1])), ["epoch", `validation ${block.selected}, percent`]);
-  const html = lines.map(([row, points]) => `<polyline class="trace" style="stroke:${colour(row)}" points="${points.map(([e, v]) => `${frame.x(e).toFixed(1)},${frame.y(v).toFixed(1)}`).join(" ")}"><title>${plain(row.arm)}</title></polyline>`).join("");
+  const html = lines.map(([row, points]) => `<polyline class="trace" style="stroke:${colour(row)}" points="${points.map(([e, v]) => `${frame.x(e).toFixed(1)},${frame.y(v).toFixed(1)}`).join(" ")}"><title>${plain(row.full)}</title></polyline>`).join("");
   return figure("<b>Learning curves</b>, mean over seeds", frame.html + html, HIGH, legend(lines.map(([row]) => row)));
 }
 
@@ -169,7 +169,7 @@ function validationAgainstTest(block, rows) {
   const points = rows.flatMap(row => row.records.map(record => [row, record[3], record[2][place], record[0]])).filter(([, v, t]) => v != null && t != null);
   if (points.length < 3) return "";
   const frame = axes(widened(points.map(p => p[1])), widened(points.map(p => p[2])), [`validation ${block.selected}, percent`, `test ${block.selected}, percent`]);
-  const html = points.map(([row, v, t, seed]) => dot(frame.x(v), frame.y(t), row, `${row.arm} seed ${seed}: validation ${v.toFixed(1)}, test ${t.toFixed(1)}`)).join("");
+  const html = points.map(([row, v, t, seed]) => dot(frame.x(v), frame.y(t), row, `${row.full} seed ${seed}: validation ${v.toFixed(1)}, test ${t.toFixed(1)}`)).join("");
   return figure(`<b>Validation against test</b>, a point a run; correlation ${correlation(points.map(p => p[1]), points.map(p => p[2]))}`, frame.html + html, HIGH, legend(rows));
 }
 

@@ -8,7 +8,7 @@ function galleryOf(block) {
 
 function galleryHtml(block, rows) {
   const shelf = galleryOf(block);
-  const wanted = rows.map(row => row.arm).filter(arm => shelf.arms.includes(arm));
+  const wanted = rows.map(row => row.full).filter(arm => shelf.arms.includes(arm));
   const arms = wanted.slice(0, MOST_STRIPS);
   if (!arms.length) return '<p class="key">No row that is shown has embeddings kept.</p>';
   const tile = (image, kind) => {

@@ -27,7 +27,8 @@ DATA.blocks.forEach((block, number) => {
     });
     row.floor = row.level === "floor";
     row.indent = !row.floor && row.level !== "baseline";
-    row.words = [row.arm, row.title, row.level, block.dataset, block.backbone].join(" ").toLowerCase();
+    row.full = row.indent ? row.loss + row.name : row.name;
+    row.words = [row.full, row.arm, row.title, row.level, block.dataset, block.backbone].join(" ").toLowerCase();
     return row;
   });
   let baseline = null;

@@ -42,7 +42,7 @@ function scoreCell(block, row, place, scale) {
 }
 
 function nameCell(block, row, under) {
-  const label = row.indent && under ? row.name : row.arm + (row.name.startsWith(row.arm) ? row.name.slice(row.arm.length) : "");
+  const label = row.indent && under ? row.name : row.full;
   const marks = row.findings.map(place => block.findings[place]);
   const rules = [...new Map(marks.map(mark => [mark[0], mark])).values()];
   const chips = rules.map(([rule, severity, sentence]) => `<span class="mark ${severity}" title="${plain(sentence)}">${plain(rule.replace("FAIR-", "") || "note")}</span>`);
@@ -75,10 +75,10 @@ function rowHtml(block, row, metrics, scales, under, edge) {
 function publishedRows(block, metrics) {
   if (state.words.length || state.sort || state.clean) return "";
   const wanted = name => !state.loss.size || state.loss.has(name);
-  return block.published.filter(row => wanted(row[0].split("+")[0])).map(([arm, title, source, values], place) => {
+  return block.published.filter(row => wanted(row[0].split("+")[0])).map(([arm, short, source, values], place) => {
     const cells = metrics.map(m => `<td class="r">${values[m] == null ? "" : values[m].toFixed(1)}<span class="half"></span></td><td></td>`);
     const blank = "<td></td>".repeat(1 + COSTS.length);
-    return `<tr class="published${place ? "" : " edge"}"><td class="name">${breakable(arm)} <span class="source">${plain(source)}</span></td>${cells.join("")}${blank}</tr>`;
+    return `<tr class="published${place ? "" : " edge"}"><td class="name" title="${plain(source)}">${plain(arm)} <span class="source">${plain(short)}</span></td>${cells.join("")}${blank}</tr>`;
   }).join("");
 }
 
