@@ -82,7 +82,7 @@ class Level(Value):
     alpha: float = Field(2.0, gt=0)
     renormalize: bool = True
     lambda_per: Literal["batch", "example"] = "batch"
-    hardest: int | None = Field(None, ge=1)
+    hardest: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
     max_mixed: int | None = Field(None, ge=1)
 
     def __str__(self) -> str:

@@ -189,4 +189,6 @@ def _passes(trial: Trial, network: Embedder) -> float:
     if level is None or level.at == "embedding":
         return 1.0
     share = 1.0 if level.at == "input" else network.share(level.stage or network.stages()[-1], trial.images.side_px)
-    return 1.0 + share * (level.hardest or 1)
+    settings = trial.training
+    others = settings.batch_size - (settings.examples_per_class if settings.sampler == "balanced" else 1)
+    return 1.0 + share * (others if level.hardest == "all" else level.hardest or 1)

@@ -161,6 +161,7 @@ def test_not_yaml_and_not_there(load):
         "multi_similarity+embedding",
         "multi_similarity+feature[stage=layer3,pairs=pos-neg]",
         "contrastive[margin=0.3]+input[weight=0.2,hardest=3]",
+        "contrastive+feature[hardest=all]",
         "untrained",
     ],
 )
