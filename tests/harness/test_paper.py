@@ -10,10 +10,10 @@ from harness.plan import make_plan
 from harness.record import Run
 from harness.trial import Sources, steps
 
-SMALL = """
-epochs=2 warmup_epochs=1 batch_size=8 examples_per_class=4 precision=float32 threads=1
-dim=16 side_px=32 cache_side_px=40 floors=[] seeds=[0]
-""".split()
+SMALL = [
+    *("epochs=2", "warmup_epochs=1", "batch_size=8", "examples_per_class=4", "precision=float32", "threads=1"),
+    *("dim=16", "side_px=32", "cache_side_px=40", "floors=[]", "seeds=[0]"),
+]
 
 
 @pytest.mark.parametrize("name", ["cub", "cars", "sop", "inshop"])

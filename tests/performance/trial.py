@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import torch
+
 from harness.config import Grid
 from harness.trial import embedder, run_trial
 
