@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.comparisons import ALPHA, Column
+from harness.comparisons import ALPHA, Column, Variance
 from harness.config import Trial
 from harness.record import Record
 from harness.selection import PROTOCOLS
@@ -41,7 +41,9 @@ class Note:
         return self.sentence.partition(" ")[0] if self.sentence.startswith("FAIR-") else ""
 
 
-def of_leaderboard(blocks: Sequence["Block"], records: Sequence[Record]) -> tuple[str, ...]:
+def of_leaderboard(
+    blocks: Sequence["Block"], records: Sequence[Record], variance: Variance | None = None
+) -> tuple[str, ...]:
     """What the numbers of every block are: protocol, score, interval, difference, cost, ties, marks, floors."""
     if not records:
         return ()
@@ -58,8 +60,20 @@ def of_leaderboard(blocks: Sequence["Block"], records: Sequence[Record]) -> tupl
         said.append("pixels: cosine of the raw images; nothing in it is random, so n = 1.")
     if any(block.published for block in blocks):
         said.append("Grey: as published elsewhere, under other protocols; no number of ours is compared with them.")
+    if variance is not None:
+        said.append(_variance(variance))
     said.append(f"{TRACE} names the records behind every number.")
     return tuple(said)
+
+
+def _variance(variance: Variance) -> str:
+    """What moves the score, largest share first; what explains less than one in a hundred is added up."""
+    over = " × ".join(f"{n} {name}s" if not name.endswith("s") else f"{n} {name}es" for name, n in variance.sizes)
+    large = [(" × ".join(factors), share) for factors, share in variance.shares if factors and share >= 0.01]
+    said = ", ".join(f"{name} {100 * share:.0f} %" for name, share in large)
+    rest = 1 - sum(share for _, share in large)
+    left = f"; left out for the grid to be complete: {listed(variance.left_out)}" if variance.left_out else ""
+    return f"Variance of {variance.metric} over {over}: {said}, all else {100 * rest:.0f} % (η²{left})."
 
 
 def in_brief(

@@ -14,7 +14,9 @@ import numpy as np
 
 from harness.outcomes import ByClass
 from harness.statistics import (
+    LEAST_BOOTSTRAP_SEEDS,
     LEAST_SEEDS,
+    bootstrap_interval,
     class_bootstrap,
     holm,
     least_detectable,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 MARKS_FROM = 5  # seeds below which no row is marked best and no difference significant (FAIR-11)
 ALPHA = 0.05
+RESAMPLES = 2000
 TARGETS = (0.01, 0.005, 0.003)  # differences that a power plan is made for: 1, 0.5 and 0.3 points
 BEST, SECOND, SIGNIFICANT = "best", "second", "significant"
 
@@ -62,7 +65,10 @@ class Column:
 def judged(
     rows: Sequence["Row"], metrics: Sequence[str], outcomes: Callable[["Record"], ByClass | None] | None = None
 ) -> tuple[list["Row"], tuple[Column, ...]]:
-    """The rows with their cells tested, ranked and marked, and what holds for each column."""
+    """The rows with their cells tested, ranked and marked, and what holds for each column.
+
+    With `outcomes` cells have their bootstrap intervals too: over seeds, over test classes, and over both.
+    """
     known = [_outcomes(row, outcomes) for row in rows]
     judged_cells: list[dict[str, Cell]] = [dict(row.cells) for row in rows]
     columns = []
@@ -71,7 +77,9 @@ def judged(
         trained = {i: cell for i, cell in cells.items() if not rows[i].floor}
         marked, column = _marked(rows, cells, trained, metric)
         marked = _ranked(_tested(marked), trained)
-        marked = {i: _by_class(cell, metric, known[i], known[_baseline(rows, i)]) for i, cell in marked.items()}
+        if outcomes is not None:
+            marked = {i: _over_seeds(cell) for i, cell in marked.items()}
+            marked = {i: _by_class(cell, metric, known[i], known[_baseline(rows, i)]) for i, cell in marked.items()}
         columns.append(_with_power(column, rows, marked))
         for i, cell in marked.items():
             judged_cells[i][metric] = cell
@@ -125,6 +133,13 @@ def _outcomes(row: "Row", read: Callable[["Record"], ByClass | None] | None) -> 
     """Outcomes by seed of all records that kept them."""
     found = {record.trial.seed: read(record) for record in row.records} if read else {}
     return {seed: some for seed, some in found.items() if some is not None}
+
+
+def _over_seeds(cell: "Cell") -> "Cell":
+    """The cell with its bootstrap interval over seeds, which does not take them as normal; from five."""
+    if cell.n < LEAST_BOOTSTRAP_SEEDS:
+        return cell
+    return replace(cell, bootstrap=bootstrap_interval({"": list(cell.by_seed.values())}, resamples=RESAMPLES))
 
 
 def _baseline(rows: Sequence["Row"], i: int) -> int:

@@ -35,6 +35,7 @@ class Cell:
     adjusted_p       Holm-adjusted p of that difference; None where it was not tested
     marks            of best (bold), second (underlined), significant (dagger)
     rank             among the trained rows of the block, with the ranks that the data do not exclude
+    bootstrap        the interval over seeds that does not take them as normal, from five
     classes, both    the interval over test classes alone, and over training seeds and test classes together
     difference_both  the latter of the paired difference
     """
@@ -45,6 +46,7 @@ class Cell:
     adjusted_p: float | None = None
     marks: tuple[str, ...] = ()
     rank: RankInterval | None = None
+    bootstrap: Interval | None = None
     classes: Interval | None = None
     both: Interval | None = None
     difference_both: Interval | None = None
@@ -289,18 +291,19 @@ def leaderboard(
     tables += [_Table(place, {}, []) for place in sorted({*hopeless} - {table.place for table in tables})]
     beside = _Beside(bool(planned), outcomes, tuple(published), tuple(metrics), tuple(findings))
     blocks = tuple(_block(table, _differing(table, tables), hopeless[table.place], beside) for table in tables)
+    variance = sources_of_variance(blocks, (*metrics, FIRST_METRICS[0])[0])
     total = len({*planned, *finished, *failed})
     missing = any(row.state == "partial" for block in blocks for row in block.rows)
     grids = sorted({str(record.grid["name"]) for record in records if record.grid.get("name")})
     return Leaderboard(
         title=title or " and ".join(grids) or "results",
         blocks=blocks,
-        caption=captions.of_leaderboard(blocks, records),
+        caption=captions.of_leaderboard(blocks, records, variance),
         notes=(*notes, *(() if blocks else ("There is no record yet: nothing has finished.",))),
         partial=missing or total > len(finished) or not blocks,
         done=len(finished),
         total=total,
-        variance=sources_of_variance(blocks, (*metrics, FIRST_METRICS[0])[0]),
+        variance=variance,
     )
 
 

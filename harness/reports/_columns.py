@@ -39,10 +39,10 @@ CELLS: dict[str, Column] = {
     "high": Column("number", "upper end of it"),
     "std": Column("number", "standard deviation over seeds, ddof = 1"),
     "interval": Column("text", "what the interval is: method, level, n, over what"),
-    "bootstrap_low": Column(
-        "number", "lower end of the bootstrap interval over test classes and seeds, from 5 seeds"
-    ),
+    "bootstrap_low": Column("number", "lower end of the bootstrap interval over seeds, from 5"),
     "bootstrap_high": Column("number", "upper end of it"),
+    "both_low": Column("number", "lower end of the bootstrap interval over seeds and test classes, from 5 seeds"),
+    "both_high": Column("number", "upper end of it"),
     "classes_low": Column("number", "lower end of the bootstrap interval over test classes alone, seeds held"),
     "classes_high": Column("number", "upper end of it"),
     "difference": Column("number", "mean paired difference to the baseline over common seeds"),
@@ -165,7 +165,8 @@ def _numbers(cell: Cell | None) -> dict[str, Any]:
         **_ends("", cell.interval),
         "std": cell.interval.std if cell.n > 1 else None,
         "interval": cell.interval.method,
-        **_ends("bootstrap_", cell.both),
+        **_ends("bootstrap_", cell.bootstrap),
+        **_ends("both_", cell.both),
         **_ends("classes_", cell.classes),
         "best": cell.best,
         "second": cell.second,

@@ -162,6 +162,9 @@ def _cells(block: Block, metric: str, digits: int) -> dict[str, list[Any]]:
             for c in cells
         ],
         "rank": [c and c.rank and [c.rank.rank, c.rank.low, c.rank.high] for c in cells],
+        "bootstrap": [
+            c and c.bootstrap and [_rounded(x, digits) for x in (c.bootstrap.low, c.bootstrap.high)] for c in cells
+        ],
         "classes": [c and c.classes and _rounded(c.classes.half, digits) for c in cells],
         "both": [c and c.both and _rounded(c.both.half, digits) for c in cells],
         "differenceBoth": [c and c.difference_both and _rounded(c.difference_both.half, digits) for c in cells],

@@ -103,6 +103,8 @@ def test_intervals_over_test_classes_where_outcomes_were_kept(arm):
     base, variant = (row.cells["R@1"] for row in block.rows)
     assert base.classes.method == "95 % percentile bootstrap over 9 test classes"
     assert base.classes.half < base.both.half
+    assert base.bootstrap.method == "95 % percentile bootstrap over 5 seeds"
+    assert min(base.by_seed.values()) <= base.bootstrap.low < base.mean < base.bootstrap.high
     assert base.difference_both is None
     assert variant.difference_both.mean == pytest.approx(variant.classes.mean - base.classes.mean)
     assert "other test classes would move a score by ±" in " ".join(block.caption)
@@ -147,3 +149,8 @@ def test_variance_over_a_grid_is_that_of_its_complete_part(arm):
     assert shares[()] == pytest.approx(0, abs=1e-9)
     assert found.left_out == ("loss multi_similarity",)
     assert leaderboard(lone).variance is None
+    said = (
+        "Variance of R@1 over 2 datasets × 2 losses × 2 levels × 3 seeds: dataset 80 %, loss 20 %, all else 0 % (η²; "
+    )
+    said += "left out for the grid to be complete: loss multi_similarity)."
+    assert said in leaderboard(records + lone).caption

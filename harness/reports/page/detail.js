@@ -65,10 +65,10 @@ function uncertainty(block, row) {
     const half = value => (value == null ? "" : "± " + value.toFixed(digits));
     const p = cell.p == null ? "" : cell.p < 0.001 ? "&lt; 0.001" : cell.p.toPrecision(2);
     const rank = cell.rank ? `${cell.rank[0]} (${cell.rank[1]}–${cell.rank[2]})` : "";
-    return `<tr><td>${plain(name)}</td><td class="r">${cell.mean.toFixed(digits)}</td><td class="r">${half(cell.half)}</td><td class="r">${half(cell.classes)}</td><td class="r">${half(cell.both)}</td><td class="r">${p}</td><td class="r">${rank}</td></tr>`;
+    return `<tr><td>${plain(name)}</td><td class="r">${cell.mean.toFixed(digits)}</td><td class="r">${half(cell.half)}</td><td class="r">${cell.bootstrap ? cell.bootstrap.map(end => end.toFixed(digits)).join(" – ") : ""}</td><td class="r">${half(cell.classes)}</td><td class="r">${half(cell.both)}</td><td class="r">${p}</td><td class="r">${rank}</td></tr>`;
   }).join("");
   if (!lines) return "";
-  return `<h3>Uncertainty</h3><div class="scroll"><table class="seeds"><thead><tr><th>metric</th><th class="r">mean</th><th class="r">seeds (t)</th><th class="r">test classes</th><th class="r">seeds and classes</th><th class="r">p to baseline, Holm</th><th class="r">rank</th></tr></thead><tbody>${lines}</tbody></table></div>`;
+  return `<h3>Uncertainty</h3><div class="scroll"><table class="seeds"><thead><tr><th>metric</th><th class="r">mean</th><th class="r">seeds (t)</th><th class="r">seeds (bootstrap)</th><th class="r">test classes</th><th class="r">seeds and classes</th><th class="r">p to baseline, Holm</th><th class="r">rank</th></tr></thead><tbody>${lines}</tbody></table></div>`;
 }
 
 function recordsTable(block, row) {
