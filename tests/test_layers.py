@@ -74,7 +74,6 @@ DOORS = {
     "ray": "harness/launch.py",
     "optuna": "harness/search.py",
     "rich": "harness/terminal.py",
-    "matplotlib": "harness/figures.py",
     "jinja2": "harness/reports/web.py",
     "matplotlib": "harness/figures.py",
     "yaml": "harness/config.py",
