@@ -105,6 +105,7 @@ def in_brief(
         score,
         *(difference if differences else ()),
         *([f"{'; '.join(signs).capitalize()}{tests}"] if marks and signs else []),
+        *(_marks(blocks) if marks and not signs else ()),
         *(["Grey: as published, under other protocols."] if grey and any(b.published for b in blocks) else []),
         f"Protocol {' and '.join(sorted(protocols))}; {TRACE} names the records behind every number.",
     )

@@ -16,6 +16,8 @@ def compiled(need, folder, name="leaderboard"):
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, errors="replace")
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
+    fonts = subprocess.run([need("pdffonts"), f"{name}.pdf"], cwd=folder, capture_output=True, text=True).stdout
+    assert "Type 3" not in fonts, "bitmap fonts"
     words = [need("pdftotext"), "-layout", f"{name}.pdf", "-"]
     return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True).stdout
 
@@ -56,6 +58,7 @@ def test_the_document_compiles_alone_and_shows_what_it_says(need, board, awkward
     assert awkward[3:12] == "%c&d#e<f>"
     assert awkward[3:12] in text
     assert "Partial: 8 of 9 trials" in latex.render(board)
+    assert "No row is marked as best and no difference as significant" in text
 
 
 def test_several_datasets_are_column_groups_and_long_tables_are_several(need, make_trial, make_record, tmp_path):
