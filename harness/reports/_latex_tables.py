@@ -11,7 +11,8 @@ from harness.tables import Block, Cell, Leaderboard, Row
 
 LATIN = 0x180  # the letters that any LaTeX of today prints without a further package
 SPECIAL = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{character: f"\\{character}" for character in "&%#_{}"},
+    "$": r"$\$$",  # in text it would come from a bitmap font where T1 fonts are missing
     "\\": r"\textbackslash{}",
     "~": r"\~{}",
     "^": r"\^{}",

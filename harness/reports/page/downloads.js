@@ -28,8 +28,8 @@ function asJson() {
   return JSON.stringify({ title: DATA.title, progress: DATA.progress, unit: "percent", caption: DATA.caption, filters: location.hash.slice(1), rows: lines }, null, 1) + "\n";
 }
 
-const LATEX = { "\\": "\\textbackslash{}", "~": "\\~{}", "^": "\\^{}", "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", "±": "$\\pm$", "×": "$\\times$", "−": "$-$", "Δ": "$\\Delta$", "·": "$\\cdot$", "†": "$^\\dagger$", "–": "--" };
-const latex = text => String(text).replace(/[&%$#_{}]/g, "\\$&").replace(/\\(?![&%$#_{}])|[~^<>|±×−Δ·†–]/g, sign => LATEX[sign] || sign);
+const LATEX = { "$": "$\\$$", "\\": "\\textbackslash{}", "~": "\\~{}", "^": "\\^{}", "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", "±": "$\\pm$", "×": "$\\times$", "−": "$-$", "Δ": "$\\Delta$", "·": "$\\cdot$", "†": "$^\\dagger$", "–": "--" };
+const latex = text => String(text).replace(/[&%#_{}]/g, "\\$&").replace(/\\(?![&%#_{}])|[$~^<>|±×−Δ·†–]/g, sign => LATEX[sign] || sign);
 
 function asLatex() {
   const tables = sections.filter(section => section.rows.length).map(({ block, rows }) => {

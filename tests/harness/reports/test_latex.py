@@ -38,7 +38,7 @@ def test_names_are_escaped_and_the_text_is_plain(board, awkward):
     text = latex.render(board)
     assert escape(awkward) == (
         r"a\_b\%c\&d\#e\textless{}f\textgreater{}g\textbar{}h*\~{}\^{}\{\}"
-        r"\textbackslash{}\$"
+        r"\textbackslash{}$\$$"
     )
     assert escape(awkward) in text
     assert text.isascii()
