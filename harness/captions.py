@@ -73,7 +73,7 @@ def _variance(variance: Variance) -> str:
     said = ", ".join(f"{name} {100 * share:.0f} %" for name, share in large)
     rest = 1 - sum(share for _, share in large)
     left = f"; left out for the grid to be complete: {listed(variance.left_out)}" if variance.left_out else ""
-    return f"Variance of {variance.metric} over {over}: {said}, all else {100 * rest:.0f} % (η²{left})."
+    return f"Variance of {variance.metric} over {over}: {said}, all else {100 * max(rest, 0.0):.0f} % (η²{left})."
 
 
 def in_brief(
@@ -207,7 +207,7 @@ def _queries(columns: Sequence[Column]) -> Iterator[str]:
         said = " and ".join(f"± {100 * c.classes:.1f} of {c.metric}" for c in alone)
         also = " and ".join(f"± {100 * c.both:.1f} of {c.metric}" for c in both)
         yield (
-            f"Not in the intervals above: other test classes would move a score by {said}"
+            f"Beyond training seeds: other test classes would move a score by {said}"
             + (f", other seeds and test classes together by {also}" if also else "")
             + " (medians over rows of 95 % bootstrap intervals, whole classes drawn)."
         )

@@ -6,6 +6,7 @@ columns, and the caption says so. Marks need five seeds; what has fewer is neith
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -220,7 +221,7 @@ FACTORS = ("dataset", "backbone", "loss", "level", "seed")
 
 
 def sources_of_variance(blocks: Sequence["Block"], metric: str) -> Variance | None:
-    """What moves the score over all blocks, floors apart; None where fewer than two factors vary.
+    """What moves the score over all blocks, floors apart; None where not two factors and the seed vary.
 
     Datasets and backbones with several tables (differing settings) are left out, as are values of a factor whose
     cells are not all measured, the worst first, until the grid is complete.
@@ -231,14 +232,15 @@ def sources_of_variance(blocks: Sequence["Block"], metric: str) -> Variance | No
     for block in blocks:
         if (block.dataset, block.backbone) in twice:
             continue
+        arms = Counter((row.loss, row.level) for row in block.trained)
         for row in block.trained:
             if metric in row.cells:
-                level = row.arm.removeprefix(row.loss) or "baseline"
+                level = row.level if arms[row.loss, row.level] == 1 else row.full.removeprefix(row.loss)
                 key = (block.dataset, block.backbone, row.loss, level)
                 scores |= {(*key, seed): value for seed, value in row.cells[metric].by_seed.items()}
     grid, values, dropped = _complete(scores)
     varying = [a for a, some in enumerate(values) if len(some) > 1]
-    if len([a for a in varying if FACTORS[a] != "seed"]) < 2:
+    if len(varying) < 3 or FACTORS[varying[-1]] != "seed":
         return None
     names = [FACTORS[a] for a in varying]
     shares = variance_shares(grid.reshape([len(values[a]) for a in varying]), names)
