@@ -50,6 +50,23 @@ def draw_leaderboard(board: Leaderboard, folder: Path, endings: Sequence[str] = 
     return paths
 
 
+def draw_overview(board: Leaderboard, path: Path) -> Path | None:
+    """Draw differences, cost and learning curves of the first block side by side, for a README; None without any.
+
+    `path` ends in .svg, .pdf or .png.
+    """
+    block = next((block for block in board.blocks if any(row.cells for row in block.trained)), None)
+    if block is None:
+        return None
+    with _figure(board.title, 10.5) as figure:
+        figure.set_figheight(3.0)
+        parts = figure.subfigures(1, 3, width_ratios=(1.25, 1, 1))
+        for part, draw in zip(parts, (forest, cost, learning_curves), strict=True):
+            draw(part, block)
+        figure.suptitle(wording.heading(block), fontsize=9)
+        return _saved(figure, path)
+
+
 def draw_trial(record: Record, path: Path) -> Path:
     """Draw the learning curves of a finished trial, and its positivity curve if its grid asked for an analysis.
 
@@ -95,6 +112,12 @@ def _figure(name: str, inches: float) -> Iterator[Any]:
             pyplot.close(figure)
 
 
+def _height(figure: Any, inches: float) -> None:
+    """Make a figure as high as its rows need; a part of one stays as high as it is."""
+    if figure is figure.get_figure(root=True):
+        figure.set_figheight(inches)
+
+
 def _saved(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     dates = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}
@@ -132,7 +155,7 @@ def forest(figure: Any, block: Block) -> bool:
     rows = [row for row in _rows(block, metric) if row.cells[metric].difference is not None][::-1]
     if not rows:
         return False
-    figure.set_figheight(0.55 + ROW_INCHES * len(rows))
+    _height(figure, 0.55 + ROW_INCHES * len(rows))
     axes = figure.subplots()
     axes.axvline(0, color="#8A8E97", linewidth=0.7)
     for place, row in enumerate(rows):
@@ -164,7 +187,7 @@ def heat_map(figure: Any, block: Block) -> bool:
     first = {(row.loss, row.level): row.cells[metric] for row in reversed(rows)}
     largest = max((abs(cell.difference) for cell in first.values() if cell.difference), default=0) or 1.0
     digits = wording.decimals(block, metric)
-    figure.set_figheight(0.5 + 0.24 * len(losses))
+    _height(figure, 0.5 + 0.24 * len(losses))
     axes = figure.subplots()
     for y, loss in enumerate(reversed(losses)):
         for x, level in enumerate(levels):

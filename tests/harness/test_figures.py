@@ -3,7 +3,7 @@
 import pytest
 
 from harness import figures
-from harness.figures import draw_leaderboard, draw_trial
+from harness.figures import draw_leaderboard, draw_overview, draw_trial
 from harness.tables import leaderboard
 from harness.trial import run_trial
 
@@ -72,6 +72,13 @@ def test_equal_records_give_equal_figures(board, tmp_path, monkeypatch):
     assert len(first) == 4
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert "<text" not in first[1].read_text(), "letters are outlines"
+
+
+def test_the_overview_is_one_picture(board, tmp_path):
+    first, second = (draw_overview(board, tmp_path / f"{number}.svg").read_bytes() for number in "12")
+    assert first == second
+    assert first.count(b'id="axes_') == 3
+    assert draw_overview(leaderboard([]), tmp_path / "none.svg") is None
 
 
 def test_a_board_with_too_little_for_a_figure_has_none(make_trial, make_record, tmp_path):

@@ -1,0 +1,17 @@
+"""One picture for a README: differences, cost and learning curves of the first table, leaderboard.svg."""
+
+from pathlib import Path
+
+from harness.tables import Leaderboard
+
+SUFFIX = ".svg"
+ALWAYS = False
+
+
+def write(leaderboard: Leaderboard, folder: Path) -> Path:
+    """Write leaderboard.svg, light and dark pages alike; nothing where no row was measured."""
+    from harness.figures import draw_overview
+
+    path = folder / f"leaderboard{SUFFIX}"
+    draw_overview(leaderboard, path)
+    return path
