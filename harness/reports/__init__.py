@@ -38,10 +38,10 @@ def write_all(leaderboard: "Leaderboard", folder: str | Path, formats: Iterable[
     return [module.write(leaderboard, Path(folder)) for module in asked]
 
 
-def place(folder: Path, suffix: str, content: str | bytes, name: str = "leaderboard") -> Path:
+def place(folder: Path, suffix: str, content: str | bytes) -> Path:
     """Write `folder/leaderboard<suffix>` aside and rename it into place: readers see all of it or nothing."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}{suffix}"
+    path = folder / f"leaderboard{suffix}"
     aside = folder / f".{path.name}.{os.getpid()}.tmp"
     try:
         with aside.open("wb") as file:
