@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     run = _command(commands, run_command, "run", "run what a grid lacks, then write its leaderboard")
     _grid_options(run)
     run.add_argument("--out", type=Path, help="run folder (default: results/runs/GRID)")
+    run.add_argument("--track", metavar="A,B", help="show curves in tensorboard, wandb or mlflow (default: nowhere)")
 
     plan = _command(commands, plan_command, "plan", "say what a grid would run and what it would cost")
     _grid_options(plan)
@@ -161,7 +162,8 @@ def run_command(arguments: argparse.Namespace) -> int:
 
     grid = _grid(arguments)
     folder = _folder(arguments, grid)
-    outcome = run_grid(grid, folder, arguments.data, arguments.cache, watch=terminal.view)
+    track = arguments.track.split(",") if arguments.track else ()
+    outcome = run_grid(grid, folder, arguments.data, arguments.cache, watch=terminal.view, track=track)
     _report([folder], folder, data=arguments.data, cache=arguments.cache)
     if outcome.interrupted:
         left = f"{outcome.missing} trials" if outcome.plan.trials else "a search"

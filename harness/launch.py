@@ -18,13 +18,15 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol, TextIO
 
 import torch
 
+from harness import registry
 from harness.config import Grid, Resources, Trial
 from harness.plan import Plan, make_plan
 from harness.record import Failure, Record, Run, RunError, conflicts
@@ -115,14 +117,16 @@ def run_grid(
     data: str | Path | None = None,
     cache: str | Path | None = None,
     watch: Callable[[TextIO], View] | None = None,
+    track: Sequence[str] = (),
 ) -> Outcome:
     """Run what a grid lacks, on this machine's GPUs or processors, and return what there is.
 
-    `out` is the run folder; `watch` makes a view on the stream it is given. Raises GridError before anything runs
-    when the grid cannot run, RunError when the folder is in use, not writable, or holds results of other settings.
-    Ctrl-C ends the running epochs' trials, keeps everything, and returns with `interrupted` set.
+    `out` is the run folder; `watch` makes a view on the stream it is given, `track` names `TRACKERS`. Raises
+    GridError before anything runs when the grid cannot run, RunError when the folder is in use, not writable, or
+    holds results of other settings. Ctrl-C ends the running epochs' trials, keeps everything, and returns with
+    `interrupted` set.
     """
-    began = time.perf_counter()
+    began, tracked = time.perf_counter(), trackers(track)
     plan = make_plan(grid, data and Path(data), cache and Path(cache))
     notes: list[str] = []
     run = Run(out, warn=notes.append)
@@ -138,7 +142,7 @@ def run_grid(
         )
         before = {record.id for record in run.records()}
         with quiet(run.folder / "driver.log") as screen:
-            engine = Engine(sources, grid.resources, watch(screen) if watch else Unseen(), notes)
+            engine = Engine(sources, grid.resources, watch(screen) if watch else Unseen(), notes, tracked)
             try:
                 trials = engine.searched(grid, plan.trials, run) if grid.protocol == "tuned" else plan.trials
                 if not engine.interrupted:
@@ -183,8 +187,15 @@ def refuse_strangers(run: Run, grid: Grid, trials: Sequence[Trial]) -> None:
 class Engine:
     """Ray, started when there is something to run, and what watches it."""
 
-    def __init__(self, sources: Sources, wants: Resources, view: View, notes: Sequence[str] = ()):
-        self.sources, self.wants, self.view, self.notes = sources, wants, view, list(notes)
+    def __init__(
+        self,
+        sources: Sources,
+        wants: Resources,
+        view: View,
+        notes: Sequence[str] = (),
+        track: Sequence[tune.Callback] = (),
+    ):
+        self.sources, self.wants, self.view, self.notes, self.track = sources, wants, view, list(notes), track
         self.slots, self.interrupted = 0, False
         self._open, self._bundle = ExitStack(), {}
 
@@ -222,7 +233,7 @@ class Engine:
             with stoppable():
                 for _ in range(DRIVER_ATTEMPTS):
                     try:
-                        _fit(left, sources, self.wants, self._bundle)
+                        _fit(left, sources, self.wants, self._bundle, self.track)
                     except RuntimeError:
                         if _watch.interrupted:
                             break
@@ -249,9 +260,39 @@ class Engine:
         self._bundle = {"CPU": cores, "GPU": share} if share else {"CPU": cores}
 
 
-def _fit(trials: Sequence[Trial], sources: Sources, wants: Resources, bundle: dict[str, float]) -> None:
+TRACKERS = {  # ray's own callbacks: module, class, arguments
+    "tensorboard": ("ray.tune.logger", "TBXLoggerCallback", {}),
+    "wandb": ("ray.air.integrations.wandb", "WandbLoggerCallback", {"project": "metrix-bench"}),
+    "mlflow": ("ray.air.integrations.mlflow", "MLflowLoggerCallback", {"experiment_name": "metrix-bench"}),
+}
+
+
+def trackers(names: Sequence[str]) -> list[tune.Callback]:
+    """The callbacks that show learning curves elsewhere while trials run; no number is read back from them.
+
+    Raises ValueError for an unknown name, and for one whose package is not installed.
+    """
+    found = []
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(registry.unknown("tracker", name, TRACKERS))
+        module, kind, arguments = TRACKERS[name]
+        try:
+            found.append(getattr(import_module(module), kind)(**arguments))
+        except (ImportError, RuntimeError) as error:
+            raise ValueError(f"tracker {name} is not installed: pip install '.[trackers]' ({error})") from error
+    return found
+
+
+def _fit(
+    trials: Sequence[Trial],
+    sources: Sources,
+    wants: Resources,
+    bundle: dict[str, float],
+    track: Sequence[tune.Callback] = (),
+) -> None:
     specs = [{"trial": trial.model_dump_json(), "epochs": trial.schedule.epochs} for trial in trials]
-    with scratch("metrix-tune-") as folder:
+    with nullcontext(sources.out / "trackers") if track else scratch("metrix-tune-") as folder:
         tune.Tuner(
             tune.with_resources(TrialActor, tune.PlacementGroupFactory([bundle])),
             param_space={
@@ -259,12 +300,12 @@ def _fit(trials: Sequence[Trial], sources: Sources, wants: Resources, bundle: di
                 "sources": sources,
                 "epoch_timeout_s": wants.epoch_timeout_s,
             },
-            tune_config=tune.TuneConfig(reuse_actors=True),
+            tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: _trial(trial).id),
             run_config=tune.RunConfig(
-                name="grid",
+                name=f"grid-{time.time_ns()}",
                 storage_path=str(folder),
                 verbose=0,
-                callbacks=[Messenger()],
+                callbacks=[Messenger(), *track],
                 failure_config=tune.FailureConfig(max_failures=wants.retries),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),

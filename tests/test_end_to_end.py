@@ -73,7 +73,7 @@ def grid(tmp_path_factory) -> Path:
 def finished(grid, tmp_path_factory) -> tuple[Path, str]:
     """One undisturbed run of the grid, and what it printed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    code, text = command("run", grid, "--out", folder)
+    code, text = command("run", grid, "--out", folder, "--track", "tensorboard")
     assert code == 0, text
     return folder, text
 
@@ -89,6 +89,7 @@ def test_a_run_leaves_a_record_a_trial_and_a_leaderboard(finished):
     assert {path.suffix for path in (folder / "records").iterdir()} == {".json"}
     assert len(list((folder / "per_query").glob("*.npz"))) == TRIALS
     assert len((folder / "ledger.jsonl").read_text().splitlines()) == TRIALS
+    assert len({path.parent.name for path in folder.rglob("events.out.tfevents*")}) == TRIALS
 
 
 def test_the_table_is_made_of_the_records(finished):

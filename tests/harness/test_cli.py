@@ -47,6 +47,8 @@ def run(tmp_path, capsys):
         (("run", "GRID", "--datasets", "omniglot"), "no entry of the grid's datasets"),
         (("run", "omniglot"), "omniglot"),
         (("run", "omniglot", "--data", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("run", "GRID", "--track", "tensorbord"), "did you mean 'tensorboard'"),
+        (("run", "GRID", "--track", "mlflow"), "pip install '.[trackers]'"),
         (("report", "/nowhere/at/all"), "is not a run folder"),
         (("list", "stages", "resnet5"), "did you mean"),
         (("list", "stages"), "list stages resnet50"),
