@@ -99,6 +99,7 @@ def describe(name: str) -> Description:
 
 
 def find(name: str) -> type[Loss]:
+    """The class of the loss `name`; ValueError with the nearest name if there is none."""
     if name not in names():
         raise ValueError(f"no loss named {name!r}; {_nearest(name, names())}")
     module = importlib.import_module(f"{__name__}.{name}")

@@ -31,7 +31,13 @@ def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     top = argparse.ArgumentParser(prog="metrix-bench", description="A fair benchmark of deep metric learning.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
+    _commands_that_run(commands)
+    _commands_that_read_runs(commands)
+    _commands_about_data(commands)
+    return top
 
+
+def _commands_that_run(commands) -> None:
     run = _command(commands, run_command, "run", "run what a grid lacks, then write its leaderboard")
     _grid_options(run)
     run.add_argument("--out", type=Path, help="run folder (default: results/runs/GRID)")
@@ -48,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     trial.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
     trial.add_argument("--out", type=Path, help="run folder (default: results/runs/GRID)")
 
+
+def _commands_that_read_runs(commands) -> None:
     status = _command(commands, status_command, "status", "say what a run folder holds and lacks")
     status.add_argument("run", type=Path, help="run folder")
 
@@ -84,6 +92,15 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--cache", type=Path, help="folder for decoded images (default: ~/.cache/metrix-bench)")
     verify.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
 
+    draw = _command(
+        commands, draw_command, "draw", "draw the learning curves of a finished trial, and its positivity"
+    )
+    draw.add_argument("run", type=Path, help="run folder")
+    draw.add_argument("trial", help="the trial's id, or a part of it that no other has")
+    draw.add_argument("--to", type=Path, help="a .pdf, .svg or .png file (default: RUN/figures/TRIAL.pdf)")
+
+
+def _commands_about_data(commands) -> None:
     doctor = _command(
         commands, doctor_command, "doctor", "say whether a copy of a dataset is right, and what it lacks"
     )
@@ -96,17 +113,9 @@ def parser() -> argparse.ArgumentParser:
         "--side", type=int, default=Images().stored_px, metavar="PX", help="shorter side (default: %(default)s)"
     )
 
-    draw = _command(
-        commands, draw_command, "draw", "draw the learning curves of a finished trial, and its positivity"
-    )
-    draw.add_argument("run", type=Path, help="run folder")
-    draw.add_argument("trial", help="the trial's id, or a part of it that no other has")
-    draw.add_argument("--to", type=Path, help="a .pdf, .svg or .png file (default: RUN/figures/TRIAL.pdf)")
-
     listing = _command(commands, list_command, "list", "list what a grid may name")
     listing.add_argument("what", choices=sorted(LISTINGS), help="what to list")
     listing.add_argument("pattern", nargs="?", help="backbones: a pattern such as 'resnet*'; stages: a backbone")
-    return top
 
 
 def _command(commands, function: Callable, name: str, words: str) -> argparse.ArgumentParser:
