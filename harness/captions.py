@@ -248,6 +248,8 @@ def _training(rows: Sequence["Row"], trial: Trial) -> str:
         if row.level == "baseline" and row.steps:
             sizes[step_sizes(row.steps)].append(row.loss)
     steps = "; ".join(how if len(sizes) == 1 else f"{how} ({listed(who)})" for how, who in sorted(sizes.items()))
+    if trial.arm.tuned:
+        steps = "step sizes and constants as a search chose them for each arm (search/study.json)"
     epochs = f"{training.epochs} epoch{'s' * (training.epochs != 1)}"
     return f"Training: {epochs}, batches of {training.batch_size} ({drawn}), {training.optimizer}; {steps}."
 

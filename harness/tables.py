@@ -425,7 +425,8 @@ def _block(
     seeds = set() if beside.planned else {e.trial.seed for e in table.entries if e.level != "floor"}
     groups: dict[tuple[str, str], dict[str, list[_Entry]]] = defaultdict(lambda: defaultdict(list))
     for entry in table.entries:
-        groups[entry.baseline, _key(entry.steps)][entry.arm].append(entry)
+        shared = {} if entry.trial.arm.tuned else entry.steps  # a search may give every arm its own
+        groups[entry.baseline, _key(shared)][entry.arm].append(entry)
     losses = [loss for loss, _ in groups]
     for arm, _ in refused:
         if (loss := Arm.parse(arm).baseline) not in losses:

@@ -304,3 +304,18 @@ def test_rows_are_values(series):
     row = leaderboard(series("contrastive", BASE)).blocks[0].rows[0]
     with pytest.raises(dataclasses.FrozenInstanceError):
         row.state = "fail"
+
+
+def test_tuned_arms_of_a_loss_stand_together_whatever_their_step_sizes(make_trial, make_record):
+    def tuned(arm, seed, lr):
+        trial = make_trial(arm, seed, lr=lr)
+        return trial.model_copy(
+            update={"protocol": "tuned", "arm": trial.arm.model_copy(update={"tuned": trial.arm.label})}
+        )
+
+    records = [make_record(tuned("contrastive", seed, 1e-3), 0.5 + seed / 100) for seed in (0, 1, 2)]
+    records += [make_record(tuned("contrastive+embedding", seed, 4e-3), 0.6 + seed / 100) for seed in (0, 1, 2)]
+    (block,) = leaderboard(records).blocks
+    assert [row.arm for row in block.rows] == ["contrastive", "contrastive+embedding"]
+    assert block.rows[1].cells["R@1"].difference == pytest.approx(0.1)
+    assert any("as a search chose them for each arm" in sentence for sentence in block.caption)
