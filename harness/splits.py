@@ -84,6 +84,67 @@ def fair_validation(dataset: Dataset, share: float = 0.2) -> np.ndarray:
     return split
 
 
+def fold_validation(dataset: Dataset, fold: int, folds: int) -> np.ndarray:
+    """(n,) split of every image under cross-validation: of `folds` parts of the training classes, `fold` validates.
+
+    Parts are counted from 1, as equal as possible, of whole groups where possible (see `parts`), and the same for all
+    seeds and arms: every training class is validation in exactly one fold and trains in all others.
+
+    Raises ValueError for a fold that there is not, where the source names a validation split, which folds would
+    replace, and where a part would have fewer than two classes.
+    """
+    if fold not in range(1, folds + 1):
+        raise ValueError(f"{dataset.name}: fold {fold} of {folds}; name one from 1 to {folds}")
+    if (dataset.split == "validation").any():
+        raise ValueError(
+            f"{dataset.name}: its source names the validation classes, which {folds} folds would replace; take folds "
+            "away (folds: null)"
+        )
+    classes = np.unique(dataset.labels[dataset.split == "train"])
+    if (most := len(classes) // 2) < folds:  # among images of a single class every neighbour would be right
+        many = f"at most {most}" if most > 1 else "none"
+        raise ValueError(
+            f"{dataset.name}: {len(classes)} training classes make no {folds} folds of at least 2 classes; folds may "
+            f"be {many}"
+        )
+    groups = None if dataset.groups is None else [dataset.groups[c] for c in classes]
+    chosen = classes[parts([dataset.class_names[c] for c in classes], folds, "fold-1", groups)[fold - 1]]
+    split = dataset.split.astype("<U10")
+    split[np.isin(dataset.labels, chosen) & (split == "train")] = "validation"
+    return split
+
+
+def parts(class_names: Sequence[str], count: int, salt: str, groups: Sequence[str] | None = None) -> list[list[int]]:
+    """Indices of the C classes in `count` disjoint parts, as equal as possible, whole groups where possible.
+
+    class_names: C unique names, C ≥ count.  salt: names the purpose.  groups: (C,) group of each class, or None.
+
+    Without groups: the classes in hash order, cut into consecutive parts whose sizes differ by one at most. With
+    groups, the largest group first (equal ones in hash order) goes to the part that is smallest so far (the first of
+    equal ones; Graham 1969, Bounds on Multiprocessing Timing Anomalies). Where a part ends more than a quarter away
+    from C ÷ count, classes are divided as without groups.
+    """
+    if groups is not None and (whole := _parts_of_groups(groups, count, salt)) is not None:
+        return whole
+    return [part.tolist() for part in np.array_split(hash_order(class_names, salt), count)]
+
+
+def _parts_of_groups(groups: Sequence[str], count: int, salt: str) -> list[list[int]] | None:
+    size = Counter(groups)
+    names = sorted(size)
+    order = sorted((names[i] for i in hash_order(names, salt)), key=lambda group: -size[group])
+    taken: list[set[str]] = [set() for _ in range(count)]
+    totals = [0] * count
+    for group in order:
+        smallest = totals.index(min(totals))
+        taken[smallest].add(group)
+        totals[smallest] += size[group]
+    wanted = Fraction(len(groups), count)
+    if any(abs(total - wanted) > GROUP_TOLERANCE * wanted for total in totals):
+        return None
+    return [[c for c, group in enumerate(groups) if group in part] for part in taken]
+
+
 def no_validation(dataset: Dataset) -> np.ndarray:
     """The split (n,) in which every training image trains, those the source names for validation too."""
     return np.where(dataset.split == "validation", "train", dataset.split)

@@ -8,8 +8,8 @@ test-1  96bd  2492  8be1  3c2d  859f  2171  eaae  d68b  f3d3  c762
 import numpy as np
 import pytest
 
-from harness.datasets import Dataset
-from harness.splits import fair_validation, hash_order, held_out
+from harness.datasets import Dataset, load
+from harness.splits import fair_validation, fold_validation, hash_order, held_out, parts
 
 LETTERS = "abcdefghij"
 
@@ -105,3 +105,78 @@ def test_a_validation_split_of_the_source_is_kept():
 def test_too_few_training_classes_are_refused():
     with pytest.raises(ValueError, match="toy: 3 training classes, 2 of them for validation: at least 2 must remain"):
         fair_validation(dataset(train="abc", test="gh"))
+
+
+def divided(toy, folds):
+    """The classes that validate in each fold; every split is checked to leave the test alone."""
+    found = []
+    for fold in range(1, folds + 1):
+        split = fold_validation(toy, fold, folds)
+        assert (split == "test").tolist() == (toy.split == "test").tolist()
+        validating = toy.labels[split == "validation"]
+        assert not np.isin(toy.labels[split == "train"], validating).any()
+        found.append("".join(sorted({toy.class_names[c] for c in validating})))
+    return found
+
+
+def test_every_training_class_validates_in_one_fold():
+    # In the order of sha256("fold-1" + letter): a f b e d g h c i j, cut after 4, 3 and 3.
+    toy = dataset(train="abcdefghij" * 2, test="xy")
+    assert divided(toy, 3) == ["abef", "dgh", "cij"]
+    assert divided(toy, 5) == ["af", "be", "dg", "ch", "ij"]
+    assert set(toy.split) == {"train", "test"}, "the dataset itself is not changed"
+
+
+def test_folds_of_glyphs_are_the_same_everywhere():
+    glyphs = load("glyphs")
+    found = [np.unique(glyphs.labels[fold_validation(glyphs, fold, 4) == "validation"]) for fold in (1, 2, 3, 4)]
+    assert [len(classes) for classes in found] == [108, 108, 107, 107]
+    assert len(np.unique(np.concatenate(found))) == 430
+    assert [glyphs.class_names[classes[0]][:6] for classes in found] == ["U+0023", "U+0024", "U+0022", "U+002B"]
+
+
+ALPHABETS = {
+    **{"Bengali": 46, "Early_Aramaic": 22, "Greek": 24, "Hebrew": 22},
+    **{"Latin": 26, "Korean": 40, "Balinese": 24, "Cyrillic": 33},
+}
+
+
+def test_folds_of_whole_alphabets_the_largest_first_to_the_smallest_part():
+    # sha256("fold-1" + alphabet): Greek 027c before Balinese af20, Early_Aramaic 0ea5 before Hebrew b4c2.
+    groups = [alphabet for alphabet, size in ALPHABETS.items() for _ in range(size)]
+    found = parts([str(i) for i in range(len(groups))], 4, "fold-1", groups)
+    assert [sorted({groups[c] for c in part}) for part in found] == [
+        ["Bengali", "Hebrew"],
+        ["Early_Aramaic", "Korean"],
+        ["Balinese", "Cyrillic"],
+        ["Greek", "Latin"],
+    ]
+    assert [len(part) for part in found] == [68, 62, 57, 50]
+
+
+def test_groups_too_unequal_to_be_folds_are_disregarded():
+    # 10 classes in 2 folds: 7 and 3 are more than a quarter of 5 away from 5.
+    toy = dataset(train="abcdefghij", test="xy", groups=("g",) * 7 + ("h",) * 3 + ("t", "t"))
+    assert divided(toy, 2) == ["abdef", "cghij"]
+    toy = dataset(train="abcdefghij", test="xy", groups=("g",) * 6 + ("h",) * 4 + ("t", "t"))
+    assert divided(toy, 2) == ["abcdef", "ghij"]
+
+
+@pytest.mark.parametrize(
+    ("toy", "fold", "folds", "words"),
+    [
+        ({"train": "abcdefg"}, 1, 4, "toy: 7 training classes make no 4 folds of at least 2 classes; .* at most 3"),
+        ({"train": "abc"}, 1, 2, "folds may be none"),
+        (
+            {"train": "abcdef", "validation": "ij"},
+            1,
+            2,
+            "its source names the validation classes, which 2 folds",
+        ),
+        ({"train": "abcdef"}, 3, 2, "fold 3 of 2; name one from 1 to 2"),
+        ({"train": "abcdef"}, None, 2, "fold None of 2; name one from 1 to 2"),
+    ],
+)
+def test_folds_that_cannot_be(toy, fold, folds, words):
+    with pytest.raises(ValueError, match=words):
+        fold_validation(dataset(test="xy", **toy), fold, folds)
