@@ -266,7 +266,9 @@ class Arm(Value):
 class Trial(Value):
     """One cell of the grid with one seed: everything that decides its result, and nothing else.
 
-    Where data lie, which device runs it and when are not part of it.
+    Where data lie, which device runs it and when are not part of it. Under cross-validation it is one of `folds`
+    trials of its cell and seed, the one whose validation classes are those of `fold`, from 1; with `folds` and no
+    `fold` it stands for all of them together, as tables have it.
     """
 
     dataset: Choice
@@ -279,19 +281,52 @@ class Trial(Value):
     keep: Literal["weights", "embeddings", "none"] = "embeddings"
     analysis: bool = False
     seed: int = Field(0, ge=0)
+    fold: int | None = Field(None, ge=1)
+    folds: int | None = Field(None, ge=2)
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.fold is not None and self.fold > (self.folds or 0):
+            raise ValueError(f"fold {self.fold} of {self.folds or 'none'}; folds are counted from 1")
+        return self
 
     @property
     def digest(self) -> str:
         """sha256 of the trial's content (less `keep` and `analysis`, which change no score), hexadecimal."""
-        content = json.dumps(self.model_dump(mode="json", exclude={"keep", "analysis"}), sort_keys=True)
+        # A fold that is not there changes nothing: records from before there were folds keep their names.
+        without = {name for name in ("fold", "folds") if getattr(self, name) is None}
+        content = json.dumps(self.model_dump(mode="json", exclude={"keep", "analysis", *without}), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
     def id(self) -> str:
-        """Readable and unique: `glyphs-test_resnet-contrastive+input-s0-3f9a12`."""
+        """Readable and unique: `glyphs-test_resnet-contrastive+input-s0-3f9a12`, of a fold `…-s0-f1of4-3f9a12`."""
         arm = self.arm.loss + (f"+{self.arm.at}" if self.arm.at not in ("baseline", "floor") else "")
-        name = f"{self.dataset.name}-{self.backbone.name}-{arm}-s{self.seed}"
+        name = f"{self.dataset.name}-{self.backbone.name}-{arm}-{self.repetition}"
         return re.sub(r"[^\w+.-]", "_", name) + f"-{self.digest[:8]}"
+
+    @property
+    def repetition(self) -> str:
+        """What tells it from the other trials of its cell: `s0`, of a fold `s0-f1of4`, of all four `s0-4folds`."""
+        if self.folds is None:
+            return f"s{self.seed}"
+        return f"s{self.seed}-" + (f"f{self.fold}of{self.folds}" if self.fold else f"{self.folds}folds")
+
+    @property
+    def seed_and_fold(self) -> str:
+        """The same in a sentence: `seed 0`, `seed 0 fold 1 of 4`."""
+        return f"seed {self.seed}" + (f" fold {self.fold} of {self.folds}" if self.fold else "")
+
+    @property
+    def whole(self) -> "Trial":
+        """The trial that stands for all folds of this one's cell and seed; itself where there are none."""
+        return self if self.fold is None else self.model_copy(update={"fold": None})
+
+    def each_fold(self) -> "list[Trial]":
+        """The trials that run for this one: one for each of its folds; itself where there are none."""
+        if self.folds is None or self.fold is not None:
+            return [self]
+        return [self.model_copy(update={"fold": fold}) for fold in range(1, self.folds + 1)]
 
     @property
     def schedule(self) -> Training:
@@ -308,7 +343,8 @@ class Trial(Value):
     @property
     def shared(self) -> dict[str, Any]:
         """The factors that must be equal within one table of a dataset and a backbone (FAIR-08), flattened."""
-        content = self.model_dump(mode="json", exclude={"arm", "seed", "keep", "analysis"})
+        without = {"fold"} if self.folds else {"fold", "folds"}
+        content = self.model_dump(mode="json", exclude={"arm", "seed", "keep", "analysis", *without})
         for name in SHARED_BY_A_LOSS:
             content["training"].pop(name)
         return dict(_flat(content))
@@ -322,7 +358,9 @@ class Grid(Value):
 
     `compute_matched` adds, for each Metrix arm that crosses the network more often than its baseline, the baseline
     trained for as many forward passes. `analysis` adds alignment, uniformity, utilization and positivity to the
-    records. A file with `include: [grid, …]` runs several grids as one, its `parts`, which
+    records. `folds` (none: one fixed validation split) runs every cell and seed that many times, each time with
+    another part of the training classes for validation; the score of the seed is the mean (Musgrave et al. 2020, A
+    Metric Learning Reality Check). A file with `include: [grid, …]` runs several grids as one, its `parts`, which
     say everything but name, version and resources.
     """
 
@@ -337,6 +375,7 @@ class Grid(Value):
     arms: tuple[str, ...] = ()
     floors: tuple[Literal["untrained", "pixels"], ...] = FLOORS
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    folds: int | None = Field(None, ge=2)
     metrix: Level = Level()
     model: Model = Model()
     images: Images = Images()
@@ -422,12 +461,17 @@ class Grid(Value):
             found.append(
                 f"search.search_seed: {self.search.search_seed} is also a final seed; the two must be disjoint"
             )
+        if self.folds and self.protocol == "paper":
+            found.append(
+                f"folds: {self.folds} folds of validation classes, and protocol paper has no validation; choose "
+                "protocol fair or tuned, or take folds away"
+            )
         if self.metrix.at != "embedding":
             found.append("metrix.at: the levels of a grid stand in `levels`; take metrix.at away")
         return found
 
     def trials(self) -> list[Trial]:
-        """Every trial of the product, seeds outermost, so that a partial run has whole seeds first."""
+        """Every trial of the product, seeds outermost, folds innermost: a partial run has whole seeds first."""
         if self.parts:
             return sorted((trial for part in self.parts for trial in part.trials()), key=lambda trial: trial.seed)
         cells = [
@@ -435,7 +479,7 @@ class Grid(Value):
             for dataset, backbone in itertools.product(self.datasets, self.backbones)
             for arm, training in self._arms(backbone)
         ]
-        return [
+        wholes = [
             Trial(
                 dataset=dataset,
                 backbone=backbone.model_copy(update={"stage": None, "lr_scale": 1.0}),
@@ -447,11 +491,13 @@ class Grid(Value):
                 keep=self.keep,
                 analysis=self.analysis,
                 seed=seed,
+                folds=self.folds,
             )
             for number, seed in enumerate(self.seeds)
             for dataset, backbone, arm, training in cells
             if arm.loss != "pixels" or number == 0  # no seed enters the cosine of raw images
         ]
+        return [trial for whole in wholes for trial in whole.each_fold()]
 
     def _arms(self, backbone: Backbone) -> list[tuple[Arm, Training]]:
         arms = [(Arm.of(floor, {}), self._training(None, backbone)) for floor in self.floors]

@@ -22,7 +22,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Entry:
-    """One line: the cell (dataset, backbone, arm, seed), digests of weights, split and evaluator, and when (UTC)."""
+    """One line: the cell (dataset, backbone, arm, seed, fold), digests of weights, split, evaluator; when (UTC)."""
 
     cell: str
     checkpoint: str

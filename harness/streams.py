@@ -2,6 +2,10 @@
 
 A stream is named by what it is for, never by the arm or the trial, so two methods with the same seed see the
 same split, batches, augmentations and initial weights, and a draw added in one place moves nothing elsewhere.
+
+Nor by the fold: a fold is other training classes and nothing else. Its batches are drawn over other images anyway;
+that all folds of a seed begin with the same weights keeps the seed one draw, which is what intervals are over, and
+leaves the classes as the only thing that folds differ in.
 """
 
 import hashlib

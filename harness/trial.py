@@ -221,7 +221,7 @@ class Bench:
             torch.cuda.reset_peak_memory_stats(device)
         dataset = open_dataset(trial.dataset, sources.data, sources.cache)
         images = images_of(trial, dataset, sources)
-        split = split_of(dataset, PROTOCOLS[trial.protocol])
+        split = split_of(dataset, PROTOCOLS[trial.protocol], trial.fold, trial.folds)
         refuse(rules.over_data(dataset, split))
         model = nn.Flatten() if trial.arm.loss == "pixels" else embedder(trial).to(device)
         return cls(trial, dataset, split, images, model, augmentation(trial, model, dataset), device)
@@ -316,11 +316,25 @@ def prepare_images(trials: Sequence[Trial], sources: Sources, announce: Callable
         images_of(trial, open_dataset(trial.dataset, sources.data, sources.cache), sources, announce)
 
 
-def split_of(dataset: Dataset, protocol: Protocol) -> np.ndarray:
-    """The split (n,) of a dataset under a protocol: train, test, and validation where something is selected on it."""
+def split_of(dataset: Dataset, protocol: Protocol, fold: int | None = None, folds: int | None = None) -> np.ndarray:
+    """The split (n,) of a dataset under a protocol: train, test, and validation where something is selected on it.
+
+    Under cross-validation it is that of fold `fold` of 1 … `folds`.
+    """
     if protocol.validation_share == 0:
         return splits.no_validation(dataset)
+    if folds is not None:
+        return splits.fold_validation(dataset, fold, folds)
     return splits.fair_validation(dataset, protocol.validation_share)
+
+
+def splits_of(dataset: Dataset, trials: Sequence[Trial]) -> Iterator[np.ndarray]:
+    """Each split (n,) that these trials of one dataset use: one, or under cross-validation one a fold.
+
+    Raises ValueError where the dataset cannot be split so.
+    """
+    for protocol, fold, folds in dict.fromkeys((trial.protocol, trial.fold, trial.folds) for trial in trials):
+        yield split_of(dataset, PROTOCOLS[protocol], fold, folds)
 
 
 def embedder(trial: Trial) -> Embedder:
@@ -420,7 +434,7 @@ def read_test(bench: Bench, run: Run) -> TestRead:
     """Read the test split with the model as it is; the ledger is told first."""
     dataset, trial, test = bench.dataset, bench.trial, bench.part("test")
     entry = Ledger(run.ledger).read(
-        cell="/".join((*trial.cell, f"s{trial.seed}")),
+        cell="/".join((*trial.cell, trial.repetition)),
         checkpoint=checkpoint.state_digest(bench.model.state_dict()),
         split=split_fingerprint(dataset, bench.split),
         evaluator=retrieval.evaluator_digest(),
@@ -468,7 +482,7 @@ def keep_test(bench: Bench, run: Run, test: TestRead) -> tuple[str, ...]:
         )
     if test.checkpoints == 1 or PROTOCOLS[trial.protocol].watches_test:
         return ()
-    return (f"FAIR-03 test read again for {'/'.join(trial.cell)} seed {trial.seed}",)
+    return (f"FAIR-03 test read again for {'/'.join(trial.cell)} {trial.seed_and_fold}",)
 
 
 def split_fingerprint(dataset: Dataset, split: np.ndarray) -> str:

@@ -36,7 +36,7 @@ def read_once(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
         read = len(again.get(_ledger_cell(record), ())) or record.test_checkpoints
         if read > 1 and not (protocol and protocol.watches_test):
             times = "twice" if read == 2 else f"for {read} checkpoints"
-            yield f"test read {times} for {cell_of(record)} seed {record.trial.seed}.", (record.id,)
+            yield f"test read {times} for {cell_of(record)} {record.trial.seed_and_fold}.", (record.id,)
 
 
 @rule("FAIR-03", "E", over="records")
@@ -59,8 +59,8 @@ def ledger_is_whole(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _ledger_cell(record: Record) -> str:
-    """The cell and seed as the ledger writes them."""
-    return f"{cell_of(record)}/s{record.trial.seed}"
+    """The cell, seed and fold as the ledger writes them."""
+    return f"{cell_of(record)}/{record.trial.repetition}"
 
 
 def _key(record: Record) -> tuple[str, ...]:

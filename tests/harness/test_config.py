@@ -84,6 +84,28 @@ def test_a_trial_survives_json_and_its_id_ends_in_the_hash_of_its_content(load):
     assert other.id != trial.id
 
 
+def test_a_trial_without_folds_has_the_id_it_had_before_there_were_folds(make_trial):
+    trial = make_trial("contrastive+input")
+    assert trial.id == "glyphs-test_resnet-contrastive+input-s0-7e41e473"
+    assert trial.digest == "7e41e47343ffa9a983bca2031b24a03ad7f97b79e1c1407fc2592dceee65dfae"
+    assert not {"fold", "folds"} & trial.shared.keys()
+    assert (trial.each_fold(), trial.whole) == ([trial], trial)
+
+
+def test_folds_are_trials_of_their_own_that_share_all_else(load):
+    whole, folded = load(GOOD).trials(), load(GOOD, "folds=4").trials()
+    assert len(folded) == 4 * len(whole)
+    assert [(t.arm.label, t.seed) for t in folded[::4]] == [(t.arm.label, t.seed) for t in whole]
+    assert [t.fold for t in folded[:5]] == [1, 2, 3, 4, 1]
+    first, second = folded[-2:]
+    assert first.id.startswith("glyphs-test_resnet-multi_similarity+input-s1-f3of4-")
+    assert (first.shared, first.shared["folds"]) == (second.shared, 4)
+    assert first.whole == second.whole != first
+    assert first.whole.each_fold() == folded[-4:]
+    assert len({trial.id for trial in (*whole, *folded)}) == 5 * len(whole)
+    assert Trial.model_validate_json(first.model_dump_json()) == first
+
+
 def test_every_mistake_of_a_file_is_named_at_once_with_the_nearest_valid_name(load):
     text = """
 name: small
@@ -133,6 +155,8 @@ def test_overrides_leave_files_as_they_are(load):
     ("change", "sentence"),
     [
         ("seeds: [0, 0]", "seeds: 0 is listed twice"),
+        ("folds: 1", "folds: 1 does not fit: input should be greater than or equal to 2"),
+        ("folds: 4\nprotocol: paper", "folds: 4 folds of validation classes, and protocol paper has no validation"),
         ("training: {batch_size: 101}", "batch_size 101 is not a multiple of examples_per_class 5"),
         ("images: {crop_scale: [0.9, 0.2]}", "crop_scale is [0.9, 0.2]"),
         ("metrix: {at: input}", "the levels of a grid stand in `levels`"),

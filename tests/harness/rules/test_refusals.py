@@ -53,7 +53,7 @@ def test_an_evaluator_that_is_wrong(load, make_trial, tmp_path):
 def test_a_class_in_two_splits(load, make_trial, tmp_path, monkeypatch):
     """A split that puts one training class into validation image by image."""
 
-    def careless(dataset, protocol):
+    def careless(dataset, protocol, fold=None, folds=None):
         split = dataset.split.astype("<U10")
         first = (dataset.labels == dataset.labels[split == "train"][0]).nonzero()[0]
         split[first[::2]] = "validation"
