@@ -50,6 +50,11 @@ def of_leaderboard(
     rows = [row for block in blocks for row in block.rows]
     said = [f"Protocol {name}." for name in _protocols(records)]
     said += _scores(rows)
+    if any(record.trial.folds for record in records):
+        said.append(
+            "Folds: a model for each, which validates on its part of the training classes and trains on the others; "
+            "each reads the test once; costs are those of all folds together."
+        )
     if any(row.relative_time or row.relative_passes for row in rows):
         said.append("Training time (seconds inside training steps) and forward passes a step: × the own baseline.")
     said.append("Ties count against the model; a query is removed from its own neighbours by its index.")
@@ -145,7 +150,8 @@ def _scores(rows: Sequence["Row"], intervals: bool = True) -> Iterator[str]:
     """What stands before and after ±, by the methods that were really used (FAIR-13); the difference's if printed."""
     shown = [cell for row in rows for cell in row.cells.values()]
     how = _plus_minus([cell.interval for cell in shown], "training seeds")
-    yield f"Test scores in percent: mean{how or ' over n training seeds (too few for an interval)'}."
+    how = how or " over n training seeds (too few for an interval)"
+    yield f"Test scores in percent: mean{how}{_folds(rows)}."
     pairs = [cell.paired for cell in shown if cell.paired]
     if pairs:
         how = _plus_minus(pairs, "pairs; it takes the differences as normal") or " (too few for an interval)"
@@ -153,6 +159,15 @@ def _scores(rows: Sequence["Row"], intervals: bool = True) -> Iterator[str]:
             "Δ: mean difference to the same loss without Metrix, in points, paired by seed"
             f"{how if intervals else ''}."
         )
+
+
+def _folds(rows: Sequence["Row"]) -> str:
+    """`, each the mean over 4 class-disjoint folds`, where that is what the score of a seed is."""
+    counts = {record.trial.folds for row in rows for record in row.records}
+    if not any(counts):
+        return ""
+    said = " or ".join(map(str, sorted(counts - {None})))
+    return f", each the mean over {said} class-disjoint folds" + (" where a table says so" if None in counts else "")
 
 
 def _plus_minus(intervals: Sequence["Interval | PairedDifference"], over: str) -> str:
@@ -275,11 +290,11 @@ def notes(
         *(_best(place[0], rows, c) for metric in shown for c in columns if c.metric == metric and _decided(c)),
         *_incomplete(place, rows),
         *_left_out(rows, records),
-        *_origins([record for record in records if record.level != "floor"]),
+        *_origins([part for record in records if record.level != "floor" for part in record.parts]),
         *_own_words(rows),
     )
     said = {note.rule for note in own}
-    ids = {record.id: row.arm for row in rows for record in row.records}
+    ids = {record.id: row.arm for row in rows for record in row.parts}
     everywhere = set(ids.values())
     further = []
     for finding in findings:

@@ -45,8 +45,9 @@ class Collection:
     notes: tuple[str, ...] = ()
 
     def outcomes(self, record: Record, metrics: Sequence[str]) -> outcomes.ByClass | None:
-        """What the test queries of a record came to, by class; None where that was not kept."""
-        return outcomes.by_class(self.home[record.id].per_query_path(record.id), tuple(metrics))
+        """What the test queries of a record came to, by class, the mean over folds; None where that was not kept."""
+        paths = [self.home[part.id].per_query_path(part.id) for part in record.parts]
+        return outcomes.mean([outcomes.by_class(path, tuple(metrics)) for path in paths])
 
     def leaderboard(self, metrics: Sequence[str] = ()) -> Leaderboard:
         """The leaderboard of everything here, with what the fairness rules find in it."""
@@ -253,6 +254,6 @@ def trace(collection: Collection, arm: str) -> list[tuple[str, str, str, int, di
     _exist("arm", [arm], {record.arm for record in collection.records})
     return [
         (*r.trial.cell, r.trial.seed, r.test, collection.home[r.id].record_path(r.trial))
-        for r in sorted(collection.records, key=lambda r: (r.trial.cell, r.trial.seed))
+        for r in sorted(collection.records, key=lambda r: (r.trial.cell, r.trial.seed, r.trial.fold or 0))
         if r.arm == arm
     ]

@@ -84,7 +84,7 @@ def draw_trial(record: Record, path: Path) -> Path:
         _learning(axes[0], axes[1], record)
         if positivity:
             _positivity(axes[2], positivity)
-        figure.suptitle(f"{record.arm}, {record.trial.dataset.name}, seed {record.trial.seed}")
+        figure.suptitle(f"{record.arm}, {record.trial.dataset.name}, {record.trial.seed_and_fold}")
         return _saved(figure, path)
 
 
@@ -272,11 +272,11 @@ def learning_curves(figure: Any, block: Block) -> bool:
     """Validation score over epochs, the mean over the seeds of a row."""
     axes, drawn = figure.subplots(), []
     for row in block.trained[:MOST_ROWS]:
-        curves = [[e.validation.get(FAIR.metric) for e in record.curve] for record in row.records if record.curve]
+        curves = [[e.validation.get(FAIR.metric) for e in record.curve] for record in row.parts if record.curve]
         length = min(map(len, curves), default=0)
         if length < 2 or any(value is None for curve in curves for value in curve):
             continue
-        epochs = [epoch.epoch for epoch in row.records[0].curve[:length]]
+        epochs = [epoch.epoch for epoch in row.parts[0].curve[:length]]
         means = [100 * sum(values) / len(values) for values in zip(*(c[:length] for c in curves), strict=True)]
         axes.plot(epochs, means, color=LEVELS.get(row.level, LEVELS["baseline"])[0], alpha=0.85)
         drawn.append(row)

@@ -35,7 +35,7 @@ class Shelf:
     """The gallery of one block.
 
     block     the number of the block on its leaderboard
-    arms      those shown, all of training seed `seed`
+    arms      those shown, all of training seed `seed`, and of one of its folds where it has several
     queries   (image, for each arm ((image, right), …) nearest first), images by their number
     names     of the images; images: as data URIs, empty where they cannot be read
     """
@@ -80,15 +80,15 @@ def _shelf(
     number: int, block: Block, collection: Collection, data: Path | None, cache: Path | None, room: int
 ) -> Shelf | None:
     """The gallery of a block; None where no trained trial kept embeddings."""
-    kept: dict[int, dict[str, Record]] = {}
+    kept: dict[tuple[int, int], dict[str, Record]] = {}
     for row in block.rows:
-        for record in row.records:
+        for record in row.parts:
             if collection.home[record.id].per_query_path(record.id).exists():
-                kept.setdefault(record.trial.seed, {})[row.full] = record
+                kept.setdefault((record.trial.seed, record.trial.fold or 0), {})[row.full] = record
     if not any(record.level != "floor" for records in kept.values() for record in records.values()):
         return None
-    seed = max(kept, key=lambda seed: (len(kept[seed]), -seed))
-    chosen = list(kept[seed].items())[:MOST_ARMS]
+    seed, fold = max(kept, key=lambda one: (len(kept[one]), -one[0], -one[1]))
+    chosen = list(kept[seed, fold].items())[:MOST_ARMS]
     stored = {arm: _Stored.read(collection.home[r.id].per_query_path(r.id)) for arm, r in chosen}
     first = next(iter(stored.values()))
     stored = {arm: some for arm, some in stored.items() if np.array_equal(some.ids, first.ids)}
@@ -109,8 +109,9 @@ def _shelf(
         for place, image in enumerate(asked)
     )
     names = tuple(str(first.ids[i]) for i in numbers)
-    images, why = _pictures(chosen[0][1].trial.dataset, names, data, cache, room)
-    note = f"{len(queries)} test queries drawn at random, the same for all arms; training seed {seed}.{why}"
+    trial = chosen[0][1].trial
+    images, why = _pictures(trial.dataset, names, data, cache, room)
+    note = f"{len(queries)} test queries drawn at random, the same for all arms; training {trial.seed_and_fold}.{why}"
     return Shelf(number, seed, tuple(stored), queries, names, images, note)
 
 

@@ -1,6 +1,7 @@
 """Outcomes of single test queries, added up by class: what intervals over test queries are made of."""
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,3 +45,16 @@ def by_class(path: Path, metrics: tuple[str, ...]) -> ByClass | None:
     classes, members, counts = np.unique(labels, return_inverse=True, return_counts=True)
     sums = {m: np.bincount(members, weights=values, minlength=len(classes)) for m, values in found.items()}
     return ByClass(classes, counts, sums)
+
+
+def mean(folds: Sequence[ByClass | None]) -> ByClass | None:
+    """The outcomes of a seed from those of its folds, over the same queries: their score is the mean of the folds'.
+
+    None where a fold kept none, or kept those of other queries.
+    """
+    first = folds[0]
+    if first is None or any(some is None or not first.fits(some) for some in folds):
+        return None
+    metrics = [metric for metric in first.sums if all(metric in some.sums for some in folds)]
+    sums = {metric: sum(some.sums[metric] for some in folds) / len(folds) for metric in metrics}
+    return ByClass(first.classes, first.counts, sums)

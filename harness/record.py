@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.config import Grid, Trial
 
@@ -89,6 +89,7 @@ class Record(Stored):
     """A finished trial: its settings, curve, scores of the one test read, costs and provenance.
 
     `test_checkpoints`: how many checkpoints of this cell and seed had read the test by then, this one included.
+    `folds`: of the mean over a seed's folds (see `harness.folds`), which is never stored, the records it is made of.
     """
 
     schema_version: Literal[1] = SCHEMA
@@ -113,6 +114,12 @@ class Record(Stored):
     provenance: dict[str, Any]
     notes: tuple[str, ...] = ()
     finished: str
+    folds: tuple["Record", ...] = Field((), exclude=True)
+
+    @property
+    def parts(self) -> tuple["Record", ...]:
+        """The records that are files: those of the folds, or this one."""
+        return self.folds or (self,)
 
 
 class Failure(Stored):
@@ -315,15 +322,15 @@ class Run:
 def conflicts(records: Iterable[Record], trials: Iterable[Trial]) -> list[str]:
     """Why these trials may not join these records in one folder: one sentence for each difference (FAIR-08).
 
-    Two results of one cell and seed, or two values of a factor that a table must share, would make a table that
+    Two results of one cell, seed and fold, or two values of a factor that a table must share, would make a table that
     compares unlike things.
     """
-    planned = {(*trial.cell, trial.seed): trial for trial in trials}
+    planned = {(*trial.cell, trial.seed, trial.fold): trial for trial in trials}
     tables = {trial.cell[:2]: trial for trial in planned.values()}
     differences: dict[str, int] = {}
     for record in records:
         trial = record.trial
-        twin, other = planned.get((*trial.cell, trial.seed)), tables.get(trial.cell[:2])
+        twin, other = planned.get((*trial.cell, trial.seed, trial.fold)), tables.get(trial.cell[:2])
         if other is not None and other.shared != trial.shared:
             old, new = trial.shared, other.shared
             pairs = [

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from harness import captions, registry
+from harness import captions, folds, registry
 from harness.captions import Note
 from harness.comparisons import BEST, SECOND, SIGNIFICANT, Column, Variance, judged, sources_of_variance
 from harness.config import FLOORS, LEVELS, SHARED_BY_A_LOSS, Arm, Trial
@@ -95,6 +95,7 @@ class Cell:
 class Row:
     """One arm of a block. `name` is what a table prints: variants are short, because they stand under their loss.
 
+    `records` are one a seed; `parts` the stored ones they are made of, one a fold where a seed has folds.
     `state`: ok, partial (some seeds are missing or failed), fail (no seed finished), -- (not run yet), n/a (this
     loss has no such Metrix form). `reason` says why in a sentence unless the state is ok. `relative_time` and
     `relative_passes` are ratios to the own baseline over the seeds both have.
@@ -120,6 +121,11 @@ class Row:
         return len(self.seeds)
 
     @property
+    def parts(self) -> tuple[Record, ...]:
+        """The stored records behind the row."""
+        return tuple(part for record in self.records for part in record.parts)
+
+    @property
     def full(self) -> str:
         """The name where it does not stand under its loss: the arm, and its step sizes where several have it."""
         return self.loss + self.name if self.indent else self.name
@@ -135,7 +141,7 @@ class Row:
 
     @property
     def train_s(self) -> float | None:
-        """Mean seconds inside training steps; None where nothing was trained."""
+        """Mean seconds inside training steps, of all folds together; None where nothing was trained."""
         return None if self.floor else _mean([r.cost.train_s for r in self.records])
 
     @property
@@ -269,7 +275,8 @@ def leaderboard(
     `planned` are the trials that should exist: those without a record make the leaderboard partial. `refused` are
     (dataset, backbone, arm, reason) of combinations without a Metrix form, shown as n/a. Without `planned`, a seed
     that other rows of the block have is expected of every trained row. Records without a test score (trials of a
-    search) are no rows.
+    search) are no rows. Of a seed of several folds the row has the mean over all of them, or none (see
+    `harness.folds`); `done` and `total` count trials.
 
     `outcomes` gives what a record's test queries came to, for intervals over test classes; `published` are numbers
     to show beside ours; `metrics` the ones that tables print (R@1 and MAP@R where none is named); `notes` what was
@@ -278,12 +285,18 @@ def leaderboard(
     """
     records = sorted((record for record in records if record.test), key=lambda record: record.id)
     _known(metrics, records)
-    planned = {trial.id: trial for trial in planned}
+    failures = sorted(failures, key=lambda failure: failure.id)
+    done = {record.trial.id for record in records}
+    seeds = folds.by_seed(records, failures, planned)
+    wanted = {trial.id for whole in seeds.planned for trial in whole.each_fold()}
+    total = len({*done, *wanted, *(failure.trial.id for failure in failures)})
+    records, planned = seeds.records, {trial.id: trial for trial in seeds.planned}
     finished = {record.trial.id for record in records}
-    failed = {f.trial.id: f for f in sorted(failures, key=lambda failure: failure.id) if f.trial.id not in finished}
+    failed = {f.trial.id: f for f in seeds.failures if f.trial.id not in finished}
     entries = [_Entry(r.trial, r.arm, r.baseline, r.level, record=r) for r in records]
     entries += [_entry(f.trial, failure=f) for f in failed.values()]
-    entries += [_entry(trial) for id, trial in sorted(planned.items()) if id not in finished and id not in failed]
+    waiting = [trial for id, trial in sorted(planned.items()) if id not in finished and id not in failed]
+    entries += [_entry(trial, lacks=seeds.missing.get(trial.id, "")) for trial in waiting]
     tables = _tables(entries)
     hopeless: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     for dataset, backbone, arm, reason in refused:
@@ -292,7 +305,6 @@ def leaderboard(
     beside = _Beside(bool(planned), outcomes, tuple(published), tuple(metrics), tuple(findings))
     blocks = tuple(_block(table, _differing(table, tables), hopeless[table.place], beside) for table in tables)
     variance = sources_of_variance(blocks, (*metrics, FIRST_METRICS[0])[0])
-    total = len({*planned, *finished, *failed})
     missing = any(row.state == "partial" for block in blocks for row in block.rows)
     grids = sorted({str(record.grid["name"]) for record in records if record.grid.get("name")})
     return Leaderboard(
@@ -300,8 +312,8 @@ def leaderboard(
         blocks=blocks,
         caption=captions.of_leaderboard(blocks, records, variance),
         notes=(*notes, *(() if blocks else ("There is no record yet: nothing has finished.",))),
-        partial=missing or total > len(finished) or not blocks,
-        done=len(finished),
+        partial=missing or total > len(done) or not blocks,
+        done=len(done),
         total=total,
         variance=variance,
     )
@@ -317,7 +329,7 @@ def _known(metrics: Sequence[str], records: Sequence[Record]) -> None:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A trial that has a record, a failure, or neither yet."""
+    """A seed of an arm that has a record, a failure, or neither yet; `lacks`: the folds it waits for, in words."""
 
     trial: Trial
     arm: str
@@ -325,11 +337,12 @@ class _Entry:
     level: str
     record: Record | None = None
     failure: Failure | None = None
+    lacks: str = ""
 
     @cached_property
     def factors(self) -> dict[str, Any]:
         """Whatever must be equal for two numbers to stand in one table (FAIR-08, FAIR-25), as far as it is known."""
-        known = dict(self.trial.shared)
+        known = {"folds": None, **self.trial.shared}
         if self.record is not None:
             data, origin = self.record.data, self.record.provenance
             known |= {f"protocol.{key}": value for key, value in self.record.protocol.items()}
@@ -347,8 +360,8 @@ class _Entry:
         return {} if self.level == "floor" else {k: getattr(self.trial.training, k) for k in SHARED_BY_A_LOSS}
 
 
-def _entry(trial: Trial, failure: Failure | None = None) -> _Entry:
-    return _Entry(trial, trial.arm.label, trial.arm.baseline, trial.arm.at, failure=failure)
+def _entry(trial: Trial, failure: Failure | None = None, lacks: str = "") -> _Entry:
+    return _Entry(trial, trial.arm.label, trial.arm.baseline, trial.arm.at, failure=failure, lacks=lacks)
 
 
 @dataclass
@@ -484,7 +497,9 @@ def _row(arm: str, extra: str, entries: Sequence[_Entry], expected: set[int]) ->
     lacking = [seed for seed in sorted(expected) if seed not in by_seed and seed not in failures]
     reasons = _reasons(failures)
     if lacking:
-        reasons.append(("not run yet" if not seeds else "missing") + f": seed {', '.join(map(str, lacking))}")
+        lacks = {e.trial.seed: e.lacks for e in entries if e.lacks}
+        named = ", ".join(f"{seed}{lacks.get(seed, '')}" for seed in lacking)
+        reasons.append(("missing" if seeds or lacks else "not run yet") + f": seed {named}")
     state = "ok" if not reasons else "partial" if seeds else "fail" if failures else "--"
     scores: dict[str, dict[int, float]] = defaultdict(dict)
     for seed in seeds:

@@ -18,6 +18,7 @@ LAYERS = [  # what may be imported: the own layer's neighbours and everything ab
         "harness.cache",
         "harness.config",
         "harness.record",
+        "harness.folds",
         "harness.selection",
         "harness.provenance",
         "harness.ledger",

@@ -85,6 +85,8 @@ RUNS: dict[str, Column] = {
     "baseline": Column("text", "the same loss without Metrix"),
     "level": Column("text", "baseline, embedding, feature, input, longer or floor"),
     "seed": Column("integer", "training seed"),
+    "fold": Column("integer", "which part of the training classes validates, from 1; blank without cross-validation"),
+    "folds": Column("integer", "how many parts there are"),
     "protocol": Column("text", "name of the protocol"),
     "protocol_version": Column("integer", "its version"),
     "evaluator": Column("text", "digest of the evaluator's sources"),
@@ -148,7 +150,7 @@ def _row(block: Block, row: Row) -> Iterator[dict[str, Any]]:
         "parameters": row.parameters,
         "lr": row.steps.get("lr"),
         "schedule": row.steps.get("schedule"),
-        "records": " ".join(f"{record.trial.seed}:{record.id}" for record in row.records) or None,
+        "records": " ".join(f"{record.trial.seed}:{record.id}" for record in row.parts) or None,
     }
     for metric in block.metrics:
         yield {**about, "metric": metric, "n": 0, **_numbers(row.cells.get(metric))}
@@ -197,7 +199,7 @@ def _ends(name: str, interval: Interval | PairedDifference | None) -> dict[str, 
 
 def runs(board: Leaderboard) -> Iterator[dict[str, Any]]:
     """One line a record and metric, every record once however many tables it stands in."""
-    records = {record.id: record for block in board.blocks for row in block.rows for record in row.records}
+    records = {record.id: record for block in board.blocks for row in block.rows for record in row.parts}
     for _, record in sorted(records.items()):
         about = _run(record)
         for metric, value in record.test.items():
@@ -221,6 +223,8 @@ def _run(record: Record) -> dict[str, Any]:
         "baseline": record.baseline,
         "level": record.level,
         "seed": trial.seed,
+        "fold": trial.fold,
+        "folds": trial.folds,
         "protocol": record.protocol.get("name"),
         "protocol_version": record.protocol.get("version"),
         "evaluator": origin.get("evaluator"),

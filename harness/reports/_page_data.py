@@ -41,13 +41,11 @@ def page_data(board: Leaderboard) -> dict[str, Any]:
     }
     origins, settings = _Shared(page["provenance"]), _Shared(page["settings"])
     page["blocks"] = [_block(block, origins, settings) for block in board.blocks]
-    records = [r for block in board.blocks for row in block.rows for r in row.records if r.curve]
+    records = [r for block in board.blocks for row in block.rows for r in row.parts if r.curve]
     room = (MOST_BYTES - len(dumps(page))) // max(len(records), 1) - BYTES_BESIDE_POINTS
     points, epochs = min(MOST_POINTS, max(room // 4, 12)), _Shared(page["epochs"])
     for block, content in zip(board.blocks, page["blocks"], strict=True):
-        content["rows"]["curves"] = [
-            [_curves(record, points, epochs) for record in row.records] for row in block.rows
-        ]
+        content["rows"]["curves"] = [[_curves(record, points, epochs) for record in row.parts] for row in block.rows]
     return page
 
 
@@ -125,13 +123,13 @@ def _rows(block: Block, origins: _Shared, settings: _Shared, notes: Sequence[Seq
         "command": [_command(row) for row in rows],
         "inflation": [_inflation(row, block.metrics[0]) for row in rows],
         "prefix": [_prefix(row) for row in rows],
-        "records": [[_record(block, row, record, origins) for record in row.records] for row in rows],
+        "records": [[_record(block, row, record, origins) for record in row.parts] for row in rows],
     }
 
 
 def _prefix(row: Row) -> str:
     """What the ids of the row's records begin with, all of them."""
-    first, last = (f([record.id for record in row.records], default="") for f in (min, max))
+    first, last = (f([record.id for record in row.parts], default="") for f in (min, max))
     return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
@@ -194,10 +192,10 @@ def _settings(row: Row) -> list[list[str]]:
 
 
 def _command(row: Row) -> list[Any] | None:
-    """The command for the row's first seed, its last word left out, and whether it is known to be the very trial."""
-    if not row.records:
+    """The command for the row's first record, its seed left out, and whether it is known to be the very trial."""
+    if not row.parts:
         return None
-    record = row.records[0]
+    record = row.parts[0]
     words, known = command(record.trial, str(record.grid.get("name", "GRID")))
     return [words.rpartition(" ")[0], int(known)]
 

@@ -18,7 +18,8 @@ def command(trial: Trial, grid: str) -> tuple[str, bool]:
     name = grid if grid in grids() else f"{grid}.yaml"
     words = ["metrix-bench", "trial", name, "--datasets", trial.dataset.name, "--backbones", trial.backbone.name]
     words += [word for override in overrides for word in ("--set", override)]
-    words += ["--arm", trial.arm.label, "--seed", str(trial.seed)]
+    words += ["--arm", trial.arm.label, *(["--fold", str(trial.fold)] if trial.fold else [])]
+    words += ["--seed", str(trial.seed)]  # the last word: a page leaves it out of the command of a row
     return " ".join(map(shlex.quote, words)), _found(trial, grid, overrides) == trial
 
 
@@ -31,13 +32,13 @@ def _overrides(trial: Trial, grid: str) -> tuple[str, ...]:
     return tuple(f"{key}={_plain(own[key])}" for key in own if own[key] != other.get(key))
 
 
-_SETTABLE = {"model", "images", "training", "protocol", "keep"}
+_SETTABLE = {"model", "images", "training", "protocol", "keep", "folds"}
 
 
 def _found(trial: Trial, grid: str, overrides: tuple[str, ...]) -> Trial | None:
-    """The trial of the shipped grid, so changed, that has the cell and the seed of this one."""
+    """The trial of the shipped grid, so changed, that has the cell, the seed and the fold of this one."""
     twin = _cells(grid, overrides).get(trial.cell)
-    return twin and twin.model_copy(update={"seed": trial.seed})
+    return twin and twin.model_copy(update={"seed": trial.seed, "fold": trial.fold})
 
 
 @functools.lru_cache(maxsize=64)

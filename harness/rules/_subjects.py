@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from harness.config import Trial
+from harness.folds import by_seed
 from harness.record import Failure, Record
 from harness.selection import PROTOCOLS
 
@@ -30,17 +31,17 @@ class Results:
 
     @cached_property
     def tested(self) -> tuple[Record, ...]:
-        """Records of protocols that read the test: the rows of tables; search trials are not among them."""
+        """Records of protocols that read the test, of which tables are made; search trials are not among them."""
         return tuple(r for r in self.records if r.trial.protocol not in PROTOCOLS or _reads_test(r.trial))
 
     @cached_property
     def tables(self) -> tuple[Comparable, ...]:
-        """Tested records by what they may be compared with, the largest table of each place first.
+        """Tested records, one a seed, by what they may be compared with, the largest table of each place first.
 
         A floor goes to every table of its place: it shares their data and network, and is not trained.
         """
         tables: dict[str, Comparable] = {}
-        for record in self.tested:
+        for record in by_seed(self.tested).records:
             if record.level != "floor":
                 factors = factors_of(record)
                 key = json.dumps(factors, sort_keys=True, default=str)
@@ -102,8 +103,8 @@ def _reads_test(trial: Trial) -> bool:
 
 
 def ids(records: Iterable[Record]) -> tuple[str, ...]:
-    """The ids of records, in their order."""
-    return tuple(record.id for record in records)
+    """The ids of records as they are stored, in their order: of a mean over folds those of the folds."""
+    return tuple(part.id for record in records for part in record.parts)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ def equal_steps(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
 def one_device(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Training times are compared on one kind of device."""
     for table in results.tables:
-        devices = sorted({str(r.provenance["device"]) for r in table.records if r.provenance.get("device")})
+        parts = [part for record in table.records for part in record.parts]
+        devices = sorted({str(part.provenance["device"]) for part in parts if part.provenance.get("device")})
         if len(devices) > 1:
             said = f"trained on {some(devices)}: training times compare devices too"
             yield f"{table.name}: {said}.", ids(table.records)
@@ -107,13 +108,13 @@ def same_start(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """All arms of a seed begin with the same weights."""
     for table in results.tables:
         begun: dict[int, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-        for record in table.records:
+        for record in (part for whole in table.records for part in whole.parts):
             if weights := record.provenance.get("initial_weights"):
                 begun[record.trial.seed][weights].append(record)
         for seed, by_weights in sorted(begun.items()):
             if len(by_weights) > 1:
                 odd = min(by_weights.values(), key=len)
-                arms = some(sorted(record.arm for record in odd))
+                arms = some(sorted({record.arm for record in odd}))
                 yield f"{table.name}: initial weights differ between arms of seed {seed} ({arms}).", ids(odd)
 
 
@@ -124,7 +125,7 @@ def one_record_a_seed(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]
         counted = {id(record) for by_seed in table.arms.values() for record in by_seed.values()}
         for record in table.records:
             if id(record) not in counted:
-                yield f"{record.id} repeats an arm and seed of its table.", (record.id,)
+                yield f"{record.id} repeats an arm and seed of its table.", ids((record,))
 
 
 @rule("FAIR-08", "E", over="table")

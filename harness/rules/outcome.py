@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.config import FLOORS
 from harness.datasets import some
+from harness.folds import named
 from harness.rules import Results, rule
 from harness.rules._subjects import cell_of, ids
 
 if TYPE_CHECKING:
+    from harness.config import Trial
     from harness.record import Failure, Record
 
 COLLAPSED = 0.01  # of √(1/d), the embedding std where directions are spread evenly
@@ -35,14 +37,14 @@ def failed_are_shown(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
             said = f"{times} ({failure.kind if failure.kind != 'error' else _first_line(failure.reason)})"
             failed["/".join(failure.trial.cell), said].append(failure)
     for (cell, said), failures in sorted(failed.items()):
-        yield f"{cell}: {said}, seed {_seeds(f.trial.seed for f in failures)}.", ids(failures)
+        yield f"{cell}: {said}, seed {named(f.trial for f in failures)}.", (failure.id for failure in failures)
     known = finished | {failure.id for failure in results.failures}
-    missing: dict[str, list[int]] = defaultdict(list)
+    missing: dict[str, list[Trial]] = defaultdict(list)
     for trial in results.planned:
         if trial.id not in known:
-            missing["/".join(trial.cell)].append(trial.seed)
-    for cell, seeds in sorted(missing.items()):
-        yield f"{cell}: not run, seed {_seeds(seeds)}.", ()
+            missing["/".join(trial.cell)].append(trial)
+    for cell, trials in sorted(missing.items()):
+        yield f"{cell}: not run, seed {named(trials)}.", ()
 
 
 @rule("FAIR-22", "W", over="records")
@@ -57,11 +59,11 @@ def not_collapsed(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
             continue
         signs = [*_shrunk(record), *_scores(record)]
         if signs:
-            yield f"{cell_of(record)} seed {record.trial.seed}: {'; '.join(signs)}.", (record.id,)
+            yield f"{cell_of(record)} {record.trial.seed_and_fold}: {'; '.join(signs)}.", (record.id,)
     finished = {record.id for record in results.records}
     for failure in results.failures:
         if failure.kind == "diverged" and failure.id not in finished:
-            cell = f"{'/'.join(failure.trial.cell)} seed {failure.trial.seed}"
+            cell = f"{'/'.join(failure.trial.cell)} {failure.trial.seed_and_fold}"
             yield f"{cell}: diverged: {_first_line(failure.reason)}.", (failure.id,)
 
 
@@ -152,10 +154,6 @@ def _exponent(number: str) -> str:
 
 def _first_line(text: str) -> str:
     return (text.strip().splitlines() or ["no reason given"])[0].rstrip(".")
-
-
-def _seeds(seeds: Iterable[int]) -> str:
-    return ", ".join(map(str, sorted(seeds)))
 
 
 def _records(records: list[Record]) -> str:

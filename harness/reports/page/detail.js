@@ -12,7 +12,7 @@ function decoded(curve) {
   return values;
 }
 
-// Curves of a row, one a seed: {seed, epochs, loss, validation, chosen}.
+// Curves of a row, one a seed, or a fold of a seed: {seed, epochs, loss, validation, chosen}.
 function curvesOf(row) {
   return row.curves.map((curve, i) => curve && {
     seed: row.records[i][0],
@@ -35,7 +35,7 @@ function detailHtml(block, row) {
   if (curves.length) {
     const behind = row.baseline ? curvesOf(row.baseline) : [];
     parts.push(`<div class="charts">${learning("training loss", curves, [], "loss")}${learning(`validation ${block.selected}, percent`, curves, behind, "validation")}</div>`);
-    parts.push(`<p class="key">One line a seed; dots: the chosen checkpoints${behind.length ? "; grey: the same loss without Metrix" : ""}.</p>`);
+    parts.push(`<p class="key">One line a ${row.n < curves.length ? "fold of a seed" : "seed"}; dots: the chosen checkpoints${behind.length ? "; grey: the same loss without Metrix" : ""}.</p>`);
   }
   parts.push(publishedOf(block, row), uncertainty(block, row), definitions("Settings", DATA.settings[row.settings]));
   if (row.records.length) {

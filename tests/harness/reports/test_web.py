@@ -92,6 +92,10 @@ def test_the_command_gives_the_very_trial_or_says_that_it_may_not(make_trial):
         f"--set training.weight_decay=0.5 --arm {trial.arm.label} --seed 0"
     )
     assert command(make_trial(), "my_grid")[1] is False
+    fold = Grid.load("quick", ["folds=4"]).trials()[1]
+    words, known = command(fold, "quick")
+    assert known
+    assert words.endswith(f"--set folds=4 --arm {fold.arm.label} --fold 2 --seed 0")
 
 
 def test_sorting_filtering_unfolding_and_downloads_in_a_browser(browse, board, awkward):
