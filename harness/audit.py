@@ -38,25 +38,25 @@ def studies(search: Run, ended: Sequence[Record | Failure], records: Iterable[Re
     """The search of every tuned arm, from what it declared, its trials that have ended, and the final records."""
     path = search.folder / "study.json"
     declared = json.loads(path.read_text()) if path.exists() else {}
-    tried, used = defaultdict(list), defaultdict(list)
+    tried, used = defaultdict(lambda: defaultdict(list)), defaultdict(list)
     for one in ended:
-        tried["/".join(one.trial.cell)].append(one.trial)
+        tried["/".join(one.trial.cell)][one.trial.whole.id].append(one.trial)
     for record in records:
         if record.trial.protocol == "tuned" and record.level != "floor":
             used["/".join(record.trial.cell)].append(record.trial)
     for name in {**declared, **used}:
         place, _, arm = name.rpartition("/")
         about = declared.get(name, {"space": {}, "trials": 0})
-        space = about["space"]
+        space, proposals = about["space"], list(tried[name].values())  # each of one trial, or of one a fold
         yield Study(
             place,
             arm,
             trials=about["trials"],
-            made=len(tried[name]),
+            made=sum(len(trials) == len(trials[0].whole.each_fold()) for trials in proposals),
             declared=space,
             space=space,
             defaults=_settings(Arm.parse(arm), space),
-            tried=[_of_trial(trial, space) for trial in tried[name]],
+            tried=[_of_trial(trials[0], space) for trials in proposals],
             chosen=about.get("chosen"),
             used=[_of_trial(trial, space) for trial in used[name]],
         )

@@ -7,12 +7,13 @@ test split.
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness import registry
 from harness.config import Search, Trial
-from harness.record import Run, RunError, write_json
+from harness.record import Record, Run, RunError, write_json
 from harness.selection import SEARCH
 from harness.streams import stream
 
@@ -23,8 +24,9 @@ def tune(trials: Sequence[Trial], settings: Search, run: Run, execute: Callable[
     """Search the settings of every arm among `trials` and return the trials with the settings that were chosen.
 
     `run` is the folder of the search's own records; `execute` runs trials until each has a record there or has failed
-    (False: interrupted, and [] is returned). Every arm gets the same number of search trials, failed ones counted
-    (FAIR-06). Raises RunError where the folder holds a search over another space (FAIR-09).
+    (False: interrupted, and [] is returned). Every arm gets the same number of proposals, failed ones counted
+    (FAIR-06); a proposal runs on every fold, and has failed where it fails on one. Raises RunError where the folder
+    holds a search over another space (FAIR-09).
     """
     floors = [trial for trial in trials if trial.arm.at == "floor"]
     arms = {trial.cell: trial for trial in reversed(trials) if trial.arm.at != "floor"}
@@ -32,10 +34,10 @@ def tune(trials: Sequence[Trial], settings: Search, run: Run, execute: Callable[
     declare(run, studies)
     for _ in range(math.ceil(settings.trials / settings.round_of)):
         proposed = {cell: study.propose() for cell, study in studies.items()}
-        if not execute([trial for batch in proposed.values() for trial in batch]):
+        if not execute([trial for batch in proposed.values() for proposal in batch for trial in proposal]):
             return []
         for cell, batch in proposed.items():
-            studies[cell].learn([record.validation if (record := run.record(t)) else None for t in batch])
+            studies[cell].learn([_score([run.record(trial) for trial in proposal]) for proposal in batch])
     chosen = {cell: study.chosen() for cell, study in studies.items()}
     declare(run, studies, chosen)
     return floors + [_with(trial, chosen[trial.cell]) for trial in trials if trial.arm.at != "floor"]
@@ -76,7 +78,7 @@ class Study:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.trial, self.settings, self.space = trial, settings, space(trial, settings)
+        self.trial, self.settings, self.space = trial.whole, settings, space(trial, settings)
         self._distributions = {
             name: optuna.distributions.FloatDistribution(v["low"], v["high"], log=v.get("log", False))
             for name, v in self.space.items()
@@ -90,24 +92,25 @@ class Study:
     @property
     def declared(self) -> dict[str, Any]:
         """What may not change while the search runs."""
-        return {"space": self.space, "trials": self.settings.trials, "seed": self.settings.search_seed}
+        budget = {"trials": self.settings.trials, "seed": self.settings.search_seed, "folds": self.trial.folds}
+        return {"space": self.space, **budget}
 
-    def propose(self) -> list[Trial]:
-        """The trials of the next round; the first of the first round has the defaults."""
+    def propose(self) -> list[list[Trial]]:
+        """The proposals of the next round, each the trials of its folds; the first of all has the defaults."""
         left = self.settings.trials - sum(t.state.is_finished() for t in self._study.trials)
         self._asked = [self._study.ask(self._distributions) for _ in range(min(self.settings.round_of, left))]
         update = {"protocol": SEARCH.name, "seed": self.settings.search_seed, "keep": "none"}
-        return [_with(self.trial, asked.params).model_copy(update=update) for asked in self._asked]
+        return [_with(self.trial, asked.params).model_copy(update=update).each_fold() for asked in self._asked]
 
-    def learn(self, scores: Sequence[dict[str, float] | None]) -> None:
-        """Tell the validation scores of the round, None for a trial that failed."""
+    def learn(self, scores: Sequence[float | None]) -> None:
+        """Tell the validation scores of the round, None for a proposal that failed."""
         from optuna.trial import TrialState
 
         for asked, score in zip(self._asked, scores, strict=True):
             if score is None:
                 self._study.tell(asked, state=TrialState.FAIL)
             else:
-                self._study.tell(asked, score[SEARCH.metric])
+                self._study.tell(asked, score)
 
     @property
     def best(self) -> float | None:
@@ -118,6 +121,13 @@ class Study:
     def chosen(self) -> dict[str, float]:
         """The settings of the highest validation score, the earliest on ties; the defaults if all failed."""
         return dict(self._study.best_params) if self.best is not None else _defaults(self.trial, self.space)
+
+
+def _score(folds: Sequence[Record | None]) -> float | None:
+    """The validation score of a proposal, the mean over its folds; None where one of them has no record."""
+    if None in folds:
+        return None
+    return statistics.fmean(record.validation[SEARCH.metric] for record in folds)
 
 
 def _range(bounds: Sequence[float], log: bool) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def finish(make_trial, make_record, tmp_path):
         origin |= {"revision": "a" * 40, "uncommitted": None, "initial_weights": "w", "tested_weights": trial.id}
         record = record.model_copy(update={"provenance": origin})
         folder.finish(record)
-        cell = "/".join((*trial.cell, f"s{trial.seed}"))
+        cell = "/".join((*trial.cell, trial.repetition))
         if record.test:
             Ledger(folder.ledger).read(cell, trial.id, record.data.split_fingerprint, "e" * 64)
         return record
@@ -85,8 +85,8 @@ def test_what_was_planned_and_did_not_run(finish, make_trial):
     assert len(said) == 4
 
 
-def tuned(finish, make_trial, chosen, settings=("contrastive",)):
-    """Two search trials and a final one with margin 0.5, and what the study declares and chose."""
+def tuned(finish, make_trial, chosen, settings=("contrastive",), folds=None):
+    """Two search trials and a final one with margin 0.5, on each fold, and what the study declares and chose."""
     search = Run(finish.run.folder / "search")
     search.prepare()
     write_json(
@@ -97,14 +97,16 @@ def tuned(finish, make_trial, chosen, settings=("contrastive",)):
         },
     )
     for arm in dict(settings):
-        base = make_trial(arm)
+        base = make_trial(arm).model_copy(update={"folds": folds})
         arm_of = base.arm.model_copy(update={"tuned": arm})
         for lr in (1e-3, 2e-3):
             training = base.training.model_copy(update={"lr": lr})
             trial = base.model_copy(update={"protocol": "search", "seed": 99, "arm": arm_of, "training": training})
-            finish(trial=trial, folder=search, test={}, protocol={"name": "search", "version": 1})
+            for fold in trial.each_fold():
+                finish(trial=fold, folder=search, test={}, protocol={"name": "search", "version": 1})
         trial = base.model_copy(update={"protocol": "tuned", "arm": arm_of})
-        finish(trial=trial, protocol={"name": "tuned", "version": 1})
+        for fold in trial.each_fold():
+            finish(trial=fold, protocol={"name": "tuned", "version": 1})
     return search
 
 
@@ -117,6 +119,17 @@ def test_a_search_is_read_from_what_it_left(finish, make_trial):
     assert sorted(s["lr"] for s in study.tried) == [1e-3, 2e-3]
     assert list(study.used) == [chosen]
     assert [f.rule for f in audit(finish.run)] == ["FAIR-11"]
+
+
+def test_a_search_over_folds_counts_proposals(finish, make_trial):
+    chosen = {"lr": 1e-3, "loss.margin": 0.5}
+    search = tuned(finish, make_trial, chosen, {"contrastive": 2}, folds=2)
+    (study,) = studies(search, search.records(), finish.run.records())
+    assert (len(search.records()), study.trials, study.made, len(study.tried)) == (4, 2, 2, 2)
+    assert list(study.used) == [chosen, chosen]
+    assert [f.rule for f in audit(finish.run)] == ["FAIR-11"]
+    (study,) = studies(search, search.records()[1:], finish.run.records())
+    assert study.made == 1, "a proposal has ended when all its folds have"
 
 
 def test_unequal_searches_and_settings_nobody_chose(finish, make_trial):

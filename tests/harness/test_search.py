@@ -1,5 +1,6 @@
 """Search: equal budgets, the defaults first, the same proposals for the same scores, nothing changed on the way."""
 
+import json
 import math
 
 import pytest
@@ -13,22 +14,26 @@ SETTINGS = Search(trials=6, round_of=2, search_seed=99)
 
 @pytest.fixture
 def searched(make_trial, make_record, tmp_path):
-    """Tune two arms against a made-up validation score that prefers lr = 3e-3 and fails for lr above 8e-3."""
+    """Tune two arms against a made-up validation score that prefers lr = 3e-3 and fails for lr above 8e-3.
 
-    def searched(settings=SETTINGS, folder=tmp_path, stop_after=math.inf):
+    Of two folds the second scores 1 more; then only it fails.
+    """
+
+    def searched(settings=SETTINGS, folder=tmp_path, stop_after=math.inf, folds=None):
         run, tried = Run(folder), []
         run.prepare()
 
         def execute(batch):
             for trial in batch:
                 tried.append(trial)
-                if run.record(trial) is None and trial.training.lr < 8e-3:
-                    score = -abs(math.log(trial.training.lr / 3e-3))
+                if run.record(trial) is None and (trial.training.lr < 8e-3 or trial.fold == 1):
+                    score = -abs(math.log(trial.training.lr / 3e-3)) + (trial.fold == 2)
                     run.finish(make_record(trial, validation={"MAP@R": score, "R@1": 0.0}))
             return len(tried) < stop_after
 
         arms = [make_trial(arm, seed) for seed in (0, 1) for arm in ("contrastive", "contrastive+embedding")]
-        return tune([*arms, make_trial("untrained")], settings, run, execute), tried, run
+        wholes = [trial.model_copy(update={"folds": folds}) for trial in (*arms, make_trial("untrained"))]
+        return tune([trial for whole in wholes for trial in whole.each_fold()], settings, run, execute), tried, run
 
     return searched
 
@@ -56,6 +61,26 @@ def test_the_highest_validation_score_is_chosen_for_all_seeds(searched):
     best = min((lr for lr in own if lr < 8e-3), key=lambda lr: abs(math.log(lr / 3e-3)))
     assert {trial.training.lr for trial in final if trial.arm.label == "contrastive"} == {best}
     assert {trial.arm.baseline for trial in final if trial.arm.metrix} == {"contrastive"}
+
+
+def test_a_proposal_runs_on_every_fold_and_its_score_is_their_mean(searched):
+    settings = SETTINGS.model_copy(update={"lr_range": (0.1, 100.0)})
+    final, tried, run = searched(settings, folds=2)
+    own = [trial for trial in tried if trial.arm.label == "contrastive"]
+    assert [trial.fold for trial in own] == [1, 2] * 6
+    assert len({trial.whole.id for trial in own}) == 6, "the budget counts proposals"
+    rates = [trial.training.lr for trial in own[::2]]
+    assert max(rates) > 8e-3, "one of them failed on its second fold"
+    best = min((lr for lr in rates if lr < 8e-3), key=lambda lr: abs(math.log(lr / 3e-3)))
+    assert {trial.training.lr for trial in final if trial.arm.label == "contrastive"} == {best}
+    study = json.loads((run.folder / "study.json").read_text())["glyphs/test_resnet/contrastive"]
+    assert study["best"] == pytest.approx(0.5 - abs(math.log(best / 3e-3)))
+    assert (study["trials"], study["folds"]) == (6, 2)
+    assert [trial.fold for trial in final] == [1, 2] * 5
+    searches = [trial for trial in tried if run.record(trial) is None]
+    assert {trial.fold for trial in searches} == {2}
+    with pytest.raises(RunError, match="FAIR-09"):
+        searched(settings)
 
 
 def test_proposals_stay_in_the_declared_space(searched, make_trial):
