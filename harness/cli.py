@@ -51,6 +51,7 @@ def _commands_that_run(commands) -> None:
     _grid_options(trial)
     trial.add_argument("--arm", required=True, help="such as contrastive or 'multi_similarity+embedding'")
     trial.add_argument("--seed", type=int, default=0)
+    trial.add_argument("--fold", type=int, help="only this of the grid's folds, from 1 (default: all of them)")
     trial.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
     trial.add_argument("--out", type=Path, help="run folder (default: results/runs/GRID)")
 
@@ -223,6 +224,11 @@ def trial_command(arguments: argparse.Namespace) -> int:
     if not named:
         grid = grid.model_copy(update={"arms": (arguments.arm,), "losses": (), "floors": ()})
         named = grid.trials()
+    if arguments.fold is not None:
+        if arguments.fold not in range(1, (grid.folds or 0) + 1):
+            have = f"has folds 1 to {grid.folds}" if grid.folds else "has no folds; --set folds=4 gives it some"
+            raise ValueError(f"--fold {arguments.fold}: grid {grid.name} {have}")
+        named = [trial for trial in named if trial.fold == arguments.fold]
     plan = make_plan(grid.model_copy(update={"floors": grid.floors}), arguments.data, arguments.cache)
     folder = _folder(arguments, grid)
     run = Run(folder, warn=print)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli import main
+
 ROOT = Path(__file__).parent.parent
 
 GRID = """
@@ -190,6 +192,35 @@ def test_a_loss_is_one_file(tmp_path):
     assert code == 0, text
     arms = {record["arm"] for record in map(json.loads, contents(tmp_path / "run").values())}
     assert {"soft_contrastive", "soft_contrastive+embedding", "soft_contrastive+input"} < arms
+
+
+def test_folds_make_one_row_of_a_seed(grid, tmp_path, capsys):
+    """Two folds of a tiny grid, run, audited and verified; one of them once more without ray."""
+    folder, small = tmp_path / "folds", ("--set", "folds=2", "--set", "epochs=1", "--seeds", "0")
+    code, text = command("run", grid, "--out", folder, *small, "--levels", "baseline,embedding")
+    assert code == 0, text
+    records = {name: json.loads(content) for name, content in contents(folder).items()}
+    assert len(records) == 2 * (2 + 2)
+    assert len((folder / "ledger.jsonl").read_text().splitlines()) == 8
+    own = [record for record in records.values() if record["arm"] == "contrastive"]
+    assert [record["data"]["classes"] for record in own] == [{"train": 12, "validation": 12, "test": 24}] * 2
+    assert len({record["data"]["split_fingerprint"] for record in own}) == 2
+    assert len({record["provenance"]["initial_weights"] for record in own}) == 1
+    table = (folder / "leaderboard.md").read_text()
+    assert f"{100 * sum(record['test']['R@1'] for record in own) / 2:.1f}" in table
+    assert "each the mean over 2 class-disjoint folds" in table
+    assert main(["audit", str(folder)]) == 0
+    audited = capsys.readouterr().out
+    assert "0 errors" in audited
+    assert "FAIR-03" not in audited
+    assert "FAIR-08" not in audited
+    assert main(["verify", str(folder)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "8 of 8 match"
+    alone = tmp_path / "alone"
+    assert main(["trial", str(grid), *small, "--arm", "contrastive", "--fold", "2", "--out", str(alone)]) == 0
+    (name,) = contents(alone)
+    assert "-s0-f2of2-" in name
+    assert scores(alone)[name] == scores(folder)[name]
 
 
 def test_one_trial_without_ray(finished, grid, tmp_path):

@@ -53,6 +53,10 @@ def run(tmp_path, capsys):
         (("list", "stages", "resnet5"), "did you mean"),
         (("list", "stages"), "list stages resnet50"),
         (("trial", "GRID", "--arm", "contrastive+embeding"), "embeding"),
+        (("trial", "GRID", "--arm", "contrastive", "--fold", "1"), "has no folds; --set folds=4 gives it some"),
+        (("trial", "GRID", "--arm", "contrastive", "--set", "folds=2", "--fold", "3"), "has folds 1 to 2"),
+        (("trial", "GRID", "--arm", "contrastive", "--set", "folds=9"), "16 training classes make no 9 folds"),
+        (("run", "GRID", "--set", "folds=2", "--set", "protocol=paper"), "protocol paper has no validation"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
