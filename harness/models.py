@@ -179,9 +179,8 @@ class Embedder(nn.Module):
         """Set the training mode of everything but frozen BatchNorm, which stays in evaluation mode."""
         super().train(mode)
         if self.norm == "frozen":
-            for module in self.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            for norm in batch_norms(self.backbone):
+                norm.eval()
         return self
 
     def freeze_backbone(self, frozen: bool) -> None:
@@ -292,6 +291,35 @@ class Embedder(nn.Module):
         if self.pooling == "max":
             return patches.amax(self._positions_axes)
         return patches.mean(self._positions_axes) + patches.amax(self._positions_axes)
+
+
+class Wrapped(nn.Module):
+    """A network around an `Embedder`: everything of it, its state dict included, until a subclass says otherwise.
+
+    So checkpoints are those of the network itself, and whoever has `wrapped` needs not know that it is.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return self.model.load_state_dict(state, *args, **kwargs)
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """The layers in which rows see each other while their network trains."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 _ANATOMIES: dict[tuple, "Anatomy"] = {}

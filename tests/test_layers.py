@@ -40,6 +40,8 @@ LAYERS = [  # what may be imported: the own layer's neighbours and everything ab
         "harness.checkpoint",
         "harness.retrieval",
         "harness.train",
+        "harness.chunked",
+        "harness.parallel",
     },
     {
         "harness.analysis",
@@ -68,6 +70,7 @@ DOORS = {
     "torchvision": "harness/loading.py",
     "pytorch_metric_learning": "harness/pml.py",
     "safetensors": "harness/checkpoint.py",
+    "torch.distributed": "harness/parallel.py",
     "faiss": "harness/retrieval.py",
     "scipy": "harness/statistics.py",
     "scipy.io": "harness/datasets/cars196.py",
@@ -121,8 +124,8 @@ def test_imports_point_down_and_through_the_doors(path):
     assert own is not None or module(path) in ("harness", "harness.grids"), f"{path} stands in no layer"
     for name in imports(path):
         top = name.partition(".")[0]
-        if top in DOORS:
-            door = DOORS.get(".".join(name.split(".")[:2]), DOORS[top])  # part of a package may have its own
+        part = ".".join(name.split(".")[:2])  # part of a package may have its own
+        if door := DOORS.get(part, DOORS.get(top)):
             assert str(path.relative_to(ROOT)) == door, f"{name} has its door in {door}"
         elif top in PACKAGES:
             target = layer(name)
