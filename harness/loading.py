@@ -183,9 +183,13 @@ class Augmentation:
         return vision.pil_to_tensor(vision.center_crop(resized, [self.side_px] * 2))
 
     def _from_files(self, images: Unread, transform: Callable[[int], Tensor]) -> Tensor:
-        """Read and transform each image, in torch's number of threads, then normalise them together."""
-        each = _workers(torch.get_num_threads()).map(transform, range(len(images)))
-        return self._normalised(torch.stack(list(each)).to(images.device))
+        """Read and transform each image, then normalise them together."""
+        return self._normalised(self._read(images, transform, range(len(images))))
+
+    def _read(self, images: Unread, transform: Callable[[int], Tensor], places: range) -> Tensor:
+        """The images at these places of the batch, uint8, read and transformed in torch's number of threads."""
+        each = _workers(torch.get_num_threads()).map(transform, places)
+        return torch.stack(list(each)).to(images.device)
 
     def _normalised(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
         """(pixel / 255 - mean) / std in float32, for pixels in [0, 255]; a cubic filter's overshoot is cut off."""
