@@ -53,6 +53,9 @@ def _commands_that_run(commands) -> None:
     trial.add_argument("--seed", type=int, default=0)
     trial.add_argument("--fold", type=int, help="only this of the grid's folds, from 1 (default: all of them)")
     trial.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
+    trial.add_argument(
+        "--ranks", type=int, default=1, help="GPUs, or processes without one, that share each batch (default: 1)"
+    )
     trial.add_argument("--out", type=Path, help="run folder (default: results/runs/GRID)")
 
 
@@ -241,6 +244,7 @@ def trial_command(arguments: argparse.Namespace) -> int:
             arguments.cache,
             arguments.device,
             (("name", grid.name), ("version", grid.version)),
+            arguments.ranks,
         )
         for progress in steps(trial, sources):
             epoch = progress.curve[-1]

@@ -29,13 +29,34 @@ class Diverged(RuntimeError):
 
 @dataclass
 class Progress:
-    """What a run has behind it: its curve and the counts that FAIR-07 compares. Resumed with the checkpoint."""
+    """What a run has behind it: its curve and the counts that FAIR-07 compares. Resumed with the checkpoint.
+
+    `chunked`: the epoch at which memory ran out and the rows at a time since then; None while whole batches fit.
+    """
 
     curve: list[Epoch] = field(default_factory=list)
     steps: int = 0
     images_seen: int = 0
     mixed_rows: int = 0
     checkpoint_s: float = 0.0
+    chunked: tuple[int, int] | None = None
+
+
+def save(
+    folder: Path,
+    model: nn.Module,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    now: Progress,
+    choose: Callable[[Sequence[Epoch]], int],
+) -> None:
+    """The chosen weights first, then the state to resume from: a crash between the two repeats the epoch, no more."""
+    epoch = now.curve[-1].epoch
+    if choose(now.curve) == epoch:
+        checkpoint.save(folder / "best.safetensors", {"model": model.state_dict()}, {"epoch": epoch})
+    meta = {**vars(now), "curve": [e.model_dump() for e in now.curve]}
+    sections = {"model": model.state_dict(), "criterion": criterion.state_dict(), "optimizer": optimizer.state_dict()}
+    checkpoint.save(folder / "last.safetensors", sections, meta)
 
 
 def train(
@@ -50,6 +71,10 @@ def train(
     choose: Callable[[Sequence[Epoch]], int],
     folder: Path,
     device: torch.device,
+    *,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+    save: Callable[..., None] = save,
+    chunked: tuple[int, int] | None = None,
 ) -> Iterator[Progress]:
     """Train `model` under `criterion` on images[indices] with `labels` (n,) in 0 … classes−1; yield after each epoch.
 
@@ -57,6 +82,7 @@ def train(
     leaves the weights of the epoch that `choose` takes from the curve in `folder`/best.safetensors. `validate` gives
     the scores and the spread of the validation embeddings. `criterion` has
     `objective(model, images, labels) -> scalar`. When it continues, the state it continues from is yielded first.
+    `backward` leaves the gradients of a loss, `save` keeps what an epoch gave; `chunked` is noted in the progress.
     Raises Diverged when the loss stops being finite.
     """
     settings = trial.schedule
@@ -64,6 +90,7 @@ def train(
     optimizer = OPTIMIZERS[settings.optimizer](groups, settings.lr, weight_decay=settings.weight_decay, fused=True)
     base = [group["lr"] for group in optimizer.param_groups]
     progress = _resume(folder, model, criterion, optimizer)
+    progress.chunked = progress.chunked or chunked
     if progress.curve:
         yield progress
     for epoch in range(len(progress.curve) + 1, settings.epochs + 1):
@@ -75,7 +102,7 @@ def train(
         model.freeze_backbone(epoch <= settings.warmup_epochs)
         losses = torch.zeros(len(labels) // settings.batch_size, device=device)
         for step, (pixels, classes) in enumerate(_shown(trial, epoch, images, indices, labels, augmentation, device)):
-            losses[step] = _step(settings, model, criterion, optimizer, pixels, classes)
+            losses[step] = _step(settings, model, criterion, optimizer, pixels, classes, backward)
             progress.mixed_rows += criterion.mixed_rows
             progress.images_seen += len(classes)
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == len(losses):
@@ -95,7 +122,7 @@ def train(
             )
         )
         saving = time.perf_counter()
-        _save(folder, model, criterion, optimizer, progress, choose)
+        save(folder, model, criterion, optimizer, progress, choose)
         progress.checkpoint_s += time.perf_counter() - saving
         yield progress
 
@@ -136,6 +163,7 @@ def _step(
     optimizer: torch.optim.Optimizer,
     pixels: Tensor,
     classes: Tensor,
+    backward: Callable[[Tensor], None],
 ) -> Tensor | float:
     """One step on one batch; its loss, NaN where the embeddings are no numbers any more."""
     try:
@@ -144,7 +172,7 @@ def _step(
     except NotFinite:
         return math.nan  # the losses are looked at soon; until then nothing is updated
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    backward(loss)
     if settings.clip_value is not None:
         for group in optimizer.param_groups:
             nn.utils.clip_grad_value_(group["params"], settings.clip_value)
@@ -171,23 +199,6 @@ def _require_finite(losses: Tensor, epoch: int) -> None:
     step = int((~finite).nonzero()[0])
     last = f"the last finite loss was {losses[step - 1].item():.6g}" if step else "no loss before it in this epoch"
     raise Diverged(f"the loss is {losses[step].item()} at epoch {epoch}, step {step + 1}; {last}")
-
-
-def _save(
-    folder: Path,
-    model: nn.Module,
-    criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    now: Progress,
-    choose: Callable[[Sequence[Epoch]], int],
-) -> None:
-    """The chosen weights first, then the state to resume from: a crash between the two repeats the epoch, no more."""
-    epoch = now.curve[-1].epoch
-    if choose(now.curve) == epoch:
-        checkpoint.save(folder / "best.safetensors", {"model": model.state_dict()}, {"epoch": epoch})
-    meta = {**vars(now), "curve": [e.model_dump() for e in now.curve]}
-    sections = {"model": model.state_dict(), "criterion": criterion.state_dict(), "optimizer": optimizer.state_dict()}
-    checkpoint.save(folder / "last.safetensors", sections, meta)
 
 
 def _resume(folder: Path, model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:

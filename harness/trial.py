@@ -6,14 +6,16 @@ It knows nothing of distribution: `steps` is a generator that yields after every
 or time it; `run_trial` drains it in this process.
 """
 
+import gc
 import hashlib
 import json
 import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,10 @@ from torch import Tensor, nn
 
 import baselines
 import metrix
-from harness import checkpoint, datasets, pml, retrieval, rules, splits
+from harness import checkpoint, datasets, parallel, pml, retrieval, rules, splits
 from harness.analysis import analyse
 from harness.cache import default_folder
+from harness.chunked import Chunked, out_of_memory
 from harness.config import Choice, Trial
 from harness.datasets import Dataset
 from harness.images import Images, Originals, open_images
@@ -40,6 +43,7 @@ from harness.streams import stream
 from harness.train import Progress, train
 
 EMBEDDING_BATCH = 256
+CHUNKS = 4  # in which each device takes a batch that it could not take at once
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -49,13 +53,19 @@ class Unfair(RuntimeError):
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a trial finds its data and leaves its results; no part of what it computes."""
+    """Where a trial finds its data and leaves its results, and on what it runs; no part of what it computes.
+
+    `ranks`: GPUs (cuda:0, cuda:1, …) or processes of this machine that share a batch. `chunk_rows`: rows that cross
+    the network at a time; None is all, and fewer from where memory runs out.
+    """
 
     out: Path
     data: Path | None = None
     cache: Path | None = None
     device: str | None = None
     grid: tuple[tuple[str, Any], ...] = ()
+    ranks: int = 1
+    chunk_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,52 +82,93 @@ def run_trial(
     data: str | Path | None = None,
     cache: str | Path | None = None,
     device: str | None = None,
+    ranks: int = 1,
 ) -> Record:
     """Run one trial in this process and return its record (the one that exists, when it is done already).
 
     `out` is the run folder, `data` the dataset's folder, `cache` where decoded images are kept, `device` "cpu",
-    "cuda", "cuda:1", … (None: a GPU where there is one). An interrupted trial continues at its last epoch.
+    "cuda", "cuda:1", … (None: a GPU where there is one), `ranks` the number of GPUs, or of processes where there is
+    none, that share each batch. An interrupted trial continues at its last epoch.
     """
-    sources = Sources(Path(out), data and Path(data), cache and Path(cache), device)
+    sources = Sources(Path(out), data and Path(data), cache and Path(cache), device, ranks=ranks)
     for _ in steps(trial, sources):
         continue
     return Run(out).record(trial)
 
 
 def steps(trial: Trial, sources: Sources) -> Iterator[Progress]:
-    """Run a trial, yielding its progress after each epoch; its record exists when this is exhausted."""
+    """Run a trial, yielding its progress after each epoch; its record exists when this is exhausted.
+
+    Where memory runs out it continues from its last checkpoint, once, with a forward in chunks.
+    """
     run = Run(sources.out)
     if run.record(trial) is not None:
         return
+    if sources.ranks > trial.schedule.batch_size:
+        raise ValueError(
+            f"ranks = {sources.ranks} cannot share a batch: batch_size = {trial.schedule.batch_size}, and each takes "
+            "a row at least"
+        )
     refuse(evaluator_faults())
-    began, protocol = time.perf_counter(), PROTOCOLS[trial.protocol]
-    bench = Bench.of(trial, sources)
-    progress, criterion, folder = Progress(), None, run.checkpoints(trial)
+    began, epoch = time.perf_counter(), 1
+    chunked = drop_broken(run.checkpoints(trial), run).get("chunked")
+    if sources.chunk_rows:
+        chunked = (0, sources.chunk_rows)
+    try:
+        for progress in attempt(trial, sources, run, chunked, began):
+            epoch = len(progress.curve) + 1
+            yield progress
+        return
+    except Exception as error:
+        if chunked or not out_of_memory(error):
+            raise
+    gc.collect()  # here the error is gone, and with the frames of its traceback the network that did not fit
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    chunked = (epoch, max(1, trial.schedule.batch_size // (CHUNKS * sources.ranks)))
+    yield from attempt(trial, sources, run, chunked, began)
+
+
+def attempt(
+    trial: Trial, sources: Sources, run: Run, chunked: tuple[int, int] | None, began: float
+) -> Iterator[Progress]:
+    """`steps`, for a trial without a record; `chunked` as in Progress, epoch 0 for chunks that were asked for."""
+    protocol, folder = PROTOCOLS[trial.protocol], run.checkpoints(trial)
+    bench = Bench.of(trial, sources, chunked)
+    progress, criterion = Progress(chunked=chunked), None
     seen = TestCurve(folder / "test_curve.json")
     if trial.arm.at != "floor":
-        training = bench.part("train")
-        criterion = objective(trial, int(training.labels.max()) + 1).to(bench.device)
-        drop_broken(folder, run)
-        for progress in train(
-            trial,
-            bench.model,
-            criterion,
-            bench.images,
-            training.indices,
-            torch.as_tensor(training.labels),
-            bench.augmentation,
-            lambda: bench.scores("validation"),
-            protocol.choose,
-            folder,
-            bench.device,
-        ):
-            if protocol.watches_test:
-                seen.add(progress.curve[-1].epoch, lambda: read_test(bench, run).values)
-            yield progress
+        criterion, backward, together = bench.criterion(), Tensor.backward, bench
+        with ExitStack() as others:
+            if sources.ranks > 1:
+                ranks = parallel.Ranks(sources.ranks, bench.device, follow, trial, sources, chunked)
+                others.enter_context(ranks).join()
+                together = bench.divided()
+                backward = parallel.backward(together.model, criterion, ranks.check)
+            validate = partial(together.scores, "validation")
+            for progress in together.train(criterion, validate, folder, backward=backward, chunked=chunked):
+                if protocol.watches_test:
+                    seen.add(progress.curve[-1].epoch, lambda: read_test(bench, run).values)
+                yield progress
     run.finish(conclude(bench, run, progress, criterion, seen, sources, began))
     if trial.keep != "weights":
         seen.path.unlink(missing_ok=True)
         checkpoint.remove(folder)
+
+
+def follow(rank: int, trial: Trial, sources: Sources, chunked: tuple[int, int] | None) -> None:
+    """What ranks 1, 2, … do of a trial: the same training, of which they keep and score nothing."""
+    bench = Bench.of(trial, sources, chunked, rank).divided()
+    criterion, validation = bench.criterion(), bench.part("validation").indices
+
+    def embed_along() -> tuple[dict[str, float], dict[str, float]]:
+        if len(validation):
+            bench.embed(validation)
+        return {}, {}
+
+    backward, folder = parallel.backward(bench.model, criterion), Run(sources.out).checkpoints(trial)
+    for _ in bench.train(criterion, embed_along, folder, backward=backward, save=lambda *_: None):
+        continue
 
 
 def conclude(
@@ -135,7 +186,7 @@ def conclude(
     validation = progress.curve[chosen - 1].validation if chosen else bench.scores("validation")[0]
     tested_epoch = load_best(bench.model, run.checkpoints(trial), chosen) if chosen else None
     test = read_test(bench, run) if protocol.reads_test else None
-    notes = (*remarks(bench), *(keep_test(bench, run, test) if test else ()))
+    notes = (*remarks(bench), *of_chunks(bench, progress), *(keep_test(bench, run, test) if test else ()))
     return Record(
         id=trial.id,
         trial=trial,
@@ -158,6 +209,9 @@ def conclude(
         provenance={
             **provenance(),
             "device": device_name(bench.device),
+            "ranks": sources.ranks,
+            "chunk_rows": progress.chunked and progress.chunked[1],
+            "batch_norm_rows": None if getattr(bench.model, "exact", True) else bench.model.rows,
             "driver": driver(bench.device),
             "weights": getattr(bench.model, "tag", None),
             "initial_weights": getattr(bench.model, "weights_digest", None),
@@ -186,6 +240,18 @@ def remarks(bench: "Bench") -> tuple[str, ...]:
     return ()
 
 
+def of_chunks(bench: "Bench", progress: Progress) -> tuple[str, ...]:
+    """What a row must say of itself whose batches did not fit."""
+    if progress.chunked is None:
+        return ()
+    epoch, rows = progress.chunked
+    when = f"at epoch {epoch}" if epoch <= bench.trial.schedule.epochs else "at the test"
+    said = f"the forward ran in chunks of {rows} row{'s' * (rows > 1)}"
+    if epoch:
+        said = f"out of memory {when}; {said}"
+    return (said if bench.model.exact else f"{said}, of which BatchNorm took its statistics",)
+
+
 def analysis(bench: "Bench", test: "TestRead", criterion: nn.Module | None) -> dict[str, Any]:
     """The analysis of the model as it was tested, against the images it was trained on."""
     training = bench.part("train")
@@ -211,12 +277,13 @@ class Bench:
     model: nn.Module
     augmentation: Augmentation
     device: torch.device
+    embedding_batch: int = EMBEDDING_BATCH
 
     @classmethod
-    def of(cls, trial: Trial, sources: Sources) -> "Bench":
+    def of(cls, trial: Trial, sources: Sources, chunked: tuple[int, int] | None = None, rank: int = 0) -> "Bench":
         """Open the data, build the network, choose the device."""
         torch.set_num_threads(trial.training.threads)
-        device = torch.device(sources.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = parallel.devices(sources.ranks, sources.device)[rank]
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         dataset = open_dataset(trial.dataset, sources.data, sources.cache)
@@ -224,7 +291,40 @@ class Bench:
         split = split_of(dataset, PROTOCOLS[trial.protocol], trial.fold, trial.folds)
         refuse(rules.over_data(dataset, split))
         model = nn.Flatten() if trial.arm.loss == "pixels" else embedder(trial).to(device)
-        return cls(trial, dataset, split, images, model, augmentation(trial, model, dataset), device)
+        bench = cls(trial, dataset, split, images, model, augmentation(trial, model, dataset), device)
+        if chunked is None:
+            return bench
+        _, rows = chunked
+        return replace(bench, model=Chunked(model, rows), embedding_batch=min(rows, EMBEDDING_BATCH))
+
+    def divided(self) -> "Bench":
+        """The same with its rows and files divided among the ranks, which all must ask for what they ask of it."""
+        augmentation = parallel.Divided(**vars(self.augmentation))
+        return replace(self, model=parallel.Parallel(self.model), augmentation=augmentation)
+
+    def criterion(self) -> nn.Module:
+        """The objective of the trial, on the device."""
+        return objective(self.trial, int(self.part("train").labels.max()) + 1).to(self.device)
+
+    def train(
+        self, criterion: nn.Module, validate: Callable[[], Any], folder: Path, **how: Any
+    ) -> Iterator[Progress]:
+        """Train on the images of the training split; `how` as `harness.train.train` has it."""
+        training = self.part("train")
+        return train(
+            self.trial,
+            self.model,
+            criterion,
+            self.images,
+            training.indices,
+            torch.as_tensor(training.labels),
+            self.augmentation,
+            validate,
+            PROTOCOLS[self.trial.protocol].choose,
+            folder,
+            self.device,
+            **how,
+        )
 
     def part(self, name: str) -> Part:
         """The images of split `name`, labels renumbered 0 … classes−1 (proxies are counted by them)."""
@@ -235,7 +335,7 @@ class Bench:
     def embed(self, indices: Tensor) -> Tensor:
         """Embeddings (n, d) float32 of images[indices] on the device, in evaluation mode, without augmentation."""
         self.model.eval()
-        batches = indices.split(EMBEDDING_BATCH)
+        batches = indices.split(self.embedding_batch)
         return torch.cat(
             [self.model(self.augmentation.evaluate(self.images.batch(b, self.device))).float() for b in batches]
         )
@@ -383,17 +483,22 @@ def augmentation(trial: Trial, model: nn.Module, dataset: Dataset) -> Augmentati
     )
 
 
-def drop_broken(folder: Path, run: Run) -> None:
-    """Set a checkpoint that cannot be read aside, named, so that the trial starts anew instead of failing."""
-    for name in ("last.safetensors", "best.safetensors"):
+def drop_broken(folder: Path, run: Run) -> dict[str, Any]:
+    """What the last checkpoint says of the run, {} where there is none.
+
+    One that cannot be read is set aside, named, so that the trial starts anew instead of failing.
+    """
+    meta = {}
+    for name in ("best.safetensors", "last.safetensors"):
         path = folder / name
         if not path.exists():
             continue
         try:
-            checkpoint.load(path)
+            _, meta = checkpoint.load(path)
         except checkpoint.CheckpointError as error:
             run.set_aside(folder, f"{error}; the trial starts anew")
-            return
+            return {}
+    return meta
 
 
 def load_best(model: nn.Module, folder: Path, chosen: int) -> int:
