@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config import SHARED_BY_A_LOSS
 from harness.datasets import some
 from harness.rules import Results, Table, rule
-from harness.rules._subjects import Comparable, factors_of, ids
+from harness.rules._subjects import Comparable, cell_of, factors_of, ids
 
 if TYPE_CHECKING:
     from harness.record import Record
@@ -126,6 +126,19 @@ def one_record_a_seed(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]
         for record in table.records:
             if id(record) not in counted:
                 yield f"{record.id} repeats an arm and seed of its table.", ids((record,))
+
+
+@rule("FAIR-08", "W", over="records")
+def batch_norm_of_whole_batches(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Where BatchNorm trains, its statistics are those of a whole batch.
+
+    A batch that does not fit in memory crosses the network in chunks. Losses, pairs and gradients stay those of the
+    batch, but each chunk is normalised by itself, so its row trained as with a smaller batch.
+    """
+    for record in results.tested:
+        if rows := record.provenance.get("batch_norm_rows"):
+            said = f"BatchNorm saw chunks of {rows} rows, not the batch of {record.trial.schedule.batch_size}"
+            yield f"{cell_of(record)} seed {record.trial.seed}: {said}.", (record.id,)
 
 
 @rule("FAIR-08", "E", over="table")

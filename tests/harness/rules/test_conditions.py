@@ -47,6 +47,13 @@ def test_a_shared_factor_that_differs(make_trial, make_clean, said):
     assert said(8, [make_clean(), make_clean("untrained", training={"epochs": 7})]) == [], "a floor is not trained"
 
 
+def test_batch_norm_that_saw_chunks(make_clean, said):
+    record = make_clean(origin={"batch_norm_rows": 5, "chunk_rows": 5})
+    assert said(8, [record, make_clean(seed=1, origin={"batch_norm_rows": None, "chunk_rows": 5})]) == [
+        ("W", f"FAIR-08 {PLACE}/contrastive seed 0: BatchNorm saw chunks of 5 rows, not the batch of 20.")
+    ]
+
+
 def test_rows_forced_into_one_table(make_trial, make_clean):
     pooled = make_trial(seed=4).model_copy(update={"model": Model(dim=16, pooling="avg+max")})
     records = (make_clean(seed=0), make_clean(seed=1), make_clean(trial=pooled))
