@@ -28,10 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 benchmark: $(STAMP)  ## run GRID (default: quick, 10 minutes on 2 cores) and write its leaderboard to OUT
-	@$(BENCH) run $(GRID) --out $(OUT) $(if $(DATA),--data $(DATA)) $(ARGS)
+	@$(BENCH) run $(GRID) --out '$(OUT)' $(if $(DATA),--data $(DATA)) $(ARGS)
 
 report: $(STAMP)  ## write the leaderboard of OUT again from its records
-	@$(BENCH) report $(OUT) $(ARGS)
+	@$(BENCH) report '$(OUT)' $(ARGS)
 
 readme:  ## put the leaderboard of OUT into README.md
 	@sed -i -e '/results:begin/,/results:end/{//!d}' README.md

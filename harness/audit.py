@@ -21,14 +21,14 @@ def audit(run: Run) -> tuple[Finding, ...]:
 
     The records of a search (in `run`/search) are looked at too, but make no rows.
     """
-    asked, search = run.asked(), Run(run.folder / "search")
+    asked, search = run.asked(), run.sub("search")
     records, failures, searched = run.records(), run.failures(), search.records()
     board = tables.leaderboard(records, failures, asked.trials, asked.refused, published=published.load())
     found = [
         *(finding for grid in asked.grids for finding in rules.over_grid(grid.model_dump(mode="json"))),
         *rules.over_evaluator(retrieval.evaluate, retrieval.conformance),
         *rules.over_studies(studies(search, [*searched, *search.failures()], records)),
-        *rules.over_records([*records, *searched], failures, asked.trials, Ledger(run.ledger)),
+        *rules.over_records([*records, *searched], failures, asked.trials, Ledger.of(run)),
         *rules.over_tables(map(as_table, board.blocks)),
     ]
     return tuple(sorted(dict.fromkeys(found), key=lambda finding: (finding.rule, finding.severity)))
@@ -37,7 +37,7 @@ def audit(run: Run) -> tuple[Finding, ...]:
 def studies(search: Run, ended: Sequence[Record | Failure], records: Iterable[Record]) -> Iterator[Study]:
     """The search of every tuned arm, from what it declared, its trials that have ended, and the final records."""
     path = search.folder / "study.json"
-    declared = json.loads(path.read_text()) if path.exists() else {}
+    declared = json.loads(path.read_text()) if search.pull(path) else {}
     tried, used = defaultdict(lambda: defaultdict(list)), defaultdict(list)
     for one in ended:
         tried["/".join(one.trial.cell)][one.trial.whole.id].append(one.trial)

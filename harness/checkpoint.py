@@ -8,7 +8,6 @@ only one that knows safetensors.
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from harness import storage
 
 FORMAT = "metrix-bench checkpoint 1"
 
@@ -32,7 +33,8 @@ def save(path: Path | str, sections: Mapping[str, Any], meta: Mapping[str, Any])
     Sections may hold tensors of any shape and device, numbers, text, None, and lists, tuples and dicts of them.
     They come back from `load` with the same types, keys and bits, tensors on the CPU in the layout they had
     (contiguous or channels last). Tensors that are one (tied weights) are stored once. Raises CheckpointError for
-    anything else, and when the disk is full or not writable: a previous checkpoint is then still there.
+    anything else, and when the disk is not writable or stays full for longer than patience lasts
+    (`storage.patiently`): a previous checkpoint is then still there.
     """
     path = Path(path)
     tensors: dict[str, Tensor] = {}
@@ -41,15 +43,9 @@ def save(path: Path | str, sections: Mapping[str, Any], meta: Mapping[str, Any])
         {"sections": _encode(sections, "", tensors, stored), "meta": _encode(meta, "meta", tensors, stored)}
     )
     metadata = {"format": FORMAT, "content": content, "crc32": _checksum(content, tensors)}
-    scratch = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, scratch, metadata)
-        _flush(scratch)
-        os.replace(scratch, path)
-        _flush(path.parent)
-    except (OSError, SafetensorError) as error:
-        scratch.unlink(missing_ok=True)
+        storage.put(path, lambda aside: save_file(tensors, aside, metadata))
+    except (OSError, SafetensorError, storage.StorageError) as error:
         raise CheckpointError(f"cannot write the checkpoint {path}: {error}; a previous one is intact") from error
 
 
@@ -81,7 +77,7 @@ def remove(folder: Path | str) -> None:
     folder = Path(folder)
     if not folder.is_dir():
         return
-    for path in (*folder.glob("*.safetensors"), *folder.glob(".*.safetensors.part")):
+    for path in (*folder.glob("*.safetensors"), *folder.glob(".*.part")):
         path.unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()
@@ -176,12 +172,3 @@ def _checksum(content: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
-def _flush(path: Path) -> None:
-    """A rename may reach the disk before the data does: fsync, or a power cut leaves an empty file."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

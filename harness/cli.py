@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import storage
 from harness.config import Grid, GridError, Images, grids
 from harness.record import Run, RunError
 
@@ -40,12 +41,14 @@ def parser() -> argparse.ArgumentParser:
 def _commands_that_run(commands) -> None:
     run = _command(commands, run_command, "run", "run what a grid lacks, then write its leaderboard")
     _grid_options(run)
-    run.add_argument("--out", type=Path, help="run folder (default: results/runs/GRID)")
+    run.add_argument("--out", type=_place, help="run folder, or s3://bucket/prefix (default: results/runs/GRID)")
     run.add_argument("--track", metavar="A,B", help="show curves in tensorboard, wandb or mlflow (default: nowhere)")
 
     plan = _command(commands, plan_command, "plan", "say what a grid would run and what it would cost")
     _grid_options(plan)
-    plan.add_argument("--out", type=Path, help="run folder whose records count as done (default: results/runs/GRID)")
+    plan.add_argument(
+        "--out", type=_place, help="run folder whose records count as done (default: results/runs/GRID)"
+    )
 
     trial = _command(commands, trial_command, "trial", "run one arm of a grid in this process, without ray")
     _grid_options(trial)
@@ -56,18 +59,18 @@ def _commands_that_run(commands) -> None:
     trial.add_argument(
         "--ranks", type=int, default=1, help="GPUs, or processes without one, that share each batch (default: 1)"
     )
-    trial.add_argument("--out", type=Path, help="run folder (default: results/runs/GRID)")
+    trial.add_argument("--out", type=_place, help="run folder, or s3://bucket/prefix (default: results/runs/GRID)")
 
 
 def _commands_that_read_runs(commands) -> None:
     status = _command(commands, status_command, "status", "say what a run folder holds and lacks")
-    status.add_argument("run", type=Path, help="run folder")
+    status.add_argument("run", type=_place, help="run folder")
 
     report = _command(commands, report_command, "report", "write the leaderboard of run folders again")
     report.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="run folder; several become one leaderboard"
+        "runs", type=_place, nargs="+", metavar="RUN", help="run folder; several become one leaderboard"
     )
-    report.add_argument("--out", type=Path, help="folder to write to (default: RUN, or RUN/only/… with --only)")
+    report.add_argument("--out", type=_place, help="folder to write to (default: RUN, or RUN/only/… with --only)")
     report.add_argument(
         "--only", action="append", default=[], metavar="KEY=A,B", help="such as dataset=cub200 or level=input"
     )
@@ -79,18 +82,18 @@ def _commands_that_read_runs(commands) -> None:
     power = _command(
         commands, power_command, "power", "say what the seeds of run folders can show, and how many would"
     )
-    power.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    power.add_argument("runs", type=_place, nargs="+", metavar="RUN", help="run folder")
 
     trace = _command(commands, trace_command, "trace", "name the records behind the numbers of an arm")
-    trace.add_argument("run", type=Path, help="run folder")
+    trace.add_argument("run", type=_place, help="run folder")
     trace.add_argument("arm", help="such as contrastive+input")
 
     audit = _command(commands, audit_command, "audit", "say what the fairness rules find in a run folder")
-    audit.add_argument("run", type=Path, nargs="?", help="run folder")
+    audit.add_argument("run", type=_place, nargs="?", help="run folder")
     audit.add_argument("--rules", action="store_true", help="list the rules with their reasons")
 
     verify = _command(commands, verify_command, "verify", "make the scores of records again from what was kept")
-    verify.add_argument("run", type=Path, help="run folder")
+    verify.add_argument("run", type=_place, help="run folder")
     verify.add_argument("--only", default="", metavar="TEXT", help="only records with this in their id")
     verify.add_argument("--data", type=Path, help="folder of the dataset, where weights were kept")
     verify.add_argument("--cache", type=Path, help="folder for decoded images (default: ~/.cache/metrix-bench)")
@@ -99,7 +102,7 @@ def _commands_that_read_runs(commands) -> None:
     draw = _command(
         commands, draw_command, "draw", "draw the learning curves of a finished trial, and its positivity"
     )
-    draw.add_argument("run", type=Path, help="run folder")
+    draw.add_argument("run", type=_place, help="run folder")
     draw.add_argument("trial", help="the trial's id, or a part of it that no other has")
     draw.add_argument("--to", type=Path, help="a .pdf, .svg or .png file (default: RUN/figures/TRIAL.pdf)")
 
@@ -148,6 +151,14 @@ def _dataset_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _place(text: str) -> str | Path:
+    """A run folder, or the URL of a bucket as it was written: a Path would make one slash of two."""
+    try:
+        return storage.named(text)
+    except RunError as error:  # whose words hide credentials; argparse repeats the text on any other error
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _option(text: str) -> tuple[str, Any]:
     """An option of a dataset; numbers, true and false are read as such."""
     key, equals, value = text.partition("=")
@@ -164,7 +175,7 @@ def _grid(arguments: argparse.Namespace) -> Grid:
     return Grid.load(arguments.grid, arguments.set, only)
 
 
-def _folder(arguments: argparse.Namespace, grid: Grid) -> Path:
+def _folder(arguments: argparse.Namespace, grid: Grid) -> str | Path:
     return arguments.out or Path("results/runs") / grid.name
 
 
@@ -177,7 +188,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     folder = _folder(arguments, grid)
     track = arguments.track.split(",") if arguments.track else ()
     outcome = run_grid(grid, folder, arguments.data, arguments.cache, watch=terminal.view, track=track)
-    _report([folder], folder, data=arguments.data, cache=arguments.cache)
+    _report([folder], Run(folder), data=arguments.data, cache=arguments.cache)
     if outcome.interrupted:
         left = f"{outcome.missing} trials" if outcome.plan.trials else "a search"
         print(f"interrupted with {left} to go; the same command continues where it stopped")
@@ -252,7 +263,7 @@ def trial_command(arguments: argparse.Namespace) -> int:
             print(f"epoch {epoch.epoch}/{trial.schedule.epochs}  loss {epoch.loss:.4f}  validation: {scores}")
         record = run.record(trial)
         print("test: " + "  ".join(f"{name} {value:.4f}" for name, value in record.test.items()))
-        print(f"record: {run.record_path(trial)}")
+        print(f"record: {run.where(run.record_path(trial))}")
     return OK
 
 
@@ -268,7 +279,7 @@ def status_command(arguments: argparse.Namespace) -> int:
     run = _existing(arguments.run)
     records, failures = run.records(), run.failures()
     terminal.table(
-        f"{run.folder}: {len(records)} done, {len(failures)} failed",
+        f"{run.place}: {len(records)} done, {len(failures)} failed",
         ("trial", "state", "R@1", "seconds"),
         [(r.id, "done", f"{100 * r.test['R@1']:.2f}", f"{r.cost.wall_s:.0f}") for r in records]
         + [(f.id, f"failed {f.attempts}x: {f.reason}", "", "") for f in failures],
@@ -284,9 +295,11 @@ def report_command(arguments: argparse.Namespace) -> int:
     if len(arguments.runs) > 1 and arguments.out is None:
         raise ValueError("a report of several runs needs a folder to write to: --out FOLDER")
     filters = "-".join(f"{key}={','.join(values)}" for key, values in only.items())
-    folder = arguments.out or arguments.runs[0] / (Path("only") / filters.replace("/", "_") if filters else "")
+    target = Run(arguments.out or arguments.runs[0])
+    if filters and arguments.out is None:
+        target = target.sub(f"only/{filters.replace('/', '_')}")
     formats, metrics = ((text or "").split(",") if text else () for text in (arguments.format, arguments.metrics))
-    _report(arguments.runs, folder, only, formats, metrics, arguments.data, arguments.cache)
+    _report(arguments.runs, target, only, formats, metrics, arguments.data, arguments.cache)
     return OK
 
 
@@ -328,10 +341,11 @@ def trace_command(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _existing(folder: Path) -> Run:
-    if not (folder / "records").is_dir():
-        raise RunError(f"{folder} is not a run folder: it has no records/")
-    return Run(folder, warn=_complain)
+def _existing(place: str | Path) -> Run:
+    run = Run(place, warn=_complain)
+    if not run.exists():
+        raise RunError(f"{run.place} is not a run folder: it has no records/")
+    return run
 
 
 def _complain(sentence: str) -> None:
@@ -339,15 +353,15 @@ def _complain(sentence: str) -> None:
 
 
 def _report(
-    runs: Sequence[Path],
-    folder: Path,
+    runs: Sequence[str | Path],
+    target: Run,
     only: dict[str, list[str]] | None = None,
     formats: Sequence[str] = (),
     metrics: Sequence[str] = (),
     data: Path | None = None,
     cache: Path | None = None,
 ) -> None:
-    """Write the leaderboard of runs into a folder, and show it."""
+    """Write the leaderboard of runs into a folder or bucket, and show it."""
     from harness import collection, gallery, reports, terminal
 
     found = collection.collect(runs, only, warn=_complain)
@@ -356,9 +370,11 @@ def _report(
         return
     board = collection.narrowed(found.leaderboard(metrics), only or {})
     board = gallery.with_gallery(board, found, data, cache)
-    written = reports.write_all(board, folder, formats)
+    written = reports.write_all(board, target.folder, formats)
+    for path in (*target.folder.glob("leaderboard.*"), *written):
+        target.push(path)
     terminal.show(board)
-    print("written: " + "  ".join(str(path) for path in written))
+    print("written: " + "  ".join(target.where(path) for path in written))
 
 
 def audit_command(arguments: argparse.Namespace) -> int:
@@ -383,7 +399,7 @@ def audit_command(arguments: argparse.Namespace) -> int:
                 print(f"  {finding.severity}  {finding.sentence}")
     errors = sum(finding.severity == "E" for finding in found)
     said = (f"{n} {what}{'s' * (n != 1)}" for n, what in ((errors, "error"), (len(found) - errors, "warning")))
-    print(f"\n{run.folder}: {', '.join(said)} of {len(rules.found())} rules")
+    print(f"\n{run.place}: {', '.join(said)} of {len(rules.found())} rules")
     return FAILED if errors else OK
 
 
@@ -397,7 +413,7 @@ def verify_command(arguments: argparse.Namespace) -> int:
         print(f"{verdict.state:8} {verdict.id}: {verdict}", flush=True)
         verdicts.append(verdict)
     if not verdicts:
-        raise ValueError(f"{run.folder} has no record of a test with {arguments.only!r} in its id")
+        raise ValueError(f"{run.place} has no record of a test with {arguments.only!r} in its id")
     good = sum(verdict.state == "matches" for verdict in verdicts)
     print(f"{good} of {len(verdicts)} match")
     return OK if good == len(verdicts) else FAILED
@@ -458,8 +474,11 @@ def draw_command(arguments: argparse.Namespace) -> int:
     found = [record for record in run.records() if arguments.trial in record.id]
     if len(found) != 1:
         listed = "\n  ".join(record.id for record in found or run.records())
-        raise ValueError(f"{arguments.trial!r} names {len(found)} trials of {run.folder}; name one of\n  {listed}")
-    print(draw_trial(found[0], arguments.to or run.folder / "figures" / f"{found[0].id}.pdf"))
+        raise ValueError(f"{arguments.trial!r} names {len(found)} trials of {run.place}; name one of\n  {listed}")
+    drawn = draw_trial(found[0], arguments.to or run.folder / "figures" / f"{found[0].id}.pdf")
+    if arguments.to is None:
+        run.push(drawn)
+    print(drawn if arguments.to else run.where(drawn))
     return OK
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,30 @@ class Collection:
 
     def outcomes(self, record: Record, metrics: Sequence[str]) -> outcomes.ByClass | None:
         """What the test queries of a record came to, by class, the mean over folds; None where that was not kept."""
+        if any(part.id not in self.with_queries for part in record.parts):
+            return None
         paths = [self.home[part.id].per_query_path(part.id) for part in record.parts]
         return outcomes.mean([outcomes.by_class(path, tuple(metrics)) for path in paths])
+
+    @cached_property
+    def with_queries(self) -> frozenset[str]:
+        """The ids of the records whose test read was kept."""
+        kept = {id(run): run.with_queries() for run in self._runs()}
+        return frozenset(record for record, run in self.home.items() if record in kept[id(run)])
+
+    def pull_queries(self) -> None:
+        """Bring what was kept of test reads up to date, where it lies in a bucket."""
+        for run in self._runs():
+            run.pull_queries()
+
+    def _runs(self) -> list[Run]:
+        return list({id(run): run for run in self.home.values()}.values())
 
     def leaderboard(self, metrics: Sequence[str] = ()) -> Leaderboard:
         """The leaderboard of everything here, with what the fairness rules find in it."""
         many = len(self.records) > MANY
+        if not many:
+            self.pull_queries()
         by_class = partial(self.outcomes, metrics=metrics or tables.FIRST_METRICS[: tables.SHOWN])
         found = rules.over_records(self.records, self.failures, self.planned)
         whole = [finding.sentence for finding in found if not finding.records]
@@ -86,9 +104,9 @@ def collect(
     """
     runs = [Run(folder, warn) for folder in folders]
     for run in runs:
-        if not (run.folder / "records").is_dir():
-            raise RunError(f"{run.folder} is not a run folder: it has no records/")
-    names = dict(zip(map(id, runs), _names([run.folder for run in runs]), strict=True))
+        if not run.exists():
+            raise RunError(f"{run.place} is not a run folder: it has no records/")
+    names = dict(zip(map(id, runs), _names([run.address for run in runs]), strict=True))
     kept: dict[str, Record] = {}
     home: dict[str, Run] = {}
     notes: list[str] = []
@@ -149,14 +167,14 @@ def _lean(record: Record) -> Record:
     return record.model_copy(update={"curve": curve})
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path, longer where two would be the same."""
-    parts = [folder.resolve().parts for folder in folders]
+def _names(folders: Sequence[str]) -> list[str]:
+    """The last part of each path or URL, longer where two would be the same."""
+    parts = [Path(folder).parts for folder in folders]
     for length in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    return [f"{name} ({number})" for number, name in enumerate(map(str, folders), 1)]
+    return [f"{name} ({number})" for number, name in enumerate(folders, 1)]
 
 
 def _conflict(first: Record, second: Record, where: str, other: str) -> str:
@@ -246,14 +264,15 @@ def _exist(kind: str, values: Iterable[str], known: set[str], where: str = "") -
             raise ValueError(where + registry.unknown(kind, value, known))
 
 
-def trace(collection: Collection, arm: str) -> list[tuple[str, str, str, int, dict[str, Any], Path]]:
+def trace(collection: Collection, arm: str) -> list[tuple[str, str, str, int, dict[str, Any], str]]:
     """(dataset, backbone, arm, seed, test scores, file) of every record of an arm: where its numbers come from.
 
     Raises ValueError with near names where no record is of this arm.
     """
     _exist("arm", [arm], {record.arm for record in collection.records})
     return [
-        (*r.trial.cell, r.trial.seed, r.test, collection.home[r.id].record_path(r.trial))
+        (*r.trial.cell, r.trial.seed, r.test, run.where(run.record_path(r.trial)))
         for r in sorted(collection.records, key=lambda r: (r.trial.cell, r.trial.seed, r.trial.fold or 0))
+        for run in [collection.home[r.id]]
         if r.arm == arm
     ]

@@ -83,13 +83,13 @@ def _shelf(
     kept: dict[tuple[int, int], dict[str, Record]] = {}
     for row in block.rows:
         for record in row.parts:
-            if collection.home[record.id].per_query_path(record.id).exists():
+            if record.id in collection.with_queries:
                 kept.setdefault((record.trial.seed, record.trial.fold or 0), {})[row.full] = record
     if not any(record.level != "floor" for records in kept.values() for record in records.values()):
         return None
     seed, fold = max(kept, key=lambda one: (len(kept[one]), -one[0], -one[1]))
     chosen = list(kept[seed, fold].items())[:MOST_ARMS]
-    stored = {arm: _Stored.read(collection.home[r.id].per_query_path(r.id)) for arm, r in chosen}
+    stored = {arm: _Stored.read(collection.home[r.id].per_query(r.id)) for arm, r in chosen}
     first = next(iter(stored.values()))
     stored = {arm: some for arm, some in stored.items() if np.array_equal(some.ids, first.ids)}
     asked = _sample(first, block.dataset)

@@ -8,6 +8,9 @@ A run folder holds
     per_query/<trial id>.npz     outcomes of every test query, embeddings and image ids of the one test read
     plan.json                    the grids that ran here and the combinations that have no Metrix form
     ledger.jsonl  driver.log  leaderboard.{csv,md,tex,html}
+    run.id  driver.json          which run folder this is, and which driver holds it (see `harness.storage`, `lease`)
+
+A run in a bucket holds the same, as objects, and the ledger as one object a read (`harness.storage.Bucket`).
 """
 
 import errno
@@ -18,18 +21,27 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from harness import lease, storage
 from harness.config import Grid, Trial
+from harness.lease import Lease
+from harness.storage import RunError
 
 SCHEMA = 1
 
 
-class RunError(RuntimeError):
-    """A run folder that cannot be used, with the reason and the way out in its message."""
+def _file_name(text: str) -> str:
+    """An id becomes a file name: one from a file that others wrote must not lead out of its folder."""
+    if not text or text.startswith(".") or any(sign in text for sign in "/\\\0"):
+        raise ValueError(f"{text!r} is no id: it leads out of the run folder")
+    return text
+
+
+Id = Annotated[str, AfterValidator(_file_name)]
 
 
 class Stored(BaseModel):
@@ -93,7 +105,7 @@ class Record(Stored):
     """
 
     schema_version: Literal[1] = SCHEMA
-    id: str
+    id: Id
     trial: Trial
     arm: str
     level: str
@@ -125,7 +137,7 @@ class Record(Stored):
 class Failure(Stored):
     """Why a trial has no record: kind (error, diverged, out of memory, timeout), one sentence, the traceback."""
 
-    id: str
+    id: Id
     trial: Trial
     arm: str
     kind: str
@@ -158,27 +170,63 @@ class Asked(Stored):
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write beside, flush to the disk, rename into place: readers see all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("w") as file:
-            json.dump(content, file, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    text = json.dumps(content, indent=1, allow_nan=False)
+    storage.put(path, lambda aside: aside.write_text(text))
 
 
 class Run:
-    """A run folder. Reading never fails on a broken file: it is named, set aside, and its trial counts as missing."""
+    """A run folder, or a bucket with a working copy in `folder`. Reading never fails on a broken file: it is named,
+    set aside, and its trial counts as missing.
 
-    def __init__(self, folder: str | Path, warn: Callable[[str], None] = lambda sentence: None):
-        self.folder = Path(folder)
-        self._warn = warn
+    `place` is what the user named, `address` what names the same run to another process. `identity` says which run
+    folder this must be (see `prepare`): writing then waits while the folder is away. `copy`: where the working copy
+    of a bucket lies, if not in the cache.
+    """
+
+    def __init__(
+        self,
+        place: str | Path,
+        warn: Callable[[str], None] = lambda sentence: None,
+        identity: str | None = None,
+        copy: Path | None = None,
+    ):
+        self._storage, self._warn = storage.of(place, copy), warn
+        self.folder, self.place, self.address = self._storage.folder, self._storage.place, self._storage.address
+        self.identity = identity
+        if identity is not None:
+            self._storage.recognise(identity)
 
     def __fspath__(self) -> str:
         return str(self.folder)
+
+    def sub(self, name: str) -> "Run":
+        """The run in the folder `name` of this one, such as that of a search."""
+        return Run(self._storage.sub(name).place, self._warn, copy=self.folder / name)
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the run is what lies in `folder`, and that is no copy."""
+        return isinstance(self._storage, storage.Folder)
+
+    def exists(self) -> bool:
+        """Whether records were ever written here."""
+        return self._storage.exists()
+
+    def where(self, path: Path) -> str:
+        """A file of the run as the user finds it: its path, or its URL."""
+        return self._storage.where(path)
+
+    def pull(self, path: Path) -> bool:
+        """Bring a file of `folder` up to date; whether there is one."""
+        return self._storage.pull(path)
+
+    def pull_all(self, folder: Path) -> list[Path]:
+        """Bring the files in a folder of the run up to date, many at once; those that there are, by name."""
+        return self._storage.pull_all(folder)
+
+    def push(self, path: Path) -> None:
+        """Store a file of `folder`, or the files in a folder, that was written there."""
+        self._storage.push(path)
 
     @property
     def ledger(self) -> Path:
@@ -196,13 +244,50 @@ class Run:
     def per_query_path(self, trial_id: str) -> Path:
         return self.folder / "per_query" / f"{trial_id}.npz"
 
+    def per_query(self, trial_id: str) -> Path:
+        """The file of a trial's test read, up to date; it may not exist."""
+        path = self.per_query_path(trial_id)
+        if not self.pull(path):
+            path.unlink(missing_ok=True)  # in the copy alone it does not count
+        return path
+
+    def with_queries(self) -> set[str]:
+        """The ids of the trials whose test read was kept."""
+        names = self._storage.names(self.folder / "per_query")
+        return {name.removesuffix(".npz") for name in names if name.endswith(".npz")}
+
+    def pull_queries(self) -> None:
+        """Bring what was kept of all test reads up to date, many files at once."""
+        self.pull_all(self.folder / "per_query")
+
+    def pull_checkpoints(self, trial: Trial) -> None:
+        """Bring the checkpoints of a trial up to date, wherever it ran before."""
+        self.pull_all(self.checkpoints(trial))
+
+    def push_checkpoints(self, trial: Trial) -> None:
+        """Store the checkpoints of a trial; what it would continue from comes last."""
+        for path in sorted(self.checkpoints(trial).glob("[!.]*"), key=lambda path: path.name == "last.safetensors"):
+            self.push(path)
+
+    def drop_checkpoints(self, trial: Trial) -> None:
+        """Delete the stored checkpoints of a trial; those in `folder` are its own to remove."""
+        self._storage.drop(self.checkpoints(trial))
+
     def record(self, trial: Trial) -> Record | None:
         """The record of a trial, or None while it has none."""
-        return self._read(self.record_path(trial), Record)
+        path = self.record_path(trial)
+        return self._read(path, Record) if self.pull(path) else None
+
+    def missing(self, trials: Iterable[Trial]) -> list[Trial]:
+        """The trials that have no readable record, in order; all records are brought up to date at once."""
+        there = set(self.pull_all(self.folder / "records"))
+        paths = [(trial, self.record_path(trial)) for trial in trials]
+        return [trial for trial, path in paths if path not in there or self._read(path, Record) is None]
 
     def failure(self, trial: Trial) -> Failure | None:
         """Why the trial stopped last, or None where nothing says so."""
-        return self._read(self.failure_path(trial), Failure)
+        path = self.failure_path(trial)
+        return self._read(path, Failure) if self.pull(path) else None
 
     def records(self) -> list[Record]:
         """All records, by file name."""
@@ -214,7 +299,7 @@ class Run:
 
     def failures(self) -> list[Failure]:
         """All failures of trials that have no record, by file name."""
-        done = {path.name for path in (self.folder / "records").glob("*.json")}
+        done = self._storage.names(self.folder / "records")
         return [f for f in self._all("failures", Failure) if f"{f.id}.json" not in done]
 
     def remember(self, grid: Grid, trials: Iterable[Trial], refused: Iterable[Sequence[str]]) -> None:
@@ -225,31 +310,30 @@ class Run:
         further = {t.id: t for t in (*before.further, *trials) if t.id not in derived}
         rows = dict.fromkeys([*before.refused, *map(tuple, refused)])
         asked = Asked(grids=grids, further=tuple(further.values()), refused=tuple(rows))
-        write_json(self.folder / "plan.json", asked.model_dump(mode="json"))
+        self._write(self.folder / "plan.json", asked)
 
     def asked(self) -> "Asked":
         """What the grids that ran in this folder asked for; empty where none did."""
         path = self.folder / "plan.json"
-        return Asked.model_validate_json(path.read_bytes()) if path.exists() else Asked()
+        return Asked.model_validate_json(path.read_bytes()) if self.pull(path) else Asked()
 
     def finish(self, record: Record) -> None:
         """Write the record: from here on the trial is done."""
-        write_json(self.record_path(record.trial), record.model_dump(mode="json"))
-        self.failure_path(record.trial).unlink(missing_ok=True)
+        self._write(self.record_path(record.trial), record)
+        failure = self.failure_path(record.trial)
+        storage.patiently(lambda: failure.unlink(missing_ok=True), failure)
+        self._storage.drop(failure)
 
     def keep_queries(self, trial: Trial, **arrays: np.ndarray) -> None:
         """Keep what the test read gave, query by query, beside the record; written before it, atomically."""
         path = self.per_query_path(trial.id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+
+        def write(aside: Path) -> None:
             with aside.open("wb") as file:
                 np.savez_compressed(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+
+        storage.put(path, write)
+        self.push(path)
 
     def fail(self, trial: Trial, kind: str, reason: str, traceback: str, attempts: int = 1) -> Failure:
         """Write why the trial stopped, and return it; the next run tries it again."""
@@ -263,17 +347,21 @@ class Run:
             attempts=attempts,
             finished=now(),
         )
-        write_json(self.failure_path(trial), failure.model_dump(mode="json"))
+        self._write(self.failure_path(trial), failure)
         return failure
 
+    def _write(self, path: Path, content: Stored) -> None:
+        write_json(path, content.model_dump(mode="json"))
+        self.push(path)
+
     def _all(self, kind: str, model: type[Stored]) -> Iterator[Any]:
-        for path in sorted((self.folder / kind).glob("*.json")):
-            if (read := self._read(path, model)) is not None:
+        for path in self.pull_all(self.folder / kind):
+            if path.suffix == ".json" and (read := self._read(path, model)) is not None:
                 yield read
 
     def _read(self, path: Path, model: type[Stored]) -> Any | None:
         try:
-            return model.model_validate_json(path.read_bytes())
+            return model.model_validate_json(storage.patiently(path.read_bytes, path))
         except FileNotFoundError:
             return None
         except ValidationError as error:
@@ -283,40 +371,76 @@ class Run:
     def set_aside(self, path: Path, why: str) -> None:
         """Move a file or folder that cannot be used out of the way, keep it, and say so."""
         aside = self.folder / "set_aside" / f"{path.name}.{time.time_ns()}"
-        aside.parent.mkdir(exist_ok=True)
+        storage.make(aside.parent)
         path.replace(aside)
-        self._warn(f"{why} (kept as {aside})")
+        self.push(aside)
+        self._storage.drop(path)
+        self._warn(f"{why} (kept as {self.where(aside)})")
 
     def prepare(self) -> None:
-        """Make the folder and make sure that it can be written; RunError says who must do what otherwise."""
+        """Make the folder, make sure that it can be written, and give it an identity; RunError says who must do what
+        otherwise."""
+        self._storage.prepare()
+        self.identity = self._storage.claim()
+        self._storage.recognise(self.identity)
+
+    def seen_here(self, identity: str) -> str | None:
+        """What keeps this machine from working in the run folder of this identity; None where nothing does."""
+        host, place = storage.this_host(), self.place
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f".probe.{os.getpid()}"
-            probe.write_text("")
-            probe.unlink()
+            found = self._storage.read(storage.MARKER)
+            if found is None and not self.folder.is_dir():
+                return f"{place} is not there on {host}; mount the share that the driver writes to, at the same place"
+            if found is None or found.decode() != identity:
+                return (
+                    f"{place} on {host} is another folder than the driver's ({storage.MARKER} "
+                    f"{'is missing' if found is None else 'differs'}); name a folder on a share that all machines "
+                    "mount at the same place, or a bucket"
+                )
+            self._storage.probe()
         except OSError as error:
-            raise RunError(
-                f"cannot write in {self.folder}: {error.strerror}; choose another folder with OUT=…"
-            ) from None
+            return f"{place} cannot be used on {host}: {error.strerror or error}"
+        except RunError as error:
+            return f"{error} (on {host})"
+        return None
+
+    def sweep(self, ended: bool = False, older_than_s: float = storage.SCRATCH_AGE_S) -> int:
+        """Remove scratch files of dead writers, and how many; call it while the run is held (see `storage.sweep`)."""
+        return storage.sweep(self.folder, ended, older_than_s)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for one driver. The kernel lets go when the process dies, however it dies."""
+    def lock(self, host: str | None = None, every_s: float = lease.EVERY_S) -> Iterator[Lease]:
+        """Hold the run for one driver, on this machine and others; what is yielded says whether it was `lost`.
+
+        On one machine the kernel lets go when the process dies, however it dies; a driver of another machine that
+        died is taken over when its lease has not been renewed for a while. `host` and `every_s`: see `lease.hold`.
+        """
+        since = now()
         with (self.folder / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise RunError(
-                    f"{self.folder} is in use by {holder}; wait for it, or choose another folder with OUT=…"
-                ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename} since {now()}")
-            file.flush()
-            yield
+            flocked = host is None and self._flocked(file)
+            if flocked:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {os.uname().nodename} since {since}")
+                file.flush()
+            with lease.hold(self._storage, since, flocked and self.is_folder, host, every_s) as held:
+                self.identity = self._storage.claim()  # that of whoever prepared it first
+                yield held
+
+    def _flocked(self, file: TextIO) -> bool:
+        """Whether this process has the kernel's lock; False on storage that knows none. RunError if another has."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                return False
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise RunError(
+                f"{self.place} is in use by {holder}; wait for it, or choose another folder with OUT=…"
+            ) from None
+        return True
 
 
 def conflicts(records: Iterable[Record], trials: Iterable[Trial]) -> list[str]:

@@ -57,7 +57,7 @@ def space(trial: Trial, settings: Search) -> Space:
 def declare(run: Run, studies: "dict[tuple, Study]", chosen: dict[tuple, dict] | None = None) -> None:
     """Write the spaces, and at the end what was chosen, to study.json; refuse to change a space that was declared."""
     path = run.folder / "study.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = json.loads(path.read_text()) if run.pull(path) else {}
     content = {}
     for cell, study in studies.items():
         name, declared = "/".join(cell), study.declared
@@ -69,6 +69,7 @@ def declare(run: Run, studies: "dict[tuple, Study]", chosen: dict[tuple, dict] |
             )
         content[name] = {**old, **declared, **({"chosen": chosen[cell], "best": study.best} if chosen else {})}
     write_json(path, {**before, **content})
+    run.push(path)
 
 
 class Study:

@@ -59,11 +59,12 @@ class Sources:
     the network at a time; None is all, and fewer from where memory runs out.
     """
 
-    out: Path
+    out: str | Path
     data: Path | None = None
     cache: Path | None = None
     device: str | None = None
     grid: tuple[tuple[str, Any], ...] = ()
+    identity: str | None = None  # which run folder `out` must be; None: the one that is there
     ranks: int = 1
     chunk_rows: int | None = None
 
@@ -86,11 +87,11 @@ def run_trial(
 ) -> Record:
     """Run one trial in this process and return its record (the one that exists, when it is done already).
 
-    `out` is the run folder, `data` the dataset's folder, `cache` where decoded images are kept, `device` "cpu",
-    "cuda", "cuda:1", … (None: a GPU where there is one), `ranks` the number of GPUs, or of processes where there is
-    none, that share each batch. An interrupted trial continues at its last epoch.
+    `out` is the run folder or a bucket's URL, `data` the dataset's folder, `cache` where decoded images are kept,
+    `device` "cpu", "cuda", "cuda:1", … (None: a GPU where there is one), `ranks` the number of GPUs, or of processes
+    where there is none, that share each batch. An interrupted trial continues at its last epoch.
     """
-    sources = Sources(Path(out), data and Path(data), cache and Path(cache), device, ranks=ranks)
+    sources = Sources(out, data and Path(data), cache and Path(cache), device, ranks=ranks)
     for _ in steps(trial, sources):
         continue
     return Run(out).record(trial)
@@ -101,9 +102,11 @@ def steps(trial: Trial, sources: Sources) -> Iterator[Progress]:
 
     Where memory runs out it continues from its last checkpoint, once, with a forward in chunks.
     """
-    run = Run(sources.out)
+    run = Run(sources.out, identity=sources.identity)
     if run.record(trial) is not None:
         return
+    if run.identity is None:
+        run.prepare()
     if sources.ranks > trial.schedule.batch_size:
         raise ValueError(
             f"ranks = {sources.ranks} cannot share a batch: batch_size = {trial.schedule.batch_size}, and each takes "
@@ -111,6 +114,7 @@ def steps(trial: Trial, sources: Sources) -> Iterator[Progress]:
         )
     refuse(evaluator_faults())
     began, epoch = time.perf_counter(), 1
+    run.pull_checkpoints(trial)
     chunked = drop_broken(run.checkpoints(trial), run).get("chunked")
     if sources.chunk_rows:
         chunked = (0, sources.chunk_rows)
@@ -149,9 +153,11 @@ def attempt(
             for progress in together.train(criterion, validate, folder, backward=backward, chunked=chunked):
                 if protocol.watches_test:
                     seen.add(progress.curve[-1].epoch, lambda: read_test(bench, run).values)
+                run.push_checkpoints(trial)
                 yield progress
     run.finish(conclude(bench, run, progress, criterion, seen, sources, began))
     if trial.keep != "weights":
+        run.drop_checkpoints(trial)
         seen.path.unlink(missing_ok=True)
         checkpoint.remove(folder)
 
@@ -538,7 +544,7 @@ class TestRead:
 def read_test(bench: Bench, run: Run) -> TestRead:
     """Read the test split with the model as it is; the ledger is told first."""
     dataset, trial, test = bench.dataset, bench.trial, bench.part("test")
-    entry = Ledger(run.ledger).read(
+    entry = Ledger.of(run).read(
         cell="/".join((*trial.cell, trial.repetition)),
         checkpoint=checkpoint.state_digest(bench.model.state_dict()),
         split=split_fingerprint(dataset, bench.split),

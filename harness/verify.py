@@ -61,7 +61,7 @@ def verify(
 
     `data`, `cache` and `device` are those of a run; data are needed only where weights were kept.
     """
-    sources = Sources(run.folder, data, cache, device)
+    sources = Sources(run.address, data, cache, device)
     for record in run.records():
         if only in record.id and record.test:
             yield verdict(run, record, sources)
@@ -75,7 +75,7 @@ def verdict(run: Run, record: Record, sources: Sources) -> Verdict:
     if record.trial.keep == "none":
         found.missing.append("nothing was kept (keep: none)")
         return found
-    kept = _stored(run.per_query_path(record.id), found)
+    kept = _stored(run.per_query(record.id), found)
     if kept:
         _compare_outcomes(record, kept, found)
         _compare_embeddings(record, kept, found)
@@ -87,7 +87,7 @@ def verdict(run: Run, record: Record, sources: Sources) -> Verdict:
 def _stored(path: Path, found: Verdict) -> dict[str, np.ndarray]:
     """The arrays of the test read; {} where there are none, which the verdict then says."""
     try:
-        with np.load(path) as kept:
+        with np.load(path, allow_pickle=False) as kept:
             return dict(kept)
     except FileNotFoundError:
         found.missing.append(f"{path} is missing")
@@ -126,6 +126,7 @@ def _compare_weights(
     run: Run, record: Record, kept: Mapping[str, np.ndarray], sources: Sources, found: Verdict
 ) -> None:
     """Embed the test images with the stored weights, if they are the recorded ones, and score them."""
+    run.pull_checkpoints(record.trial)
     folder = run.checkpoints(record.trial)
     path = folder / "best.safetensors"
     if not path.exists():

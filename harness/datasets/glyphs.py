@@ -117,7 +117,7 @@ def _open(cache: Path) -> _Glyphs:
 def _stored(path: Path) -> _Glyphs | None:
     """The set in a cache file; None where none can be opened, or where it was cut short (the zip's sums differ)."""
     try:
-        with np.load(path) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             drawings, class_of = json.loads(stored["index"].tobytes())
             return _Glyphs(stored["pixels"], [(point, face) for point, face in drawings], class_of)
     except (OSError, zipfile.BadZipFile, EOFError, ValueError, KeyError):

@@ -1,13 +1,14 @@
 """Your own images, listed in a CSV file: path,label,split[,role].
 
-`path` is relative to the CSV file's folder and may not leave it; `split` is train, validation or test; `role` is
-query or gallery for test images, or left out when every test image is both. `data` is the CSV file, or a folder
-with a `manifest.csv`.
+`path` is relative to the CSV file's folder and may not leave it, nor through links; `split` is train, validation
+or test; `role` is query or gallery for test images, or left out when every test image is both. `data` is the CSV
+file, or a folder with a `manifest.csv`.
 """
 
 from __future__ import annotations
 
 import csv
+import os
 import posixpath
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def load(data: Path | None, cache: Path, *, mirrored: bool = True) -> Dataset:
             numbered = [(reader.line_num, line) for line in reader]
         except (csv.Error, UnicodeDecodeError) as error:
             raise DatasetError(f"manifest: {path} is not a CSV file in UTF-8: {error}") from error
-    problems = [f"line {number}: {problem}" for number, line in numbered for problem in _problems(line)]
+    inside = _Inside(path.parent)
+    problems = [f"line {number}: {problem}" for number, line in numbered for problem in _problems(line, inside)]
     if problems:
         raise DatasetError("\n  ".join([f"manifest: {len(problems)} mistakes in {path}:", *problems]))
     rows = [
@@ -58,7 +60,24 @@ def _check_columns(path: Path, columns: list[str]) -> None:
             )
 
 
-def _problems(line: dict) -> list[str]:
+class _Inside:
+    """Whether files lie below a folder once symbolic links are followed; each folder is looked up once."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._real = folder, os.path.realpath(folder)
+        self._parents: dict[str, str] = {}
+
+    def leads_to(self, path: str) -> str | None:
+        """Where outside the folder a relative path leads to; None where it stays inside."""
+        parent, name = posixpath.split(path)
+        if parent not in self._parents:
+            self._parents[parent] = os.path.realpath(self._folder / parent)
+        real = os.path.join(self._parents[parent], name)
+        real = os.path.realpath(real) if os.path.islink(real) else real
+        return None if os.path.commonpath((real, self._real)) == self._real else real
+
+
+def _problems(line: dict, inside: _Inside) -> list[str]:
     """What is wrong with one line, in words."""
     if None in line or None in line.values():
         return [f"more or fewer values than columns ({', '.join(v for v in line.values() if isinstance(v, str))})"]
@@ -66,6 +85,8 @@ def _problems(line: dict) -> list[str]:
     path = posixpath.normpath(line["path"])
     if posixpath.isabs(path) or path.split("/")[0] == "..":
         found.append(f"path {line['path']!r} leaves the folder of the manifest")
+    elif line["path"] and (outside := inside.leads_to(path)):
+        found.append(f"path {line['path']!r} leaves the folder of the manifest: a link leads to {outside}")
     if line["split"] and line["split"] not in SPLITS:
         found.append(registry.unknown("split", line["split"], SPLITS))
     if line.get("role") and line["role"] not in ROLES:

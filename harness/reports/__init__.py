@@ -6,13 +6,12 @@ that are text have `render(leaderboard) -> str` too. What is written depends on 
 records give the same bytes.
 """
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from harness import registry
+from harness import registry, storage
 
 if TYPE_CHECKING:
     from harness.tables import Leaderboard
@@ -40,15 +39,6 @@ def write_all(leaderboard: "Leaderboard", folder: str | Path, formats: Iterable[
 
 def place(folder: Path, suffix: str, content: str | bytes) -> Path:
     """Write `folder/leaderboard<suffix>` aside and rename it into place: readers see all of it or nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"leaderboard{suffix}"
-    aside = folder / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        with aside.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    path, data = folder / f"leaderboard{suffix}", content.encode() if isinstance(content, str) else content
+    storage.put(path, lambda aside: aside.write_bytes(data))
     return path

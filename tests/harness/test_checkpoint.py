@@ -140,12 +140,13 @@ def test_a_missing_or_foreign_file_is_named(tmp_path):
         checkpoint.load(tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize("fails", ["save_file", "_flush", "os.replace"])
+@pytest.mark.parametrize("fails", ["checkpoint.save_file", "storage.flush", "storage.os.replace"])
 def test_a_full_disk_leaves_the_previous_checkpoint(saved, monkeypatch, fails):
     def full(*args, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(f"harness.checkpoint.{fails}", full)
+    monkeypatch.setenv("METRIX_BENCH_PATIENCE_S", "0")
+    monkeypatch.setattr(f"harness.{fails}", full)
     with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*last\.safetensors: .*No space left"):
         checkpoint.save(saved, {"model": {}}, {"epoch": 2})
     monkeypatch.undo()
@@ -157,7 +158,7 @@ def test_a_process_killed_while_writing_leaves_the_previous_checkpoint(saved, mo
     def killed(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "_flush", killed)
+    monkeypatch.setattr("harness.storage.flush", killed)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(saved, {"model": {}}, {"epoch": 2})
     monkeypatch.undo()
