@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | sha256s
 BENCH := PYTHONPATH=$(CURDIR) $(BIN)/python -m harness.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup benchmark report readme test perf lint format clean
+.PHONY: help setup benchmark report readme test s3 perf lint format clean
 
 help:  ## explain the targets (what `make` alone does)
 	@echo "metrix-bench: a fair benchmark of deep metric learning"; echo
@@ -40,6 +40,13 @@ readme:  ## put the leaderboard of OUT into README.md
 
 test: $(STAMP)  ## run the tests (under 10 minutes on 2 cores)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m pytest $(ARGS)
+
+s3: build/s3/.installed  ## install the S3 server that tests of buckets need, in an environment of its own
+
+build/s3/.installed: tests/s3-server.txt
+	$(PYTHON) -m venv build/s3
+	build/s3/bin/python -m pip install --quiet --disable-pip-version-check -r tests/s3-server.txt
+	touch $@
 
 perf: $(STAMP)  ## measure speed and memory, printed as ratios within one run
 	@for file in tests/performance/[a-z]*.py; do \

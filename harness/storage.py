@@ -289,6 +289,7 @@ class Folder:
 
     def prepare(self) -> None:
         """Make the folder, and sure that it can be written; RunError says who must do what otherwise."""
+        _identities.pop(self.folder.absolute(), None)  # a run that begins makes it anew
         try:
             make(self.folder)
             self.probe()

@@ -1,9 +1,85 @@
-"""What every test may rely on: nothing waits for long, and nothing is written outside its folder."""
+"""What every test may rely on: nothing waits for long; a real S3 server and a small disk, where they can be had."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
 def _short_patience(monkeypatch):
     """Storage that stays full or away fails a test within seconds, not after the ten minutes of a real run."""
     monkeypatch.setenv("METRIX_BENCH_PATIENCE_S", "20")
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """The address of an S3 server on this machine; it stands in an environment of its own (`make s3`)."""
+    program = shutil.which("moto_server", path=f"{ROOT / 'build/s3/bin'}:{os.environ.get('PATH', '')}")
+    if program is None:
+        pytest.skip("there is no S3 server to test with: make s3")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [program, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/data.json").close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def bucket(s3_server, tmp_path, monkeypatch):
+    """The URL of an empty place in a bucket, with the environment that reaches it."""
+    from pyarrow import fs
+
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "no-secret",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": f"http://{s3_server}",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    fs.S3FileSystem(endpoint_override=s3_server, scheme="http", allow_bucket_creation=True).create_dir("metrix-tests")
+    return f"s3://metrix-tests/{tmp_path.name}"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that mounts a disk of so many bytes in memory and returns its folder."""
+    mounted = []
+
+    def mount(size: int) -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
+        if done.returncode:
+            pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -147,3 +147,19 @@ def test_losses_metrix_and_metrics_need_no_timm_and_a_trial_no_ray_faiss_or_optu
             [sys.executable, "-c", hidden.format(names) + line], cwd=ROOT, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_read_as_data_and_never_as_code(path):
+    """No pickle is opened: arrays and weights that others wrote could run anything."""
+    assert not {name.partition(".")[0] for name in imports(path)} & {"pickle", "dill", "joblib", "shelve", "marshal"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            given = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
+            match ast.unparse(node.func):
+                case "np.load" | "numpy.load":
+                    assert given.get("allow_pickle") is False, f"line {node.lineno}: np.load(…, allow_pickle=False)"
+                case "torch.load":
+                    assert given.get("weights_only") is True, f"line {node.lineno}: torch.load(…, weights_only=True)"
+                case "eval" | "exec":
+                    raise AssertionError(f"line {node.lineno}: {ast.unparse(node.func)}")

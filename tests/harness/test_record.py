@@ -1,5 +1,6 @@
 """Records: atomic, the only truth, never lost; a folder holds one kind of settings and one driver."""
 
+import json
 import os
 import subprocess
 import sys
@@ -35,6 +36,16 @@ def test_a_truncated_record_is_named_set_aside_and_missing(run, make_trial, make
     assert trial.id in run.said[0]
     assert [path.read_text() for path in (run.folder / "set_aside").iterdir()] == [rest]
     assert run.record(trial) is None
+
+
+@pytest.mark.parametrize("id", ["../../escaped", "a/b", "..", ".hidden", "a\\b", ""])
+def test_an_id_that_leads_out_of_the_folder_is_set_aside(run, make_trial, make_record, id):
+    trial = make_trial()
+    run.finish(make_record(trial))
+    content = json.loads(run.record_path(trial).read_text())
+    run.record_path(trial).write_text(json.dumps({**content, "id": id}))
+    assert run.records() == []
+    assert "is no id: it leads out of the run folder" in run.said[0]
 
 
 def test_a_failure_is_kept_until_the_trial_succeeds(run, make_trial, make_record):

@@ -15,6 +15,22 @@ def test_order_splits_and_roles_are_the_files(tmp_path):
     assert datasets.load("manifest", tmp_path / "manifest.csv").index_fingerprint == dataset.index_fingerprint
 
 
+def test_a_link_that_leaves_the_folder_is_named(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder)
+    (folder / "images" / "ant").rename(tmp_path / "ant")
+    (folder / "images" / "ant").symlink_to(tmp_path / "ant")
+    with pytest.raises(
+        DatasetError, match=f"line 2: path 'images/ant/0.png' leaves .*: a link leads to {tmp_path}/ant"
+    ):
+        datasets.load("manifest", folder)
+    (folder / "images" / "ant").unlink()
+    (tmp_path / "ant").rename(folder / "ants")
+    (folder / "images" / "ant").symlink_to("../ants")  # a link inside the folder is none of it
+    assert len(datasets.load("manifest", folder)) == 18
+
+
 def test_role_may_be_left_out(tmp_path):
     write(tmp_path)
     lines = (tmp_path / "manifest.csv").read_text().splitlines()
