@@ -175,10 +175,10 @@ class _ObjectLedger(Ledger):
         mine = self.path / f"{cell}-{time.time_ns()}-{secrets.token_hex(4)}.json"
         storage.put(mine, lambda aside: aside.write_bytes(_line(entry)))
         self._run.push(mine)
-        return self._parsed(mine)
+        return self._parsed(f"{cell}-", without=mine)
 
-    def _parsed(self, without: Path | None = None) -> tuple[tuple[Entry, ...], tuple[int, ...]]:
-        paths = [path for path in self._run.pull_all(self.path) if path != without]
+    def _parsed(self, prefix: str = "", without: Path | None = None) -> tuple[tuple[Entry, ...], tuple[int, ...]]:
+        paths = [path for path in self._run.pull_all(self.path, prefix) if path != without]
         texts = sorted((path.read_bytes().rstrip(b"\n") for path in paths), key=_when)
         return _parsed(b"\n".join(texts))
 

@@ -220,9 +220,10 @@ class Run:
         """Bring a file of `folder` up to date; whether there is one."""
         return self._storage.pull(path)
 
-    def pull_all(self, folder: Path) -> list[Path]:
-        """Bring the files in a folder of the run up to date, many at once; those that there are, by name."""
-        return self._storage.pull_all(folder)
+    def pull_all(self, folder: Path, prefix: str = "") -> list[Path]:
+        """Bring the files in a folder of the run whose names begin with `prefix` up to date, many at once; those that
+        there are, by name."""
+        return self._storage.pull_all(folder, prefix)
 
     def push(self, path: Path) -> None:
         """Store a file of `folder`, or the files in a folder, that was written there."""

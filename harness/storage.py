@@ -341,10 +341,10 @@ class Folder:
         """Whether there is this file; a share that is away does not pass for a missing one."""
         return path.is_file() or patiently(path.is_file, path)
 
-    def pull_all(self, folder: Path) -> list[Path]:
-        """The files in `folder`, by name."""
+    def pull_all(self, folder: Path, prefix: str = "") -> list[Path]:
+        """The files in `folder` whose names begin with `prefix`, by name."""
         patiently(lambda: None, folder)  # a share that is away must not pass for an empty folder
-        return sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+        return sorted(path for path in folder.glob(f"{prefix}*") if path.is_file() and not path.name.startswith("."))
 
     def names(self, folder: Path) -> set[str]:
         """The names of the files in `folder`, without fetching them."""
@@ -477,9 +477,13 @@ class Bucket:
         self._fetch(path, info)
         return True
 
-    def pull_all(self, folder: Path) -> list[Path]:
-        """Fetch the objects in `folder` that changed; the files, by name. Others in the copy are not among them."""
-        there = self._do(partial(self._list, folder))
+    def pull_all(self, folder: Path, prefix: str = "") -> list[Path]:
+        """Fetch the objects in `folder` whose names begin with `prefix` and that changed; the files, by name.
+
+        What lies in the copy alone is not among them.
+        """
+        found = self._do(partial(self._list, folder))
+        there = {path: info for path, info in found.items() if path.name.startswith(prefix)}
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda one: self._fetch(*one), there.items()))
         return sorted(there)
