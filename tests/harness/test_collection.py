@@ -1,5 +1,7 @@
 """Several runs as one: what is the same counts once, what conflicts is named, filters keep the tests of the whole."""
 
+from pathlib import Path
+
 import pytest
 
 from harness import collection
@@ -83,7 +85,7 @@ def test_what_is_no_filter_is_refused(text, words):
 def test_every_number_leads_to_its_record(run, make_trial):
     folder = run("some", *((make_trial(seed=s), 0.5 + s / 10) for s in (1, 0)))
     found = collection.trace(collect([folder]), "contrastive")
-    assert [(seed, scores["R@1"], path.is_file()) for *_, seed, scores, path in found] == [
+    assert [(seed, scores["R@1"], Path(path).is_file()) for *_, seed, scores, path in found] == [
         (0, 0.5, True),
         (1, 0.6, True),
     ]
