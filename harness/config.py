@@ -169,12 +169,23 @@ class Training(Value):
 
 
 class Resources(Value):
-    """What one trial occupies. `gpus_per_trial` auto: one GPU where there is one, else none."""
+    """What one trial occupies.
+
+    `gpus_per_trial` auto: where there are GPUs, as many trials share one as their memory, which is measured, allows;
+    a share such as 0.5; or a number of GPUs, over which each batch of a trial is divided.
+    """
 
     cpus_per_trial: int = Field(1, ge=1)
     gpus_per_trial: float | Literal["auto"] = "auto"
     retries: int = Field(2, ge=0)
     epoch_timeout_s: float = Field(3600, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self):
+        gpus = self.gpus_per_trial
+        if gpus != "auto" and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+            raise ValueError(f"gpus_per_trial is {gpus:g}; it is auto, a share up to 1, or a whole number of GPUs")
+        return self
 
 
 class Search(Value):
@@ -475,14 +486,14 @@ class Grid(Value):
         if self.parts:
             return sorted((trial for part in self.parts for trial in part.trials()), key=lambda trial: trial.seed)
         cells = [
-            (dataset, backbone, arm, training)
+            (dataset, backbone.model_copy(update={"stage": None, "lr_scale": 1.0}), arm, training)
             for dataset, backbone in itertools.product(self.datasets, self.backbones)
             for arm, training in self._arms(backbone)
         ]
         wholes = [
             Trial(
                 dataset=dataset,
-                backbone=backbone.model_copy(update={"stage": None, "lr_scale": 1.0}),
+                backbone=backbone,
                 model=self.model,
                 images=self.images,
                 training=training,

@@ -1,20 +1,21 @@
 """What a grid would run, checked against the data and networks it names, before anything runs."""
 
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import metrix
-from harness import datasets, models, registry, rules
+from harness import models, registry, rules
 from harness.config import Arm, Grid, GridError, Trial
-from harness.models import Embedder
 from harness.record import Record
 from harness.selection import PROTOCOLS
-from harness.trial import embedder, evaluator_faults, open_dataset, split_of
+from harness.trial import embedder, evaluator_faults, open_dataset, split_of, splits_of
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,34 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
     out of the product of losses and levels.
     """
     trials = grid.trials()
-    reasons = {trial.arm.label: refusal(trial.arm) for trial in trials}
-    kept = [trial for trial in trials if not reasons[trial.arm.label]]
+    cells = alike(trials)
+    reasons = [refusal(cell[0].arm) for cell in cells]
+    refused = [(*cell[0].cell, reason) for cell, reason in zip(cells, reasons, strict=True) if reason]
+    fit = [cell[0] for cell, reason in zip(cells, reasons, strict=True) if not reason]
+    why = {arm: reason for _, _, arm, reason in refused}
     named = [Arm.parse(text).label for text in grid.arms]
-    problems = [f"arms: {label}: {reasons[label]}" for label in named if reasons[label]]
+    problems = [f"arms: {label}: {why[label]}" for label in named if label in why]
     problems += [finding.sentence for finding in evaluator_faults()]
-    problems += _network_problems(kept) + _data_problems(kept, data, cache)
+    problems += _network_problems(fit) + _data_problems(fit, data, cache)
     if problems:
         raise GridError(grid.name, problems)
+    out = {id(trial) for cell, reason in zip(cells, reasons, strict=True) if reason for trial in cell}
+    kept = [trial for trial in trials if id(trial) not in out]
     if grid.compute_matched:
         kept += matched_baselines(kept)
-    refused = {(*trial.cell, reason): None for trial in trials if (reason := reasons[trial.arm.label])}
-    return Plan(tuple(kept), tuple(refused))
+    return Plan(tuple(kept), tuple(dict.fromkeys(refused)))
+
+
+def alike(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Trials grouped by what they share but for the seed, in order: a check looks at one of each group.
+
+    Those of one grid hold the very same parts, which is quicker to see than that parts are equal.
+    """
+    groups: dict[tuple, list[Trial]] = {}
+    for trial in trials:
+        parts = (trial.dataset, trial.backbone, trial.model, trial.images, trial.training, trial.arm)
+        groups.setdefault((*map(id, parts), trial.protocol, trial.fold), []).append(trial)
+    return list(groups.values())
 
 
 def refusal(arm: Arm) -> str | None:
@@ -89,14 +106,13 @@ def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -
         some = [trial for trial in trials if trial.dataset.model_dump_json() == choice]
         try:
             dataset = open_dataset(some[0].dataset, data, cache)
-        except datasets.DatasetError as error:
+            for split in splits_of(dataset, some):
+                problems += [f"datasets: {finding.sentence}" for finding in rules.over_data(dataset, split)]
+                counts = np.unique(dataset.labels[split == "train"], return_counts=True)[1]
+                problems += [p for trial in some if (p := _batch_problem(trial, counts))]
+        except ValueError as error:  # a dataset that cannot be opened, or not be split so
             problems.append(f"datasets: {error}")
-            continue
-        split = split_of(dataset, PROTOCOLS[some[0].protocol])
-        problems += [f"datasets: {finding.sentence}" for finding in rules.over_data(dataset, split)]
-        counts = np.unique(dataset.labels[split == "train"], return_counts=True)[1]
-        problems += dict.fromkeys(p for trial in some if (p := _batch_problem(trial, counts)))
-    return problems
+    return list(dict.fromkeys(problems))
 
 
 def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:
@@ -120,19 +136,52 @@ def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:
 
 def matched_baselines(trials: Sequence[Trial]) -> list[Trial]:
     """For every Metrix trial with more forward passes than its baseline, the baseline at as many (FAIR-07)."""
-    networks: dict[tuple, Embedder] = {}
     found = {}
     for trial in trials:
-        if trial.arm.metrix is None:
-            continue
-        key = (trial.backbone.model_dump_json(), trial.model, trial.images.side_px)
-        if key not in networks:
-            networks[key] = embedder(trial)
-        if (ratio := round(_passes(trial, networks[key]), 2)) > 1:
+        if trial.arm.metrix is not None and (ratio := round(_passes(trial, partial(_share, trial)), 2)) > 1:
             arm = trial.arm.model_copy(update={"metrix": None, "longer": ratio})
             longer = trial.model_copy(update={"arm": arm})
             found[longer.id] = longer
     return list(found.values())
+
+
+def relative_costs(trials: Sequence[Trial], data: Path | None = None, cache: Path | None = None) -> dict[str, float]:
+    """What each trial costs, trial id → floating-point operations of its network, counted without running it.
+
+    Training (a forward and a backward, which counts twice, of every image and mixed row), validation after each epoch
+    and the test. Good for an order, and for the time left once some trials have finished.
+    """
+    costs = {}
+    for cell in alike(trials):
+        cost = _operations(cell[0], data, cache)
+        costs |= {trial.id: cost for trial in cell}
+    return costs
+
+
+def _operations(trial: Trial, data: Path | None, cache: Path | None) -> float:
+    dataset = open_dataset(trial.dataset, data, cache)
+    split = split_of(dataset, PROTOCOLS[trial.protocol], trial.fold, trial.folds)
+    images = {name: int((split == name).sum()) for name in ("train", "validation", "test")}
+    if trial.arm.loss == "pixels":
+        return float(images["test"])
+    pass_flops = _forward_flops(trial)
+    if trial.arm.at == "floor":
+        return pass_flops * (images["validation"] + images["test"])
+    rows = 3 * images["train"] * _passes(trial, partial(_share, trial)) + images["validation"]
+    return pass_flops * (trial.schedule.epochs * rows + images["test"])
+
+
+def _forward_flops(trial: Trial) -> float:
+    """Floating-point operations of the backbone and head on one image."""
+    body = models.anatomy(trial.backbone.name, trial.backbone.options, trial.images.side_px)
+    return sum(body.flops(body.last)) + 2 * body.width * trial.model.dim
+
+
+def _share(trial: Trial, stage: str | None) -> float:
+    """The share of those operations that lies after `stage` (None: the last feature map)."""
+    body = models.anatomy(trial.backbone.name, trial.backbone.options, trial.images.side_px)
+    head = 2 * body.width * trial.model.dim
+    return (body.flops(stage or body.last)[1] + head) / _forward_flops(trial)
 
 
 def estimate(
@@ -140,30 +189,33 @@ def estimate(
 ) -> dict[str, float]:
     """Seconds each trial of a plan will take on one slot of this machine: trial id → seconds.
 
-    The median of the cell's finished trials where there are some; else the time of a training step of its network,
-    measured here, times its steps and forward passes. Evaluation and start are not counted.
+    The median of the cell's finished trials where there are some. Else its `relative_costs` at the speed of the
+    finished trials of its network; else at that of a training step of its network, measured here.
     """
-    done: dict[tuple, list[float]] = {}
+    costs = relative_costs(plan.trials, data, cache)
+    done: dict[tuple, list[float]] = defaultdict(list)
+    speeds: dict[str, list[float]] = defaultdict(list)
     for record in records:
-        done.setdefault(record.trial.cell, []).append(record.cost.wall_s)
-    paces: dict[tuple, tuple[float, Embedder]] = {}
+        done[record.trial.cell].append(record.cost.wall_s)
+        if record.id in costs and record.cost.steps:
+            speeds[record.trial.backbone.name].append(record.cost.wall_s / costs[record.id])
     seconds = {}
-    for trial in plan.trials:
+    for cell in alike(plan.trials):
+        trial = cell[0]
         if trial.cell in done:
-            seconds[trial.id] = float(np.median(done[trial.cell]))
-        elif trial.arm.at == "floor":
-            seconds[trial.id] = 0.0
+            each = {t.id: float(np.median(done[trial.cell])) for t in cell}
         else:
-            key = (trial.backbone.model_dump_json(), trial.model, trial.images.side_px)
-            if key not in paces:
-                paces[key] = _pace(trial)
-            pace, network = paces[key]
-            seconds[trial.id] = pace * _images(trial, data, cache) * _passes(trial, network)
+            name = trial.backbone.name
+            if trial.arm.loss != "pixels" and name not in speeds:
+                speeds[name] = [_pace(trial)]
+            speed = float(np.median(speeds[name])) if trial.arm.loss != "pixels" else 0.0
+            each = {t.id: costs[t.id] * speed for t in cell}
+        seconds |= each
     return seconds
 
 
-def _pace(trial: Trial) -> tuple[float, Embedder]:
-    """Seconds an image takes forward and backward (median of three steps after one to warm up); the network."""
+def _pace(trial: Trial) -> float:
+    """Seconds for each floating-point operation, forward and backward: median of three steps after one to warm up."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = embedder(trial).to(device).train()
     side, size = trial.images.side_px, min(trial.training.batch_size, 32)
@@ -174,21 +226,18 @@ def _pace(trial: Trial) -> tuple[float, Embedder]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
-    return sorted(times[1:])[1] / size, network
+    return sorted(times[1:])[1] / size / (3 * _forward_flops(trial))
 
 
-def _images(trial: Trial, data: Path | None, cache: Path | None) -> int:
-    dataset = open_dataset(trial.dataset, data, cache)
-    split = split_of(dataset, PROTOCOLS[trial.protocol])
-    return int((split == "train").sum()) * trial.schedule.epochs
+def _passes(trial: Trial, share: Callable[[str | None], float]) -> float:
+    """Forward passes per step as planned: 1 for a baseline, more for the mixed rows a level adds.
 
-
-def _passes(trial: Trial, network: Embedder) -> float:
-    """Forward passes per step as planned: 1 for a baseline, more for the mixed rows a level adds."""
+    `share` gives the share of the network that lies after a stage.
+    """
     level = trial.arm.metrix
     if level is None or level.at == "embedding":
         return 1.0
-    share = 1.0 if level.at == "input" else network.share(level.stage or network.stages()[-1], trial.images.side_px)
     settings = trial.training
     others = settings.batch_size - (settings.examples_per_class if settings.sampler == "balanced" else 1)
-    return 1.0 + share * (others if level.hardest == "all" else level.hardest or 1)
+    rows = others if level.hardest == "all" else level.hardest or 1
+    return 1.0 + rows * (1.0 if level.at == "input" else share(level.stage))

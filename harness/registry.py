@@ -1,6 +1,7 @@
 """The file is the register: a loss, dataset, metric or report exists because its file does."""
 
 import difflib
+import functools
 import pkgutil
 from collections.abc import Iterable
 from importlib import import_module
@@ -30,6 +31,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     return f"no {kind} named {str(name)!r}; there are: {listed or 'none'}"
 
 
+@functools.cache  # a plan asks for each trial, and the register looks into its folder every time
 def loss(name: str):
     """The description of a loss: its parameters with their defaults, its paper, whether it has a Metrix form.
 

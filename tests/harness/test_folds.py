@@ -1,5 +1,7 @@
 """Folds into seeds, by hand: means of scores, sums of costs, and no score where a fold is missing or has failed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -161,7 +163,7 @@ def test_every_record_of_every_fold_is_named(series, tmp_path):
     for record in records:
         run.finish(record)
     found = collect([tmp_path])
-    assert [(seed, scores["R@1"]) for *_, seed, scores, path in trace(found, ARM) if path.is_file()] == [
+    assert [(seed, scores["R@1"]) for *_, seed, scores, path in trace(found, ARM) if Path(path).is_file()] == [
         (0, 0.4),
         (0, 0.6),
         (1, 0.3),
