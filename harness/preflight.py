@@ -1,0 +1,127 @@
+"""What must be equal on every machine that runs trials: versions, code, data, the run folder, room, the GPU.
+
+A machine states `facts` about itself; `mismatches` compares them with those of the driver's machine. Nothing here
+knows how a function reaches another machine.
+"""
+
+import hashlib
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from harness.cache import default_folder
+from harness.config import Choice, Trial
+from harness.datasets import DatasetError
+from harness.provenance import PACKAGES, provenance
+from harness.record import Run
+from harness.trial import Sources, open_dataset, prepare_images
+
+LEAST_FREE_GB = 1.0  # in the run folder and the cache: a checkpoint has to fit
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a machine says of itself.
+
+    versions   of Python and of whatever computes
+    code       sha256 over the sources of the three packages
+    datasets   name → fingerprint, or a sentence that begins with "error: "
+    problems   what makes it unfit whatever other machines say
+    gpu        the name of its GPUs; None without one
+    free_gb    free disk: {"run folder": …, "cache": …}
+    """
+
+    versions: dict[str, str]
+    code: str
+    datasets: dict[str, str]
+    problems: tuple[str, ...]
+    gpu: str | None
+    free_gb: dict[str, float]
+
+
+def facts(
+    datasets: Sequence[Choice], sources: Sources, identity: str | None = None, counted_gpus: float = 0
+) -> Facts:
+    """The facts of this machine. `identity` is the run folder's; `counted_gpus` is what the cluster believes."""
+    run, cache = Run(sources.out), sources.cache or default_folder()
+    problems = []
+    if identity is not None and (wrong := run.seen_here(identity)):
+        problems.append(wrong)
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if counted_gpus > visible and sources.device is None:
+        problems.append(
+            f"the cluster counts {counted_gpus:g} GPUs here and torch sees {visible}: mend the driver, or start the "
+            "node with --num-gpus=0"
+        )
+    free_gb = {}
+    for name, folder in (("run folder", run.folder), ("cache", cache)):
+        try:
+            free_gb[name] = _free_gb(Path(folder))
+        except OSError as error:
+            problems.append(f"{name} {folder}: {error.strerror}")
+            continue
+        if free_gb[name] < LEAST_FREE_GB:
+            problems.append(f"{name} {folder}: {free_gb[name]:.2f} GB free, at least {LEAST_FREE_GB:g} GB are needed")
+    return Facts(
+        versions={"python": platform.python_version(), **provenance()["packages"]},
+        code=code_digest(),
+        datasets={choice.name: _fingerprint(choice, sources) for choice in datasets},
+        problems=tuple(problems),
+        gpu=torch.cuda.get_device_name(0) if visible else None,
+        free_gb=free_gb,
+    )
+
+
+def mismatches(here: Facts, there: Facts) -> list[str]:
+    """Why trials on a machine with the facts `there` would not be those of `here`; one sentence each."""
+    found = list(there.problems)
+    for name in ("python", *PACKAGES):
+        old, new = here.versions.get(name), there.versions.get(name)
+        if old != new:
+            found.append(f"{name} is {new} there and {old} here: install the same constraints.txt on every node")
+    if here.code != there.code:
+        found.append("its metrix-bench is another one than here: install the same revision on every node")
+    for name, known in here.datasets.items():
+        told = there.datasets.get(name, "error: nothing was said of it")
+        if told.startswith("error: "):
+            found.append(f"{name}: {told.removeprefix('error: ')}")
+        elif told != known:
+            found.append(f"{name} is another copy there ({told[:12]}) than here ({known[:12]})")
+    return found
+
+
+def prepare_here(trials: Sequence[Trial], sources: Sources) -> tuple[str, ...]:
+    """Decode on this machine what these trials will need; what was said while doing it."""
+    said: list[str] = []
+    prepare_images(trials, sources, said.append)
+    return tuple(said)
+
+
+def code_digest() -> str:
+    """sha256 over the Python sources of baselines, metrix and harness, names included."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for package in ("baselines", "metrix", "harness"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _fingerprint(choice: Choice, sources: Sources) -> str:
+    """The fingerprint of a dataset as this machine has it, pixels included where they are known."""
+    try:
+        dataset = open_dataset(choice, sources.data, sources.cache)
+    except (DatasetError, OSError) as error:
+        return f"error: {error}"
+    return dataset.index_fingerprint + (dataset.pixel_fingerprint or "")
+
+
+def _free_gb(folder: Path) -> float:
+    """Free disk where a folder is, or would be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free / 1e9
