@@ -7,6 +7,10 @@ A run folder holds
     checkpoints/<trial id>/      of trials under way
     per_query/<trial id>.npz     outcomes of every test query, embeddings and image ids of the one test read
     plan.json                    the grids that ran here and the combinations that have no Metrix form
+    logs/<trial id>.log          what befell a trial, attempt by attempt
+    state.json                   what the driver is doing, renewed every few seconds while it runs
+    memory.json                  GPU memory that trials were measured to need
+    stop                         somebody asks the driver to stop
     ledger.jsonl  driver.log  leaderboard.{csv,md,tex,html}
     run.id  driver.json          which run folder this is, and which driver holds it (see `harness.storage`, `lease`)
 
@@ -350,6 +354,56 @@ class Run:
         )
         self._write(self.failure_path(trial), failure)
         return failure
+
+    def log_path(self, trial_id: str) -> Path:
+        return self.folder / "logs" / f"{trial_id}.log"
+
+    def logged(self) -> set[str]:
+        """The ids of the trials that have a log."""
+        return {name.removesuffix(".log") for name in self._storage.names(self.folder / "logs")}
+
+    def log(self, trial_id: str) -> str:
+        """What befell a trial, as far as it was written."""
+        return (self._storage.read(f"logs/{trial_id}.log") or b"").decode(errors="replace")
+
+    def begun(self) -> set[str]:
+        """The ids of the trials that have a checkpoint to continue from."""
+        return self._storage.folders_with("checkpoints", "last.safetensors")
+
+    def push_if_there(self, path: Path) -> None:
+        """Store a file that nothing depends on, such as a log, in one attempt; OSError where the storage is away."""
+        if path.exists() and not self.is_folder:
+            self._storage.write(path.relative_to(self.folder).as_posix(), path.read_bytes())
+
+    def write_state(self, content: dict[str, Any]) -> None:
+        """Say what the driver is doing, in one attempt: where the storage is away, it is said again soon."""
+        self._storage.write("state.json", json.dumps(content, indent=1).encode())
+
+    def state(self) -> tuple[dict[str, Any], float] | None:
+        """What the driver said last, and how many seconds ago by the storage's own clock; None where none has."""
+        text = self._storage.read("state.json")
+        return (json.loads(text), self._storage.age_s("state.json")) if text else None
+
+    def ask_to_stop(self) -> None:
+        """Ask the driver, wherever it runs, to end the run in order."""
+        self._storage.write("stop", now().encode())
+
+    def asked_to_stop(self) -> bool:
+        """Whether somebody asked the driver to stop."""
+        return self._storage.read("stop") is not None
+
+    def forget_stop(self) -> None:
+        """Nobody asks any more."""
+        self._storage.delete("stop")
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of GPU memory that trials were measured to need (see `harness.packing`)."""
+        text = self._storage.read("memory.json")
+        return json.loads(text) if text else {}
+
+    def keep_memory(self, peaks: dict[str, int]) -> None:
+        """Keep what trials were measured to need."""
+        self._storage.write("memory.json", json.dumps(peaks, indent=1).encode())
 
     def _write(self, path: Path, content: Stored) -> None:
         write_json(path, content.model_dump(mode="json"))

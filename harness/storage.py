@@ -350,6 +350,18 @@ class Folder:
         """The names of the files in `folder`, without fetching them."""
         return {path.name for path in self.pull_all(folder)}
 
+    def folders_with(self, folder: str, name: str) -> set[str]:
+        """The names of the folders in `folder` that hold a file `name`."""
+        return {path.parent.name for path in (self.folder / folder).glob(f"*/{name}")}
+
+    def age_s(self, name: str) -> float:
+        """Seconds since a file was written, by the clock of the storage; by this machine's where it is read-only."""
+        written = (self.folder / name).stat().st_mtime
+        try:
+            return _clock(self.folder) - written
+        except OSError:
+            return time.time() - written
+
     def push(self, path: Path) -> None:
         pass
 
@@ -539,6 +551,23 @@ class Bucket:
     def _put(self, key: str, content: Any) -> None:
         with self._opened[0].open_output_stream(key) as stream:
             stream.write(content)
+
+    def folders_with(self, folder: str, name: str) -> set[str]:
+        """The names of the folders in `folder` that hold an object `name`."""
+        fs, root = _pyarrow_fs(), self._key(folder)
+        selector = fs.FileSelector(root, allow_not_found=True, recursive=True)
+        found = self._do(lambda: self._opened[0].get_file_info(selector))
+        return {Path(info.path).parent.name for info in found if info.is_file and info.base_name == name}
+
+    def age_s(self, name: str) -> float:
+        """Seconds since an object was written, by the clock of the bucket."""
+        probe = scratch(Path("probe")).name
+        self.write(probe, b"")
+        try:
+            old, new = (self._opened[0].get_file_info(self._key(one)).mtime_ns for one in (name, probe))
+        finally:
+            self.delete(probe)
+        return (new - old) / 1e9
 
     def drop(self, path: Path) -> None:
         """Delete the object of a file, or those in a folder."""

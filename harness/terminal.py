@@ -4,14 +4,12 @@ On a terminal the run is a panel that redraws itself four times a second; anywhe
 NO_COLOR is respected, and nothing that is printed is read as markup.
 """
 
-import statistics
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TextIO
 
 from rich import box
@@ -25,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.config import Trial
+from harness.live import Running, Tally
 from harness.reports import _wording as wording
 from harness.tables import Block, Leaderboard, Row
 
@@ -163,56 +162,6 @@ def view(stream: TextIO | None = None) -> "View":
     return View(console(stream))
 
 
-@dataclass
-class _Running:
-    """A trial under way, as it was last heard of. `resumed`: epochs that an earlier attempt or run had done."""
-
-    trial: Trial
-    where: str
-    attempt: int
-    since: float
-    epoch: int = 0
-    epochs: int = 0
-    loss: float | None = None
-    score: float | None = None
-    resumed: int = 0
-    printed: float = 0.0
-
-    def whole(self, now: float) -> float | None:
-        """Seconds that all epochs take at the pace so far; None before the first one has ended."""
-        here = self.epoch - self.resumed
-        return (now - self.since) * self.epochs / here if here else None
-
-    def rest(self, now: float) -> float:
-        """Seconds that the epochs left take at the pace so far."""
-        return (now - self.since) * (self.epochs - self.epoch) / (self.epoch - self.resumed)
-
-    @property
-    def name(self) -> str:
-        return f"{self.trial.arm.label} s{self.trial.seed}"
-
-    @property
-    def place(self) -> str:
-        return f"{self.trial.dataset.name}/{self.trial.backbone.name}"
-
-
-@dataclass
-class _Tally:
-    """The counts of a run."""
-
-    total: int = 0
-    before: int = 0
-    slots: int = 1
-    began: float = 0.0
-    finished: int = 0
-    retried: int = 0
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def done(self) -> int:
-        return self.before + self.finished
-
-
 class View:
     """A run while it goes on. Every call returns at once and may come from any thread.
 
@@ -223,17 +172,15 @@ class View:
     def __init__(self, on: Console, clock: Callable[[], float] = time.monotonic):
         self._console, self._clock = on, clock
         self._lock = threading.RLock()
-        self._tally = _Tally()
-        self._running: dict[str, _Running] = {}
-        self._seen: dict[str, _Running] = {}
+        self._tally = Tally(clock)
+        self._seen: dict[str, Running] = {}
         self._recent: deque[tuple[str, str, str, str]] = deque(maxlen=RECENT)
-        self._lost: dict[str, str] = {}
         self._live: Live | None = None
 
     def begin(self, total: int, done: int, slots: int) -> None:
         """`total` trials, `done` of them before this run; `slots` run at a time."""
         with self._lock:
-            self._tally = _Tally(total, done, max(slots, 1), self._clock())
+            self._tally.begin(total, done, slots)
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(
                 get_renderable=self._panel,
@@ -246,24 +193,24 @@ class View:
         else:
             self._print(Text(f"{total} trials, {done} done before, {slots} at a time"))
 
+    def expect(self, costs: Mapping[str, float]) -> None:
+        """What trials are expected to cost, so that the time left can be told."""
+        with self._lock:
+            self._tally.costs = dict(costs)
+
     def started(self, trial: Trial, where: str, attempt: int) -> None:
         """A trial begins at `where` (a node or GPU, may be empty) for the `attempt`-th time."""
         with self._lock:
-            running = _Running(trial, where, attempt, self._clock())
-            running.epochs = trial.schedule.epochs if trial.arm.at != "floor" else 0
-            self._running[trial.id] = self._seen[trial.id] = running
+            self._seen[trial.id] = self._tally.start(trial, where, attempt)
         again = f"  attempt {attempt}" if attempt > 1 else ""
         self._line("started", trial.id, again + (f"  on {where}" if where else ""))
 
     def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float) -> None:
         """A trial has finished an epoch."""
         with self._lock:
-            running = self._running.get(trial_id)
+            running = self._tally.progress(trial_id, epoch, epochs, loss, score)
             if running is None:
                 return
-            if not running.epoch:
-                running.resumed = epoch - 1
-            running.epoch, running.epochs, running.loss, running.score = epoch, epochs, loss, score
             now = self._clock()
             due = now - max(running.printed, running.since) >= LINE_EVERY_S
             if due:
@@ -276,10 +223,7 @@ class View:
         """A trial has its record; `score` is its test R@1, `seconds` what it took."""
         said = f"  R@1 {100 * score:.1f} in {wording.seconds(seconds)}"
         with self._lock:
-            self._running.pop(trial_id, None)
-            self._lost.pop(trial_id, None)
-            self._tally.finished += 1
-            self._tally.seconds.append(seconds)
+            self._tally.finish(trial_id, seconds)
             self._remember("✓", "green", trial_id, said)
             count = f"  [{self._tally.done}/{self._tally.total}]"
         self._line("finished", trial_id, said + count)
@@ -288,13 +232,9 @@ class View:
         """A trial stopped with an error; it starts again later, or is given up."""
         reason = (reason.strip().splitlines() or ["no reason given"])[0]
         with self._lock:
-            self._running.pop(trial_id, None)
-            if will_retry:
-                self._tally.retried += 1
-                self._remember("↻", "yellow", trial_id, f"  attempt {attempt}: {reason}")
-            else:
-                self._lost[trial_id] = reason
-                self._remember("✗", "red", trial_id, f"  {reason}")
+            self._tally.fail(trial_id, reason, will_retry)
+            sign, style = ("↻", "yellow") if will_retry else ("✗", "red")
+            self._remember(sign, style, trial_id, f"  attempt {attempt}: {reason}" if will_retry else f"  {reason}")
         again = "  it is tried again" if will_retry else ""
         self._line("failed", trial_id, f"  attempt {attempt}: {reason}{again}")
 
@@ -306,7 +246,7 @@ class View:
         """The run is over: leave the last state of the panel, and say in a sentence how it went."""
         with self._lock:
             live, self._live = self._live, None
-            tally, lost = self._tally, dict(self._lost)
+            tally, lost = self._tally, dict(self._tally.lost)
         if live is not None:
             live.stop()
         for trial_id, reason in lost.items():
@@ -318,23 +258,9 @@ class View:
         self._print(Text(said, "bold"))
 
     def time_left(self) -> float | None:
-        """Seconds until the end, from the trials finished in this run and the slots; None while nothing is known.
-
-        A trial under way counts by the epochs it has left, one that waits by the mean of the finished ones.
-        """
+        """Seconds until the end (`Tally.time_left`); None while nothing is known."""
         with self._lock:
-            tally, now, running = self._tally, self._clock(), list(self._running.values())
-        paces = [some.whole(now) for some in running]
-        known = tally.seconds or [pace for pace in paces if pace is not None]
-        if not known:
-            return None
-        mean = statistics.fmean(known)
-        rest = [
-            some.rest(now) if pace is not None else max(mean - (now - some.since), 0.0)
-            for some, pace in zip(running, paces, strict=True)
-        ]
-        waiting = max(tally.total - tally.done - len(self._lost) - len(running), 0)
-        return max((sum(rest) + waiting * mean) / tally.slots, max(rest, default=0.0))
+            return self._tally.time_left()
 
     def _name(self, trial_id: str) -> str:
         """A trial in words: place, arm, seed; its id where it was never seen to start."""
@@ -357,7 +283,7 @@ class View:
     def _panel(self) -> Panel:
         with self._lock:
             parts = [self._head()]
-            if self._running:
+            if self._tally.running:
                 parts += [Text(), self._table()]
             if self._recent:
                 parts += [Text(), *(self._clipped(self._told(*event)) for event in self._recent)]
@@ -381,8 +307,8 @@ class View:
         tally, left = self._tally, self.time_left()
         bar = ProgressBar(total=max(tally.total, 1), completed=tally.done, complete_style="cyan")
         counts = Text(f"{tally.done}/{tally.total}", "bold")
-        if self._lost:
-            counts.append(f"  {len(self._lost)} failed", "red")
+        if tally.lost:
+            counts.append(f"  {len(tally.lost)} failed", "red")
         if tally.retried:
             counts.append(f"  {tally.retried} retried", "yellow")
         times = Text(_clock_time(self._clock() - tally.began), "dim")
@@ -395,7 +321,7 @@ class View:
         return head
 
     def _table(self) -> Table:
-        running = sorted(self._running.values(), key=lambda some: some.since)
+        running = sorted(self._tally.running.values(), key=lambda some: some.since)
         room = max(self._console.height - RECENT - 9, 3)
         several = len(self._places) > 1
         somewhere = any(some.where for some in running)
