@@ -18,6 +18,7 @@ LISTS = ("losses", "levels", "backbones", "datasets", "arms", "seeds")
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 a trial failed, 2 wrong input, 130 interrupted."""
     arguments = parser().parse_args(words)
+    arguments.words = sys.argv[1:] if words is None else words
     try:
         return arguments.command(arguments)
     except (GridError, RunError, ValueError, ModuleNotFoundError) as error:
@@ -43,6 +44,7 @@ def _commands_that_run(commands) -> None:
     _grid_options(run)
     run.add_argument("--out", type=_place, help="run folder, or s3://bucket/prefix (default: results/runs/GRID)")
     run.add_argument("--track", metavar="A,B", help="show curves in tensorboard, wandb or mlflow (default: nowhere)")
+    _cluster_options(run)
 
     plan = _command(commands, plan_command, "plan", "say what a grid would run and what it would cost")
     _grid_options(plan)
@@ -61,10 +63,34 @@ def _commands_that_run(commands) -> None:
     )
     trial.add_argument("--out", type=_place, help="run folder, or s3://bucket/prefix (default: results/runs/GRID)")
 
+    retry = _command(commands, retry_command, "retry", "run trials of a run folder again that failed")
+    retry.add_argument("run", type=_place, help="run folder")
+    retry.add_argument("--failed", action="store_true", help="all that failed (or name some with --only)")
+    retry.add_argument("--only", default="", metavar="TEXT", help="those with this in their id")
+    retry.add_argument("--data", type=Path, help="folder of the dataset, for those that are not embedded")
+    retry.add_argument("--cache", type=Path, help="folder for decoded images (default: ~/.cache/metrix-bench)")
+    _cluster_options(retry)
+
+
+def _cluster_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--address",
+        metavar="auto|HOST:PORT|ray://HOST:PORT",
+        help="a ray cluster: that of this machine, or one to send the command to (default: this machine alone)",
+    )
+    command.add_argument("--device", choices=("cpu",), help="leave GPUs alone (default: use them)")
+
 
 def _commands_that_read_runs(commands) -> None:
-    status = _command(commands, status_command, "status", "say what a run folder holds and lacks")
-    status.add_argument("run", type=_place, help="run folder")
+    status = _command(commands, status_command, "status", "say what a run has done, does, lacks, and for how long")
+    status.add_argument("run", type=_place, help="run folder, from any machine that sees it")
+
+    logs = _command(commands, logs_command, "logs", "print what befell a trial, attempt by attempt")
+    logs.add_argument("run", type=_place, help="run folder")
+    logs.add_argument("trial", help="the trial's id, or a part of it that no other has")
+
+    stop = _command(commands, stop_command, "stop", "ask the driver of a run, wherever it is, to end it in order")
+    stop.add_argument("run", type=_place, help="run folder")
 
     report = _command(commands, report_command, "report", "write the leaderboard of run folders again")
     report.add_argument(
@@ -182,25 +208,93 @@ def _folder(arguments: argparse.Namespace, grid: Grid) -> str | Path:
 def run_command(arguments: argparse.Namespace) -> int:
     """Run a grid under Ray Tune, show it, and write the leaderboard of whatever there is at the end."""
     from harness import terminal
-    from harness.launch import run_grid
+    from harness.launch import run_grid, supervised
 
     grid = _grid(arguments)
+    if (elsewhere := _elsewhere(arguments)) is not None:
+        return elsewhere
     folder = _folder(arguments, grid)
-    track = arguments.track.split(",") if arguments.track else ()
-    outcome = run_grid(grid, folder, arguments.data, arguments.cache, watch=terminal.view, track=track)
+
+    def run() -> int:
+        outcome = run_grid(
+            grid,
+            folder,
+            arguments.data,
+            arguments.cache,
+            watch=terminal.view,
+            track=arguments.track.split(",") if arguments.track else (),
+            address=arguments.address,
+            device=arguments.device,
+        )
+        return _conclude(outcome, grid, folder, arguments)
+
+    return supervised(run, arguments.words, arguments.address)
+
+
+def _elsewhere(arguments: argparse.Namespace) -> int | None:
+    """Where the address is that of another machine: the exit code of the same command there."""
+    from harness.launch import environment, remote
+
+    if arguments.address is None or not arguments.address.startswith(environment.CLIENT):
+        return None
+    words = list(arguments.words)
+    place = next((i for i, word in enumerate(words) if word.startswith("--address")), None)
+    words[place : place + (1 if "=" in words[place] else 2)] = ["--address", "auto"]
+    grid = getattr(arguments, "grid", "")
+    files = {grid: Path(grid).read_text()} if Path(grid).is_file() else {}
+    return remote.relay(arguments.address, words, files)
+
+
+def _conclude(outcome, grid: Grid, folder: str | Path, arguments: argparse.Namespace) -> int:
+    """Write and show the leaderboard, say what is left, and return the exit code."""
     _report([folder], Run(folder), data=arguments.data, cache=arguments.cache)
     if outcome.interrupted:
         left = f"{outcome.missing} trials" if outcome.plan.trials else "a search"
         print(f"interrupted with {left} to go; the same command continues where it stopped")
         return INTERRUPTED
     if outcome.missing:
-        print(f"{outcome.missing} of {len(outcome.plan.trials)} trials failed: see {folder}/failures")
-        print("the same command tries them again")
+        place = Run(folder).place
+        print(f"{outcome.missing} of {len(outcome.plan.trials)} trials failed: see {place}/failures")
+        print(f"the same command tries them again, and so does metrix-bench retry {place} --failed")
         return FAILED
     filled = sum(record.cost.wall_s for record in outcome.records if record.id in outcome.ran)
     if outcome.slots and filled and grid.protocol != "tuned":  # a search leaves its records elsewhere
         print(f"trials filled {filled / (outcome.slots * outcome.wall_s):.0%} of the time of {outcome.slots} slots")
     return OK
+
+
+def retry_command(arguments: argparse.Namespace) -> int:
+    """Run the trials of a run folder that failed again, and write its leaderboard."""
+    from harness import terminal
+    from harness.launch import run_grid, supervised
+
+    if not arguments.failed and not arguments.only:
+        raise ValueError("retry needs --failed, or --only with a part of the ids")
+    if (elsewhere := _elsewhere(arguments)) is not None:
+        return elsewhere
+    run = _existing(arguments.run)
+    failed = {failure.id for failure in run.failures() if arguments.only in failure.id}
+    if not failed:
+        print(f"{run.place}: nothing has failed" + (f" with {arguments.only!r} in its id" if arguments.only else ""))
+        return OK
+
+    def again() -> int:
+        worst = OK
+        for grid in run.asked().grids:
+            outcome = run_grid(
+                grid,
+                arguments.run,
+                arguments.data,
+                arguments.cache,
+                watch=terminal.view,
+                address=arguments.address,
+                device=arguments.device,
+                only=lambda trial: trial.id in failed,
+            )
+            worst = max(worst, _conclude(outcome, grid, arguments.run, arguments))
+        return worst
+
+    return supervised(again, arguments.words, arguments.address)
 
 
 def plan_command(arguments: argparse.Namespace) -> int:
@@ -273,18 +367,44 @@ def _short(trial) -> str:
 
 
 def status_command(arguments: argparse.Namespace) -> int:
-    """Print how many records and failures a run folder holds, and the failures' reasons."""
+    """Print what a run has done, what runs where, what failed and why, how long it will take and what it took."""
     from harness import terminal
+    from harness.status import status
 
+    found = status(_existing(arguments.run))
+    terminal.table(found.title, ("trial", "state", "epoch", "R@1", "seconds"), found.rows)
+    for sentence in found.sentences:
+        print(sentence)
+    return FAILED if found.failed else OK
+
+
+def logs_command(arguments: argparse.Namespace) -> int:
+    """Print the log of a trial."""
     run = _existing(arguments.run)
-    records, failures = run.records(), run.failures()
-    terminal.table(
-        f"{run.place}: {len(records)} done, {len(failures)} failed",
-        ("trial", "state", "R@1", "seconds"),
-        [(r.id, "done", f"{100 * r.test['R@1']:.2f}", f"{r.cost.wall_s:.0f}") for r in records]
-        + [(f.id, f"failed {f.attempts}x: {f.reason}", "", "") for f in failures],
-    )
-    return FAILED if failures else OK
+    name = _only_one(arguments.trial, sorted(run.logged()), run)
+    print(run.log(name), end="")
+    return OK
+
+
+def _only_one(part: str, names: Sequence[str], run: Run) -> str:
+    """The one name that has `part` in it, or is `part`; ValueError with those to choose from otherwise."""
+    found = [name for name in names if name == part] or [name for name in names if part in name]
+    if len(found) != 1:
+        listed = "\n  ".join(found or names or ["(there is none yet)"])
+        raise ValueError(f"{part!r} names {len(found)} trials of {run.place}; name one of\n  {listed}")
+    return found[0]
+
+
+def stop_command(arguments: argparse.Namespace) -> int:
+    """Ask a run to stop; its driver sees it within seconds."""
+    run = _existing(arguments.run)
+    state = run.state()
+    if state is None or state[0]["state"] in ("ended", "interrupted"):
+        print(f"{run.place}: nothing runs here")
+        return OK
+    run.ask_to_stop()
+    print(f"{run.place}: {state[0]['driver']} was asked to stop; it keeps what the running trials have done so far")
+    return OK
 
 
 def report_command(arguments: argparse.Namespace) -> int:
@@ -471,11 +591,9 @@ def draw_command(arguments: argparse.Namespace) -> int:
     from harness.figures import draw_trial
 
     run = _existing(arguments.run)
-    found = [record for record in run.records() if arguments.trial in record.id]
-    if len(found) != 1:
-        listed = "\n  ".join(record.id for record in found or run.records())
-        raise ValueError(f"{arguments.trial!r} names {len(found)} trials of {run.place}; name one of\n  {listed}")
-    drawn = draw_trial(found[0], arguments.to or run.folder / "figures" / f"{found[0].id}.pdf")
+    records = {record.id: record for record in run.records()}
+    record = records[_only_one(arguments.trial, list(records), run)]
+    drawn = draw_trial(record, arguments.to or run.folder / "figures" / f"{record.id}.pdf")
     if arguments.to is None:
         run.push(drawn)
     print(drawn if arguments.to else run.where(drawn))

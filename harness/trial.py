@@ -39,8 +39,9 @@ from harness.provenance import provenance
 from harness.record import Cost, Data, Record, Run, now, write_json
 from harness.selection import PROTOCOLS, Protocol
 from harness.spread import spread
+from harness.storage import StorageError
 from harness.streams import stream
-from harness.train import Progress, train
+from harness.train import Diverged, Progress, train
 
 EMBEDDING_BATCH = 256
 CHUNKS = 4  # in which each device takes a batch that it could not take at once
@@ -56,7 +57,8 @@ class Sources:
     """Where a trial finds its data and leaves its results, and on what it runs; no part of what it computes.
 
     `ranks`: GPUs (cuda:0, cuda:1, …) or processes of this machine that share a batch. `chunk_rows`: rows that cross
-    the network at a time; None is all, and fewer from where memory runs out.
+    the network at a time; None is all, and fewer from where memory runs out. `gpu_share`: how much of a GPU it has to
+    itself, for the record: trials that share one are slower.
     """
 
     out: str | Path
@@ -67,6 +69,7 @@ class Sources:
     identity: str | None = None  # which run folder `out` must be; None: the one that is there
     ranks: int = 1
     chunk_rows: int | None = None
+    gpu_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,15 @@ def steps(trial: Trial, sources: Sources) -> Iterator[Progress]:
         torch.cuda.empty_cache()
     chunked = (epoch, max(1, trial.schedule.batch_size // (CHUNKS * sources.ranks)))
     yield from attempt(trial, sources, run, chunked, began)
+
+
+def kind_of(error: Exception) -> str:
+    """What a failure is called in the tables."""
+    if isinstance(error, Diverged):
+        return "diverged"
+    if isinstance(error, StorageError):
+        return "storage"
+    return "out of memory" if out_of_memory(error) else "error"
 
 
 def attempt(
@@ -216,6 +228,7 @@ def conclude(
             **provenance(),
             "device": device_name(bench.device),
             "ranks": sources.ranks,
+            "gpu_share": sources.gpu_share,
             "chunk_rows": progress.chunked and progress.chunked[1],
             "batch_norm_rows": None if getattr(bench.model, "exact", True) else bench.model.rows,
             "driver": driver(bench.device),

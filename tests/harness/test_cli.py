@@ -47,6 +47,8 @@ def run(tmp_path, capsys):
         (("run", "GRID", "--datasets", "omniglot"), "no entry of the grid's datasets"),
         (("run", "omniglot"), "omniglot"),
         (("run", "omniglot", "--data", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("run", "GRID", "--set", "folds=9"), "16 training classes make no 9 folds"),
+        (("run", "GRID", "--set", "gpus_per_trial=1.5"), "a share up to 1, or a whole number of GPUs"),
         (("run", "GRID", "--track", "tensorbord"), "did you mean 'tensorboard'"),
         (("run", "GRID", "--track", "mlflow"), "pip install '.[trackers]'"),
         (("report", "/nowhere/at/all"), "is not a run folder"),

@@ -1,0 +1,158 @@
+"""A grid under Ray Tune, on this machine or on a cluster: the same call, with an address or without.
+
+    environment   what ray reads when it is imported
+    cluster       the machines: one alone or many, which of them are fit
+    engine        Tune, fed one trial at a time from the queue of `harness.order`
+    actor         the process that runs trials
+    supervise     a driver that is started again when the head of its cluster comes back
+    remote        the same command on the head of a cluster, relayed
+
+Ray is imported when a grid runs, not with this package.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from harness.config import Grid, Trial
+from harness.launch import environment
+from harness.launch.supervise import supervised
+from harness.live import Journal, Together, Unseen, View
+from harness.plan import Plan, make_plan
+from harness.record import Failure, Record, Run, RunError, conflicts
+from harness.trial import Sources
+
+__all__ = ["Outcome", "Unseen", "View", "run_grid", "supervised"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: its plan, records and failures, whether it was interrupted, how its slots were used, and which
+    trials have their record from this run and not from one before."""
+
+    plan: Plan
+    records: tuple[Record, ...]
+    failures: tuple[Failure, ...]
+    interrupted: bool
+    wall_s: float
+    slots: int
+    ran: frozenset[str] = frozenset()
+
+    @property
+    def missing(self) -> int:
+        """Trials of the plan without a record."""
+        return len({trial.id for trial in self.plan.trials} - {record.id for record in self.records})
+
+
+def run_grid(
+    grid: Grid,
+    out: str | Path,
+    data: str | Path | None = None,
+    cache: str | Path | None = None,
+    watch: Callable[[TextIO], View] | None = None,
+    track: Sequence[str] = (),
+    address: str | None = None,
+    device: str | None = None,
+    only: Callable[[Trial], bool] = lambda trial: True,
+) -> Outcome:
+    """Run what a grid lacks and return what there is.
+
+    `out` is the run folder, or a bucket such as s3://bucket/run; `watch` makes a view on the stream it is given,
+    `track` names `engine.TRACKERS`. `address` is that of a ray cluster of which this machine is a node ("auto" or
+    host:port), None a ray of this machine alone. `device` is "cpu" to leave GPUs alone. `only` says which trials of
+    the plan to run now.
+
+    Raises GridError before anything runs when the grid cannot run, RunError when the folder is in use, not writable,
+    or holds results of other settings, and when a node is unfit. Ctrl-C, and `Run.ask_to_stop` from anywhere, ends
+    the running epochs' trials, keeps everything, and returns with `interrupted` set.
+    """
+    environment.prepare(address)
+    from harness.launch import engine
+
+    began, tracked = time.perf_counter(), engine.trackers(track)
+    plan = make_plan(grid, data and Path(data), cache and Path(cache))
+    notes: list[str] = []
+    run = Run(out, warn=notes.append)
+    run.prepare()
+    with run.lock():
+        run.sweep()
+        run.forget_stop()
+        if grid.protocol != "tuned":
+            refuse_strangers(run, grid, plan.trials)
+        sources = Sources(
+            run.address,
+            data and Path(data).resolve(),
+            cache and Path(cache).resolve(),
+            device,
+            grid=(("name", grid.name), ("version", grid.version)),
+        )
+        before = {record.id for record in run.records()}
+        with quiet(run.folder / "driver.log") as screen:
+            journal = Journal(run, {"grid": grid.name, "address": address}, engine.interrupt)
+            view = Together(watch(screen) if watch else Unseen(), journal)
+            motor = engine.Engine(sources, grid.resources, view, notes, tracked, address)
+            try:
+                trials = motor.searched(grid, plan.trials, run) if grid.protocol == "tuned" else plan.trials
+                if not motor.interrupted:
+                    refuse_strangers(run, grid, trials)
+                    run.remember(grid, trials, plan.refused)
+                    motor.run([trial for trial in trials if only(trial)], run)
+            finally:
+                motor.close()
+                journal.close()
+                run.sweep()
+        run.push_if_there(run.folder / "driver.log")
+        records = tuple(run.records())
+        return Outcome(
+            Plan(tuple(trials), plan.refused),
+            records,
+            tuple(run.failures()),
+            motor.interrupted,
+            time.perf_counter() - began,
+            motor.slots,
+            frozenset(record.id for record in records) - before,
+        )
+
+
+def refuse_strangers(run: Run, grid: Grid, trials: Sequence[Trial]) -> None:
+    """Raise RunError when the folder's records would stand in one table with what they cannot be compared with."""
+    records = run.records()
+    differences = conflicts(records, trials)
+    versions = {record.grid.get("version") for record in records if record.grid.get("name") == grid.name}
+    if others := sorted(versions - {grid.version}):
+        differences.append(f"version of grid {grid.name} was {', '.join(map(str, others))} and is now {grid.version}")
+    if differences:
+        listed = "\n  ".join(differences)
+        raise RunError(
+            f"{run.place} holds results of other settings:\n  {listed}\n"
+            "Results under different settings do not share a table: name another folder with OUT=…, or go back to "
+            "the old settings."
+        )
+
+
+@contextmanager
+def quiet(log: Path) -> Iterator[TextIO]:
+    """Send everything this process prints to `log`; yields a stream on the real screen.
+
+    Ray's threads print to the descriptors themselves, so the descriptors are what is redirected. An exception that
+    leaves is raised with the descriptors put back.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with log.open("a") as file, os.fdopen(os.dup(kept[0]), "w", buffering=1) as screen:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield screen
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, descriptor in zip((1, 2), kept, strict=True):
+                os.dup2(descriptor, number)
+                os.close(descriptor)

@@ -1,0 +1,143 @@
+"""The process that runs trials for Tune: `harness.trial.steps`, one epoch a step, with a log of its own."""
+
+import faulthandler
+import gc
+import math
+import os
+import time
+import traceback
+from dataclasses import replace
+from typing import TextIO
+
+import torch
+from ray import tune
+
+from harness.config import Trial
+from harness.launch.cluster import ray
+from harness.order import FINAL
+from harness.record import Run, now
+from harness.selection import FAIR
+from harness.trial import kind_of, steps
+
+
+class TrialActor(tune.Trainable):
+    """A trial as Tune runs it. Everything a trial builds is built at its second step: Tune may set an actor up for a
+    trial that another one runs. The first step only says where the trial is."""
+
+    def setup(self, config: dict) -> None:
+        self._config, self._steps, self._log = config, None, None
+
+    def reset_config(self, new_config: dict) -> bool:
+        self._release()
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict:
+        spec, sources = self._config["spec"], self._config["sources"]
+        trial, run = Trial.model_validate_json(spec["trial"]), Run(sources.out, identity=sources.identity)
+        if self._steps is None:
+            self._log = Log(run, trial)
+            where = _where(spec["share"])
+            self._log.say(f"attempt {spec['attempt']} on {where['name']}, process {os.getpid()}")
+            if torch.cuda.is_available() and 0 < spec["share"] < 1:
+                torch.cuda.set_per_process_memory_fraction(spec["share"])
+            self._steps = steps(trial, replace(sources, ranks=spec["ranks"], gpu_share=spec["share"]))
+            return where
+        self._log.watch(self._config["epoch_timeout_s"])
+        try:
+            last = next(self._steps, None)
+        except Exception as error:
+            kind, text = kind_of(error), traceback.format_exc()
+            self._log.say(text)
+            run.fail(trial, kind, f"{type(error).__name__}: {error}", text, spec["attempt"])
+            del error
+            self._release()
+            if kind in FINAL:
+                return {"done": True, "failed": kind}
+            raise
+        finally:
+            if self._log is not None:
+                self._log.unwatch()
+        if last is None:
+            record = run.record(trial)
+            self._log.say("finished: " + "  ".join(f"{name} {value:.4f}" for name, value in record.test.items()))
+            self._release()
+            return {"done": True, "score": record.test.get("R@1", math.nan), "seconds": record.cost.wall_s}
+        epoch = last.curve[-1]
+        score = epoch.validation.get(FAIR.metric, math.nan)
+        self._log.say(
+            f"epoch {epoch.epoch}/{trial.schedule.epochs}  loss {epoch.loss:.6g}  lr {epoch.lr:.3g}  "
+            f"validation {FAIR.metric} {score:.4f}  {epoch.train_s:.1f} s"
+        )
+        return {"epoch": epoch.epoch, "loss": epoch.loss, "score": score}
+
+    def cleanup(self) -> None:
+        self._release()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Trials keep their own checkpoints."""
+
+    def load_checkpoint(self, checkpoint: dict | None) -> None:
+        """Trials keep their own checkpoints."""
+
+    def _release(self) -> None:
+        if self._steps is not None:
+            self._steps.close()  # other ranks of a data-parallel trial end with it
+        self._steps = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+class Log:
+    """logs/<trial id>.log: what befell a trial, attempt by attempt; the stack of one that hangs, too."""
+
+    def __init__(self, run: Run, trial: Trial):
+        self._run, self._path = run, run.log_path(trial.id)
+        self._path.parent.mkdir(exist_ok=True)
+        self._file: TextIO = self._path.open("a", buffering=1)
+        self._pushed = 0.0
+
+    def say(self, text: str) -> None:
+        """Write a line with the time, in UTC. A log that cannot be written stops no trial."""
+        try:
+            self._file.write(f"{now()}  {text.rstrip()}\n")
+            if time.monotonic() - self._pushed > 10:
+                self.push()
+        except OSError:
+            pass
+
+    def watch(self, seconds: float) -> None:
+        """End this process, its stack in the log, unless `unwatch` is called in time. Works whatever hangs."""
+        faulthandler.dump_traceback_later(seconds, exit=True, file=self._file)
+
+    def unwatch(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+    def push(self) -> None:
+        self._pushed = time.monotonic()
+        self._run.push_if_there(self._path)
+
+    def close(self) -> None:
+        self.unwatch()
+        try:
+            self.push()
+            self._file.close()
+        except OSError:
+            pass
+
+
+def _where(share: float) -> dict:
+    """Node, its name, process and GPUs of this actor."""
+    context, gpus = ray.get_runtime_context(), ray.get_gpu_ids() if share else []
+    host = os.uname().nodename
+    return {
+        "node": context.get_node_id(),
+        "name": f"{host} GPU {','.join(map(str, gpus))}" if gpus else host,
+        "gpus": ",".join(map(str, gpus)),
+        "pid": os.getpid(),
+    }

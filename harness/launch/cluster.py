@@ -1,0 +1,285 @@
+"""Ray's machines: a ray of this one alone, or a cluster that exists; which of its nodes are fit to run trials."""
+
+import logging
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.launch.supervise import Unreachable
+from harness.order import Bundle
+from harness.record import RunError
+
+try:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "a grid runs on ray, which is not installed: pip install 'ray[tune]' (one trial runs without it: "
+        "metrix-bench trial)"
+    ) from error
+
+OBJECT_STORE_BYTES = 100 * 2**20  # trials exchange nothing but numbers
+LOOK_EVERY_S = 2.0
+SCRATCH = "metrix-ray-"
+OPEN_PROBE = (
+    "from ray._raylet import GcsClient; import sys; GcsClient(address=sys.argv[1]).get_all_node_info(timeout=5)"
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster, as the cluster counts it."""
+
+    id: str
+    name: str
+    cpus: float
+    gpus: float
+
+    @property
+    def works(self) -> bool:
+        """Whether a trial could run here; heads often have nothing to run one on."""
+        return self.cpus > 0
+
+    def holds(self, bundle: Bundle) -> bool:
+        """Whether it could run a trial that occupies `bundle`, if nothing else ran."""
+        return bundle.get("CPU", 0.0) <= self.cpus and bundle.get("GPU", 0.0) <= self.gpus
+
+
+class Cluster:
+    """The nodes of a cluster; `fit` are those that passed `vet`, the only ones that trials are sent to."""
+
+    def __init__(self, shared: bool):
+        self.shared = shared
+        self.fit: dict[str, Node] = {}
+        self.unfit: dict[str, tuple[str, ...]] = {}
+        self._alive: dict[str, Node] = {}
+        self._looked = 0.0
+        self._vetting: dict[Any, Node] = {}
+
+    def nodes(self) -> list[Node]:
+        """The nodes that are alive; their names are unique."""
+        found = [node for node in ray.nodes() if node["Alive"]]
+        names = [node["NodeManagerHostname"] for node in found]
+        return [
+            Node(
+                node["NodeID"],
+                name if names.count(name) == 1 else f"{name}/{node['NodeID'][:6]}",
+                node["Resources"].get("CPU", 0.0),
+                node["Resources"].get("GPU", 0.0),
+            )
+            for node, name in zip(found, names, strict=True)
+        ]
+
+    def on_each(self, nodes: Sequence[Node], call: "Call") -> dict[str, Any]:
+        """What `call` returns on each node, or the exception it raises: node id → result. All at the same time."""
+        tasks = {node.id: call.on(node) for node in nodes}
+        found = {}
+        for node_id, task in tasks.items():
+            try:
+                found[node_id] = ray.get(task)
+            except Exception as error:  # whatever a node does wrong is its answer
+                found[node_id] = error
+        return found
+
+    def admit(self, node: Node) -> None:
+        """Let trials run on a node."""
+        self.unfit.pop(node.id, None)
+        self.fit[node.id] = self._alive[node.id] = node
+
+    def refuse(self, node: Node, reasons: Sequence[str]) -> None:
+        """Let no trial run on a node, for these reasons."""
+        self.fit.pop(node.id, None)
+        self._alive[node.id] = node
+        self.unfit[node.id] = tuple(reasons)
+
+    def look(self, vet: "Call", judge: Callable[[Any], Sequence[str]]) -> list[tuple[str, Node, Sequence[str]]]:
+        """What has changed since the last look: ("joined" | "unfit" | "left", node, reasons); at most every 2 s.
+
+        A node that is new is asked `vet`, and what it answers goes to `judge`, which says what makes it unfit.
+        """
+        if time.monotonic() - self._looked < LOOK_EVERY_S:
+            return []
+        self._looked, changes = time.monotonic(), []
+        alive = {node.id: node for node in self.nodes()}
+        for node_id in [n for n in self._alive if n not in alive]:
+            changes.append(("left", self._alive.pop(node_id), ()))
+            self.fit.pop(node_id, None)
+            self.unfit.pop(node_id, None)
+        asked = {node.id for node in self._vetting.values()}
+        for node in alive.values():
+            if node.works and node.id not in self._alive and node.id not in asked:
+                self._vetting[vet.on(node)] = node
+        for task in ray.wait(list(self._vetting), num_returns=len(self._vetting), timeout=0)[0]:
+            node = self._vetting.pop(task)
+            try:
+                reasons = judge(ray.get(task))
+            except Exception as error:
+                reasons = [f"it could not be asked: {error}".splitlines()[0]]
+            (self.refuse(node, reasons) if reasons else self.admit(node))
+            changes.append(("unfit" if reasons else "joined", node, reasons))
+        return changes
+
+    @property
+    def room(self) -> Bundle:
+        """What all fit nodes hold together."""
+        nodes = self.fit.values()
+        return {"CPU": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
+
+    def holds(self, bundle: Bundle) -> bool:
+        """Whether some fit node could run a trial that occupies `bundle`."""
+        return any(node.holds(bundle) for node in self.fit.values())
+
+    def slots(self, bundles: Sequence[Bundle]) -> int:
+        """How many trials run at a time where they occupy what these do on average."""
+        count = 0.0
+        for node in self.fit.values():
+            have = {"CPU": node.cpus, "GPU": node.gpus}
+            means = {name: sum(bundle.get(name, 0.0) for bundle in bundles) / max(len(bundles), 1) for name in have}
+            count += min((have[name] / mean for name, mean in means.items() if mean > 0), default=0.0)
+        return max(1, int(count + 1e-6))
+
+    def selector(self, bundle: Bundle, avoid: str | None = None) -> str | None:
+        """Where a trial may not run, in Ray's words for labels of nodes; None where it may run anywhere.
+
+        `avoid` is heeded where another fit node could hold the trial.
+        """
+        shunned = {*self.unfit, *(node.id for node in self._vetting.values())}
+        if avoid is not None and any(n.id != avoid and n.holds(bundle) for n in self.fit.values()):
+            shunned.add(avoid)
+        return f"!in({','.join(sorted(shunned))})" if shunned else None
+
+    def __len__(self) -> int:
+        return len(self.fit)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of a module with its arguments, to be run on a node beside whatever runs there.
+
+    `whole`: with all GPUs of the node, once they are free; without, the function sees none.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+    whole: bool = False
+    about_the_node: Callable[[Node], Mapping[str, Any]] = field(default=lambda node: {})
+
+    def on(self, node: Node) -> Any:
+        """Run it on `node`; the future of what it returns."""
+        remote = ray.remote(
+            num_cpus=0,
+            num_gpus=node.gpus if self.whole else 0,
+            max_retries=0,
+            max_calls=1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
+        )(self.function)
+        return remote.remote(*self.arguments, **self.about_the_node(node))
+
+
+@contextmanager
+def opened(address: str | None) -> Iterator[Cluster]:
+    """A ray of this machine alone (None), or the cluster at `address`; left, or ended, on leaving."""
+    with alone() if address is None else joined(address):
+        try:
+            yield Cluster(shared=address is not None)
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A ray of this machine alone: loopback, a token of its own, silent. What dead ones left is cleared away."""
+    sweep()
+    with scratch(SCRATCH) as folder:
+        token = folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+        _silence()
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            _temp_dir=str(folder),
+        )
+        yield
+
+
+@contextmanager
+def joined(address: str) -> Iterator[None]:
+    """The cluster at `address` ("auto" or host:port), which must ask for a token unless it is on loopback alone."""
+    _silence()
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise Unreachable(
+            f"no ray cluster can be joined at {address} ({_first_line(error)}): start one on this machine with "
+            "`ray start`, give it the cluster's token (RAY_AUTH_TOKEN_PATH), or name another address"
+        ) from None
+    try:
+        if not _on_loopback() and _lets_anyone_in(ray.get_runtime_context().gcs_address):
+            raise RunError(
+                f"the cluster at {address} lets in anyone who can reach it, to run what they like: start every node "
+                "with RAY_AUTH_MODE=token and the same token (`ray get-auth-token --generate`)"
+            )
+    except BaseException:
+        ray.shutdown()
+        raise
+    yield
+
+
+def _on_loopback() -> bool:
+    return all(node["NodeManagerAddress"].startswith("127.") for node in ray.nodes())
+
+
+def _lets_anyone_in(address: str) -> bool:
+    """Whether the cluster answers someone without a token; asked by another process, since ray knows one mode."""
+    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_PROBE, address],
+        env={**without, "RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode == 0
+
+
+def _silence() -> None:
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """A folder that is gone on leaving. In /tmp, because a socket's path may not exceed 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(prefixes: Sequence[str] = (SCRATCH, "metrix-tune-")) -> None:
+    """Remove the scratch folders of processes that were killed; each folder's name holds its process's number."""
+    for prefix in prefixes:
+        for folder in Path("/tmp").glob(f"{prefix}*-*"):
+            owner = folder.name.removeprefix(prefix).partition("-")[0]
+            if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+                shutil.rmtree(folder, ignore_errors=True)

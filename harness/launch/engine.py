@@ -1,0 +1,516 @@
+"""Ray Tune runs the trials of a queue: the engine, never the book-keeper.
+
+A trial is a Tune trial whose steps are epochs; actors are reused, so a process imports torch once. Tune is handed one
+trial at a time, when there is room for it: the order, the retries and the nodes are the queue's. Done is what has a
+record: every invocation submits only what lacks one, whatever became of the last. Tune's own checkpoints, result
+files and restore are not used.
+"""
+
+import os
+import signal
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+
+from ray import tune
+
+from harness import packing, preflight, registry
+from harness.config import Choice, Grid, Resources, Trial
+from harness.launch.actor import TrialActor
+from harness.launch.cluster import Call, Cluster, Node, opened, ray, scratch
+from harness.live import Unseen, View
+from harness.order import FINAL, Bundle, Entry, Queue
+from harness.plan import relative_costs
+from harness.record import Failure, Run, RunError
+from harness.trial import Sources
+
+DRIVER_ATTEMPTS = 3  # a crash of Tune's controller is survived by submitting what lacks a record again
+TUNE_BATCH = 2000  # trials of one Tune experiment: its controller looks at all of them in every step
+GRACE_S = 10.0  # after which a trial whose own timer did not end it is ended from here
+
+
+def missing(run: Run, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that have no readable record, in order."""
+    return [trial for trial in trials if run.record(trial) is None]
+
+
+class Engine:
+    """Ray, started or joined when there is something to run, and what watches it."""
+
+    def __init__(
+        self,
+        sources: Sources,
+        wants: Resources,
+        view: View,
+        notes: Sequence[str] = (),
+        track: Sequence[tune.Callback] = (),
+        address: str | None = None,
+    ):
+        self.sources, self.wants, self.view, self.notes, self.track = sources, wants, view, list(notes), track
+        self.address, self.slots, self.interrupted = address, 0, False
+        self._open, self._cluster = ExitStack(), None
+        _watch.interrupted = False
+
+    def close(self) -> None:
+        """Leave ray, or stop it where it was started."""
+        self._open.close()
+
+    def searched(self, grid: Grid, trials: Sequence[Trial], run: Run) -> list[Trial]:
+        """The trials with the settings that a search in `run`/search chooses; [] when it was interrupted."""
+        from harness.search import tune
+
+        folder = run.sub("search", warn=self.notes.append)
+        folder.prepare()
+
+        def execute(batch: list[Trial]) -> bool:
+            self.run(batch, folder)
+            return not self.interrupted
+
+        return tune(trials, grid.search, folder, execute)
+
+    def run(self, trials: Sequence[Trial], run: Run) -> None:
+        """Submit trials until each has a record in `run`, has failed for good, or the user stops it all."""
+        left = missing(run, trials)
+        if not left:
+            return
+        sources = replace(self.sources, out=run.place, identity=run.identity)
+        costs = relative_costs(left, sources.data, sources.cache)
+        cluster = self._joined(left, sources)
+        bundles = self._bundles(left, sources, run)
+        queue = Queue.of(left, bundles, costs, run.begun(), self.wants.retries)
+        self.slots = cluster.slots(list(bundles.values()))
+        vet = self._vet(left, sources) if cluster.shared else None
+        _hold(self.view, run, queue, cluster, vet, self.wants.epoch_timeout_s)
+        self.view.begin(len(trials), len(trials) - len(left), self.slots)
+        self.view.expect(costs)
+        while self.notes:
+            self.view.note(self.notes.pop(0))
+        try:
+            self._prepare_images(left, sources)
+            with stoppable():
+                self._drain(queue, sources, run)
+        finally:
+            self.interrupted = _watch.interrupted
+            self.view.end(self.interrupted)
+
+    def _drain(self, queue: Queue, sources: Sources, run: Run) -> None:
+        """Run Tune until the queue is empty; what an attempt leaves without an end is submitted again."""
+        crashes = 0
+        while len(queue) and not _watch.interrupted and crashes < DRIVER_ATTEMPTS:
+            try:
+                _fit(sources, self.wants, self.track)
+            except RuntimeError:
+                if _watch.interrupted:
+                    return
+                crashes += 1
+                traceback.print_exc()
+                reason = traceback.format_exc().strip().splitlines()[-1]
+                self.view.note(f"ray's controller stopped; what lacks a record is submitted again: {reason}")
+            for entry in list(queue.out.values()):
+                done = run.record(entry.trial) is not None
+                queue.finished(entry.trial.id) if done else queue.returned(entry.trial.id)
+
+    def _joined(self, trials: Sequence[Trial], sources: Sources) -> Cluster:
+        """The cluster, opened and looked over once; RunError where no node could run some trial, or one is unfit."""
+        if self._cluster is None:
+            self._cluster = self._open.enter_context(opened(self.address))
+            self._admit(self._cluster, trials, sources)
+        return self._cluster
+
+    def _admit(self, cluster: Cluster, trials: Sequence[Trial], sources: Sources) -> None:
+        nodes = [node for node in cluster.nodes() if node.works]
+        if not nodes:
+            raise RunError(f"the cluster at {self.address} has no node with a processor for trials")
+        if not cluster.shared:
+            for node in nodes:
+                cluster.admit(node)
+            return
+        vet, judge = self._vet(trials, sources)
+        wrong = []
+        answers = cluster.on_each(nodes, vet)
+        for node in nodes:
+            answer = answers[node.id]
+            reasons = [str(answer).splitlines()[0]] if isinstance(answer, Exception) else judge(answer)
+            wrong += [f"{node.name}: {reason}" for reason in reasons]
+            cluster.admit(node)
+        if wrong:
+            raise RunError("these nodes would not run the same trials:\n  " + "\n  ".join(wrong))
+
+    def _vet(self, trials: Sequence[Trial], sources: Sources):
+        """The question to a node whether it is fit, and the judgement of its answer."""
+        choices: list[Choice] = list({trial.dataset.model_dump_json(): trial.dataset for trial in trials}.values())
+        here = preflight.facts(choices, sources, sources.identity)
+        call = Call(
+            preflight.facts,
+            (choices, sources, sources.identity),
+            whole=True,
+            about_the_node=lambda node: {"counted_gpus": node.gpus},
+        )
+        return call, lambda there: preflight.mismatches(here, there)
+
+    def _prepare_images(self, trials: Sequence[Trial], sources: Sources) -> None:
+        """Decode on every machine what its trials will need, before the first of them."""
+        if not self._cluster.shared:
+            for sentence in preflight.prepare_here(trials, sources):
+                self.view.note(sentence)
+            return
+        nodes = list(self._cluster.fit.values())
+        some = list({(t.dataset.model_dump_json(), t.images): t for t in trials}.values())
+        for node_id, said in self._cluster.on_each(nodes, Call(preflight.prepare_here, (some, sources))).items():
+            name = self._cluster.fit[node_id].name
+            if isinstance(said, Exception):
+                raise RunError(f"{name}: {said}")
+            for sentence in said:
+                self.view.note(f"{name}: {sentence}")
+
+    def _bundles(self, trials: Sequence[Trial], sources: Sources, run: Run) -> dict[str, Bundle]:
+        """What each trial occupies; the memory of trials on GPUs is measured where the grid leaves the share open."""
+        room, nodes = self._cluster.room, list(self._cluster.fit.values())
+        peaks, total = {}, 0
+        if room["GPU"] and self.wants.gpus_per_trial == "auto" and sources.device is None:
+            peaks, total = self._measured(trials, run)
+        beside = min((node.cpus / node.gpus for node in nodes if node.gpus), default=0.0)
+        bundles = packing.bundles(trials, self.wants, room["GPU"], beside, peaks, total)
+        for bundle in {tuple(b.items()): b for b in bundles.values()}.values():
+            if not self._cluster.holds(bundle):
+                have = "; ".join(f"{node.name} has {node.cpus:g} and {node.gpus:g}" for node in nodes)
+                raise RunError(
+                    f"a trial wants {bundle['CPU']:g} processors and {bundle.get('GPU', 0):g} GPUs; {have}"
+                )
+        return bundles
+
+    def _measured(self, trials: Sequence[Trial], run: Run) -> tuple[dict[str, int], int]:
+        """Peak bytes by `packing.memory_key`, and those of a GPU; measured once, kept in the run folder."""
+        known = run.memory()
+        node = min((n for n in self._cluster.fit.values() if n.gpus), key=lambda n: n.name)
+        one = replace(node, gpus=1)
+        total = self._cluster.on_each([one], Call(_gpu_bytes, whole=True))[node.id]
+        if isinstance(total, Exception):
+            raise RunError(f"{node.name}: its GPU cannot be used ({total})")
+        for trial in {packing.memory_key(t): t for t in trials}.values():
+            key = packing.memory_key(trial)
+            if key not in known:
+                peak = self._cluster.on_each([one], Call(packing.measure, (trial,), whole=True))[node.id]
+                known[key] = total if isinstance(peak, Exception) else peak  # one that cannot be measured is alone
+        run.keep_memory(known)
+        return known, total
+
+
+def _gpu_bytes() -> int:
+    """Bytes of memory of the first GPU that this process sees."""
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory
+
+
+TRACKERS = {  # ray's own callbacks: module, class, arguments
+    "tensorboard": ("ray.tune.logger", "TBXLoggerCallback", {}),
+    "wandb": ("ray.air.integrations.wandb", "WandbLoggerCallback", {"project": "metrix-bench"}),
+    "mlflow": ("ray.air.integrations.mlflow", "MLflowLoggerCallback", {"experiment_name": "metrix-bench"}),
+}
+
+
+def trackers(names: Sequence[str]) -> list[tune.Callback]:
+    """The callbacks that show learning curves elsewhere while trials run; no number is read back from them.
+
+    Raises ValueError for an unknown name, and for one whose package is not installed.
+    """
+    found = []
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(registry.unknown("tracker", name, TRACKERS))
+        module, kind, arguments = TRACKERS[name]
+        try:
+            found.append(getattr(import_module(module), kind)(**arguments))
+        except (ImportError, RuntimeError) as error:
+            raise ValueError(f"tracker {name} is not installed: pip install '.[trackers]' ({error})") from error
+    return found
+
+
+def _fit(sources: Sources, wants: Resources, track: Sequence[tune.Callback] = ()) -> None:
+    """One Tune experiment: it takes trials from the queue until that is empty, or it has had enough of them."""
+    folder = Path(sources.out) / "trackers" if track else None
+    with nullcontext(folder) if folder else scratch("metrix-tune-") as storage:
+        tune.Tuner(
+            tune.with_resources(TrialActor, _placement),
+            param_space={"sources": sources, "epoch_timeout_s": wants.epoch_timeout_s},
+            tune_config=tune.TuneConfig(
+                search_alg=Feeder(),
+                scheduler=InTurn(),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.config["spec"]["id"],
+            ),
+            run_config=tune.RunConfig(
+                name=f"grid-{time.time_ns()}",
+                storage_path=str(storage),
+                verbose=0,
+                callbacks=[Messenger(), *track],
+                failure_config=tune.FailureConfig(max_failures=0),  # the queue tries again
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()
+
+
+def _placement(config: Mapping) -> tune.PlacementGroupFactory:
+    spec = config["spec"]
+    where = {"bundle_label_selector": [{"ray.io/node-id": spec["selector"]}]} if spec["selector"] else {}
+    return tune.PlacementGroupFactory([spec["bundle"]], **where)
+
+
+@dataclass
+class _Watch:
+    """What the callbacks report to. Tune pickles callbacks and searchers, so this cannot be an attribute of one."""
+
+    view: View = field(default_factory=Unseen)
+    run: Run | None = None
+    queue: Queue = field(default_factory=lambda: Queue(0))
+    cluster: Cluster | None = None
+    vet: tuple | None = None
+    timeout_s: float = 3600.0
+    interrupted: bool = False
+    fed: int = 0
+    since: dict[str, float] = field(default_factory=dict)  # trial id → when it was last heard of
+    where: dict[str, str] = field(default_factory=dict)  # trial id → node id
+    epoch: dict[str, int] = field(default_factory=dict)
+    known: dict[str, Failure | None] = field(default_factory=dict)  # what had stopped it before this attempt
+    actors: dict[str, object] = field(default_factory=dict)  # of those under way, and their processes
+    pids: dict[str, int] = field(default_factory=dict)
+    banned: set[str] = field(default_factory=set)  # trials killed because their node is unfit
+    told: str = ""
+
+
+_watch = _Watch()
+
+
+def _hold(view: View, run: Run, queue: Queue, cluster: Cluster, vet: tuple | None, timeout_s: float) -> None:
+    interrupted = _watch.interrupted
+    vars(_watch).update(vars(_Watch(view, run, queue, cluster, vet, timeout_s, interrupted)))
+
+
+class Feeder(tune.search.Searcher):
+    """Hands Tune the next trial of the queue when there is room for it."""
+
+    def suggest(self, trial_id: str) -> dict | str | None:
+        queue, cluster = _watch.queue, _watch.cluster
+        if _watch.interrupted or not len(queue) or (_watch.fed >= TUNE_BATCH and not queue.out):
+            _watch.fed = 0
+            return self.FINISHED
+        if _watch.fed >= TUNE_BATCH:
+            return None
+        entry = queue.next(cluster.room, cluster.holds)
+        if entry is None:
+            _look_around()  # with nothing under way Tune calls nobody else
+            if not queue.out:
+                _say_what_is_waited_for()
+            return None
+        _watch.fed += 1
+        _watch.since[entry.trial.id] = time.monotonic()
+        _watch.known[entry.trial.id] = _watch.run.failure(entry.trial)
+        _watch.epoch.pop(entry.trial.id, None)
+        _watch.where.pop(entry.trial.id, None)
+        _watch.actors.pop(entry.trial.id, None)
+        return {"spec": _spec(entry, cluster)}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """The messenger hears of it."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing of it is kept."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing of it is kept."""
+
+
+class InTurn(tune.schedulers.FIFOScheduler):
+    """Starts each trial once, as it comes.
+
+    Tune's own order offers a worker that has become free to the trial whose new worker is just starting, and throws
+    that one away: short trials would never come to use more than one. (It would also look at all trials every time.)
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._new: list[tune.experiment.Trial] = []
+
+    def on_trial_add(self, tune_controller, trial) -> None:
+        self._new.append(trial)
+
+    def choose_trial_to_run(self, tune_controller) -> "tune.experiment.Trial | None":
+        return self._new.pop(0) if self._new else None
+
+
+def _spec(entry: Entry, cluster: Cluster) -> dict:
+    """What Tune carries to the actor."""
+    trial, bundle = entry.trial, entry.bundle
+    return {
+        "id": trial.id,
+        "trial": trial.model_dump_json(),
+        "epochs": trial.schedule.epochs,
+        "attempt": entry.attempts,
+        "bundle": bundle,
+        "share": bundle.get("GPU", 0.0),
+        "ranks": packing.ranks(bundle),
+        "selector": cluster.selector(bundle, entry.avoid),
+    }
+
+
+def _say_what_is_waited_for() -> None:
+    bundle = _watch.queue.waiting[0].bundle
+    said = f"waiting for a node with {bundle['CPU']:g} processors and {bundle.get('GPU', 0):g} GPUs"
+    if said != _watch.told:
+        _watch.told = said
+        _watch.view.note(said)
+
+
+class Messenger(tune.Callback):
+    """Tells queue and view what Tune does. Runs in Tune's controller loop, so it does little."""
+
+    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        spec = trial.config["spec"]
+        trial_id = spec["id"]
+        entry = _watch.queue.out.get(trial_id)
+        if entry is None:
+            return
+        _watch.since[trial_id] = time.monotonic()
+        if "node" in result:
+            _watch.where[trial_id] = result["node"]
+            _watch.actors[trial_id], _watch.pids[trial_id] = trial.temporary_state.ray_actor, result["pid"]
+            _watch.view.started(entry.trial, _place(result), entry.attempts)
+        elif "epoch" in result:
+            _watch.epoch[trial_id] = result["epoch"]
+            _watch.view.progress(trial_id, result["epoch"], spec["epochs"], result["loss"], result["score"])
+
+    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        result, trial_id = trial.last_result or {}, trial.config["spec"]["id"]
+        if trial_id not in _watch.queue.out:
+            return
+        if "failed" in result:
+            _failed(trial, result["failed"])
+        elif result.get("done") and "seconds" in result:
+            _watch.queue.finished(trial_id)
+            _watch.view.finished(trial_id, result["score"], result["seconds"])
+
+    def on_trial_error(self, iteration, trials, trial, **info) -> None:
+        if trial.config["spec"]["id"] in _watch.queue.out:
+            _failed(trial)
+
+    def on_step_end(self, iteration, trials, **info) -> None:
+        _look_around()
+
+
+def _place(result: Mapping) -> str:
+    """Where a trial runs, in a word or two; nothing where there is one machine without GPUs."""
+    if _watch.cluster.shared:
+        node = _watch.cluster.fit.get(result["node"])
+        gpus = f" GPU {result['gpus']}" if result["gpus"] else ""
+        return (node.name if node else result["name"]) + gpus
+    return f"GPU {result['gpus']}" if result["gpus"] else ""
+
+
+def _failed(trial: "tune.experiment.Trial", kind: str | None = None) -> None:
+    """A trial stopped: the queue decides whether it is tried again, the run folder keeps why."""
+    spec = trial.config["spec"]
+    entry = _watch.queue.out[spec["id"]]
+    if spec["id"] in _watch.banned:
+        _watch.banned.discard(spec["id"])
+        _watch.queue.returned(spec["id"])
+        return
+    failure = _reason(trial, entry, kind)
+    node, epoch = _watch.where.get(spec["id"]), _watch.epoch.get(spec["id"], 0)
+    again = _watch.queue.failed(spec["id"], failure.kind, epoch, node)
+    _watch.view.failed(failure.id, failure.reason, entry.attempts, again)
+
+
+def _reason(trial: "tune.experiment.Trial", entry: Entry, kind: str | None) -> Failure:
+    """What stopped a trial; in its own words where its process left some in this attempt."""
+    run, spec = _watch.run, entry.trial
+    failure = run.failure(spec)
+    if failure is not None and (kind in FINAL or failure != _watch.known.get(spec.id)):
+        return failure
+    where = _watch.cluster.fit.get(_watch.where.get(spec.id, ""))
+    on = f" on {where.name}" if where and _watch.cluster.shared else ""
+    if _silent_s(spec.id) >= _watch.timeout_s:
+        reason = f"no epoch ended within {_watch.timeout_s:g} s{on}; where it hung is in logs/{spec.id}.log"
+        return run.fail(spec, "timeout", reason, _error_text(trial), entry.attempts)
+    text = _error_text(trial)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    reason = f"its process{on} was lost: {lines[-1] if lines else 'no message'}"
+    return run.fail(spec, "lost", reason, text, entry.attempts)
+
+
+def _error_text(trial: "tune.experiment.Trial") -> str:
+    path = trial.error_file
+    return Path(path).read_text() if path and Path(path).exists() else ""
+
+
+def _look_around() -> None:
+    """See which nodes have come or gone, and which trials hang; called all the time."""
+    cluster = _watch.cluster
+    for trial_id in [t for t in _watch.queue.out if t in _watch.actors and _silent_s(t) > _watch.timeout_s + GRACE_S]:
+        _end_process(trial_id)
+    if not cluster.shared:
+        return
+    vet, judge = _watch.vet
+    for what, node, reasons in cluster.look(vet, judge):
+        if what == "joined":
+            _watch.view.note(f"{node.name} joined with {node.cpus:g} processors and {node.gpus:g} GPUs")
+        elif what == "left":
+            _watch.view.note(f"{node.name} left; its trials go on elsewhere")
+        else:
+            _watch.view.note(f"{node.name} joined and runs no trials: {'; '.join(reasons)}")
+            _banish(node)
+
+
+def _silent_s(trial_id: str) -> float:
+    return time.monotonic() - _watch.since.get(trial_id, time.monotonic())
+
+
+def _end_process(trial_id: str) -> None:
+    """Kill the process of a trial, also one that answers nobody and does not run its own timer (a stopped one)."""
+    ray.kill(_watch.actors.pop(trial_id))
+    node = _watch.cluster.fit.get(_watch.where.get(trial_id, ""))
+    if node is not None:
+        Call(_kill, (_watch.pids[trial_id],)).on(node)
+
+
+def _kill(pid: int) -> None:
+    """End a process of this machine, if it is still there."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _banish(node: Node) -> None:
+    """Take back the trials that Ray started on a node before it was known to be unfit."""
+    for trial_id, where in _watch.where.items():
+        if where == node.id and trial_id in _watch.queue.out and trial_id in _watch.actors:
+            _watch.banned.add(trial_id)
+            _end_process(trial_id)
+
+
+def interrupt() -> None:
+    """End the run in order, as Ctrl-C does; from any thread."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end Tune's loop in order, once; a second one ends the process at once."""
+
+    def stop(number, frame):
+        if _watch.interrupted:
+            os._exit(130)
+        _watch.interrupted = True
+        os.kill(os.getpid(), signal.SIGUSR1)  # what Tune listens to
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune listens
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,90 @@
+"""A driver on a cluster dies with the head that it is connected to; somebody must start it again.
+
+Ray ends a driver's process when its head is lost. So on a cluster the command runs in a child process, and this one
+only waits: where the child is gone without having said how it ended, it starts another, which continues.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from harness.record import RunError
+
+REPORT = "METRIX_BENCH_REPORT"  # names the file in which a child says how it ended
+BACK_WITHIN_S = 1800.0  # a head that is gone for longer is not waited for
+PAUSE_S = 3.0
+DEATHS = 100
+
+
+class Unreachable(RunError):
+    """There is no cluster at the address, or none yet."""
+
+
+def supervised(run: Callable[[], int], words: Sequence[str], address: str | None) -> int:
+    """The exit code of `run`, here where `address` is None, and else of `metrix-bench WORDS` in child processes."""
+    if address is None:
+        return run()
+    if REPORT in os.environ:
+        return _reported(run, Path(os.environ[REPORT]))
+    with tempfile.TemporaryDirectory(prefix="metrix-driver-") as folder:
+        return _watched(words, Path(folder) / "report")
+
+
+def _reported(run: Callable[[], int], report: Path) -> int:
+    """Run, and leave word of how it ended."""
+    try:
+        code = run()
+    except BaseException as error:
+        report.write_text(type(error).__name__)
+        raise
+    report.write_text("returned")
+    return code
+
+
+def _watched(words: Sequence[str], report: Path) -> int:
+    """Start children until one of them says how it ended."""
+    child: subprocess.Popen | None = None
+    stopped = False
+
+    def pass_on(number, frame):
+        nonlocal stopped
+        stopped = True
+        if child is not None and number == signal.SIGTERM:  # a terminal sends Ctrl-C to the child itself
+            child.send_signal(signal.SIGINT)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        lost_at = None
+        for _ in range(DEATHS):
+            report.unlink(missing_ok=True)
+            child = subprocess.Popen(
+                [sys.executable, "-m", "harness.cli", *words], env={**os.environ, REPORT: str(report)}
+            )
+            code = _wait(child)
+            said = report.read_text() if report.exists() else ""
+            waits = said == Unreachable.__name__ and lost_at is not None
+            if stopped or (said and not waits) or (waits and time.monotonic() - lost_at > BACK_WITHIN_S):
+                return code if code >= 0 else 128 - code
+            if not said:
+                lost_at = time.monotonic()
+                print(
+                    f"the driver was lost (exit code {code}); it starts again when the cluster is there", flush=True
+                )
+            time.sleep(PAUSE_S)
+        return code
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(child: subprocess.Popen) -> int:
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            continue
