@@ -1,0 +1,53 @@
+"""What must be true of a run folder when a run has ended, whatever happened to it."""
+
+import json
+import os
+from pathlib import Path
+
+from harness.record import Run
+
+
+def records(folder: Path) -> dict[str, dict]:
+    """The records by trial id."""
+    return {p.stem: json.loads(p.read_text()) for p in sorted((folder / "records").glob("*.json"))}
+
+
+def scores(folder: Path) -> dict[str, dict]:
+    """What must not depend on when, where or how often a trial ran."""
+    keys = ("test", "validation", "selected_epoch")
+    return {
+        name: {**{k: r[k] for k in keys}, "curve": [(e["loss"], e["validation"]) for e in r["curve"]]}
+        for name, r in records(folder).items()
+    }
+
+
+def wrong(folder: Path) -> list[str]:
+    """Everything in a finished run folder that should not be so, one sentence each."""
+    run, found = Run(folder, warn=lambda sentence: None), []
+    planned, done = {trial.id for trial in run.asked().trials}, set(records(folder))
+    found += [f"no record: {trial}" for trial in sorted(planned - done)]
+    found += [f"a record of no trial: {name}" for name in sorted(done - planned)]
+    found += [f"failed: {failure.id}: {failure.reason}" for failure in run.failures()]
+    found += [f"left over: {path}" for path in folder.rglob("*") if path.name.endswith((".part", ".tmp"))]
+    found += [f"checkpoint left: {path}" for path in folder.glob("checkpoints/*/*.safetensors")]
+    ledger = (folder / "ledger.jsonl").read_text().splitlines()
+    reads: dict[str, set] = {}
+    for line in ledger:
+        entry = json.loads(line)
+        reads.setdefault(entry["cell"], set()).add(entry["checkpoint"])
+    found += [f"test read for {len(some)} checkpoints: {cell}" for cell, some in reads.items() if len(some) > 1]
+    return found
+
+
+def processes(mark: str) -> list[int]:
+    """The processes whose environment holds `mark`, less this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                alive = (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+                if alive and mark.encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found

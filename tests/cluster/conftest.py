@@ -1,0 +1,124 @@
+"""A cluster on this machine, and a grid whose trials last long enough to be disturbed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.machines import ROOT, Machines
+
+GRID = """
+name: small
+datasets: [{name: glyphs, options: {classes: 24}}]
+backbones: [{name: test_resnet, stage: layer3}]
+losses: [contrastive, multi_similarity]
+levels: [baseline, embedding]
+floors: []
+seeds: [0]
+model: {dim: 16}
+images: {side_px: 32, crop_scale: [0.6, 1.0]}
+training: {epochs: 3, batch_size: 20, examples_per_class: 5, lr: 1e-3, schedule: constant}
+"""
+TRIALS = 4
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("grid") / "small.yaml"
+    path.write_text(GRID)
+    return path
+
+
+@pytest.fixture
+def machines(tmp_path):
+    found = []
+
+    def make(*nodes) -> Machines:
+        (folder := tmp_path / f"cluster-{len(found)}").mkdir()
+        found.append(Machines(folder, nodes or ((1, 0), (1, 0))))
+        return found[-1]
+
+    yield make
+    for cluster in found:
+        cluster.end()
+
+
+class Driver:
+    """A driver on a cluster: the real command, its lines as they come."""
+
+    def __init__(self, cluster: Machines, *words, address: str | None = None):
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "harness.cli", *map(str, words), "--address", address or cluster.address],
+            env={**cluster.environment, "COLUMNS": "120"},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        os.set_blocking(self.process.stdout.fileno(), False)
+
+    @property
+    def text(self) -> str:
+        """Everything it has said so far."""
+        while line := self.process.stdout.readline():
+            self.lines.append(line)
+        return "".join(self.lines)
+
+    def until(self, true: Callable[[], object], seconds: float = 240) -> None:
+        """Wait until something is so; fails with what was said if it does not come to be, or the driver ends."""
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline, self.text
+            assert self.process.poll() is None or true(), self.text
+            time.sleep(0.1)
+
+    def says(self, words: str, seconds: float = 240) -> None:
+        """Wait until it has said these words."""
+        self.until(lambda: words in self.text, seconds)
+
+    def ends(self, seconds: float = 300) -> int:
+        """Wait for its end; the exit code."""
+        deadline = time.monotonic() + seconds
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.1)
+            _ = self.text
+        return self.process.returncode
+
+    def kill(self) -> None:
+        """Kill it with -9, and whatever supervises it."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def drive():
+    drivers = []
+
+    def start(*given, **how) -> Driver:
+        drivers.append(Driver(*given, **how))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        if driver.process.poll() is None:
+            driver.kill()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(small, tmp_path_factory) -> Path:
+    """The grid run once in peace, in one process, without ray."""
+    from harness.config import Grid
+    from harness.trial import run_trial
+
+    folder = tmp_path_factory.mktemp("peace")
+    for trial in Grid.load(small).trials():
+        run_trial(trial, folder)
+    return folder

@@ -1,0 +1,121 @@
+"""A cluster of several nodes on this machine: loopback, a token of its own, nodes that come and go.
+
+Run as a program it starts one, says its address, and obeys lines on standard input: `add CPUS GPUS` (says the node's
+number), `kill NUMBER` (of the node's raylet, with -9), `restart` (the head, on the same port), `end`.
+"""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Machines:
+    """The cluster as tests use it; `environment` is what processes need to join it."""
+
+    def __init__(self, folder: Path, nodes: tuple[tuple[float, float], ...] = ((1, 0), (1, 0))):
+        token = folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all listeners on loopback
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_memory_monitor_refresh_ms": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.cluster.machines"],
+            env=self.environment,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        self.address = self._answer()
+        self.nodes = [self.add(*node) for node in nodes]
+
+    def add(self, cpus: float = 1, gpus: float = 0) -> int:
+        """Start a node; its number."""
+        return int(self._ask(f"add {cpus} {gpus}"))
+
+    def kill(self, number: int) -> None:
+        """Kill a node with -9, and all that runs on it."""
+        self._ask(f"kill {number}")
+
+    def restart(self) -> None:
+        """Kill the head with -9 and start another at the same address, with a node of one processor."""
+        self._ask("restart")
+
+    def end(self) -> None:
+        """Stop all nodes."""
+        try:
+            self._ask("end")
+            self._process.wait(30)
+        except (BrokenPipeError, EOFError, subprocess.TimeoutExpired):
+            pass
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _ask(self, line: str) -> str:
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> str:
+        for line in self._process.stdout:
+            if line.startswith("= "):
+                return line[2:].strip()
+        raise EOFError("the cluster ended")
+
+
+def _serve() -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with tempfile.TemporaryDirectory(prefix="metrix-test-", dir="/tmp") as folder:
+
+        def begin(**where):
+            arguments = {"num_cpus": 0, "object_store_memory": 80 * 2**20, "temp_dir": folder, **where}
+            return Cluster(initialize_head=True, head_node_args=arguments)
+
+        cluster, nodes = begin(), []
+        address = cluster.address
+        print(f"= {address}", flush=True)
+        for line in sys.stdin:
+            word, *rest = line.split()
+            said = "done"
+            if word == "add":
+                cpus, gpus = map(float, rest)
+                nodes.append(cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=80 * 2**20))
+                said = str(len(nodes) - 1)
+            elif word == "kill":
+                node = nodes[int(rest[0])]
+                node.kill_raylet(check_alive=False)
+                cluster.remove_node(node, allow_graceful=False)
+            elif word == "restart":
+                for node in [*cluster.list_all_nodes]:
+                    node.kill_all_processes(check_alive=False, allow_graceful=False)
+                ray._private.utils.reset_ray_address()
+                cluster, nodes = begin(gcs_server_port=int(address.rpartition(":")[2])), []
+                nodes.append(cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20))
+            print(f"= {said}", flush=True)
+            if word == "end":
+                cluster.shutdown()
+                return
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,253 @@
+"""A grid of many short trials on a cluster of this machine, while something is killed every few seconds.
+
+    python -m tests.cluster.soak --trials 200 --seed 0 --every 20 --minutes 60
+
+What befalls it is drawn from the seed: a worker is killed or stopped without dying, a node is killed and another one
+joins, the driver is killed and started again, the run folder is away for a while, a checkpoint is cut in half, the
+head is killed and comes back. At the end the books are checked: one record a trial, one test read a trial, nothing
+left over, no process left, and the scores of some trials equal those of a run in peace. Bounded: it stops disturbing
+after --minutes, and fails if the grid does not end within as many again.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.config import Grid
+from harness.trial import run_trial
+from tests.cluster.books import processes, records, scores, wrong
+from tests.cluster.machines import ROOT, Machines
+
+GRID = """
+name: soak
+datasets: [{{name: glyphs, options: {{classes: 24}}}}]
+backbones: [{{name: test_resnet, stage: layer3}}]
+losses: [contrastive, multi_similarity]
+levels: [baseline, embedding]
+floors: []
+seeds: {seeds}
+model: {{dim: 16}}
+images: {{side_px: 32, crop_scale: [0.6, 1.0]}}
+training: {{epochs: {epochs}, batch_size: 20, examples_per_class: 5, lr: 1.0e-3, schedule: constant}}
+resources: {{retries: 5, epoch_timeout_s: {timeout}}}
+"""
+ARMS = 4
+TIMEOUT_S = 30
+AWAY_S = 5.0
+
+
+class Soak:
+    """The cluster, the driver on it, and what can befall them."""
+
+    def __init__(self, folder: Path, grid: Path, seed: int, out: Path, say: Callable[[str], None] = print):
+        self.random, self.grid, self.out, self.say = random.Random(seed), grid, out, say
+        self.machines = Machines(folder, ((1, 0), (1, 0)))
+        self.alive, self.counts = list(self.machines.nodes), Counter()
+        self.log = (folder / "driver.txt").open("a")
+        self.driver = self._drive()
+
+    def _drive(self) -> subprocess.Popen:
+        words = ["run", self.grid, "--out", self.out, "--address", self.machines.address]
+        return subprocess.Popen(
+            [sys.executable, "-m", "harness.cli", *words],
+            env={**self.machines.environment, "METRIX_BENCH_PATIENCE_S": "120"},
+            cwd=ROOT,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+        )
+
+    def disturb(self, kinds: tuple[str, ...]) -> None:
+        """One thing, drawn from `kinds`."""
+        kind = self.random.choice(kinds)
+        if getattr(self, f"_{kind}")():
+            self.counts[kind] += 1
+            self.say(f"{kind}: {len(records(self.out))} done")
+
+    def _workers(self) -> list[int]:
+        found = []
+        for pid in processes(self.machines.environment["RAY_AUTH_TOKEN_PATH"]):
+            try:
+                if "Trainable" in Path(f"/proc/{pid}/cmdline").read_text():
+                    found.append(pid)
+            except OSError:
+                continue
+        return sorted(found)
+
+    def _worker(self) -> bool:
+        """A process that trains is killed."""
+        return self._signal(signal.SIGKILL)
+
+    def _hang(self) -> bool:
+        """A process that trains neither goes on nor dies."""
+        return self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: int) -> bool:
+        if not (found := self._workers()):
+            return False
+        try:
+            os.kill(self.random.choice(found), number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def _node(self) -> bool:
+        """A node is killed with all that runs on it, and another one joins."""
+        victim = self.alive.pop(self.random.randrange(len(self.alive)))
+        self.machines.kill(victim)
+        self.alive.append(self.machines.add())
+        return True
+
+    def _driver(self) -> bool:
+        """The driver and what supervises it are killed; somebody types the command again."""
+        os.killpg(self.driver.pid, signal.SIGKILL)
+        self.driver.wait()
+        self.driver = self._drive()
+        return True
+
+    def _storage(self) -> bool:
+        """The run folder is away for a while."""
+        if not self.out.exists():
+            return False
+        away = self.out.with_name(self.out.name + ".away")
+        self.out.rename(away)
+        time.sleep(AWAY_S)
+        if self.out.exists():
+            raise AssertionError(f"{self.out} was made anew while it was away")
+        away.rename(self.out)
+        return True
+
+    def _checkpoint(self) -> bool:
+        """A checkpoint is cut in half, and the processes that could hold its content die."""
+        found = sorted(self.out.glob("checkpoints/*/last.safetensors"))
+        if not found:
+            return False
+        try:
+            path = self.random.choice(found)
+            os.truncate(path, path.stat().st_size // 2)
+        except FileNotFoundError:
+            return False
+        for pid in self._workers():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        return True
+
+    def _head(self) -> bool:
+        """The head dies, and comes back at its address with one node; the driver is started again by itself."""
+        self.machines.restart()
+        self.alive = [0]
+        self.alive.append(self.machines.add())
+        return True
+
+    def close(self) -> list[str]:
+        """Stop the cluster; sentences for what was left behind."""
+        if self.driver.poll() is None:
+            os.killpg(self.driver.pid, signal.SIGKILL)
+        mark = self.machines.environment["RAY_AUTH_TOKEN_PATH"]
+        self.machines.end()
+        deadline = time.monotonic() + 40  # ray's agents linger
+        while (left := processes(mark)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return [f"process {pid} is left: {_command(pid)}" for pid in left]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:120]
+    except OSError:
+        return "gone"
+
+
+ALL = ("worker", "node", "driver", "storage", "checkpoint", "hang", "head")
+
+
+def soak(
+    folder: Path,
+    trials: int,
+    seed: int,
+    every_s: float,
+    seconds: float,
+    epochs: int = 3,
+    compared: int = 8,
+    kinds: tuple[str, ...] = ALL,
+    least: int = 0,
+    say: Callable[[str], None] = print,
+) -> tuple[Counter, list[str]]:
+    """Run it; what befell the run, how often, and every entry of the books that is wrong.
+
+    `compared`: trials whose scores are compared with a run in peace; `least`: disturbances to wait for.
+    """
+    grid, out = folder / "soak.yaml", folder / "run"
+    grid.write_text(GRID.format(seeds=list(range(-(-trials // ARMS))), epochs=epochs, timeout=TIMEOUT_S))
+    some = Soak(folder, grid, seed, out, say)
+    try:
+        while some.driver.poll() is None and not list(out.glob("checkpoints/*/last.safetensors")):
+            time.sleep(0.2)
+        began = time.monotonic()
+        while some.driver.poll() is None and time.monotonic() - began < seconds:
+            some.disturb(kinds)
+            time.sleep(every_s * some.random.uniform(0.5, 1.5))
+        some.say(f"{sum(some.counts.values())} disturbances; now in peace")
+        deadline = time.monotonic() + max(seconds, 300)
+        while some.driver.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        code = some.driver.poll()
+    finally:
+        left = some.close()
+    found = [] if code == 0 else [f"the driver ended with {code}"]
+    found += wrong(out) + left
+    if sum(some.counts.values()) < least:
+        found.append(f"only {sum(some.counts.values())} disturbances of {least}: the grid was too short for this")
+    planned = Grid.load(grid).trials()
+    sample = some.random.sample(planned, min(compared, len(planned)))
+    for trial in sample:
+        run_trial(trial, folder / "peace")
+    peace, war = scores(folder / "peace"), scores(out)
+    found += [f"other scores than in peace: {t.id}" for t in sample if peace[t.id] != war.get(t.id)]
+    return some.counts, found
+
+
+def main() -> int:
+    """Soak, and print what happened; 1 where the books are wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=float, default=20.0, help="seconds between disturbances, on average")
+    parser.add_argument("--minutes", type=float, default=30.0, help="how long it is disturbed at most")
+    parser.add_argument("--kinds", default=",".join(ALL), help="what may befall it")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="metrix-soak-") as folder:
+        began = time.monotonic()
+        counts, found = soak(
+            Path(folder),
+            options.trials,
+            options.seed,
+            options.every,
+            60 * options.minutes,
+            kinds=tuple(options.kinds.split(",")),
+            say=lambda text: print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True),
+        )
+        print(
+            f"{options.trials} trials in {(time.monotonic() - began) / 60:.1f} minutes; "
+            + ", ".join(f"{kind} {number}" for kind, number in sorted(counts.items()))
+        )
+        for sentence in found:
+            print(f"WRONG: {sentence}")
+        print("the books are right" if not found else f"{len(found)} entries of the books are wrong")
+        if found:
+            print((Path(folder) / "driver.txt").read_text()[-6000:])
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
