@@ -207,28 +207,30 @@ def _folder(arguments: argparse.Namespace, grid: Grid) -> str | Path:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Run a grid under Ray Tune, show it, and write the leaderboard of whatever there is at the end."""
-    from harness import terminal
-    from harness.launch import run_grid, supervised
+    from harness.launch import supervised
 
-    grid = _grid(arguments)
     if (elsewhere := _elsewhere(arguments)) is not None:
         return elsewhere
+    return supervised(lambda: _run(arguments), arguments.words, arguments.address)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from harness import terminal
+    from harness.launch import run_grid
+
+    grid = _grid(arguments)
     folder = _folder(arguments, grid)
-
-    def run() -> int:
-        outcome = run_grid(
-            grid,
-            folder,
-            arguments.data,
-            arguments.cache,
-            watch=terminal.view,
-            track=arguments.track.split(",") if arguments.track else (),
-            address=arguments.address,
-            device=arguments.device,
-        )
-        return _conclude(outcome, grid, folder, arguments)
-
-    return supervised(run, arguments.words, arguments.address)
+    outcome = run_grid(
+        grid,
+        folder,
+        arguments.data,
+        arguments.cache,
+        watch=terminal.view,
+        track=arguments.track.split(",") if arguments.track else (),
+        address=arguments.address,
+        device=arguments.device,
+    )
+    return _conclude(outcome, grid, folder, arguments)
 
 
 def _elsewhere(arguments: argparse.Namespace) -> int | None:
@@ -265,36 +267,38 @@ def _conclude(outcome, grid: Grid, folder: str | Path, arguments: argparse.Names
 
 def retry_command(arguments: argparse.Namespace) -> int:
     """Run the trials of a run folder that failed again, and write its leaderboard."""
-    from harness import terminal
-    from harness.launch import run_grid, supervised
+    from harness.launch import supervised
 
     if not arguments.failed and not arguments.only:
         raise ValueError("retry needs --failed, or --only with a part of the ids")
     if (elsewhere := _elsewhere(arguments)) is not None:
         return elsewhere
+    return supervised(lambda: _retry(arguments), arguments.words, arguments.address)
+
+
+def _retry(arguments: argparse.Namespace) -> int:
+    from harness import terminal
+    from harness.launch import run_grid
+
     run = _existing(arguments.run)
     failed = {failure.id for failure in run.failures() if arguments.only in failure.id}
     if not failed:
         print(f"{run.place}: nothing has failed" + (f" with {arguments.only!r} in its id" if arguments.only else ""))
         return OK
-
-    def again() -> int:
-        worst = OK
-        for grid in run.asked().grids:
-            outcome = run_grid(
-                grid,
-                arguments.run,
-                arguments.data,
-                arguments.cache,
-                watch=terminal.view,
-                address=arguments.address,
-                device=arguments.device,
-                only=lambda trial: trial.id in failed,
-            )
-            worst = max(worst, _conclude(outcome, grid, arguments.run, arguments))
-        return worst
-
-    return supervised(again, arguments.words, arguments.address)
+    worst = OK
+    for grid in run.asked().grids:
+        outcome = run_grid(
+            grid,
+            arguments.run,
+            arguments.data,
+            arguments.cache,
+            watch=terminal.view,
+            address=arguments.address,
+            device=arguments.device,
+            only=lambda trial: trial.id in failed,
+        )
+        worst = max(worst, _conclude(outcome, grid, arguments.run, arguments))
+    return worst
 
 
 def plan_command(arguments: argparse.Namespace) -> int:

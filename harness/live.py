@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from harness.config import Trial
-from harness.record import Run, now
+from harness.record import Run, RunError, now
 
 JOURNAL_EVERY_S = 3.0
 SILENT_AFTER_S = 60.0  # a driver that has not written for this long has stopped, or has lost its storage
@@ -207,11 +207,18 @@ class Tally:
 class Journal:
     """The view that writes `state.json`, in a thread of its own: storage that hangs must not hold up the run.
 
-    `stopped` is called once when somebody asks the run to stop (`Run.ask_to_stop`).
+    `stop` is called once when somebody asks the run to stop (`Run.ask_to_stop`), or when the run is `lost` to another
+    driver, which took this one for dead.
     """
 
-    def __init__(self, run: Run, about: Mapping[str, Any], stopped: Callable[[], None] = lambda: None):
-        self._run, self._about, self._stopped = run, dict(about), stopped
+    def __init__(
+        self,
+        run: Run,
+        about: Mapping[str, Any],
+        stop: Callable[[], None] = lambda: None,
+        lost: Callable[[], bool] = lambda: False,
+    ):
+        self._run, self._about, self._stop, self._lost = run, dict(about), stop, lost
         self._tally, self._lock = Tally(), threading.RLock()
         self._state, self._beat, self._began = "starting", 0, now()
         self._over = threading.Event()
@@ -259,12 +266,14 @@ class Journal:
         asked = False
         while True:
             over = self._over.wait(JOURNAL_EVERY_S if self._beat else 0)
+            lost = self._lost()
             try:
-                self._run.write_state(self._content())
-                if not asked and not over and self._run.asked_to_stop():
+                if not lost:
+                    self._run.write_state(self._content())
+                if not asked and not over and (lost or self._run.asked_to_stop()):
                     asked = True
-                    self._stopped()
-            except OSError:
+                    self._stop()
+            except (OSError, RunError):
                 pass  # storage that is gone: trials wait for it, and so does the next state
             if over:
                 return

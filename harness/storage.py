@@ -30,6 +30,8 @@ from harness.cache import default_folder
 
 T = TypeVar("T")
 
+waiting: list[Callable[[], None]] = []  # called at each pause of a write that waits, by those who time this process
+
 MARKER = "run.id"
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")
 PATIENCE_S = 600.0
@@ -65,7 +67,7 @@ def patiently(attempt: Callable[[], T], place: Path | str, patience_s: float | N
     (default: METRIX_BENCH_PATIENCE_S, or PATIENCE_S); then StorageError names the place. Other errors are raised at
     once. Before each attempt below a folder whose identity is known, the folder must be that one.
     """
-    patience = _patience_s() if patience_s is None else patience_s
+    patience = longest_wait_s() if patience_s is None else patience_s
     began, pause, said = time.monotonic(), 0.1, False
     while True:
         try:
@@ -83,11 +85,14 @@ def patiently(attempt: Callable[[], T], place: Path | str, patience_s: float | N
             if not said:
                 print(f"waiting for {missing} ({error})", file=sys.stderr, flush=True)
                 said = True
+            for tell in waiting:
+                tell()
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
-def _patience_s() -> float:
+def longest_wait_s() -> float:
+    """For how long writes wait, unless they are told otherwise."""
     return float(os.environ.get("METRIX_BENCH_PATIENCE_S", PATIENCE_S))
 
 

@@ -7,8 +7,10 @@
     supervise     a driver that is started again when the head of its cluster comes back
     remote        the same command on the head of a cluster, relayed
 
-Ray is imported when a grid runs, not with this package.
+Ray and torch are imported when a grid runs, not with this package: what only supervises a driver stays small.
 """
+
+from __future__ import annotations
 
 import os
 import sys
@@ -17,15 +19,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from harness.config import Grid, Trial
 from harness.launch import environment
 from harness.launch.supervise import supervised
 from harness.live import Journal, Together, Unseen, View
-from harness.plan import Plan, make_plan
 from harness.record import Failure, Record, Run, RunError, conflicts
-from harness.trial import Sources
+
+if TYPE_CHECKING:
+    from harness.plan import Plan
 
 __all__ = ["Outcome", "Unseen", "View", "run_grid", "supervised"]
 
@@ -73,13 +76,15 @@ def run_grid(
     """
     environment.prepare(address)
     from harness.launch import engine
+    from harness.plan import Plan, make_plan
+    from harness.trial import Sources
 
     began, tracked = time.perf_counter(), engine.trackers(track)
     plan = make_plan(grid, data and Path(data), cache and Path(cache))
     notes: list[str] = []
     run = Run(out, warn=notes.append)
     run.prepare()
-    with run.lock():
+    with run.lock() as held:
         run.sweep()
         run.forget_stop()
         if grid.protocol != "tuned":
@@ -89,11 +94,13 @@ def run_grid(
             data and Path(data).resolve(),
             cache and Path(cache).resolve(),
             device,
+            identity=run.identity,
             grid=(("name", grid.name), ("version", grid.version)),
         )
         before = {record.id for record in run.records()}
         with quiet(run.folder / "driver.log") as screen:
-            journal = Journal(run, {"grid": grid.name, "address": address}, engine.interrupt)
+            about = {"grid": grid.name, "address": address}
+            journal = Journal(run, about, engine.interrupt, lost=lambda: held.lost)
             view = Together(watch(screen) if watch else Unseen(), journal)
             motor = engine.Engine(sources, grid.resources, view, notes, tracked, address)
             try:
@@ -105,8 +112,8 @@ def run_grid(
             finally:
                 motor.close()
                 journal.close()
-                run.sweep()
-        run.push_if_there(run.folder / "driver.log")
+                run.sweep(ended=True)
+        run.push(run.folder / "driver.log")
         records = tuple(run.records())
         return Outcome(
             Plan(tuple(trials), plan.refused),

@@ -12,6 +12,7 @@ from typing import TextIO
 import torch
 from ray import tune
 
+from harness import storage
 from harness.config import Trial
 from harness.launch.cluster import ray
 from harness.order import FINAL
@@ -100,7 +101,8 @@ class Log:
         self._run, self._path = run, run.log_path(trial.id)
         self._path.parent.mkdir(exist_ok=True)
         self._file: TextIO = self._path.open("a", buffering=1)
-        self._pushed = 0.0
+        self._pushed, self._seconds = 0.0, 0.0
+        storage.waiting[:] = [self._wait]
 
     def say(self, text: str) -> None:
         """Write a line with the time, in UTC. A log that cannot be written stops no trial."""
@@ -113,10 +115,17 @@ class Log:
 
     def watch(self, seconds: float) -> None:
         """End this process, its stack in the log, unless `unwatch` is called in time. Works whatever hangs."""
+        self._seconds = seconds
         faulthandler.dump_traceback_later(seconds, exit=True, file=self._file)
 
     def unwatch(self) -> None:
+        self._seconds = 0.0
         faulthandler.cancel_dump_traceback_later()
+
+    def _wait(self) -> None:
+        """A write waits for its storage, which is no hanging: the time begins anew."""
+        if self._seconds:
+            self.watch(self._seconds)
 
     def push(self) -> None:
         self._pushed = time.monotonic()
@@ -124,6 +133,7 @@ class Log:
 
     def close(self) -> None:
         self.unwatch()
+        storage.waiting.clear()
         try:
             self.push()
             self._file.close()

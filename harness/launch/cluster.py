@@ -29,6 +29,7 @@ except ModuleNotFoundError as error:
 
 OBJECT_STORE_BYTES = 100 * 2**20  # trials exchange nothing but numbers
 LOOK_EVERY_S = 2.0
+MISSED_AFTER_S = 30.0  # ray takes a node for dead that has not answered five times in three seconds each
 SCRATCH = "metrix-ray-"
 OPEN_PROBE = (
     "from ray._raylet import GcsClient; import sys; GcsClient(address=sys.argv[1]).get_all_node_info(timeout=5)"
@@ -89,6 +90,15 @@ class Cluster:
             except Exception as error:  # whatever a node does wrong is its answer
                 found[node_id] = error
         return found
+
+    def stays(self, node: Node) -> bool:
+        """Whether a node that does not answer is there all the same: one that died is missed within seconds."""
+        deadline = time.monotonic() + MISSED_AFTER_S
+        while time.monotonic() < deadline:
+            if node.id not in {one.id for one in self.nodes()}:
+                return False
+            time.sleep(0.5)
+        return True
 
     def admit(self, node: Node) -> None:
         """Let trials run on a node."""

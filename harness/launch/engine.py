@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ray import tune
 
-from harness import packing, preflight, registry
+from harness import packing, preflight, registry, storage
 from harness.config import Choice, Grid, Resources, Trial
 from harness.launch.actor import TrialActor
 from harness.launch.cluster import Call, Cluster, Node, opened, ray, scratch
@@ -31,11 +31,6 @@ from harness.trial import Sources
 DRIVER_ATTEMPTS = 3  # a crash of Tune's controller is survived by submitting what lacks a record again
 TUNE_BATCH = 2000  # trials of one Tune experiment: its controller looks at all of them in every step
 GRACE_S = 10.0  # after which a trial whose own timer did not end it is ended from here
-
-
-def missing(run: Run, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that have no readable record, in order."""
-    return [trial for trial in trials if run.record(trial) is None]
 
 
 class Engine:
@@ -63,7 +58,7 @@ class Engine:
         """The trials with the settings that a search in `run`/search chooses; [] when it was interrupted."""
         from harness.search import tune
 
-        folder = run.sub("search", warn=self.notes.append)
+        folder = run.sub("search")
         folder.prepare()
 
         def execute(batch: list[Trial]) -> bool:
@@ -74,10 +69,10 @@ class Engine:
 
     def run(self, trials: Sequence[Trial], run: Run) -> None:
         """Submit trials until each has a record in `run`, has failed for good, or the user stops it all."""
-        left = missing(run, trials)
+        left = run.missing(trials)
         if not left:
             return
-        sources = replace(self.sources, out=run.place, identity=run.identity)
+        sources = replace(self.sources, out=run.address, identity=run.identity)
         costs = relative_costs(left, sources.data, sources.cache)
         cluster = self._joined(left, sources)
         bundles = self._bundles(left, sources, run)
@@ -130,12 +125,16 @@ class Engine:
                 cluster.admit(node)
             return
         vet, judge = self._vet(trials, sources)
-        wrong = []
         answers = cluster.on_each(nodes, vet)
+        wrong = []
         for node in nodes:
             answer = answers[node.id]
-            reasons = [str(answer).splitlines()[0]] if isinstance(answer, Exception) else judge(answer)
-            wrong += [f"{node.name}: {reason}" for reason in reasons]
+            if isinstance(answer, Exception):
+                if not cluster.stays(node):
+                    continue  # it died while it was asked
+                wrong.append(f"{node.name}: it could not be asked: {_in_short(answer)}")
+                continue
+            wrong += [f"{node.name}: {reason}" for reason in judge(answer)]
             cluster.admit(node)
         if wrong:
             raise RunError("these nodes would not run the same trials:\n  " + "\n  ".join(wrong))
@@ -233,7 +232,7 @@ def trackers(names: Sequence[str]) -> list[tune.Callback]:
 
 def _fit(sources: Sources, wants: Resources, track: Sequence[tune.Callback] = ()) -> None:
     """One Tune experiment: it takes trials from the queue until that is empty, or it has had enough of them."""
-    folder = Path(sources.out) / "trackers" if track else None
+    folder = _watch.run.folder / "trackers" if track else None
     with nullcontext(folder) if folder else scratch("metrix-tune-") as storage:
         tune.Tuner(
             tune.with_resources(TrialActor, _placement),
@@ -438,9 +437,13 @@ def _reason(trial: "tune.experiment.Trial", entry: Entry, kind: str | None) -> F
         reason = f"no epoch ended within {_watch.timeout_s:g} s{on}; where it hung is in logs/{spec.id}.log"
         return run.fail(spec, "timeout", reason, _error_text(trial), entry.attempts)
     text = _error_text(trial)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    reason = f"its process{on} was lost: {lines[-1] if lines else 'no message'}"
-    return run.fail(spec, "lost", reason, text, entry.attempts)
+    return run.fail(spec, "lost", f"its process{on} was lost: {_in_short(text)}", text, entry.attempts)
+
+
+def _in_short(error: object) -> str:
+    """The last line of an error, without the advice that ray adds for every thinkable cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].partition(" Worker exit type")[0] if lines else "no message"
 
 
 def _error_text(trial: "tune.experiment.Trial") -> str:
@@ -451,7 +454,8 @@ def _error_text(trial: "tune.experiment.Trial") -> str:
 def _look_around() -> None:
     """See which nodes have come or gone, and which trials hang; called all the time."""
     cluster = _watch.cluster
-    for trial_id in [t for t in _watch.queue.out if t in _watch.actors and _silent_s(t) > _watch.timeout_s + GRACE_S]:
+    overdue_s = _watch.timeout_s + storage.longest_wait_s() + GRACE_S
+    for trial_id in [t for t in _watch.queue.out if t in _watch.actors and _silent_s(t) > overdue_s]:
         _end_process(trial_id)
     if not cluster.shared:
         return
