@@ -175,12 +175,14 @@ class Cluster:
 class Call:
     """A function of a module with its arguments, to be run on a node beside whatever runs there.
 
-    `whole`: with all GPUs of the node, once they are free; without, the function sees none.
+    `whole`: with all GPUs of the node, once they are free; without, the function sees none. `apart`: in a process that
+    ends with it; others share one, so that it imports torch once.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
     whole: bool = False
+    apart: bool = False
     about_the_node: Callable[[Node], Mapping[str, Any]] = field(default=lambda node: {})
 
     def on(self, node: Node) -> Any:
@@ -189,7 +191,7 @@ class Call:
             num_cpus=0,
             num_gpus=node.gpus if self.whole else 0,
             max_retries=0,
-            max_calls=1,
+            max_calls=1 if self.apart else 0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
         )(self.function)
         return remote.remote(*self.arguments, **self.about_the_node(node))

@@ -193,7 +193,7 @@ class Engine:
         for trial in {packing.memory_key(t): t for t in trials}.values():
             key = packing.memory_key(trial)
             if key not in known:
-                peak = self._cluster.on_each([one], Call(packing.measure, (trial,), whole=True))[node.id]
+                peak = self._cluster.on_each([one], Call(packing.measure, (trial,), whole=True, apart=True))[node.id]
                 known[key] = total if isinstance(peak, Exception) else peak  # one that cannot be measured is alone
         run.keep_memory(known)
         return known, total

@@ -19,14 +19,16 @@ ROOT = Path(__file__).parent.parent.parent
 class Machines:
     """The cluster as tests use it; `environment` is what processes need to join it."""
 
-    def __init__(self, folder: Path, nodes: tuple[tuple[float, float], ...] = ((1, 0), (1, 0))):
+    def __init__(
+        self, folder: Path, nodes: tuple[tuple[float, float], ...] = ((1, 0), (1, 0)), authentication: str = "token"
+    ):
         token = folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
         self.environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_MODE": authentication,
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all listeners on loopback
             "RAY_USAGE_STATS_ENABLED": "0",

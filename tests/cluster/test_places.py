@@ -1,0 +1,94 @@
+"""A grid on a cluster, its results in a bucket; trials over two (counted) GPUs; who may join."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from harness.record import Run
+from tests.cluster.books import processes, records, scores, wrong
+from tests.cluster.conftest import TRIALS
+from tests.cluster.machines import ROOT, Machines
+
+
+def test_results_go_to_a_bucket(small, undisturbed, machines, drive, bucket):
+    """Nothing lies in a shared folder; every node has its own working copy (here one, as they share a machine)."""
+    cluster = machines((2, 0))
+    driver = drive(cluster, "run", small, "--out", bucket)
+    assert driver.ends() == 0, driver.text
+    run = Run(bucket)
+    assert len(run.records()) == TRIALS
+    assert scores(run.folder) == scores(undisturbed)
+    assert run.state()[0]["state"] == "ended"
+    assert f"written: {bucket}/leaderboard.csv" in driver.text
+
+
+def test_a_trial_over_two_gpus_is_one_trial_on_one_node(small, machines, drive, tmp_path):
+    """The cluster counts two GPUs on one node and none on the other; processors stand in for them."""
+    cluster = machines((2, 2), (2, 0))
+    words = ("--device", "cpu", "--set", "gpus_per_trial=2", "--losses", "contrastive", "--levels", "embedding")
+    driver = drive(cluster, "run", small, "--out", tmp_path, *words)
+    assert driver.ends() == 0, driver.text
+    (record,) = records(tmp_path).values()
+    assert record["provenance"]["ranks"] == 2
+    assert "GPU 0,1" in driver.text
+    assert wrong(tmp_path) == []
+
+
+JOIN = """
+import sys
+from harness.launch import environment
+environment.prepare("there")
+from harness.launch import cluster
+cluster._on_loopback = lambda: False
+try:
+    with cluster.joined(sys.argv[1]):
+        print("joined")
+except cluster.RunError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("authentication", "said"), [("disabled", "lets in anyone who can reach it"), ("token", "joined")]
+)
+def test_a_cluster_that_lets_anyone_in_is_refused(tmp_path, authentication, said):
+    """On loopback, so that nobody can; told that it were not."""
+    cluster = Machines(tmp_path, (), authentication)
+    try:
+        environment = {**cluster.environment, "RAY_AUTH_MODE": "token"}
+        done = subprocess.run(
+            [sys.executable, "-c", JOIN, cluster.address],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert said in done.stdout, done.stdout + done.stderr
+    finally:
+        cluster.end()
+
+
+def test_everything_listens_on_loopback(small, machines, drive, tmp_path):
+    """No socket of a cluster of this machine, nor of its driver, can be reached from another machine."""
+    cluster = machines((1, 0))
+    driver = drive(cluster, "run", small, "--out", tmp_path)
+    driver.says("started")
+    mine = set(processes(cluster.environment["RAY_AUTH_TOKEN_PATH"]))
+    open_to_others = [
+        line for line in listeners() if line[0] in mine and not line[1].startswith(("127.", "::ffff:127."))
+    ]
+    assert len(mine) > 5
+    assert open_to_others == []
+    driver.kill()
+
+
+def listeners() -> list[tuple[int, str]]:
+    """(process, address) of every TCP socket that listens."""
+    found = []
+    for line in subprocess.run(["ss", "-Htlnp"], capture_output=True, text=True).stdout.splitlines():
+        address = line.split()[3].rpartition(":")[0].strip("[]")
+        found += [(int(pid), address) for pid in re.findall(r"pid=(\d+)", line)]
+    return found
