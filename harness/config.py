@@ -274,6 +274,24 @@ class Arm(Value):
         return self.loss + _brackets(given) + level + (f"@{self.longer:g}x" if self.longer != 1 else "")
 
 
+_written: dict[int, tuple[Value, str]] = {}
+
+
+def _as_json(value: Any) -> str:
+    """`value` as JSON with sorted keys. Trials of a grid share their parts: each part is written once."""
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, Value):
+        return json.dumps(value)
+    part, text = _written.get(id(value), (None, ""))
+    if part is not value:  # an id is another value's once its own is gone: what is kept here is not
+        if len(_written) > 10_000:
+            _written.clear()
+        text = json.dumps(value.model_dump(mode="json"), sort_keys=True)
+        _written[id(value)] = value, text
+    return text
+
+
 class Trial(Value):
     """One cell of the grid with one seed: everything that decides its result, and nothing else.
 
@@ -305,9 +323,11 @@ class Trial(Value):
     def digest(self) -> str:
         """sha256 of the trial's content (less `keep` and `analysis`, which change no score), hexadecimal."""
         # A fold that is not there changes nothing: records from before there were folds keep their names.
-        without = {name for name in ("fold", "folds") if getattr(self, name) is None}
-        content = json.dumps(self.model_dump(mode="json", exclude={"keep", "analysis", *without}), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        values = ((name, getattr(self, name)) for name in _DECISIVE)
+        content = [
+            f'"{name}": {_as_json(value)}' for name, value in values if value is not None or "fold" not in name
+        ]
+        return hashlib.sha256(f"{{{', '.join(content)}}}".encode()).hexdigest()
 
     @property
     def id(self) -> str:
@@ -360,6 +380,8 @@ class Trial(Value):
             content["training"].pop(name)
         return dict(_flat(content))
 
+
+_DECISIVE = tuple(sorted(Trial.model_fields.keys() - {"keep", "analysis"}))  # what a trial's digest is made of
 
 ManyChoices = Annotated[Choice, BeforeValidator(_named)]
 

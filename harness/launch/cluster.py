@@ -175,8 +175,8 @@ class Cluster:
 class Call:
     """A function of a module with its arguments, to be run on a node beside whatever runs there.
 
-    `whole`: with all GPUs of the node, once they are free; without, the function sees none. `apart`: in a process that
-    ends with it; others share one, so that it imports torch once.
+    `whole`: with all GPUs of the node, once they are free; without, the function sees none. `apart`: in a process
+    that ends with it; others share one, so that it imports torch once.
     """
 
     function: Callable[..., Any]
