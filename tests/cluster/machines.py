@@ -108,9 +108,8 @@ def _serve() -> None:
                 node.kill_raylet(check_alive=False)
                 cluster.remove_node(node, allow_graceful=False)
             elif word == "restart":
-                for node in [*cluster.list_all_nodes]:
+                for node in cluster.list_all_nodes():
                     node.kill_all_processes(check_alive=False, allow_graceful=False)
-                ray._private.utils.reset_ray_address()
                 cluster, nodes = begin(gcs_server_port=int(address.rpartition(":")[2])), []
                 nodes.append(cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20))
             print(f"= {said}", flush=True)
