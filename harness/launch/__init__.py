@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from harness import storage
 from harness.config import Grid, Trial
-from harness.launch import environment
+from harness.launch import environment, supervise
 from harness.launch.supervise import supervised
 from harness.live import Journal, Together, Unseen, View
 from harness.record import Failure, Record, Run, RunError, conflicts
@@ -82,8 +83,11 @@ def run_grid(
     began, tracked = time.perf_counter(), engine.trackers(track)
     plan = make_plan(grid, data and Path(data), cache and Path(cache))
     notes: list[str] = []
-    run = Run(out, warn=notes.append)
+    run = Run(out, notes.append, identity=supervise.known_run())
+    if run.identity is not None:
+        storage.patiently(lambda: None, run.folder)
     run.prepare()
+    supervise.remember_run(run.identity)
     with run.lock() as held:
         run.sweep()
         run.forget_stop()

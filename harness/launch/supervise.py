@@ -19,10 +19,28 @@ REPORT = "METRIX_BENCH_REPORT"  # names the file in which a child says how it en
 BACK_WITHIN_S = 1800.0  # a head that is gone for longer is not waited for
 PAUSE_S = 3.0
 DEATHS = 100
+PASSING = ("Unreachable", "StorageError")  # what a driver may meet that starts while things come back
 
 
 class Unreachable(RunError):
     """There is no cluster at the address, or none yet."""
+
+
+def known_run() -> str | None:
+    """The identity of the run folder that the driver before this one worked in; None for a first one."""
+    note = _note()
+    return note.read_text() if note is not None and note.exists() else None
+
+
+def remember_run(identity: str) -> None:
+    """Leave word for a driver after this one: while the folder is away it shall wait, not make another."""
+    if (note := _note()) is not None:
+        note.write_text(identity)
+
+
+def _note() -> Path | None:
+    report = os.environ.get(REPORT)
+    return Path(report).with_name("run.id") if report else None
 
 
 def supervised(run: Callable[[], int], words: Sequence[str], address: str | None) -> int:
@@ -67,7 +85,7 @@ def _watched(words: Sequence[str], report: Path) -> int:
             )
             code = _wait(child)
             said = report.read_text() if report.exists() else ""
-            waits = said == Unreachable.__name__ and lost_at is not None
+            waits = said in PASSING and lost_at is not None
             if stopped or (said and not waits) or (waits and time.monotonic() - lost_at > BACK_WITHIN_S):
                 return code if code >= 0 else 128 - code
             if not said:

@@ -30,9 +30,8 @@ def wrong(folder: Path) -> list[str]:
     found += [f"failed: {failure.id}: {failure.reason}" for failure in run.failures()]
     found += [f"left over: {path}" for path in folder.rglob("*") if path.name.endswith((".part", ".tmp"))]
     found += [f"checkpoint left: {path}" for path in folder.glob("checkpoints/*/*.safetensors")]
-    ledger = (folder / "ledger.jsonl").read_text().splitlines()
-    reads: dict[str, set] = {}
-    for line in ledger:
+    ledger, reads = folder / "ledger.jsonl", {}
+    for line in ledger.read_text().splitlines() if ledger.exists() else []:
         entry = json.loads(line)
         reads.setdefault(entry["cell"], set()).add(entry["checkpoint"])
     found += [f"test read for {len(some)} checkpoints: {cell}" for cell, some in reads.items() if len(some) > 1]

@@ -84,7 +84,6 @@ class Machines:
 
 
 def _serve() -> None:
-    import ray
     from ray.cluster_utils import Cluster
 
     with tempfile.TemporaryDirectory(prefix="metrix-test-", dir="/tmp") as folder:

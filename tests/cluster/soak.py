@@ -114,8 +114,9 @@ class Soak:
         return True
 
     def _storage(self) -> bool:
-        """The run folder is away for a while."""
-        if not self.out.exists():
+        """The run folder is away for a while; a driver that begins just then could not know that it should be there."""
+        state = self.out / "state.json"
+        if not state.exists() or time.time() - state.stat().st_mtime > 6:
             return False
         away = self.out.with_name(self.out.name + ".away")
         self.out.rename(away)
