@@ -19,6 +19,7 @@ from harness.launch import environment
 from harness.record import RunError
 
 LINES_EVERY_S = 0.5
+CONNECT_ATTEMPTS = 3
 
 
 def relay(address: str, words: Sequence[str], files: dict[str, str], screen: TextIO = sys.stdout) -> int:
@@ -30,14 +31,18 @@ def relay(address: str, words: Sequence[str], files: dict[str, str], screen: Tex
     environment.prepare(address)
     import ray
 
-    try:
-        ray.init(address, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError, ImportError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(
-            f"{address} cannot be reached ({first}): is it the client port of a head (10001), is ray[client] "
-            "installed on both sides, and is the cluster's token here (RAY_AUTH_TOKEN_PATH)?"
-        ) from None
+    for attempt in range(CONNECT_ATTEMPTS):
+        try:
+            ray.init(address, logging_level="ERROR")
+            break
+        except (ConnectionError, ValueError, RuntimeError, ImportError, ray.exceptions.RayError) as error:
+            if "Initialization failure" in str(error) and attempt + 1 < CONNECT_ATTEMPTS:
+                continue  # the head forks a process for each client, beside threads of grpc, and some die at once
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RunError(
+                f"{address} cannot be reached ({first}): is it the client port of a head (10001), is ray[client] "
+                "installed on both sides, and is the cluster's token here (RAY_AUTH_TOKEN_PATH)?"
+            ) from None
     try:
         head = ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001}, max_concurrency=2)(_Command)
         command = head.remote(list(words), dict(files))
