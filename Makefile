@@ -1,23 +1,25 @@
 # Two commands do everything: `make benchmark` and `make test`. Each installs what it needs the first time.
 
-VENV   ?= .venv
-PYTHON ?= python3
-GRID   ?= quick
-DATA   ?=
-OUT    ?= results/runs/$(notdir $(basename $(GRID)))
-ARGS   ?=
+VENV    ?= .venv
+PYTHON  ?= python3
+GRID    ?= quick
+DATA    ?=
+OUT     ?= results/runs/$(notdir $(basename $(GRID)))
+ADDRESS ?=
+ARGS    ?=
 
 BIN   := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
 BENCH := PYTHONPATH=$(CURDIR) $(BIN)/python -m harness.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup benchmark report readme test s3 perf lint format clean
+.PHONY: help setup benchmark report readme test s3 soak perf lint format clean
 
 help:  ## explain the targets (what `make` alone does)
 	@echo "metrix-bench: a fair benchmark of deep metric learning"; echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo; echo "  GRID=$(GRID)  DATA=folder  OUT=$(OUT)  VENV=$(VENV)  ARGS='--seeds 0 --set epochs=2'"
+	@echo "  ADDRESS=auto, host:port or ray://host:10001 runs it on a ray cluster: clusters/README.md"
 	@echo "  grids: $(notdir $(basename $(wildcard harness/grids/*.yaml)))"
 
 setup: $(STAMP)  ## make the virtual environment and install everything (five minutes, once)
@@ -28,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 benchmark: $(STAMP)  ## run GRID (default: quick, 10 minutes on 2 cores) and write its leaderboard to OUT
-	@$(BENCH) run $(GRID) --out '$(OUT)' $(if $(DATA),--data $(DATA)) $(ARGS)
+	@$(BENCH) run $(GRID) --out '$(OUT)' $(if $(DATA),--data $(DATA)) $(if $(ADDRESS),--address $(ADDRESS)) $(ARGS)
 
 report: $(STAMP)  ## write the leaderboard of OUT again from its records
 	@$(BENCH) report '$(OUT)' $(ARGS)
@@ -47,6 +49,9 @@ build/s3/.installed: tests/s3-server.txt
 	$(PYTHON) -m venv build/s3
 	build/s3/bin/python -m pip install --quiet --disable-pip-version-check -r tests/s3-server.txt
 	touch $@
+
+soak: $(STAMP)  ## kill and disturb a grid on a cluster of this machine for an hour, and check its books (ARGS='--minutes 5')
+	@PYTHONPATH=$(CURDIR) $(BIN)/python -m tests.cluster.soak $(ARGS)
 
 perf: $(STAMP)  ## measure speed and memory, printed as ratios within one run
 	@for file in tests/performance/[a-z]*.py; do \

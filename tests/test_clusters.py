@@ -1,0 +1,119 @@
+"""The pages and files of clusters/: what they show can be typed, and what they hold is what reads it expects."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness.cli import parser
+
+ROOT = Path(__file__).parent.parent
+CLUSTERS = ROOT / "clusters"
+PAGES = sorted(CLUSTERS.glob("*.md"))
+RAY = re.search(r"^ray==(\d+\.\d+)\.\d+$", (ROOT / "constraints.txt").read_text(), re.M).group(1)
+
+
+def commands(program: str) -> list:
+    """Every command line of a program in the shell blocks of the pages, whatever starts it there."""
+    found = []
+    for page in [ROOT / "README.md", *PAGES]:
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.M | re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if program in words[:-1]:
+                    found.append(pytest.param(words[words.index(program) + 1 :], id=f"{page.stem}: {line}"))
+    return found
+
+
+def rayjob() -> dict:
+    return next(d for d in yaml.safe_load_all((CLUSTERS / "rayjob.yaml").read_text()) if d and d["kind"] == "RayJob")
+
+
+@pytest.mark.parametrize("words", commands("metrix-bench"))
+def test_every_command_of_a_page_parses(words):
+    assert parser().parse_args(words).command
+
+
+@pytest.mark.parametrize("words", commands("make"))
+def test_every_make_target_and_variable_of_a_page_exists(words):
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z0-9]+):", makefile, re.M))
+    variables = set(re.findall(r"^([A-Z]+) +\?=", makefile, re.M))
+    assert words[0] in targets
+    assert {word.partition("=")[0] for word in words[1:]} <= variables
+
+
+def test_make_hands_the_address_on():
+    said = subprocess.run(
+        ["make", "--dry-run", "benchmark", "GRID=smoke", "ADDRESS=ray://head:10001"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "run smoke --out 'results/runs/smoke'" in said
+    assert "--address ray://head:10001" in said
+
+
+def test_the_slurm_script_is_a_shell_script():
+    script = CLUSTERS / "slurm.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", script], check=True)
+    line = re.search(r'^"\$bin/metrix-bench" (.*) &$', script.read_text(), re.M).group(1)
+    words = shlex.split(line.replace('"${@:2}"', "--out /runs/smoke"))
+    assert parser().parse_args(words).address == "$head"
+
+
+def test_the_rayjob_asks_for_a_token_and_names_the_ray_that_is_installed():
+    spec = rayjob()["spec"]
+    cluster = spec["rayClusterSpec"]
+    assert cluster["rayVersion"].startswith(f"{RAY}.")
+    assert cluster["authOptions"]["mode"] == "token"
+    assert spec["backoffLimit"] > 0
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    words = shlex.split(spec["entrypoint"])
+    assert words[0] == "metrix-bench"
+    asked = parser().parse_args(words[1:])
+    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for pod in (group["template"]["spec"] for group in pods):
+        (container,) = pod["containers"]
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        assert {str(asked.data), str(Path(asked.out).parent)} <= mounts.keys()
+        assert set(mounts.values()) == {volume["name"] for volume in pod["volumes"]}
+        assert container["image"] == "IMAGE"
+
+
+def test_the_cloud_file_is_what_the_launcher_of_the_installed_ray_reads():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    text = (CLUSTERS / "cloud.yaml").read_text()
+    config = prepare_config(yaml.safe_load(text))
+    validate_config(config)
+    assert f"ray {RAY}" in text
+    assert config["available_node_types"]["head"]["resources"] == {"CPU": 0}
+    assert any(path.endswith("/.ray/auth_token") for path in config["file_mounts"])
+    assert f"ray[default,client]=={RAY}." in (CLUSTERS / "cloud.md").read_text()
+
+
+def test_the_image_holds_every_package_that_is_imported():
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    copied = set(re.findall(r"^COPY (\w+) \w+$", (CLUSTERS / "Dockerfile").read_text(), re.M))
+    assert copied == packages
+    listed = (ROOT / "pyproject.toml").read_text()
+    for package in packages:
+        for path in (ROOT / package).rglob("__init__.py"):
+            name = ".".join(path.parent.relative_to(ROOT).parts)
+            assert f'"{name}"' in listed, f"pyproject.toml installs no {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_page_says_what_was_tried_and_links_to_what_exists(page):
+    text = page.read_text()
+    assert re.search(r"^Tried: ", text, re.M)
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
