@@ -70,7 +70,7 @@ stop() {  # in order: running trials keep their last epoch
 }
 trap finish EXIT
 trap 'again=yes; echo "the time is nearly over"; stop' USR1
-trap 'stop' TERM
+trap 'rm -f "$RAY_AUTH_TOKEN_PATH"; stop' TERM  # little time is left: what matters goes first
 
 keep "${nodes[0]}" head & kept+=($!)
 for node in "${nodes[@]:1}"; do keep "$node" worker & kept+=($!); done
