@@ -77,8 +77,11 @@ class _Command:
         self._process: subprocess.Popen | None = None
 
     def run(self) -> int:
+        import ray
+
         # An environment that this worker got from ray would make the driver believe it is a worker, too.
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_JOB", "RAY_RAYLET"))}
+        clean["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # `auto` is this cluster, not another one here
         self._process = subprocess.Popen(
             [sys.executable, "-m", "harness.cli", *self._words],
             stdout=subprocess.PIPE,
