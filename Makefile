@@ -57,8 +57,13 @@ perf: $(STAMP)  ## measure speed and memory, printed as ratios within one run
 	@for file in tests/performance/[a-z]*.py; do \
 		PYTHONPATH=$(CURDIR) $(BIN)/python -m tests.performance.$$(basename $$file .py) || exit 1; done
 
-lint: $(STAMP)  ## check style and types of error that a linter finds
+lint: $(STAMP) build/audit/.tried  ## check style, errors that a linter finds, and dependencies for known vulnerabilities
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/python tests/dependencies.py build/audit/bin/pip-audit constraints.txt
+
+build/audit/.tried:
+	-$(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	mkdir -p build/audit && touch $@
 
 format: $(STAMP)  ## rewrite the sources in the project's format
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -114,7 +114,7 @@ class Soak:
         return True
 
     def _storage(self) -> bool:
-        """The run folder is away for a while; a driver that begins just then could not know that it should be there."""
+        """The run folder is away for a while, unless a driver begins just now, which could not miss it."""
         state = self.out / "state.json"
         if not state.exists() or time.time() - state.stat().st_mtime > 6:
             return False
