@@ -50,7 +50,7 @@ build/s3/.installed: tests/s3-server.txt
 	build/s3/bin/python -m pip install --quiet --disable-pip-version-check -r tests/s3-server.txt
 	touch $@
 
-soak: $(STAMP)  ## kill and disturb a grid on a cluster of this machine for an hour, and check its books (ARGS='--minutes 5')
+soak: $(STAMP)  ## kill and disturb a grid on a cluster of this machine and check its books (ARGS='--minutes 5')
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m tests.cluster.soak $(ARGS)
 
 perf: $(STAMP)  ## measure speed and memory, printed as ratios within one run

@@ -24,6 +24,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except (GridError, RunError, ValueError, ModuleNotFoundError) as error:
         print(f"metrix-bench: {error}", file=sys.stderr)
         return WRONG_INPUT
+    except PermissionError as error:
+        print(f"metrix-bench: {error.filename}: {error.strerror}", file=sys.stderr)
+        return WRONG_INPUT
     except KeyboardInterrupt:
         print("metrix-bench: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -152,7 +155,9 @@ def _commands_about_data(commands) -> None:
 
 
 def _command(commands, function: Callable, name: str, words: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=words, description=(words[0].upper() + words[1:] + "."))
+    command = commands.add_parser(
+        name, allow_abbrev=False, help=words, description=(words[0].upper() + words[1:] + ".")
+    )
     command.set_defaults(command=function)
     return command
 
@@ -242,6 +247,12 @@ def _elsewhere(arguments: argparse.Namespace) -> int | None:
     words = list(arguments.words)
     place = next((i for i, word in enumerate(words) if word.startswith("--address")), None)
     words[place : place + (1 if "=" in words[place] else 2)] = ["--address", "auto"]
+    place = getattr(arguments, "run", None) or arguments.out
+    if place is None or (isinstance(place, Path) and not place.is_absolute()):
+        raise ValueError(
+            f"the run folder {place or 'results/runs/…'} would be sought wherever the head runs commands: name a "
+            "whole path of the cluster, or a bucket"
+        )
     grid = getattr(arguments, "grid", "")
     files = {grid: Path(grid).read_text()} if Path(grid).is_file() else {}
     return remote.relay(arguments.address, words, files)
@@ -255,10 +266,13 @@ def _conclude(outcome, grid: Grid, folder: str | Path, arguments: argparse.Names
         print(f"interrupted with {left} to go; the same command continues where it stopped")
         return INTERRUPTED
     if outcome.missing:
-        place = Run(folder).place
-        print(f"{outcome.missing} of {len(outcome.plan.trials)} trials failed: see {place}/failures")
-        print(f"the same command tries them again, and so does metrix-bench retry {place} --failed")
-        return FAILED
+        place, failed = Run(folder).place, len({f.id for f in outcome.failures} & {t.id for t in outcome.plan.trials})
+        if failed:
+            print(f"{failed} of {len(outcome.plan.trials)} trials failed: see {place}/failures")
+            print(f"the same command tries them again, and so does metrix-bench retry {place} --failed")
+        if outcome.missing > failed:
+            print(f"{outcome.missing - failed} were not run; metrix-bench run does")
+        return FAILED if failed else OK
     filled = sum(record.cost.wall_s for record in outcome.records if record.id in outcome.ran)
     if outcome.slots and filled and grid.protocol != "tuned":  # a search leaves its records elsewhere
         print(f"trials filled {filled / (outcome.slots * outcome.wall_s):.0%} of the time of {outcome.slots} slots")
@@ -285,8 +299,10 @@ def _retry(arguments: argparse.Namespace) -> int:
     if not failed:
         print(f"{run.place}: nothing has failed" + (f" with {arguments.only!r} in its id" if arguments.only else ""))
         return OK
+    if not (grids := run.asked().grids):
+        raise ValueError(f"{run.place} remembers no grid: its trials ran one by one, as metrix-bench trial does")
     worst = OK
-    for grid in run.asked().grids:
+    for grid in grids:
         outcome = run_grid(
             grid,
             arguments.run,
@@ -298,6 +314,8 @@ def _retry(arguments: argparse.Namespace) -> int:
             only=lambda trial: trial.id in failed,
         )
         worst = max(worst, _conclude(outcome, grid, arguments.run, arguments))
+        if outcome.interrupted:
+            break
     return worst
 
 
@@ -385,8 +403,10 @@ def status_command(arguments: argparse.Namespace) -> int:
 def logs_command(arguments: argparse.Namespace) -> int:
     """Print the log of a trial."""
     run = _existing(arguments.run)
-    name = _only_one(arguments.trial, sorted(run.logged()), run)
-    print(run.log(name), end="")
+    search = run.sub("search")  # of a tuned grid
+    home = {**dict.fromkeys(search.logged(), search), **dict.fromkeys(run.logged(), run)}
+    name = _only_one(arguments.trial, sorted(home), run)
+    print(home[name].log(name), end="")
     return OK
 
 
@@ -401,13 +421,14 @@ def _only_one(part: str, names: Sequence[str], run: Run) -> str:
 
 def stop_command(arguments: argparse.Namespace) -> int:
     """Ask a run to stop; its driver sees it within seconds."""
+    from harness.status import drives
+
     run = _existing(arguments.run)
-    state = run.state()
-    if state is None or state[0]["state"] in ("ended", "interrupted"):
+    if (driver := drives(run)) is None:
         print(f"{run.place}: nothing runs here")
         return OK
     run.ask_to_stop()
-    print(f"{run.place}: {state[0]['driver']} was asked to stop; it keeps what the running trials have done so far")
+    print(f"{run.place}: {driver} was asked to stop; it keeps what the running trials have done so far")
     return OK
 
 

@@ -5,7 +5,6 @@ A driver tells its views what happens. `Tally` keeps the books that every view n
 """
 
 import os
-import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -199,10 +198,6 @@ class Tally:
         started = sum(cost for _, cost in self.paces) + sum(map(self.cost, [*self.lost, *self.running]))
         return max(sum(self.costs.values()) - started, 0.0) if count else 0.0
 
-    def typical(self) -> float | None:
-        """The mean seconds of the trials finished so far; None before the first."""
-        return statistics.fmean(seconds for seconds, _ in self.paces) if self.paces else None
-
 
 class Journal:
     """The view that writes `state.json`, in a thread of its own: storage that hangs must not hold up the run.
@@ -254,11 +249,14 @@ class Journal:
         """Notes are for who is there."""
 
     def end(self, interrupted: bool) -> None:
+        """A part of the run, such as a round of a search, has ended; the run has when the journal is closed."""
         with self._lock:
-            self._state = "interrupted" if interrupted else "ended"
+            self._state = "interrupted" if interrupted else self._state
 
     def close(self) -> None:
         """Write the last state and end the thread."""
+        with self._lock:
+            self._state = "ended" if self._state != "interrupted" else self._state
         self._over.set()
         self._thread.join(timeout=10 * JOURNAL_EVERY_S)
 

@@ -35,7 +35,6 @@ class Queue:
     retries: int
     waiting: list[Entry] = field(default_factory=list)
     out: dict[str, Entry] = field(default_factory=dict)
-    given_up: dict[str, Entry] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -89,16 +88,19 @@ class Queue:
         """A trial has failed after `epoch` epochs; whether it will be tried again, at once.
 
         A failure after progress counts anew: on machines that come and go, a long trial dies often and still ends.
+        One that ran out of memory on a share of a GPU gets a whole one.
         """
         entry = self.out.pop(trial_id)
+        if kind == "out of memory" and 0 < entry.bundle.get("GPU", 0.0) < 1:
+            entry.bundle = {**entry.bundle, "GPU": 1.0}
+            self.waiting.insert(0, entry)
+            return True
         entry.failures = 1 if epoch > entry.reached else entry.failures + 1
         entry.reached = max(entry.reached, epoch)
         entry.avoid = node if kind == "timeout" else entry.avoid
         again = kind not in FINAL and entry.failures <= self.retries
         if again:
             self.waiting.insert(0, entry)
-        else:
-            self.given_up[trial_id] = entry
         return again
 
     def returned(self, trial_id: str) -> None:

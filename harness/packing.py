@@ -19,13 +19,14 @@ HEADROOM = 1.15  # over the peak that was measured: batches of other sizes of gr
 CONTEXT_BYTES = 600 * 2**20  # of a process that uses CUDA, before its first tensor
 USABLE = 0.95  # of a GPU's memory: the rest is the driver's
 STEPS = 2
-CLASSES = 100_000  # at most, for the proxies of losses that learn some
 
 
 def memory_key(trial: Trial) -> str:
-    """What decides a trial's memory, as JSON: backbone, embedder, images, batch, and the level with its options."""
+    """What decides a trial's memory, as JSON: dataset, backbone, embedder, images, batch, loss and level."""
     level = trial.arm.metrix.model_dump(exclude={"weight", "alpha"}) if trial.arm.metrix else None
     content = {
+        "dataset": trial.dataset.model_dump(),  # how many classes a loss learns vectors of
+        "loss": [trial.arm.loss, trial.arm.options],
         "backbone": trial.backbone.name,
         "options": trial.backbone.options,
         "model": trial.model.model_dump(),
@@ -36,21 +37,21 @@ def memory_key(trial: Trial) -> str:
         "precision": trial.training.precision,
         "optimizer": trial.training.optimizer,
         "level": level,
-        "trained": trial.arm.at != "floor",
     }
     return json.dumps(content, sort_keys=True)
 
 
-def measure(trial: Trial, device: str | None = None, classes: int = 1000) -> int:
+def measure(trial: Trial, classes: int, device: str | None = None) -> int:
     """Bytes that a trial needs at its peak: of GPU memory, or, on a processor, of its process.
 
     Run it in a process of its own: a peak, once reached, stays. `classes`: how many the loss learns vectors of.
+    Scoring is not measured: it takes 256 MB at a time, which the head room covers.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
     if trial.arm.loss != "pixels":
-        _work(trial, where, min(classes, CLASSES))
+        _work(trial, where, classes)
     if where.type == "cuda":
         return torch.cuda.max_memory_reserved(where) + CONTEXT_BYTES
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -91,15 +92,15 @@ def bundles(
 ) -> dict[str, Bundle]:
     """What each trial occupies, trial id → {"CPU": …, "GPU": …}.
 
-    A processor for each of its threads, so that trials do not fight for them. Of a GPU, what `wants` says; `auto` is
-    none where there is none, and else the share that `peaks` (`memory_key` → bytes) and `total_bytes` allow, but
-    never so many trials on a GPU that the `cpus_per_gpu` beside it do not suffice. Without a peak a trial has a GPU
-    alone.
+    A processor for each thread of each of its processes, so that trials do not fight for them. Of a GPU, what `wants`
+    says; `auto` is none where there is none, and else the share that `peaks` (`memory_key` → bytes) and `total_bytes`
+    allow, but never so many trials on a GPU that the `cpus_per_gpu` beside it do not suffice. Without a peak a trial
+    has a GPU alone.
     """
     found = {}
     for trial in trials:
-        cores = max(wants.cpus_per_trial, trial.training.threads)
         share = wants.gpus_per_trial
+        cores = max(wants.cpus_per_trial, trial.training.threads * (1 if share == "auto" else max(1, int(share))))
         if share == "auto":
             peak = (peaks or {}).get(memory_key(trial))
             fit = per_gpu(peak, total_bytes) if peak and total_bytes else 1
@@ -108,6 +109,12 @@ def bundles(
             share = math.floor(1e4 / fit) / 1e4 if gpus else 0.0
         found[trial.id] = {"CPU": float(cores), **({"GPU": float(share)} if share else {})}
     return found
+
+
+def keep_to(share: float) -> None:
+    """Let this process have no more than its share of the GPU's memory, what CUDA itself takes included."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(max(share - CONTEXT_BYTES / total, 0.01))
 
 
 def ranks(bundle: Bundle) -> int:

@@ -1,10 +1,11 @@
-"""What must be equal on every machine that runs trials: versions, code, data, the run folder, room, the GPU.
+"""What every machine that runs trials must have: the same versions, code, data and run folder, room, usable GPUs.
 
 A machine states `facts` about itself; `mismatches` compares them with those of the driver's machine. Nothing here
 knows how a function reaches another machine.
 """
 
 import hashlib
+import os
 import platform
 import shutil
 from collections.abc import Sequence
@@ -31,16 +32,12 @@ class Facts:
     code       sha256 over the sources of the three packages
     datasets   name → fingerprint, or a sentence that begins with "error: "
     problems   what makes it unfit whatever other machines say
-    gpu        the name of its GPUs; None without one
-    free_gb    free disk: {"run folder": …, "cache": …}
     """
 
     versions: dict[str, str]
     code: str
     datasets: dict[str, str]
     problems: tuple[str, ...]
-    gpu: str | None
-    free_gb: dict[str, float]
 
 
 def facts(
@@ -51,28 +48,25 @@ def facts(
     problems = []
     if identity is not None and (wrong := run.seen_here(identity)):
         problems.append(wrong)
-    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    visible = _gpus()
     if counted_gpus > visible and sources.device is None:
         problems.append(
             f"the cluster counts {counted_gpus:g} GPUs here and torch sees {visible}: mend the driver, or start the "
             "node with --num-gpus=0"
         )
-    free_gb = {}
     for name, folder in (("run folder", run.folder), ("cache", cache)):
         try:
-            free_gb[name] = _free_gb(Path(folder))
+            free_gb = _free_gb(Path(folder))
         except OSError as error:
             problems.append(f"{name} {folder}: {error.strerror}")
             continue
-        if free_gb[name] < LEAST_FREE_GB:
-            problems.append(f"{name} {folder}: {free_gb[name]:.2f} GB free, at least {LEAST_FREE_GB:g} GB are needed")
+        if free_gb < LEAST_FREE_GB:
+            problems.append(f"{name} {folder}: {free_gb:.2f} GB free, at least {LEAST_FREE_GB:g} GB are needed")
     return Facts(
         versions={"python": platform.python_version(), **provenance()["packages"]},
         code=code_digest(),
         datasets={choice.name: _fingerprint(choice, sources) for choice in datasets},
         problems=tuple(problems),
-        gpu=torch.cuda.get_device_name(0) if visible else None,
-        free_gb=free_gb,
     )
 
 
@@ -92,6 +86,18 @@ def mismatches(here: Facts, there: Facts) -> list[str]:
         elif told != known:
             found.append(f"{name} is another copy there ({told[:12]}) than here ({known[:12]})")
     return found
+
+
+def least_gpu_bytes() -> int:
+    """The memory of the smallest GPU of this machine, in bytes; 0 without one."""
+    return min((torch.cuda.get_device_properties(i).total_memory for i in range(_gpus())), default=0)
+
+
+def _gpus() -> int:
+    """How many GPUs torch sees here, also from a process that was given none: looking takes nothing from trials."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def prepare_here(trials: Sequence[Trial], sources: Sources) -> tuple[str, ...]:

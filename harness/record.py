@@ -139,7 +139,10 @@ class Record(Stored):
 
 
 class Failure(Stored):
-    """Why a trial has no record: kind (error, diverged, out of memory, timeout), one sentence, the traceback."""
+    """Why a trial has no record: kind, one sentence, the traceback.
+
+    Kinds: error, diverged, out of memory, timeout (it hung), lost (its process died), storage (full or away long).
+    """
 
     id: Id
     trial: Trial
@@ -213,7 +216,7 @@ class Run:
         return isinstance(self._storage, storage.Folder)
 
     def exists(self) -> bool:
-        """Whether records were ever written here."""
+        """Whether this is a run: one that has begun, or has records."""
         return self._storage.exists()
 
     def where(self, path: Path) -> str:
@@ -371,7 +374,7 @@ class Run:
         return self._storage.folders_with("checkpoints", "last.safetensors")
 
     def push_if_there(self, path: Path) -> None:
-        """Store a file that nothing depends on, such as a log, in one attempt; OSError where the storage is away."""
+        """Store a file that nothing depends on, such as a log, in one attempt; RunError where the storage is away."""
         if path.exists() and not self.is_folder:
             self._storage.write(path.relative_to(self.folder).as_posix(), path.read_bytes())
 

@@ -10,6 +10,13 @@ from typing import Any
 from harness.live import SILENT_AFTER_S
 from harness.record import Run
 
+
+def drives(run: Run) -> str | None:
+    """Who drives the run now; None where nobody does, or has been heard of for a minute."""
+    state, age_s = run.state() or ({}, 0.0)
+    return state["driver"] if state.get("state") in ("starting", "running") and age_s < SILENT_AFTER_S else None
+
+
 ALL_DONE = 60  # finished trials that are listed one by one; of more, the latest
 LATEST = 20
 
@@ -26,8 +33,9 @@ class Status:
 
 def status(run: Run) -> Status:
     """Where a run stands now."""
-    records, failures = run.records(), run.failures()
-    done = {record.id for record in records}
+    records, search = run.records(), run.sub("search")
+    failures = [*run.failures(), *search.failures()]
+    done = {record.id for record in [*records, *search.records()]}
     state, age_s = run.state() or ({}, 0.0)
     alive = state.get("state") in ("starting", "running") and age_s < SILENT_AFTER_S
     running = {some["id"]: some for some in state.get("running", []) if alive and some["id"] not in done}

@@ -290,7 +290,7 @@ class Folder:
         return str(path)
 
     def exists(self) -> bool:
-        return (self.folder / "records").is_dir()
+        return (self.folder / "records").is_dir() or (self.folder / MARKER).is_file()
 
     def prepare(self) -> None:
         """Make the folder, and sure that it can be written; RunError says who must do what otherwise."""
@@ -441,7 +441,9 @@ class Bucket:
         return f"{self.place} cannot be used: {words}"
 
     def exists(self) -> bool:
-        return bool(self._do(partial(self._list, self.folder / "records"), patience_s=0))
+        return self.read(MARKER) is not None or bool(
+            self._do(partial(self._list, self.folder / "records"), patience_s=0)
+        )
 
     def prepare(self) -> None:
         """Make sure that the bucket is there and can be written; RunError says who must do what otherwise."""
@@ -565,14 +567,19 @@ class Bucket:
         return {Path(info.path).parent.name for info in found if info.is_file and info.base_name == name}
 
     def age_s(self, name: str) -> float:
-        """Seconds since an object was written, by the clock of the bucket."""
+        """Seconds since an object was written, by the bucket's clock; by this machine's where it is read-only."""
+
+        def written_ns(one: str) -> int:
+            return self._do(lambda: self._opened[0].get_file_info(self._key(one)), patience_s=0).mtime_ns
+
         probe = scratch(Path("probe")).name
-        self.write(probe, b"")
         try:
-            old, new = (self._opened[0].get_file_info(self._key(one)).mtime_ns for one in (name, probe))
-        finally:
+            self.write(probe, b"")
+            new = written_ns(probe)
             self.delete(probe)
-        return (new - old) / 1e9
+        except RunError:  # read-only
+            new = time.time_ns()
+        return (new - written_ns(name)) / 1e9
 
     def drop(self, path: Path) -> None:
         """Delete the object of a file, or those in a folder."""

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -100,12 +101,15 @@ def run_trial(
     return Run(out).record(trial)
 
 
-def steps(trial: Trial, sources: Sources) -> Iterator[Progress]:
+def steps(
+    trial: Trial, sources: Sources, warn: Callable[[str], None] = lambda sentence: print(sentence, file=sys.stderr)
+) -> Iterator[Progress]:
     """Run a trial, yielding its progress after each epoch; its record exists when this is exhausted.
 
-    Where memory runs out it continues from its last checkpoint, once, with a forward in chunks.
+    Where memory runs out it continues from its last checkpoint, once, with a forward in chunks; where it shares a GPU
+    the error is raised, since it may fit on one of its own. `warn` hears of a checkpoint that cannot be read.
     """
-    run = Run(sources.out, identity=sources.identity)
+    run = Run(sources.out, warn, identity=sources.identity)
     if run.record(trial) is not None:
         return
     if run.identity is None:
@@ -127,7 +131,7 @@ def steps(trial: Trial, sources: Sources) -> Iterator[Progress]:
             yield progress
         return
     except Exception as error:
-        if chunked or not out_of_memory(error):
+        if chunked or not out_of_memory(error) or (sources.gpu_share or 1) < 1:
             raise
     gc.collect()  # here the error is gone, and with the frames of its traceback the network that did not fit
     if torch.cuda.is_available():
@@ -140,7 +144,7 @@ def kind_of(error: Exception) -> str:
     """What a failure is called in the tables."""
     if isinstance(error, Diverged):
         return "diverged"
-    if isinstance(error, StorageError):
+    if isinstance(error, StorageError) or isinstance(error.__cause__, StorageError):
         return "storage"
     return "out of memory" if out_of_memory(error) else "error"
 
@@ -471,6 +475,13 @@ def embedder(trial: Trial) -> Embedder:
         side_px=trial.images.side_px,
         generator=generator,
     )
+
+
+def training_classes(trial: Trial, sources: Sources) -> int:
+    """How many classes a trial trains on."""
+    dataset = open_dataset(trial.dataset, sources.data, sources.cache)
+    split = split_of(dataset, PROTOCOLS[trial.protocol], trial.fold, trial.folds)
+    return len(np.unique(dataset.labels[split == "train"]))
 
 
 def objective(trial: Trial, num_classes: int) -> nn.Module:

@@ -90,7 +90,8 @@ def run_grid(
     supervise.remember_run(run.identity)
     with run.lock() as held:
         run.sweep()
-        run.forget_stop()
+        if supervise.known_run() is None:
+            run.forget_stop()  # of a run before; one that follows a lost driver may have been asked meanwhile
         if grid.protocol != "tuned":
             refuse_strangers(run, grid, plan.trials)
         sources = Sources(
@@ -116,7 +117,10 @@ def run_grid(
             finally:
                 motor.close()
                 journal.close()
-                run.sweep(ended=True)
+        if held.lost:
+            raise RunError(f"{run.place} was taken over by another driver, which found this one silent; it goes on")
+        run.forget_stop()
+        run.sweep(ended=True)
         run.push(run.folder / "driver.log")
         records = tuple(run.records())
         return Outcome(

@@ -12,11 +12,11 @@ from typing import TextIO
 import torch
 from ray import tune
 
-from harness import storage
+from harness import packing, storage
 from harness.config import Trial
 from harness.launch.cluster import ray
 from harness.order import FINAL
-from harness.record import Run, now
+from harness.record import Run, RunError, now
 from harness.selection import FAIR
 from harness.trial import kind_of, steps
 
@@ -40,11 +40,12 @@ class TrialActor(tune.Trainable):
             self._log = Log(run, trial)
             where = _where(spec["share"])
             self._log.say(f"attempt {spec['attempt']} on {where['name']}, process {os.getpid()}")
-            if torch.cuda.is_available() and 0 < spec["share"] < 1:
-                torch.cuda.set_per_process_memory_fraction(spec["share"])
+            if sources.device is None and 0 < spec["share"] < 1:
+                packing.keep_to(spec["share"])
             if gc.get_freeze_count() == 0:
                 gc.freeze()  # what was imported stays: walking it after every trial takes a third of a second
-            self._steps = steps(trial, replace(sources, ranks=spec["ranks"], gpu_share=spec["share"]))
+            sources = replace(sources, ranks=spec["ranks"], gpu_share=spec["share"] or None)
+            self._steps = steps(trial, sources, self._log.say)
             return where
         self._log.watch(self._config["epoch_timeout_s"])
         try:
@@ -101,10 +102,13 @@ class Log:
 
     def __init__(self, run: Run, trial: Trial):
         self._run, self._path = run, run.log_path(trial.id)
-        self._path.parent.mkdir(exist_ok=True)
-        self._file: TextIO = self._path.open("a", buffering=1)
+        self._file: TextIO = storage.patiently(self._opened, self._path)
         self._pushed, self._seconds = 0.0, 0.0
         storage.waiting[:] = [self._wait]
+
+    def _opened(self) -> TextIO:
+        storage.make(self._path.parent)
+        return self._path.open("a", buffering=1)
 
     def say(self, text: str) -> None:
         """Write a line with the time, in UTC. A log that cannot be written stops no trial."""
@@ -112,7 +116,7 @@ class Log:
             self._file.write(f"{now()}  {text.rstrip()}\n")
             if time.monotonic() - self._pushed > 10:
                 self.push()
-        except OSError:
+        except (OSError, RunError):
             pass
 
     def watch(self, seconds: float) -> None:
@@ -139,7 +143,7 @@ class Log:
         try:
             self.push()
             self._file.close()
-        except OSError:
+        except (OSError, RunError):
             pass
 
 

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.launch import supervise
 from harness.launch.supervise import Unreachable
 from harness.order import Bundle
 from harness.record import RunError
@@ -30,7 +33,8 @@ except ModuleNotFoundError as error:
 OBJECT_STORE_BYTES = 100 * 2**20  # trials exchange nothing but numbers
 LOOK_EVERY_S = 2.0
 MISSED_AFTER_S = 30.0  # ray takes a node for dead that has not answered five times in three seconds each
-SCRATCH = "metrix-ray-"
+ANSWER_WITHIN_S = 10.0
+SCRATCH, TUNE_SCRATCH = "metrix-ray-", "metrix-tune-"
 OPEN_PROBE = (
     "from ray._raylet import GcsClient; import sys; GcsClient(address=sys.argv[1]).get_all_node_info(timeout=5)"
 )
@@ -167,9 +171,6 @@ class Cluster:
             shunned.add(avoid)
         return f"!in({','.join(sorted(shunned))})" if shunned else None
 
-    def __len__(self) -> int:
-        return len(self.fit)
-
 
 @dataclass(frozen=True)
 class Call:
@@ -215,6 +216,7 @@ def alone() -> Iterator[None]:
         token = folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
+        before = os.environ.get("RAY_AUTH_TOKEN_PATH")
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
         _silence()
         ray.init(
@@ -226,7 +228,12 @@ def alone() -> Iterator[None]:
             logging_level=logging.CRITICAL,
             _temp_dir=str(folder),
         )
-        yield
+        try:
+            yield
+        finally:
+            os.environ.pop("RAY_AUTH_TOKEN_PATH")
+            if before is not None:
+                os.environ["RAY_AUTH_TOKEN_PATH"] = before
 
 
 @contextmanager
@@ -234,6 +241,7 @@ def joined(address: str) -> Iterator[None]:
     """The cluster at `address` ("auto" or host:port), which must ask for a token unless it is on loopback alone."""
     _silence()
     try:
+        _require_answer(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise Unreachable(
@@ -241,11 +249,8 @@ def joined(address: str) -> Iterator[None]:
             "`ray start`, give it the cluster's token (RAY_AUTH_TOKEN_PATH), or name another address"
         ) from None
     try:
-        if not _on_loopback() and _lets_anyone_in(ray.get_runtime_context().gcs_address):
-            raise RunError(
-                f"the cluster at {address} lets in anyone who can reach it, to run what they like: start every node "
-                "with RAY_AUTH_MODE=token and the same token (`ray get-auth-token --generate`)"
-            )
+        if not _on_loopback():
+            _require_token(address, ray.get_runtime_context().gcs_address)
     except BaseException:
         ray.shutdown()
         raise
@@ -256,17 +261,40 @@ def _on_loopback() -> bool:
     return all(node["NodeManagerAddress"].startswith("127.") for node in ray.nodes())
 
 
-def _lets_anyone_in(address: str) -> bool:
-    """Whether the cluster answers someone without a token; asked by another process, since ray knows one mode."""
+def _require_answer(address: str) -> None:
+    """Raise ConnectionError where nobody listens at an address: ray itself would try for minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address() or ""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_WITHIN_S).close()
+
+
+def _require_token(address: str, head: str) -> None:
+    """Raise RunError unless the cluster turns away someone without a token.
+
+    Asked by another process, since ray knows one mode.
+    """
     without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    done = subprocess.run(
-        [sys.executable, "-c", OPEN_PROBE, address],
-        env={**without, "RAY_AUTH_MODE": "disabled"},
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    return done.returncode == 0
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", OPEN_PROBE, head],
+            env={**without, "RAY_AUTH_MODE": "disabled"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        code, said = done.returncode, done.stderr
+    except subprocess.TimeoutExpired:
+        code, said = 1, "no answer within a minute"
+    if code == 0:
+        raise RunError(
+            f"the cluster at {address} lets in anyone who can reach it, to run what they like: start every node "
+            "with RAY_AUTH_MODE=token and the same token (`ray get-auth-token --generate`)"
+        )
+    if not re.search("auth", said, re.IGNORECASE):
+        raise RunError(f"whether the cluster at {address} asks for a token could not be found out: {said[-300:]}")
 
 
 def _silence() -> None:
@@ -288,9 +316,9 @@ def scratch(prefix: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(prefixes: Sequence[str] = (SCRATCH, "metrix-tune-")) -> None:
+def sweep() -> None:
     """Remove the scratch folders of processes that were killed; each folder's name holds its process's number."""
-    for prefix in prefixes:
+    for prefix in (SCRATCH, TUNE_SCRATCH, supervise.SCRATCH):
         for folder in Path("/tmp").glob(f"{prefix}*-*"):
             owner = folder.name.removeprefix(prefix).partition("-")[0]
             if owner.isdigit() and not Path(f"/proc/{owner}").exists():

@@ -21,14 +21,16 @@ from ray import tune
 from harness import packing, preflight, registry, storage
 from harness.config import Choice, Grid, Resources, Trial
 from harness.launch.actor import TrialActor
-from harness.launch.cluster import Call, Cluster, Node, opened, ray, scratch
+from harness.launch.cluster import TUNE_SCRATCH, Call, Cluster, Node, opened, ray, scratch
+from harness.launch.supervise import Unreachable
 from harness.live import Unseen, View
 from harness.order import FINAL, Bundle, Entry, Queue
 from harness.plan import relative_costs
 from harness.record import Failure, Run, RunError
-from harness.trial import Sources
+from harness.trial import Sources, training_classes
 
-DRIVER_ATTEMPTS = 3  # a crash of Tune's controller is survived by submitting what lacks a record again
+DRIVER_ATTEMPTS = 3  # a crash of Tune's controller is survived, unless so many come without a trial between
+NODES_WITHIN_S = 300.0  # a cluster that has just been started has a head first
 TUNE_BATCH = 2000  # trials of one Tune experiment: its controller looks at all of them in every step
 GRACE_S = 10.0  # after which a trial whose own timer did not end it is ended from here
 
@@ -41,11 +43,11 @@ class Engine:
         sources: Sources,
         wants: Resources,
         view: View,
-        notes: Sequence[str] = (),
+        notes: list[str],
         track: Sequence[tune.Callback] = (),
         address: str | None = None,
     ):
-        self.sources, self.wants, self.view, self.notes, self.track = sources, wants, view, list(notes), track
+        self.sources, self.wants, self.view, self.notes, self.track = sources, wants, view, notes, track
         self.address, self.slots, self.interrupted = address, 0, False
         self._open, self._cluster = ExitStack(), None
         _watch.interrupted = False
@@ -56,7 +58,7 @@ class Engine:
 
     def searched(self, grid: Grid, trials: Sequence[Trial], run: Run) -> list[Trial]:
         """The trials with the settings that a search in `run`/search chooses; [] when it was interrupted."""
-        from harness.search import tune
+        from harness import search
 
         folder = run.sub("search")
         folder.prepare()
@@ -65,7 +67,7 @@ class Engine:
             self.run(batch, folder)
             return not self.interrupted
 
-        return tune(trials, grid.search, folder, execute)
+        return search.tune(trials, grid.search, folder, execute)
 
     def run(self, trials: Sequence[Trial], run: Run) -> None:
         """Submit trials until each has a record in `run`, has failed for good, or the user stops it all."""
@@ -79,7 +81,7 @@ class Engine:
         queue = Queue.of(left, bundles, costs, run.begun(), self.wants.retries)
         self.slots = cluster.slots(list(bundles.values()))
         vet = self._vet(left, sources) if cluster.shared else None
-        _hold(self.view, run, queue, cluster, vet, self.wants.epoch_timeout_s)
+        _hold(self.view, run, queue, cluster, vet, _preparation(left, sources), self.wants.epoch_timeout_s)
         self.view.begin(len(trials), len(trials) - len(left), self.slots)
         self.view.expect(costs)
         while self.notes:
@@ -94,16 +96,21 @@ class Engine:
 
     def _drain(self, queue: Queue, sources: Sources, run: Run) -> None:
         """Run Tune until the queue is empty; what an attempt leaves without an end is submitted again."""
-        crashes = 0
-        while len(queue) and not _watch.interrupted and crashes < DRIVER_ATTEMPTS:
+        crashes = left = 0
+        while len(queue) and not _watch.interrupted:
             try:
                 _fit(sources, self.wants, self.track)
+            except RunError:
+                raise
             except RuntimeError:
                 if _watch.interrupted:
                     return
-                crashes += 1
+                crashes = crashes + 1 if len(queue) == left else 1
+                left = len(queue)
                 traceback.print_exc()
                 reason = traceback.format_exc().strip().splitlines()[-1]
+                if crashes == DRIVER_ATTEMPTS:
+                    raise RunError(f"ray's controller stopped {crashes} times in a row: {reason}") from None
                 self.view.note(f"ray's controller stopped; what lacks a record is submitted again: {reason}")
             for entry in list(queue.out.values()):
                 done = run.record(entry.trial) is not None
@@ -117,9 +124,7 @@ class Engine:
         return self._cluster
 
     def _admit(self, cluster: Cluster, trials: Sequence[Trial], sources: Sources) -> None:
-        nodes = [node for node in cluster.nodes() if node.works]
-        if not nodes:
-            raise RunError(f"the cluster at {self.address} has no node with a processor for trials")
+        nodes = self._working(cluster)
         if not cluster.shared:
             for node in nodes:
                 cluster.admit(node)
@@ -139,6 +144,18 @@ class Engine:
         if wrong:
             raise RunError("these nodes would not run the same trials:\n  " + "\n  ".join(wrong))
 
+    def _working(self, cluster: Cluster) -> list[Node]:
+        """The nodes that could run a trial, waiting for the first."""
+        deadline, said = time.monotonic() + NODES_WITHIN_S, False
+        while not (nodes := [node for node in cluster.nodes() if node.works]):
+            if time.monotonic() > deadline:
+                raise Unreachable(f"the cluster at {self.address} has no node with a processor for trials")
+            if not said:
+                self.view.note(f"waiting for the nodes of {self.address}")
+                said = True
+            time.sleep(1)
+        return nodes
+
     def _vet(self, trials: Sequence[Trial], sources: Sources):
         """The question to a node whether it is fit, and the judgement of its answer."""
         choices: list[Choice] = list({trial.dataset.model_dump_json(): trial.dataset for trial in trials}.values())
@@ -146,7 +163,6 @@ class Engine:
         call = Call(
             preflight.facts,
             (choices, sources, sources.identity),
-            whole=True,
             about_the_node=lambda node: {"counted_gpus": node.gpus},
         )
         return call, lambda there: preflight.mismatches(here, there)
@@ -158,22 +174,25 @@ class Engine:
                 self.view.note(sentence)
             return
         nodes = list(self._cluster.fit.values())
-        some = list({(t.dataset.model_dump_json(), t.images): t for t in trials}.values())
-        for node_id, said in self._cluster.on_each(nodes, Call(preflight.prepare_here, (some, sources))).items():
-            name = self._cluster.fit[node_id].name
+        answers = self._cluster.on_each(nodes, _preparation(trials, sources))
+        for node in nodes:
+            said = answers[node.id]
             if isinstance(said, Exception):
-                raise RunError(f"{name}: {said}")
+                if self._cluster.stays(node):
+                    raise RunError(f"{node.name}: {_in_short(said)}")
+                continue  # it died; its trials will run elsewhere
             for sentence in said:
-                self.view.note(f"{name}: {sentence}")
+                self.view.note(f"{node.name}: {sentence}")
 
     def _bundles(self, trials: Sequence[Trial], sources: Sources, run: Run) -> dict[str, Bundle]:
         """What each trial occupies; the memory of trials on GPUs is measured where the grid leaves the share open."""
         room, nodes = self._cluster.room, list(self._cluster.fit.values())
+        gpus = room["GPU"] if sources.device is None or self.wants.gpus_per_trial != "auto" else 0.0
         peaks, total = {}, 0
-        if room["GPU"] and self.wants.gpus_per_trial == "auto" and sources.device is None:
-            peaks, total = self._measured(trials, run)
+        if gpus and self.wants.gpus_per_trial == "auto":
+            peaks, total = self._measured(trials, sources, run)
         beside = min((node.cpus / node.gpus for node in nodes if node.gpus), default=0.0)
-        bundles = packing.bundles(trials, self.wants, room["GPU"], beside, peaks, total)
+        bundles = packing.bundles(trials, self.wants, gpus, beside, peaks, total)
         for bundle in {tuple(b.items()): b for b in bundles.values()}.values():
             if not self._cluster.holds(bundle):
                 have = "; ".join(f"{node.name} has {node.cpus:g} and {node.gpus:g}" for node in nodes)
@@ -182,28 +201,31 @@ class Engine:
                 )
         return bundles
 
-    def _measured(self, trials: Sequence[Trial], run: Run) -> tuple[dict[str, int], int]:
-        """Peak bytes by `packing.memory_key`, and those of a GPU; measured once, kept in the run folder."""
+    def _measured(self, trials: Sequence[Trial], sources: Sources, run: Run) -> tuple[dict[str, int], int]:
+        """Peak bytes by `packing.memory_key`, and those of the smallest GPU; measured once, kept with the run."""
         known = run.memory()
-        node = min((n for n in self._cluster.fit.values() if n.gpus), key=lambda n: n.name)
-        one = replace(node, gpus=1)
-        total = self._cluster.on_each([one], Call(_gpu_bytes, whole=True))[node.id]
-        if isinstance(total, Exception):
-            raise RunError(f"{node.name}: its GPU cannot be used ({total})")
-        for trial in {packing.memory_key(t): t for t in trials}.values():
-            key = packing.memory_key(trial)
+        nodes = [node for node in self._cluster.fit.values() if node.gpus]
+        sizes = self._cluster.on_each(nodes, Call(preflight.least_gpu_bytes))
+        total = min((size for size in sizes.values() if isinstance(size, int)), default=0)
+        if not total:
+            raise RunError(f"{nodes[0].name}: its GPUs cannot be used ({_in_short(sizes[nodes[0].id])})")
+        one = replace(nodes[0], gpus=1)
+        for key, trial in {packing.memory_key(trial): trial for trial in trials}.items():
             if key not in known:
-                peak = self._cluster.on_each([one], Call(packing.measure, (trial,), whole=True, apart=True))[node.id]
-                known[key] = total if isinstance(peak, Exception) else peak  # one that cannot be measured is alone
+                self.view.note(f"measuring the memory of {trial.arm.label} on a GPU of {one.name}")
+                classes = training_classes(trial, sources)
+                call = Call(packing.measure, (trial, classes), whole=True, apart=True)
+                peak = self._cluster.on_each([one], call)[one.id]
+                if isinstance(peak, int):
+                    known[key] = peak  # one that cannot be measured has a GPU alone, and is measured the next time
         run.keep_memory(known)
         return known, total
 
 
-def _gpu_bytes() -> int:
-    """Bytes of memory of the first GPU that this process sees."""
-    import torch
-
-    return torch.cuda.get_device_properties(0).total_memory
+def _preparation(trials: Sequence[Trial], sources: Sources) -> Call:
+    """The call that decodes on a node what trials will need there."""
+    some = list({(t.dataset.model_dump_json(), t.images): t for t in trials}.values())
+    return Call(preflight.prepare_here, (some, sources))
 
 
 TRACKERS = {  # ray's own callbacks: module, class, arguments
@@ -233,7 +255,7 @@ def trackers(names: Sequence[str]) -> list[tune.Callback]:
 def _fit(sources: Sources, wants: Resources, track: Sequence[tune.Callback] = ()) -> None:
     """One Tune experiment: it takes trials from the queue until that is empty, or it has had enough of them."""
     folder = _watch.run.folder / "trackers" if track else None
-    with nullcontext(folder) if folder else scratch("metrix-tune-") as storage:
+    with nullcontext(folder) if folder else scratch(TUNE_SCRATCH) as place:
         tune.Tuner(
             tune.with_resources(TrialActor, _placement),
             param_space={"sources": sources, "epoch_timeout_s": wants.epoch_timeout_s},
@@ -246,7 +268,7 @@ def _fit(sources: Sources, wants: Resources, track: Sequence[tune.Callback] = ()
             ),
             run_config=tune.RunConfig(
                 name=f"grid-{time.time_ns()}",
-                storage_path=str(storage),
+                storage_path=str(place),
                 verbose=0,
                 callbacks=[Messenger(), *track],
                 failure_config=tune.FailureConfig(max_failures=0),  # the queue tries again
@@ -270,6 +292,7 @@ class _Watch:
     queue: Queue = field(default_factory=lambda: Queue(0))
     cluster: Cluster | None = None
     vet: tuple | None = None
+    prepare: Call | None = None
     timeout_s: float = 3600.0
     interrupted: bool = False
     fed: int = 0
@@ -286,9 +309,11 @@ class _Watch:
 _watch = _Watch()
 
 
-def _hold(view: View, run: Run, queue: Queue, cluster: Cluster, vet: tuple | None, timeout_s: float) -> None:
+def _hold(
+    view: View, run: Run, queue: Queue, cluster: Cluster, vet: tuple | None, prepare: Call, timeout_s: float
+) -> None:
     interrupted = _watch.interrupted
-    vars(_watch).update(vars(_Watch(view, run, queue, cluster, vet, timeout_s, interrupted)))
+    vars(_watch).update(vars(_Watch(view, run, queue, cluster, vet, prepare, timeout_s, interrupted)))
 
 
 class Feeder(tune.search.Searcher):
@@ -462,12 +487,21 @@ def _look_around() -> None:
     vet, judge = _watch.vet
     for what, node, reasons in cluster.look(vet, judge):
         if what == "joined":
+            _watch.prepare.on(node)  # its trials find decoded images, or wait for these
             _watch.view.note(f"{node.name} joined with {node.cpus:g} processors and {node.gpus:g} GPUs")
         elif what == "left":
             _watch.view.note(f"{node.name} left; its trials go on elsewhere")
+            if any(_nowhere(entry) for entry in _watch.queue.out.values()):
+                os.kill(os.getpid(), signal.SIGUSR1)  # Tune ends in order, and what is out is submitted anew
         else:
             _watch.view.note(f"{node.name} joined and runs no trials: {'; '.join(reasons)}")
             _banish(node)
+
+
+def _nowhere(entry: Entry) -> bool:
+    """Whether a trial waits for a node although the only ones that could hold it are those it was to avoid."""
+    fit = [node for node in _watch.cluster.fit.values() if node.holds(entry.bundle)]
+    return entry.trial.id not in _watch.where and entry.avoid in {node.id for node in fit} and len(fit) == 1
 
 
 def _silent_s(trial_id: str) -> float:

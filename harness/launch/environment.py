@@ -9,8 +9,8 @@ import sys
 
 from harness.record import RunError
 
+SAFE = {"RAY_AUTH_MODE": "token"}  # whatever the environment says
 ALWAYS = {
-    "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_memory_monitor_refresh_ms": "0",  # its kill aborts the whole grid; the kernel's is an ordinary retry
@@ -24,6 +24,7 @@ ALONE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: all listeners on 127.0.0.1, on Linux too
 }
 CLIENT = "ray://"
+_prepared_for: bool | None = None  # a ray of this machine alone (True) or a cluster (False), once that is settled
 
 
 def prepare(address: str | None = None) -> None:
@@ -31,13 +32,14 @@ def prepare(address: str | None = None) -> None:
 
     Raises RunError where ray was imported before with another setting, which it keeps until the process ends.
     """
-    wanted = {**ALWAYS, **(ALONE if address is None else {})}
-    if "ray" in sys.modules:
-        for name in ("RAY_AUTH_MODE", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
-            if os.environ.get(name) != wanted.get(name, os.environ.get(name)):
-                raise RunError(
-                    f"ray was imported before with {name}={os.environ.get(name)}; it reads that once: start python "
-                    "anew and call run_grid first"
-                )
-    for name, value in wanted.items():
+    global _prepared_for
+    alone = address is None
+    if "ray" in sys.modules and _prepared_for is not alone:
+        raise RunError(
+            "ray was imported before, and it reads once on which addresses to listen: start python anew and call "
+            "run_grid first, either with an address or without"
+        )
+    _prepared_for = alone
+    for name, value in ALWAYS.items():
         os.environ.setdefault(name, value)
+    os.environ.update(SAFE | (ALONE if alone else {}))

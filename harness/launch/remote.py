@@ -1,32 +1,34 @@
 """`--address ray://head:10001`: the same command on the head of a cluster, its lines relayed to this terminal.
 
 A driver must run on a node of its cluster. So that a laptop can start a grid, the command is sent to the head node
-with the text of the grid file, and runs there as if it were typed there; all other paths are those of the cluster.
+with the texts of the grid files, and runs there as if it were typed there; all other paths are those of the cluster.
+It is a process of its own there, and goes on when the laptop is closed.
 """
 
 import os
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from harness.launch import environment
 from harness.record import RunError
 
-LINES_EVERY_S = 0.5
 CONNECT_ATTEMPTS = 3
+LINES_EVERY_S = 0.5
 
 
-def relay(address: str, words: Sequence[str], files: dict[str, str], screen: TextIO = sys.stdout) -> int:
+def relay(address: str, words: Sequence[str], files: Mapping[str, str], screen: TextIO = sys.stdout) -> int:
     """Run `metrix-bench WORDS` on the head of the cluster at `address` and return its exit code.
 
     `files` are texts that go along: where a word is one of their names, the head reads that text. Ctrl-C here is
-    Ctrl-C there; a second one leaves it running, and `metrix-bench status` and `stop` reach it all the same.
+    Ctrl-C there; a second one, or a lost connection, leaves it running, and `metrix-bench status` and `stop` reach
+    it all the same. Raises RunError where the head cannot be reached, or not any more.
     """
     environment.prepare(address)
     import ray
@@ -44,63 +46,76 @@ def relay(address: str, words: Sequence[str], files: dict[str, str], screen: Tex
                 "installed on both sides, and is the cluster's token here (RAY_AUTH_TOKEN_PATH)?"
             ) from None
     try:
-        head = ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001}, max_concurrency=2)(_Command)
-        command = head.remote(list(words), dict(files))
-        done = command.run.remote()
-        asked = 0
-        while True:
-            try:
-                ready, _ = ray.wait([done], timeout=LINES_EVERY_S)
-                for line in ray.get(command.lines.remote()):
-                    print(line, end="", file=screen, flush=True)
-                if ready:
-                    return ray.get(done)
-            except KeyboardInterrupt:
-                asked += 1
-                if asked > 1:
-                    raise
-                ray.get(command.interrupt.remote())
+        # Detached, or the command would end with this connection.
+        head = ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})(Command)
+        name = f"metrix-bench-{secrets.token_hex(4)}"
+        command = head.options(name=name, namespace="metrix-bench", lifetime="detached").remote(
+            list(words), dict(files)
+        )
+        code = _followed(ray, command, screen)
+        ray.kill(command)
+        return code
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        raise RunError(
+            f"{address} is not reached any more ({str(error).splitlines()[0]}); the command goes on there if the "
+            "head lives: metrix-bench status RUN tells, from any machine that sees the run"
+        ) from None
     finally:
         ray.shutdown()
 
 
-class _Command:
-    """A command under way on the head: its lines so far, and a way to interrupt it."""
+def _followed(ray, command, screen: TextIO) -> int:
+    """Print the command's lines as they come; its exit code."""
+    asked = 0
+    while True:
+        try:
+            text, code = ray.get(command.next.remote(LINES_EVERY_S))
+            print(text, end="", file=screen, flush=True)
+            if code is not None:
+                return code
+        except KeyboardInterrupt:
+            asked += 1
+            if asked > 1:
+                raise
+            ray.get(command.interrupt.remote())
+
+
+class Command:
+    """A command under way on the head. It writes to a file, so that it needs nobody who listens."""
 
     def __init__(self, words: list[str], files: dict[str, str]):
-        folder = Path(tempfile.mkdtemp(prefix=f"metrix-ray-{os.getpid()}-", dir="/tmp"))
-        for name, text in files.items():
-            (folder / Path(name).name).write_text(text)
-        self._words = [str(folder / Path(word).name) if word in files else word for word in words]
-        self._lines: list[str] = []
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen | None = None
-
-    def run(self) -> int:
         import ray
 
+        self._folder = Path(tempfile.mkdtemp(prefix=f"metrix-ray-{os.getpid()}-", dir="/tmp"))
+        for name, text in files.items():
+            (self._folder / Path(name).name).write_text(text)
+        words = [str(self._folder / Path(word).name) if word in files else word for word in words]
         # An environment that this worker got from ray would make the driver believe it is a worker, too.
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_JOB", "RAY_RAYLET"))}
         clean["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # `auto` is this cluster, not another one here
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "harness.cli", *self._words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=clean,
-        )
-        for line in self._process.stdout:
-            with self._lock:
-                self._lines.append(line)
-        code = self._process.wait()
-        time.sleep(2 * LINES_EVERY_S)  # the last lines are fetched before the actor is gone
-        return code
+        output = self._folder / "output"
+        with output.open("w") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "harness.cli", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=clean,
+                start_new_session=True,
+            )
+        self._output = output.open(errors="replace")
 
-    def lines(self) -> list[str]:
-        with self._lock:
-            lines, self._lines = self._lines, []
-        return lines
+    def next(self, seconds: float) -> tuple[str, int | None]:
+        """What it has said since it was asked last, after `seconds` at most, and its exit code once it has ended."""
+        try:
+            code = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        text = self._output.read()
+        if code is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return text, code
 
     def interrupt(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
+        """End it in order, as Ctrl-C does."""
+        self._process.send_signal(signal.SIGTERM)

@@ -15,10 +15,12 @@ from pathlib import Path
 
 from harness.record import RunError
 
+SCRATCH = "metrix-driver-"
 REPORT = "METRIX_BENCH_REPORT"  # names the file in which a child says how it ended
 BACK_WITHIN_S = 1800.0  # a head that is gone for longer is not waited for
 PAUSE_S = 3.0
-DEATHS = 100
+DEATHS = 100  # a driver that is lost so often is not lost with its head
+INTERRUPTED = 130
 PASSING = ("Unreachable", "StorageError")  # what a driver may meet that starts while things come back
 
 
@@ -49,7 +51,7 @@ def supervised(run: Callable[[], int], words: Sequence[str], address: str | None
         return run()
     if REPORT in os.environ:
         return _reported(run, Path(os.environ[REPORT]))
-    with tempfile.TemporaryDirectory(prefix="metrix-driver-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-", dir="/tmp") as folder:
         return _watched(words, Path(folder) / "report")
 
 
@@ -77,32 +79,23 @@ def _watched(words: Sequence[str], report: Path) -> int:
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        lost_at = None
-        for _ in range(DEATHS):
+        lost_at, deaths = None, 0
+        while True:
             report.unlink(missing_ok=True)
             child = subprocess.Popen(
                 [sys.executable, "-m", "harness.cli", *words], env={**os.environ, REPORT: str(report)}
             )
-            code = _wait(child)
+            code = child.wait()
             said = report.read_text() if report.exists() else ""
-            waits = said in PASSING and lost_at is not None
-            if stopped or (said and not waits) or (waits and time.monotonic() - lost_at > BACK_WITHIN_S):
-                return code if code >= 0 else 128 - code
+            waits = said in PASSING and lost_at is not None and time.monotonic() - lost_at < BACK_WITHIN_S
             if not said:
-                lost_at = time.monotonic()
-                print(
-                    f"the driver was lost (exit code {code}); it starts again when the cluster is there", flush=True
-                )
+                lost_at, deaths = time.monotonic(), deaths + 1
+                print(f"the driver was lost (exit code {code}); it starts again once there is a cluster", flush=True)
+            if stopped or (said and not waits) or deaths >= DEATHS:
+                return code if code >= 0 else 128 - code
             time.sleep(PAUSE_S)
-        return code
+            if stopped:
+                return INTERRUPTED
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _wait(child: subprocess.Popen) -> int:
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            continue

@@ -138,7 +138,7 @@ def batch_norm_of_whole_batches(results: Results) -> Iterator[tuple[str, tuple[s
     for record in results.tested:
         if rows := record.provenance.get("batch_norm_rows"):
             said = f"BatchNorm saw chunks of {rows} rows, not the batch of {record.trial.schedule.batch_size}"
-            yield f"{cell_of(record)} seed {record.trial.seed}: {said}.", (record.id,)
+            yield f"{cell_of(record)} {record.trial.seed_and_fold}: {said}.", (record.id,)
 
 
 @rule("FAIR-08", "E", over="table")

@@ -38,6 +38,18 @@ def wrong(folder: Path) -> list[str]:
     return found
 
 
+def workers(mark: str) -> list[int]:
+    """Those of them that train."""
+    found = []
+    for pid in processes(mark):
+        try:
+            if "Trainable" in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(pid)
+        except OSError:
+            continue
+    return sorted(found)
+
+
 def processes(mark: str) -> list[int]:
     """The processes whose environment holds `mark`, less this one."""
     found = []

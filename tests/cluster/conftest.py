@@ -22,7 +22,7 @@ floors: []
 seeds: [0]
 model: {dim: 16}
 images: {side_px: 32, crop_scale: [0.6, 1.0]}
-training: {epochs: 3, batch_size: 20, examples_per_class: 5, lr: 1e-3, schedule: constant}
+training: {epochs: 8, batch_size: 20, examples_per_class: 5, lr: 1e-3, schedule: constant}
 """
 TRIALS = 4
 

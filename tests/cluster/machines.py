@@ -35,6 +35,7 @@ class Machines:
             "RAY_memory_monitor_refresh_ms": "0",
             "OMP_NUM_THREADS": "1",
         }
+        self.mark = str(token)  # stands in the environment of all its processes
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.cluster.machines"],
             env=self.environment,

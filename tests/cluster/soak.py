@@ -23,7 +23,7 @@ from pathlib import Path
 
 from harness.config import Grid
 from harness.trial import run_trial
-from tests.cluster.books import processes, records, scores, wrong
+from tests.cluster.books import processes, records, scores, workers, wrong
 from tests.cluster.machines import ROOT, Machines
 
 GRID = """
@@ -72,16 +72,6 @@ class Soak:
             self.counts[kind] += 1
             self.say(f"{kind}: {len(records(self.out))} done")
 
-    def _workers(self) -> list[int]:
-        found = []
-        for pid in processes(self.machines.environment["RAY_AUTH_TOKEN_PATH"]):
-            try:
-                if "Trainable" in Path(f"/proc/{pid}/cmdline").read_text():
-                    found.append(pid)
-            except OSError:
-                continue
-        return sorted(found)
-
     def _worker(self) -> bool:
         """A process that trains is killed."""
         return self._signal(signal.SIGKILL)
@@ -91,7 +81,7 @@ class Soak:
         return self._signal(signal.SIGSTOP)
 
     def _signal(self, number: int) -> bool:
-        if not (found := self._workers()):
+        if not (found := workers(self.machines.mark)):
             return False
         try:
             os.kill(self.random.choice(found), number)
@@ -136,7 +126,7 @@ class Soak:
             os.truncate(path, path.stat().st_size // 2)
         except FileNotFoundError:
             return False
-        for pid in self._workers():
+        for pid in workers(self.machines.mark):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -154,7 +144,7 @@ class Soak:
         """Stop the cluster; sentences for what was left behind."""
         if self.driver.poll() is None:
             os.killpg(self.driver.pid, signal.SIGKILL)
-        mark = self.machines.environment["RAY_AUTH_TOKEN_PATH"]
+        mark = self.machines.mark
         self.machines.end()
         deadline = time.monotonic() + 40  # ray's agents linger
         while (left := processes(mark)) and time.monotonic() < deadline:

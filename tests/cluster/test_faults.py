@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from tests.cluster.books import processes, records, scores, wrong
+from tests.cluster.books import records, scores, workers, wrong
 from tests.cluster.conftest import TRIALS
 
 
@@ -16,24 +16,12 @@ def state(folder: Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def workers(cluster) -> list[int]:
-    """The processes that train."""
-    found = []
-    for pid in processes(cluster.environment["RAY_AUTH_TOKEN_PATH"]):
-        try:
-            if "TrialActor" in (command := Path(f"/proc/{pid}/cmdline").read_text()) or ".train" in command:
-                found.append(pid)
-        except OSError:
-            continue
-    return found
-
-
 def test_a_killed_worker_a_killed_node_and_one_that_comes_later(small, undisturbed, machines, drive, tmp_path):
     """One run that loses a worker, then a node, and gains a node: its books and scores are those of a quiet run."""
     cluster, folder = machines(), tmp_path / "run"
     driver = drive(cluster, "run", small, "--out", folder)
     driver.until(lambda: any(log.read_text().count("epoch") for log in folder.glob("logs/*.log")))
-    os.kill(workers(cluster)[0], signal.SIGKILL)
+    os.kill(workers(cluster.mark)[0], signal.SIGKILL)
     driver.says("it is tried again")
     cluster.kill(0)
     cluster.add()
@@ -52,10 +40,11 @@ def test_a_killed_worker_a_killed_node_and_one_that_comes_later(small, undisturb
 def test_a_killed_driver_is_replaced_and_two_are_one_too_many(small, undisturbed, machines, drive, tmp_path):
     cluster, folder = machines((2, 0)), tmp_path / "run"
     first = drive(cluster, "run", small, "--out", folder)
-    first.until(lambda: len(records(folder)) >= 1)
+    first.until(lambda: (folder / "lock").exists())
     second = drive(cluster, "run", small, "--out", folder)
     assert second.ends() == 2, second.text
     assert "is in use by process" in second.text
+    first.until(lambda: len(records(folder)) >= 1)
     first.kill()
     kept = {path.name: path.read_bytes() for path in (folder / "records").iterdir()}
     began = time.monotonic()
@@ -68,8 +57,8 @@ def test_a_killed_driver_is_replaced_and_two_are_one_too_many(small, undisturbed
     assert scores(folder) == scores(undisturbed)
 
 
-def test_nodes_that_would_not_run_the_same_trials_are_refused_and_named(small, machines, drive, tmp_path):
-    """No node has room for the grid's trials, or a node sees another run folder: said before anything runs."""
+def test_a_grid_that_no_node_can_run_and_a_cluster_that_is_none(small, machines, drive, tmp_path):
+    """Said before anything runs."""
     cluster = machines((1, 0))
     driver = drive(cluster, "run", small, "--out", tmp_path / "run", "--set", "threads=2")
     assert driver.ends() == 2

@@ -76,7 +76,7 @@ def test_everything_listens_on_loopback(small, machines, drive, tmp_path):
     cluster = machines((1, 0))
     driver = drive(cluster, "run", small, "--out", tmp_path)
     driver.says("started")
-    mine = set(processes(cluster.environment["RAY_AUTH_TOKEN_PATH"]))
+    mine = set(processes(cluster.mark))
     open_to_others = [
         line for line in listeners() if line[0] in mine and not line[1].startswith(("127.", "::ffff:127."))
     ]

@@ -53,13 +53,22 @@ def test_failures_in_a_row_count_and_progress_counts_anew(trials):
     assert some.failed(trial.id, "lost", epoch=2)  # it got further than the last time
     some.next(ONE)
     assert not some.failed(trial.id, "error", epoch=2)
-    assert set(some.given_up) == {trial.id}
+    assert len(some) == 3
 
 
 @pytest.mark.parametrize("kind", ["diverged", "out of memory"])
 def test_what_would_end_the_same_is_not_tried_again(trials, kind):
     some = queue(trials)
     assert not some.failed(some.next(ONE).trial.id, kind, epoch=1)
+
+
+def test_out_of_memory_on_a_share_of_a_gpu_gets_a_whole_one_first(trials):
+    room = {"CPU": 4, "GPU": 1}
+    some = queue(trials[:1], costs=(1.0,), bundles=({"CPU": 1.0, "GPU": 0.25},))
+    trial = some.next(room).trial
+    assert some.failed(trial.id, "out of memory")
+    assert some.next(room).bundle == {"CPU": 1.0, "GPU": 1.0}
+    assert not some.failed(trial.id, "out of memory")
 
 
 def test_a_trial_that_hung_avoids_the_node(trials):

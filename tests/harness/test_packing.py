@@ -16,9 +16,9 @@ def test_as_many_as_fit_with_head_room(peak, fit):
 def test_what_decides_memory_and_what_does_not(make_trial):
     plain = memory_key(make_trial())
     assert memory_key(make_trial(seed=3, lr=1.0, epochs=9)) == plain
-    assert memory_key(make_trial("contrastive[margin=0.1]")) == plain
-    for other in (make_trial(batch_size=40), make_trial("contrastive+input"), make_trial(backbone="resnet18")):
-        assert memory_key(other) != plain
+    others = [make_trial(batch_size=40), make_trial(backbone="resnet18"), make_trial(dataset="sop")]
+    others += map(make_trial, ("contrastive+input", "soft_triple", "untrained", "pixels"))
+    assert len({plain, *map(memory_key, others)}) == 8
     weight = make_trial().model_copy(update={"arm": Arm.parse("contrastive+input[weight=0.1]")})
     assert memory_key(weight) == memory_key(make_trial("contrastive+input"))
 
@@ -49,8 +49,10 @@ def test_threads_are_processors_and_without_a_gpu_there_is_no_share(make_trial):
     assert bundles([trial], Resources(), 0, 0)[trial.id] == {"CPU": 3.0}
     assert ranks({"CPU": 3.0}) == ranks({"CPU": 1.0, "GPU": 0.5}) == 1
     assert ranks({"CPU": 1.0, "GPU": 4.0}) == 4
+    wide = bundles([trial], Resources(gpus_per_trial=2), 2, 16)[trial.id]
+    assert wide == {"CPU": 6.0, "GPU": 2.0}
 
 
 @pytest.mark.parametrize("arm", ["contrastive", "proxy_anchor+feature", "untrained", "pixels"])
 def test_a_trial_can_be_measured(make_trial, arm):
-    assert measure(make_trial(arm, examples_per_class=5), "cpu") > 100e6  # the process with its libraries
+    assert measure(make_trial(arm, examples_per_class=5), 30, "cpu") > 100e6  # the process with its libraries

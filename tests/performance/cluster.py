@@ -19,6 +19,7 @@ from pathlib import Path
 
 from harness.config import Grid
 from harness.launch import Unseen, run_grid
+from tests.cluster.books import workers
 from tests.cluster.machines import ROOT, Machines
 
 SETTINGS = """
@@ -87,7 +88,7 @@ def after_deaths(folder: Path) -> None:
         _until(lambda: _epochs(out) >= 2)
         before = _epochs(out)
         began = time.monotonic()
-        os.kill(_worker(cluster), signal.SIGKILL)
+        os.kill(workers(cluster.mark)[0], signal.SIGKILL)
         _until(lambda: _epochs(out) > before + 1)
         print(f"worker killed; its trial trains again after {time.monotonic() - began:.1f} s   (aim: 15 or less)")
         os.killpg(driver.pid, signal.SIGKILL)
@@ -144,15 +145,6 @@ def _driver(cluster: Machines, grid: Path, out: Path, log, *words: str) -> subpr
 def _epochs(out: Path) -> int:
     """The epochs that logs tell of, over all attempts."""
     return sum(path.read_text().count("  epoch ") for path in out.glob("logs/*.log"))
-
-
-def _worker(cluster: Machines) -> int:
-    from tests.cluster.books import processes
-
-    for pid in processes(cluster.environment["RAY_AUTH_TOKEN_PATH"]):
-        if "Trainable" in Path(f"/proc/{pid}/cmdline").read_text():
-            return pid
-    raise RuntimeError("nothing trains")
 
 
 def _until(true, seconds: float = 300) -> None:
