@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,11 +90,13 @@ def test_the_rayjob_asks_for_a_token_and_names_the_ray_that_is_installed():
 
 
 def test_the_cloud_file_is_what_the_launcher_of_the_installed_ray_reads():
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
     text = (CLUSTERS / "cloud.yaml").read_text()
-    config = prepare_config(yaml.safe_load(text))
-    validate_config(config)
+    config = yaml.safe_load(text)
+    # In a process of its own: ray takes its settings from the environment when it is imported.
+    read = "import sys, yaml; from ray.autoscaler._private.util import prepare_config, validate_config; "
+    read += "validate_config(prepare_config(yaml.safe_load(open(sys.argv[1]))))"
+    done = subprocess.run([sys.executable, "-c", read, CLUSTERS / "cloud.yaml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert f"ray {RAY}" in text
     assert config["available_node_types"]["head"]["resources"] == {"CPU": 0}
     assert any(path.endswith("/.ray/auth_token") for path in config["file_mounts"])

@@ -171,12 +171,12 @@ def soak(
     epochs: int = 3,
     compared: int = 8,
     kinds: tuple[str, ...] = ALL,
-    least: int = 0,
+    in_turn: bool = False,
     say: Callable[[str], None] = print,
 ) -> tuple[Counter, list[str]]:
     """Run it; what befell the run, how often, and every entry of the books that is wrong.
 
-    `compared`: trials whose scores are compared with a run in peace; `least`: disturbances to wait for.
+    `compared`: trials whose scores are compared with a run in peace; `in_turn`: each kind once, in this order.
     """
     grid, out = folder / "soak.yaml", folder / "run"
     grid.write_text(GRID.format(seeds=list(range(-(-trials // ARMS))), epochs=epochs, timeout=TIMEOUT_S))
@@ -186,7 +186,10 @@ def soak(
             time.sleep(0.2)
         began = time.monotonic()
         while some.driver.poll() is None and time.monotonic() - began < seconds:
-            some.disturb(kinds)
+            done = sum(some.counts.values())
+            if in_turn and done == len(kinds):
+                break
+            some.disturb(kinds[done : done + 1] if in_turn else kinds)
             time.sleep(every_s * some.random.uniform(0.5, 1.5))
         some.say(f"{sum(some.counts.values())} disturbances; now in peace")
         deadline = time.monotonic() + max(seconds, 300)
@@ -197,8 +200,6 @@ def soak(
         left = some.close()
     found = [] if code == 0 else [f"the driver ended with {code}"]
     found += wrong(out) + left
-    if sum(some.counts.values()) < least:
-        found.append(f"only {sum(some.counts.values())} disturbances of {least}: the grid was too short for this")
     planned = Grid.load(grid).trials()
     sample = some.random.sample(planned, min(compared, len(planned)))
     for trial in sample:

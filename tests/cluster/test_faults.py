@@ -7,8 +7,12 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.cluster.books import records, scores, workers, wrong
 from tests.cluster.conftest import TRIALS
+
+pytestmark = pytest.mark.slow  # a minute each: `make test ARGS='-m slow'`, and continuous integration
 
 
 def state(folder: Path) -> dict:

@@ -11,6 +11,8 @@ from tests.cluster.books import processes, records, scores, wrong
 from tests.cluster.conftest import TRIALS
 from tests.cluster.machines import ROOT, Machines
 
+pytestmark = pytest.mark.slow  # a minute each: `make test ARGS='-m slow'`, and continuous integration
+
 
 def test_results_go_to_a_bucket(small, undisturbed, machines, drive, bucket):
     """Nothing lies in a shared folder; every node has its own working copy (here one, as they share a machine)."""
