@@ -370,8 +370,9 @@ def trial_command(arguments: argparse.Namespace) -> int:
             arguments.data,
             arguments.cache,
             arguments.device,
-            (("name", grid.name), ("version", grid.version)),
-            arguments.ranks,
+            grid=(("name", grid.name), ("version", grid.version)),
+            identity=run.identity,
+            ranks=arguments.ranks,
         )
         for progress in steps(trial, sources):
             epoch = progress.curve[-1]

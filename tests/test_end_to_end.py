@@ -194,6 +194,7 @@ def test_a_loss_is_one_file(tmp_path):
     assert {"soft_contrastive", "soft_contrastive+embedding", "soft_contrastive+input"} < arms
 
 
+@pytest.mark.slow
 def test_folds_make_one_row_of_a_seed(grid, tmp_path, capsys):
     """Two folds of a tiny grid, run, audited and verified; one of them once more without ray."""
     folder, small = tmp_path / "folds", ("--set", "folds=2", "--set", "epochs=1", "--seeds", "0")

@@ -230,8 +230,9 @@ def tiny(make_trial):
 
 
 def ranks_of(pid):
-    """The processes that a process started."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """The ranks that a process started; other tests may have left it with other children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if "harness.parallel" in Path(f"/proc/{child}/cmdline").read_text()]
 
 
 def gone(pid, within_s=5.0):
