@@ -17,7 +17,7 @@ BENCH := PYTHONPATH=$(CURDIR) $(BIN)/python -m harness.cli
 
 help:  ## explain the targets (what `make` alone does)
 	@echo "metrix-bench: a fair benchmark of deep metric learning"; echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo; echo "  GRID=$(GRID)  DATA=folder  OUT=$(OUT)  VENV=$(VENV)  ARGS='--seeds 0 --set epochs=2'"
 	@echo "  ADDRESS=auto, host:port or ray://host:10001 runs it on a ray cluster: clusters/README.md"
 	@echo "  grids: $(notdir $(basename $(wildcard harness/grids/*.yaml)))"
@@ -40,7 +40,7 @@ readme:  ## put the leaderboard of OUT into README.md
 	@sed -e '/^# /d' -e 's/^## /### /' $(OUT)/leaderboard.md > README.md.part
 	@sed -i -e '/results:begin/r README.md.part' README.md && rm README.md.part
 
-test: $(STAMP)  ## run the tests (under 10 minutes on 2 cores)
+test: $(STAMP)  ## run the tests (ten minutes on 2 cores; ARGS='-m slow' runs those that start whole clusters, as many more)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m pytest $(ARGS)
 
 s3: build/s3/.installed  ## install the S3 server that tests of buckets need, in an environment of its own

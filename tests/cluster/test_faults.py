@@ -12,7 +12,7 @@ import pytest
 from tests.cluster.books import records, scores, workers, wrong
 from tests.cluster.conftest import TRIALS
 
-pytestmark = pytest.mark.slow  # a minute each: `make test ARGS='-m slow'`, and continuous integration
+pytestmark = pytest.mark.slow  # a minute each: make test ARGS='-m slow'
 
 
 def state(folder: Path) -> dict:

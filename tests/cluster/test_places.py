@@ -11,7 +11,7 @@ from tests.cluster.books import processes, records, scores, wrong
 from tests.cluster.conftest import TRIALS
 from tests.cluster.machines import ROOT, Machines
 
-pytestmark = pytest.mark.slow  # a minute each: `make test ARGS='-m slow'`, and continuous integration
+pytestmark = pytest.mark.slow  # a minute each: make test ARGS='-m slow'
 
 
 def test_results_go_to_a_bucket(small, undisturbed, machines, drive, bucket):
