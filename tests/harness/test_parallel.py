@@ -253,9 +253,15 @@ def waits(rank):
     Parallel(nn.Linear(2, 2))
 
 
+def sleeps(rank):
+    """Meets rank 0 once, and is busy with something else when that comes again."""
+    Parallel(nn.Linear(2, 2))
+    time.sleep(60)
+
+
 def test_a_killed_rank_is_noticed():
     def meet():
-        with Ranks(2, CPU, waits) as ranks:
+        with Ranks(2, CPU, sleeps) as ranks:
             ranks.join()
             Parallel(nn.Linear(2, 2))
             os.kill(*ranks_of(os.getpid()), signal.SIGKILL)
