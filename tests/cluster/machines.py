@@ -1,7 +1,8 @@
 """A cluster of several nodes on this machine: loopback, a token of its own, nodes that come and go.
 
-Run as a program it starts one, says its address, and obeys lines on standard input: `add CPUS GPUS` (says the node's
-number), `kill NUMBER` (of the node's raylet, with -9), `restart` (the head, on the same port), `end`.
+Run as a program it starts one, says its address, and obeys lines on standard input: `add CPUS GPUS HOURS` (says the
+node's number; its clock goes HOURS wrong), `kill NUMBER` (of the node's raylet, with -9), `restart` (the head, on the
+same port), `end`.
 """
 
 import os
@@ -10,7 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -49,9 +51,9 @@ class Machines:
         self.address = self._answer()
         self.nodes = [self.add(*node) for node in nodes]
 
-    def add(self, cpus: float = 1, gpus: float = 0) -> int:
-        """Start a node; its number."""
-        return int(self._ask(f"add {cpus} {gpus}"))
+    def add(self, cpus: float = 1, gpus: float = 0, hours: float = 0) -> int:
+        """Start a node, whose clock goes `hours` wrong (with libfaketime); its number."""
+        return int(self._ask(f"add {cpus} {gpus} {hours}"))
 
     def kill(self, number: int) -> None:
         """Kill a node with -9, and all that runs on it."""
@@ -84,6 +86,19 @@ class Machines:
         raise EOFError("the cluster ended")
 
 
+FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+
+
+@contextmanager
+def _skewed(hours: float) -> Iterator[None]:
+    """Processes that start inside see the time of day wrong; how long things take they see right."""
+    if hours:
+        os.environ |= {"LD_PRELOAD": str(FAKETIME), "FAKETIME": f"{hours:+g}h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    yield
+    for name in ("LD_PRELOAD", "FAKETIME", "FAKETIME_DONT_FAKE_MONOTONIC"):
+        os.environ.pop(name, None)
+
+
 def _serve() -> None:
     from ray.cluster_utils import Cluster
 
@@ -100,8 +115,9 @@ def _serve() -> None:
             word, *rest = line.split()
             said = "done"
             if word == "add":
-                cpus, gpus = map(float, rest)
-                nodes.append(cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=80 * 2**20))
+                cpus, gpus, hours = map(float, rest)
+                with _skewed(hours):
+                    nodes.append(cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=80 * 2**20))
                 said = str(len(nodes) - 1)
             elif word == "kill":
                 node = nodes[int(rest[0])]

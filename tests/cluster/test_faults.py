@@ -5,12 +5,14 @@ import os
 import re
 import signal
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.books import records, scores, workers, wrong
 from tests.cluster.conftest import TRIALS
+from tests.cluster.machines import FAKETIME
 
 pytestmark = pytest.mark.slow  # a minute each: make test ARGS='-m slow'
 
@@ -90,3 +92,16 @@ def test_a_run_is_seen_and_stopped_from_elsewhere(small, machines, drive, tmp_pa
     assert not (folder / "stop").exists()
     main(["status", str(folder)])
     assert "driver: none" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="there is no libfaketime: apt-get install faketime")
+def test_clocks_of_nodes_may_be_hours_apart(small, undisturbed, machines, drive, tmp_path):
+    cluster, folder = machines((1, 0)), tmp_path / "run"
+    cluster.add(hours=-5)
+    driver = drive(cluster, "run", small, "--out", folder)
+    driver.until(lambda: len(state(folder).get("running", [])) == 2)
+    assert driver.ends() == 0, driver.text
+    assert wrong(folder) == []
+    assert scores(folder) == scores(undisturbed)
+    ended = [datetime.fromisoformat(record["finished"]) for record in records(folder).values()]
+    assert max(ended) - min(ended) > timedelta(hours=4)  # so the second node's clock was another, and ran trials
