@@ -41,7 +41,7 @@ def building(path: Path) -> Iterator[Path]:
             scratch.unlink(missing_ok=True)  # of a process that was killed
             yield scratch
             if scratch.exists():
-                _flush_to_disk(scratch)
+                flush(scratch)
                 os.replace(scratch, path)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -60,8 +60,8 @@ def _refusal(folder: Path, error: OSError) -> CacheError:
     )
 
 
-def _flush_to_disk(path: Path) -> None:
-    """A rename may reach the disk before the data does: fsync first, or a power cut leaves an empty file."""
+def flush(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk: a rename may reach it before the data does."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -26,7 +26,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.cache import default_folder
+from harness.cache import default_folder, flush
 
 T = TypeVar("T")
 
@@ -174,15 +174,6 @@ def put(path: Path, write: Callable[[Path], object], patience_s: float | None = 
     patiently(attempt, path, patience_s)
 
 
-def flush(path: Path) -> None:
-    """A rename may reach the disk before the data does: fsync, or a power cut leaves an empty file."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 _numbers = count()
 SCRATCH = re.compile(r"\..*\.(?P<host>[^/]+)-(?P<pid>\d+)-\d+\.part")
 
@@ -193,6 +184,7 @@ def scratch(path: Path) -> Path:
 
 
 def this_host() -> str:
+    """The name of this machine, as it stands in the names of scratch files and in leases."""
     return socket.gethostname()[:60]
 
 
