@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import storage
-from harness.config import Grid, GridError, Images, grids
+from harness.config import Grid, GridError, Images, grids, texts
 from harness.record import Run, RunError
 
 OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -253,9 +253,7 @@ def _elsewhere(arguments: argparse.Namespace) -> int | None:
             f"the run folder {place or 'results/runs/…'} would be sought wherever the head runs commands: name a "
             "whole path of the cluster, or a bucket"
         )
-    grid = getattr(arguments, "grid", "")
-    files = {grid: Path(grid).read_text()} if Path(grid).is_file() else {}
-    return remote.relay(arguments.address, words, files)
+    return remote.relay(arguments.address, words, texts(getattr(arguments, "grid", "")))
 
 
 def _conclude(outcome, grid: Grid, folder: str | Path, arguments: argparse.Namespace) -> int:

@@ -575,6 +575,24 @@ def find(source: str | Path) -> Path:
     raise GridError(str(source), [registry.unknown("grid file, nor grid", str(source), grids())])
 
 
+def texts(source: str | Path) -> dict[str, str]:
+    """What a grid is read from, less the grids that ship: the name of a file as it was written → its text.
+
+    Of a file that cannot be read as a grid this is all there is: whoever loads it says what is wrong.
+    """
+    if not Path(source).is_file():
+        return {}
+    found = {str(source): (text := Path(source).read_text())}
+    try:
+        content = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return found
+    included = content.get("include") if isinstance(content, dict) else None
+    for name in included if isinstance(included, list) else ():
+        found |= texts(str(name))
+    return found
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which 1e-3 is a number, as everybody expects (YAML 1.1 reads it as text)."""
 

@@ -19,6 +19,7 @@ from typing import TextIO
 from harness.launch import environment
 from harness.record import RunError
 
+SOURCES = Path(__file__).parent.parent.parent
 CONNECT_ATTEMPTS = 3
 LINES_EVERY_S = 0.5
 
@@ -26,10 +27,12 @@ LINES_EVERY_S = 0.5
 def relay(address: str, words: Sequence[str], files: Mapping[str, str], screen: TextIO = sys.stdout) -> int:
     """Run `metrix-bench WORDS` on the head of the cluster at `address` and return its exit code.
 
-    `files` are texts that go along: where a word is one of their names, the head reads that text. Ctrl-C here is
-    Ctrl-C there; a second one, or a lost connection, leaves it running, and `metrix-bench status` and `stop` reach
-    it all the same. Raises RunError where the head cannot be reached, or not any more.
+    `files` are texts that go along: where a word, or one of the texts, names one of them, the head reads that text.
+    Ctrl-C here is Ctrl-C there; a second one, or a lost connection, leaves it running, and `metrix-bench status` and
+    `stop` reach it all the same. Raises RunError where the head cannot be reached, or not any more, and for a grid
+    that includes a file outside this folder.
     """
+    words, files = portable(words, files)
     environment.prepare(address)
     import ray
 
@@ -64,6 +67,27 @@ def relay(address: str, words: Sequence[str], files: Mapping[str, str], screen: 
         ray.shutdown()
 
 
+def portable(words: Sequence[str], files: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """The words and files with names that stay within the folder in which the head writes them.
+
+    A file that a word names may lie anywhere, and goes by its last name. What a text names keeps its name: RunError
+    where that is absolute or leads upwards.
+    """
+    named = {name: Path(name).name if name in words and _leads_out(name) else name for name in files}
+    if out := [name for name, new in named.items() if _leads_out(new)]:
+        raise RunError(
+            f"the grid includes {', '.join(out)}, which the head of a cluster cannot be sent: name included grids "
+            "by a path below the folder that the command is typed in"
+        )
+    if twice := {new for new in named.values() if list(named.values()).count(new) > 1}:
+        raise RunError(f"two files would both be {twice.pop()} on the head of the cluster: give one another name")
+    return [named.get(word, word) for word in words], {named[name]: text for name, text in files.items()}
+
+
+def _leads_out(name: str) -> bool:
+    return Path(name).is_absolute() or ".." in Path(name).parts
+
+
 def _followed(ray, command, screen: TextIO) -> int:
     """Print the command's lines as they come; its exit code."""
     asked = 0
@@ -88,11 +112,14 @@ class Command:
 
         self._folder = Path(tempfile.mkdtemp(prefix=f"metrix-ray-{os.getpid()}-", dir="/tmp"))
         for name, text in files.items():
-            (self._folder / Path(name).name).write_text(text)
-        words = [str(self._folder / Path(word).name) if word in files else word for word in words]
+            path = self._folder / "grids" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
         # An environment that this worker got from ray would make the driver believe it is a worker, too.
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_JOB", "RAY_RAYLET"))}
+        clean["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SOURCES), clean.get("PYTHONPATH"))))
         clean["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # `auto` is this cluster, not another one here
+        (self._folder / "grids").mkdir(exist_ok=True)
         output = self._folder / "output"
         with output.open("w") as file:
             self._process = subprocess.Popen(
@@ -100,6 +127,7 @@ class Command:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                cwd=self._folder / "grids",
                 env=clean,
                 start_new_session=True,
             )
