@@ -273,7 +273,8 @@ def _conclude(outcome, grid: Grid, folder: str | Path, arguments: argparse.Names
         return FAILED if failed else OK
     filled = sum(record.cost.wall_s for record in outcome.records if record.id in outcome.ran)
     if outcome.slots and filled and grid.protocol != "tuned":  # a search leaves its records elsewhere
-        print(f"trials filled {filled / (outcome.slots * outcome.wall_s):.0%} of the time of {outcome.slots} slots")
+        share, slots = filled / (outcome.slots * outcome.wall_s), f"{outcome.slots:.3g}"
+        print(f"trials filled {share:.0%} of the time of {slots} slots")
     return OK
 
 

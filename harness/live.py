@@ -27,6 +27,9 @@ class View(Protocol):
     def begin(self, total: int, done: int, slots: int) -> None:
         """The run begins: this many trials in all, this many done before, this many at a time."""
 
+    def resized(self, slots: int) -> None:
+        """Machines came or went: from now on this many at a time."""
+
     def expect(self, costs: Mapping[str, float]) -> None:
         """What each trial that is to run will cost, trial id → cost, in any unit that is the same for all."""
 
@@ -122,9 +125,13 @@ class Tally:
 
     def begin(self, total: int, done: int, slots: int) -> None:
         """Open the books of a run, or of its next part: what was spent and expected before stays."""
-        self.total, self.before, self.slots, self.began = total, done, max(slots, 1), self.clock()
+        self.total, self.before, self.began = total, done, self.clock()
+        self.resize(slots)
         self.finished = self.retried = 0
         self.running, self.lost, self.paces, self.costs = {}, {}, [], {}
+
+    def resize(self, slots: int) -> None:
+        self.slots = max(slots, 1)
 
     def start(self, trial: Trial, where: str, attempt: int) -> Running:
         running = Running(trial, where, attempt, self.clock())
@@ -224,6 +231,10 @@ class Journal:
         with self._lock:
             self._tally.begin(total, done, slots)
             self._state = "running"
+
+    def resized(self, slots: int) -> None:
+        with self._lock:
+            self._tally.resize(slots)
 
     def expect(self, costs: Mapping[str, float]) -> None:
         with self._lock:

@@ -193,6 +193,11 @@ class View:
         else:
             self._print(Text(f"{total} trials, {done} done before, {slots} at a time"))
 
+    def resized(self, slots: int) -> None:
+        """`slots` run at a time from now on."""
+        with self._lock:
+            self._tally.resize(slots)
+
     def expect(self, costs: Mapping[str, float]) -> None:
         """What trials are expected to cost, so that the time left can be told."""
         with self._lock:

@@ -15,11 +15,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from harness import storage
 from harness.config import Grid, Trial
@@ -29,6 +29,8 @@ from harness.live import Journal, Together, Unseen, View
 from harness.record import Failure, Record, Run, RunError, conflicts
 
 if TYPE_CHECKING:
+    from harness.launch.cluster import Cluster
+    from harness.lease import Lease
     from harness.plan import Plan
 
 __all__ = ["Outcome", "Unseen", "View", "run_grid", "supervised"]
@@ -36,15 +38,16 @@ __all__ = ["Outcome", "Unseen", "View", "run_grid", "supervised"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: its plan, records and failures, whether it was interrupted, how its slots were used, and which
-    trials have their record from this run and not from one before."""
+    """What a run left: its plan, records and failures, whether it was interrupted, how long it took on how many
+    slots (on average: machines come and go), and which trials have their record from this run, not one before.
+    """
 
     plan: Plan
     records: tuple[Record, ...]
     failures: tuple[Failure, ...]
     interrupted: bool
     wall_s: float
-    slots: int
+    slots: float
     ran: frozenset[str] = frozenset()
 
     @property
@@ -76,24 +79,15 @@ def run_grid(
     the running epochs' trials, keeps everything, and returns with `interrupted` set.
     """
     environment.prepare(address)
-    from harness.launch import engine
-    from harness.plan import Plan, make_plan
-    from harness.trial import Sources
+    with early(address) as cluster:
+        from harness.launch import engine
+        from harness.plan import Plan, make_plan
+        from harness.trial import Sources
 
-    began, tracked = time.perf_counter(), engine.trackers(track)
-    plan = make_plan(grid, data and Path(data), cache and Path(cache))
-    notes: list[str] = []
-    run = Run(out, notes.append, identity=supervise.known_run())
-    if run.identity is not None:
-        storage.patiently(lambda: None, run.folder)
-    run.prepare()
-    supervise.remember_run(run.identity)
-    with run.lock() as held:
-        run.sweep()
-        if supervise.known_run() is None:
-            run.forget_stop()  # of a run before; one that follows a lost driver may have been asked meanwhile
-        if grid.protocol != "tuned":
-            refuse_strangers(run, grid, plan.trials)
+        began, tracked = time.perf_counter(), engine.trackers(track)
+        plan = make_plan(grid, data and Path(data), cache and Path(cache))
+        notes: list[str] = []
+        run = begun(out, notes)
         sources = Sources(
             run.address,
             data and Path(data).resolve(),
@@ -102,36 +96,91 @@ def run_grid(
             identity=run.identity,
             grid=(("name", grid.name), ("version", grid.version)),
         )
-        before = {record.id for record in run.records()}
-        with quiet(run.folder / "driver.log") as screen:
+        with run.lock() as held:
+            tidy(run)
+            if grid.protocol != "tuned":
+                refuse_strangers(run, grid, plan.trials)
+            before = {record.id for record in run.records()}
             about = {"grid": grid.name, "address": address}
-            journal = Journal(run, about, engine.interrupt, lost=lambda: held.lost)
-            view = Together(watch(screen) if watch else Unseen(), journal)
-            motor = engine.Engine(sources, grid.resources, view, notes, tracked, address)
-            try:
+            with (
+                watched(run, about, held, watch, engine.interrupt) as view,
+                closing(engine.Engine(sources, grid.resources, view, notes, tracked, cluster)) as motor,
+            ):
                 trials = motor.searched(grid, plan.trials, run) if grid.protocol == "tuned" else plan.trials
                 if not motor.interrupted:
                     refuse_strangers(run, grid, trials)
                     run.remember(grid, trials, plan.refused)
                     motor.run([trial for trial in trials if only(trial)], run)
-            finally:
-                motor.close()
-                journal.close()
-        if held.lost:
-            raise RunError(f"{run.place} was taken over by another driver, which found this one silent; it goes on")
-        run.forget_stop()
-        run.sweep(ended=True)
-        run.push(run.folder / "driver.log")
-        records = tuple(run.records())
-        return Outcome(
-            Plan(tuple(trials), plan.refused),
-            records,
-            tuple(run.failures()),
-            motor.interrupted,
-            time.perf_counter() - began,
-            motor.slots,
-            frozenset(record.id for record in records) - before,
-        )
+            conclude(run, held)
+            records = tuple(run.records())
+            return Outcome(
+                Plan(tuple(trials), plan.refused),
+                records,
+                tuple(run.failures()),
+                motor.interrupted,
+                time.perf_counter() - began,
+                motor.slots,
+                frozenset(record.id for record in records) - before,
+            )
+
+
+@contextmanager
+def early(address: str | None) -> Iterator[Cluster | None]:
+    """The cluster at `address`, whose machines import what trials need while the plan is made here.
+
+    None for a ray of this machine alone: that is started when it is known that there is something to run.
+    """
+    if address is None:
+        yield None
+        return
+    from harness.launch.cluster import opened
+
+    with opened(address) as cluster:
+        cluster.warm_up()
+        yield cluster
+
+
+def begun(out: str | Path, notes: list[str]) -> Run:
+    """The run at `out`, ready to be written, and the same that a driver before this one worked in."""
+    run = Run(out, notes.append, identity=supervise.known_run())
+    if run.identity is not None:
+        storage.patiently(lambda: None, run.folder)
+    run.prepare()
+    return run
+
+
+def tidy(run: Run) -> None:
+    """Clear away what a driver that died has left, and what was asked of one that ended."""
+    run.sweep()
+    if supervise.known_run() is None:
+        run.forget_stop()  # of a run before; one that follows a lost driver may have been asked meanwhile
+    supervise.remember_run(run.identity)
+
+
+@contextmanager
+def watched(
+    run: Run,
+    about: Mapping[str, Any],
+    held: Lease,
+    watch: Callable[[TextIO], View] | None,
+    interrupt: Callable[[], None],
+) -> Iterator[View]:
+    """What tells the screen and the run folder how the run goes on; all else that is printed goes to driver.log."""
+    with quiet(run.folder / "driver.log") as screen:
+        journal = Journal(run, about, interrupt, lost=lambda: held.lost)
+        try:
+            yield Together(watch(screen) if watch else Unseen(), journal)
+        finally:
+            journal.close()
+
+
+def conclude(run: Run, held: Lease) -> None:
+    """Leave the run folder as it should be found. Raises RunError where another driver has it by now."""
+    if held.lost:
+        raise RunError(f"{run.place} was taken over by another driver, which found this one silent; it goes on")
+    run.forget_stop()
+    run.sweep(ended=True)
+    run.push(run.folder / "driver.log")
 
 
 def refuse_strangers(run: Run, grid: Grid, trials: Sequence[Trial]) -> None:

@@ -11,8 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +61,30 @@ class Node:
 
 
 class Cluster:
-    """The nodes of a cluster; `fit` are those that passed `vet`, the only ones that trials are sent to."""
+    """The nodes of a cluster; `fit` are those that passed `vet`, the only ones that trials are sent to.
 
-    def __init__(self, shared: bool):
-        self.shared = shared
+    `address`: where it was joined; None for a ray of this machine alone.
+    """
+
+    def __init__(self, address: str | None = None):
+        self.address = address
         self.fit: dict[str, Node] = {}
         self.unfit: dict[str, tuple[str, ...]] = {}
         self._alive: dict[str, Node] = {}
         self._looked = 0.0
         self._vetting: dict[Any, Node] = {}
+        self._preparing: dict[Any, Node] = {}
+        self._warming: list[Any] = []
+        self._sizes: list[tuple[float, int]] = []  # (when, slots from then on)
+
+    @property
+    def shared(self) -> bool:
+        """Whether it has other machines than this one, or may come to have some."""
+        return self.address is not None
+
+    def warm_up(self) -> None:
+        """Have a process on every node import what it needs to answer for the node; nobody waits for it."""
+        self._warming = [Call(_imports).on(node) for node in self.nodes() if node.works]
 
     def nodes(self) -> list[Node]:
         """The nodes that are alive; their names are unique."""
@@ -115,10 +131,13 @@ class Cluster:
         self._alive[node.id] = node
         self.unfit[node.id] = tuple(reasons)
 
-    def look(self, vet: "Call", judge: Callable[[Any], Sequence[str]]) -> list[tuple[str, Node, Sequence[str]]]:
+    def look(
+        self, vet: "Call", judge: Callable[[Any], Sequence[str]], prepare: "Call"
+    ) -> list[tuple[str, Node, Sequence[str]]]:
         """What has changed since the last look: ("joined" | "unfit" | "left", node, reasons); at most every 2 s.
 
-        A node that is new is asked `vet`, and what it answers goes to `judge`, which says what makes it unfit.
+        A node that is new is asked `vet`, and what it answers goes to `judge`, which says what makes it unfit. One
+        that is fit has joined when it has done `prepare`: no trial of it waits for that.
         """
         if time.monotonic() - self._looked < LOOK_EVERY_S:
             return []
@@ -128,19 +147,31 @@ class Cluster:
             changes.append(("left", self._alive.pop(node_id), ()))
             self.fit.pop(node_id, None)
             self.unfit.pop(node_id, None)
-        asked = {node.id for node in self._vetting.values()}
+        asked = {node.id for node in self._newcomers()}
         for node in alive.values():
             if node.works and node.id not in self._alive and node.id not in asked:
                 self._vetting[vet.on(node)] = node
-        for task in ray.wait(list(self._vetting), num_returns=len(self._vetting), timeout=0)[0]:
-            node = self._vetting.pop(task)
-            try:
-                reasons = judge(ray.get(task))
-            except Exception as error:
-                reasons = [f"it could not be asked: {error}".splitlines()[0]]
-            (self.refuse(node, reasons) if reasons else self.admit(node))
-            changes.append(("unfit" if reasons else "joined", node, reasons))
+        for node, answer in _answered(self._vetting):
+            unasked = isinstance(answer, Exception)
+            reasons = [f"it could not be asked: {_first_line(answer)}"] if unasked else judge(answer)
+            if reasons:
+                self.refuse(node, reasons)
+                changes.append(("unfit", node, reasons))
+            else:
+                self._preparing[prepare.on(node)] = node
+        for node, answer in _answered(self._preparing):
+            if isinstance(answer, Exception):
+                reasons = [f"its images could not be prepared: {_first_line(answer)}"]
+                self.refuse(node, reasons)
+                changes.append(("unfit", node, reasons))
+            else:
+                self.admit(node)
+                changes.append(("joined", node, ()))
         return changes
+
+    def _newcomers(self) -> list[Node]:
+        """Nodes of which it is not known yet whether they are fit."""
+        return [*self._vetting.values(), *self._preparing.values()]
 
     @property
     def room(self) -> Bundle:
@@ -152,24 +183,51 @@ class Cluster:
         """Whether some fit node could run a trial that occupies `bundle`."""
         return any(node.holds(bundle) for node in self.fit.values())
 
-    def slots(self, bundles: Sequence[Bundle]) -> int:
-        """How many trials run at a time where they occupy what these do on average."""
+    def count_slots(self, bundles: Sequence[Bundle]) -> int:
+        """How many trials run at a time now, where they occupy what these do on average; `mean_slots` keeps it."""
         count = 0.0
         for node in self.fit.values():
             have = {"CPU": node.cpus, "GPU": node.gpus}
             means = {name: sum(bundle.get(name, 0.0) for bundle in bundles) / max(len(bundles), 1) for name in have}
             count += min((have[name] / mean for name, mean in means.items() if mean > 0), default=0.0)
-        return max(1, int(count + 1e-6))
+        found = max(1, int(count + 1e-6))
+        self._sizes.append((time.monotonic(), found))
+        return found
+
+    @property
+    def mean_slots(self) -> float:
+        """What `count_slots` found, on average over the time since it was asked first; 0 before."""
+        ends = [*(began for began, _ in self._sizes[1:]), time.monotonic()]
+        spans = [(end - began, found) for (began, found), end in zip(self._sizes, ends, strict=True)]
+        total = sum(span for span, _ in spans)
+        return sum(span * found for span, found in spans) / total if total else 0.0
 
     def selector(self, bundle: Bundle, avoid: str | None = None) -> str | None:
         """Where a trial may not run, in Ray's words for labels of nodes; None where it may run anywhere.
 
         `avoid` is heeded where another fit node could hold the trial.
         """
-        shunned = {*self.unfit, *(node.id for node in self._vetting.values())}
+        shunned = {*self.unfit, *(node.id for node in self._newcomers())}
         if avoid is not None and any(n.id != avoid and n.holds(bundle) for n in self.fit.values()):
             shunned.add(avoid)
         return f"!in({','.join(sorted(shunned))})" if shunned else None
+
+
+def _imports() -> None:
+    """Import what `Call`s need, ahead of them."""
+    with suppress(ImportError):  # which the call itself will tell of
+        import_module("harness.preflight")
+
+
+def _answered(tasks: dict[Any, Node]) -> Iterator[tuple[Node, Any]]:
+    """The nodes whose task has ended, with what it returned or raised; they are taken out of `tasks`."""
+    for task in ray.wait(list(tasks), num_returns=len(tasks), timeout=0)[0] if tasks else ():
+        node = tasks.pop(task)
+        try:
+            answer = ray.get(task)
+        except Exception as error:  # whatever a node does wrong is its answer
+            answer = error
+        yield node, answer
 
 
 @dataclass(frozen=True)
@@ -203,7 +261,7 @@ def opened(address: str | None) -> Iterator[Cluster]:
     """A ray of this machine alone (None), or the cluster at `address`; left, or ended, on leaving."""
     with alone() if address is None else joined(address):
         try:
-            yield Cluster(shared=address is not None)
+            yield Cluster(address)
         finally:
             ray.shutdown()
 

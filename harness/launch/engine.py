@@ -36,7 +36,7 @@ GRACE_S = 10.0  # after which a trial whose own timer did not end it is ended fr
 
 
 class Engine:
-    """Ray, started or joined when there is something to run, and what watches it."""
+    """Ray and what watches it: the `cluster` that was joined, this machine alone when there is something to run."""
 
     def __init__(
         self,
@@ -45,15 +45,21 @@ class Engine:
         view: View,
         notes: list[str],
         track: Sequence[tune.Callback] = (),
-        address: str | None = None,
+        cluster: Cluster | None = None,
     ):
         self.sources, self.wants, self.view, self.notes, self.track = sources, wants, view, notes, track
-        self.address, self.slots, self.interrupted = address, 0, False
-        self._open, self._cluster = ExitStack(), None
+        self.interrupted = False
+        self._open, self._cluster = ExitStack(), cluster
         _watch.interrupted = False
 
+    @property
+    def slots(self) -> float:
+        """How many trials could run at a time, on average; 0 where none had to."""
+        return self._cluster.mean_slots if self._cluster else 0.0
+
     def close(self) -> None:
-        """Leave ray, or stop it where it was started."""
+        """Leave ray, or stop it where it was started: no process of a trial is left that could still write."""
+        ray.shutdown()
         self._open.close()
 
     def searched(self, grid: Grid, trials: Sequence[Trial], run: Run) -> list[Trial]:
@@ -79,10 +85,9 @@ class Engine:
         cluster = self._joined(left, sources)
         bundles = self._bundles(left, sources, run)
         queue = Queue.of(left, bundles, costs, run.begun(), self.wants.retries)
-        self.slots = cluster.slots(list(bundles.values()))
         vet = self._vet(left, sources) if cluster.shared else None
         _hold(self.view, run, queue, cluster, vet, _preparation(left, sources), self.wants.epoch_timeout_s)
-        self.view.begin(len(trials), len(trials) - len(left), self.slots)
+        self.view.begin(len(trials), len(trials) - len(left), cluster.count_slots(list(bundles.values())))
         self.view.expect(costs)
         while self.notes:
             self.view.note(self.notes.pop(0))
@@ -117,9 +122,10 @@ class Engine:
                 queue.finished(entry.trial.id) if done else queue.returned(entry.trial.id)
 
     def _joined(self, trials: Sequence[Trial], sources: Sources) -> Cluster:
-        """The cluster, opened and looked over once; RunError where no node could run some trial, or one is unfit."""
+        """The cluster, looked over before its first trial; RunError where it has no node, or an unfit one."""
         if self._cluster is None:
-            self._cluster = self._open.enter_context(opened(self.address))
+            self._cluster = self._open.enter_context(opened(None))
+        if not self._cluster.fit:
             self._admit(self._cluster, trials, sources)
         return self._cluster
 
@@ -149,9 +155,9 @@ class Engine:
         deadline, said = time.monotonic() + NODES_WITHIN_S, False
         while not (nodes := [node for node in cluster.nodes() if node.works]):
             if time.monotonic() > deadline:
-                raise Unreachable(f"the cluster at {self.address} has no node with a processor for trials")
+                raise Unreachable(f"the cluster at {cluster.address} has no node with a processor for trials")
             if not said:
-                self.view.note(f"waiting for the nodes of {self.address}")
+                self.view.note(f"waiting for the nodes of {cluster.address}")
                 said = True
             time.sleep(1)
         return nodes
@@ -484,10 +490,9 @@ def _look_around() -> None:
         _end_process(trial_id)
     if not cluster.shared:
         return
-    vet, judge = _watch.vet
-    for what, node, reasons in cluster.look(vet, judge):
+    changes = cluster.look(*_watch.vet, _watch.prepare)
+    for what, node, reasons in changes:
         if what == "joined":
-            _watch.prepare.on(node)  # its trials find decoded images, or wait for these
             _watch.view.note(f"{node.name} joined with {node.cpus:g} processors and {node.gpus:g} GPUs")
         elif what == "left":
             _watch.view.note(f"{node.name} left; its trials go on elsewhere")
@@ -496,6 +501,9 @@ def _look_around() -> None:
         else:
             _watch.view.note(f"{node.name} joined and runs no trials: {'; '.join(reasons)}")
             _banish(node)
+    if changes and cluster.fit:
+        entries = [*_watch.queue.out.values(), *_watch.queue.waiting]
+        _watch.view.resized(cluster.count_slots([entry.bundle for entry in entries]))
 
 
 def _nowhere(entry: Entry) -> bool:

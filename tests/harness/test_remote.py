@@ -58,7 +58,7 @@ def test_a_grid_of_included_files_is_that_grid_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "here/all.yaml").write_text("name: all\ninclude: [smoke, parts/one.yaml]\n")
     (tmp_path / "here/parts/one.yaml").write_text(
-        "name: one\ndatasets: [glyphs]\nbackbones: [test_vit]\nlosses: [contrastive]\nlevels: [baseline]\nseeds: [3]\n"
+        "name: one\ndatasets: [glyphs]\nbackbones: [test_vit]\nlosses: [proxy_anchor]\nlevels: [baseline]\n"
     )
     here = Grid.load("all.yaml").model_dump()
     words, files = portable(["run", str(tmp_path / "here/all.yaml")], texts(tmp_path / "here/all.yaml"))
