@@ -51,11 +51,12 @@ def machines(tmp_path):
 class Driver:
     """A driver on a cluster: the real command, its lines as they come."""
 
-    def __init__(self, cluster: Machines, *words, address: str | None = None):
+    def __init__(self, cluster: Machines, *words, address: str | None = None, patience_s: float | None = None):
+        patience = {} if patience_s is None else {"METRIX_BENCH_PATIENCE_S": str(patience_s)}
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "harness.cli", *map(str, words), "--address", address or cluster.address],
-            env={**cluster.environment, "COLUMNS": "120"},
+            env={**cluster.environment, **patience, "COLUMNS": "120"},
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

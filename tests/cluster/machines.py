@@ -1,4 +1,4 @@
-"""A cluster of several nodes on this machine: loopback, a token of its own, nodes that come and go.
+"""A cluster of several nodes on this machine: loopback, a token of its own, nodes that come and go, a cache for each.
 
 Run as a program it starts one, says its address, and obeys lines on standard input: `add CPUS GPUS HOURS` (says the
 node's number; its clock goes HOURS wrong), `kill NUMBER` (of the node's raylet, with -9), `restart` (the head, on the
@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -90,13 +91,14 @@ FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1
 
 
 @contextmanager
-def _skewed(hours: float) -> Iterator[None]:
-    """Processes that start inside see the time of day wrong; how long things take they see right."""
-    if hours:
-        os.environ |= {"LD_PRELOAD": str(FAKETIME), "FAKETIME": f"{hours:+g}h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    yield
-    for name in ("LD_PRELOAD", "FAKETIME", "FAKETIME_DONT_FAKE_MONOTONIC"):
-        os.environ.pop(name, None)
+def _another(cache: Path, hours: float) -> Iterator[None]:
+    """Processes that start inside are those of another machine: they have its cache and its clock.
+
+    They see the time of day `hours` wrong; how long things take they see right.
+    """
+    clock = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": f"{hours:+g}h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    with patch.dict(os.environ, {"XDG_CACHE_HOME": str(cache), **(clock if hours else {})}):
+        yield
 
 
 def _serve() -> None:
@@ -116,7 +118,7 @@ def _serve() -> None:
             said = "done"
             if word == "add":
                 cpus, gpus, hours = map(float, rest)
-                with _skewed(hours):
+                with _another(Path(folder) / f"cache-{len(nodes)}", hours):
                     nodes.append(cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=80 * 2**20))
                 said = str(len(nodes) - 1)
             elif word == "kill":

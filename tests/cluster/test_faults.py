@@ -3,9 +3,12 @@
 import json
 import os
 import re
+import resource
 import signal
 import time
+from contextlib import suppress
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -105,3 +108,113 @@ def test_clocks_of_nodes_may_be_hours_apart(small, undisturbed, machines, drive,
     assert scores(folder) == scores(undisturbed)
     ended = [datetime.fromisoformat(record["finished"]) for record in records(folder).values()]
     assert max(ended) - min(ended) > timedelta(hours=4)  # so the second node's clock was another, and ran trials
+
+
+def epochs(folder: Path) -> int:
+    """The epochs that logs tell of, over all trials and attempts."""
+    return sum(log.read_text().count("  epoch ") for log in folder.glob("logs/*.log"))
+
+
+def test_a_run_folder_that_is_away_for_half_a_minute(small, undisturbed, machines, drive, tmp_path):
+    """Driver and trials wait; none fails, none begins anew, and the folder is not made where it was."""
+    cluster, folder = machines(), tmp_path / "run"
+    driver = drive(cluster, "run", small, "--out", folder)
+    driver.until(lambda: epochs(folder) >= 2)
+    folder.rename(tmp_path / "away")
+    time.sleep(30)
+    assert not folder.exists()
+    before = epochs(tmp_path / "away")
+    assert before < 8 * TRIALS
+    (tmp_path / "away").rename(folder)
+    assert driver.ends() == 0, driver.text
+    assert wrong(folder) == []
+    assert scores(folder) == scores(undisturbed)
+    assert all(log.read_text().count("attempt") == 1 for log in folder.glob("logs/*.log"))
+
+
+def test_a_disk_that_is_full_for_a_while(small, undisturbed, machines, drive, small_disk):
+    """Neither a record nor a checkpoint can be written; trials wait for room and go on."""
+    cluster, disk = machines(), small_disk(12 * 10**8)  # of which the preflight wants a gigabyte
+    folder, filler = disk / "run", disk / "filler"
+    driver = drive(cluster, "run", small, "--out", folder)
+    driver.until(lambda: epochs(folder) >= 2)
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**20))
+    with suppress(OSError), filler.open("ab", buffering=0) as file:
+        while True:
+            file.write(bytes(512))
+    time.sleep(5)  # what had room already is written
+    full = epochs(folder)
+    time.sleep(10)
+    assert epochs(folder) == full
+    assert driver.process.poll() is None
+    filler.unlink()
+    assert driver.ends() == 0, driver.text
+    assert wrong(folder) == []
+    assert scores(folder) == scores(undisturbed)
+
+
+def test_a_trial_that_hangs_goes_on_elsewhere(small, undisturbed, machines, drive, tmp_path):
+    """A process that is stopped, so that not even its own timer runs, is ended from outside."""
+    cluster, folder = machines(), tmp_path / "run"
+    driver = drive(cluster, "run", small, "--out", folder, "--set", "epoch_timeout_s=5", patience_s=5)
+    driver.until(lambda: len(state(folder).get("running", [])) == 2 and epochs(folder) >= 2)
+    hung = workers(cluster.mark)[0]
+    os.kill(hung, signal.SIGSTOP)
+    driver.says("no epoch ended within 5 s")
+    assert driver.ends() == 0, driver.text
+    assert wrong(folder) == []
+    assert scores(folder) == scores(undisturbed)
+    assert not Path(f"/proc/{hung}").exists()
+    places = {}
+    for name, place in re.findall(r"started   (\S+ \S+ s\d).*  on (\S+)", driver.text):
+        places.setdefault(name, []).append(place)
+    (first, second), *_ = [found for found in places.values() if len(found) > 1]
+    assert first != second
+
+
+def test_memory_that_runs_out_in_a_trial(small, machines, drive, tmp_path):
+    """A limit on a process that trains, set from outside: the trial continues with a forward in chunks."""
+    from harness.config import Grid
+    from harness.trial import run_trial
+
+    one = ("losses=[contrastive]", "levels=[baseline]")
+    changes = (*one, "norm=frozen", "batch_size=120", "side_px=96", "epochs=12")
+    cluster, folder = machines((1, 0)), tmp_path / "run"
+    driver = drive(cluster, "run", small, "--out", folder, *chain(*(("--set", text) for text in changes)))
+    driver.until(lambda: epochs(folder) >= 1)
+    (pid,) = workers(cluster.mark)
+    used = []
+    while epochs(folder) < 3:
+        used.append(private_bytes(pid))
+        time.sleep(0.002)
+    limit = min(used) + int(0.7 * (max(used) - min(used)))
+    resource.prlimit(pid, resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+    assert driver.ends() == 0, driver.text
+    assert wrong(folder) == []
+    (record,) = records(folder).values()
+    assert re.search(r"^out of memory at epoch \d+; the forward ran in chunks of 30 rows$", record["notes"][0])
+    (trial,) = Grid.load(small, changes).trials()
+    whole = run_trial(trial, tmp_path / "whole")
+    assert record["test"] == pytest.approx(whole.test, abs=1e-3)
+
+
+def private_bytes(pid: int) -> int:
+    """What counts against RLIMIT_DATA."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmData:\s+(\d+) kB", status).group(1)) * 1024
+
+
+def test_a_report_on_a_run_that_goes_on_is_marked_partial(small, machines, drive, tmp_path, capsys):
+    from harness.cli import main
+
+    cluster, folder = machines((1, 0)), tmp_path / "run"
+    driver = drive(cluster, "run", small, "--out", folder)
+    driver.until(lambda: records(folder))
+    assert main(["report", str(folder), "--out", str(tmp_path / "report")]) == 0
+    done = len(records(folder))
+    assert 0 < done < TRIALS
+    said = (tmp_path / "report/leaderboard.md").read_text()
+    assert re.search(rf"partial: \d of {TRIALS} trials", said)
+    driver.kill()

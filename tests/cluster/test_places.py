@@ -94,3 +94,49 @@ def listeners() -> list[tuple[int, str]]:
         address = line.split()[3].rpartition(":")[0].strip("[]")
         found += [(int(pid), address) for pid in re.findall(r"pid=(\d+)", line)]
     return found
+
+
+TUNED = """
+name: tuned
+protocol: tuned
+search: {trials: 2, round_of: 2}
+datasets: [{name: glyphs, options: {classes: 24}}]
+backbones: [{name: test_resnet, stage: layer3}]
+losses: [contrastive]
+levels: [baseline, embedding]
+floors: []
+seeds: [0]
+model: {dim: 16}
+images: {side_px: 32, crop_scale: [0.6, 1.0]}
+training: {epochs: 3, batch_size: 20, examples_per_class: 5, lr: 1e-3, schedule: constant}
+"""
+
+
+def test_a_search_keeps_its_trials_in_the_bucket(machines, drive, bucket, tmp_path):
+    """A driver that is killed while it searches is followed by one that makes the same proposals and chooses alike.
+
+    A third machine, which has nothing of it, reports what the first two wrote.
+    """
+    from harness.cli import main
+
+    grid, cluster = tmp_path / "tuned.yaml", machines((1, 0), (1, 0))
+    grid.write_text(TUNED)
+    first = drive(cluster, "run", grid, "--out", bucket)
+    first.until(lambda: len(Run(bucket).sub("search").records()) >= 2)
+    first.kill()
+    found = {record.id: record for record in Run(bucket).sub("search").records()}
+    second = drive(cluster, "run", grid, "--out", bucket)
+    assert second.ends() == 0, second.text
+    searched = {record.id: record for record in Run(bucket).sub("search").records()}
+    assert len(searched) == 4
+    assert {name: searched[name] for name in found} == found
+    assert all(not record.test for record in searched.values())
+    in_peace = drive(cluster, "run", grid, "--out", tmp_path / "in-peace")
+    assert in_peace.ends() == 0, in_peace.text
+    chosen = {record.trial.arm.label: record for record in Run(bucket).records()}
+    assert len(chosen) == 2
+    for record in Run(tmp_path / "in-peace").records():
+        assert chosen[record.trial.arm.label].trial == record.trial
+        assert chosen[record.trial.arm.label].test == record.test
+    assert main(["report", bucket, "--out", str(tmp_path / "report")]) == 0
+    assert "contrastive" in (tmp_path / "report/leaderboard.csv").read_text()
