@@ -1,13 +1,16 @@
-"""Files that several processes build once and share: locked, written aside, renamed into place."""
+"""What several processes build once and share, files and small results: written aside, renamed into place."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
+import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 class CacheError(ValueError):
@@ -51,6 +54,33 @@ def building(path: Path) -> Iterator[Path]:
             scratch.unlink(missing_ok=True)
     finally:
         os.close(lock)
+
+
+_recalled: dict[Path, Any] = {}  # by this process
+
+
+def remembered(folder: Path, key: Any, find: Callable[[], Any], worth: Callable[[Any], bool] | None = None) -> Any:
+    """What `find` returns, kept in `folder` by `key` (both are JSON), as far as it is `worth` keeping.
+
+    The key holds all that the result depends on, versions included. What was kept is recalled while it still is
+    `worth` it, and found again otherwise. A cache that cannot be written or read costs time alone.
+    """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    path = folder / "remembered" / f"{digest}.json"
+    with suppress(OSError, ValueError):
+        if path not in _recalled:
+            _recalled[path] = json.loads(path.read_bytes())
+        if worth is None or worth(_recalled[path]):
+            return _recalled[path]
+    found = find()
+    if worth is None or worth(found):
+        _recalled[path] = found
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+            aside.write_text(json.dumps(found))
+            aside.replace(path)
+    return found
 
 
 def _refusal(folder: Path, error: OSError) -> CacheError:

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,9 @@ import torch
 
 import metrix
 from harness import models, registry, rules
-from harness.config import Arm, Grid, GridError, Trial
+from harness.cache import default_folder, remembered
+from harness.config import Arm, Backbone, Grid, GridError, Model, Trial
+from harness.provenance import code_digest, provenance
 from harness.record import Record
 from harness.selection import PROTOCOLS
 from harness.trial import embedder, evaluator_faults, open_dataset, split_of, splits_of
@@ -41,13 +43,13 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
     named = [Arm.parse(text).label for text in grid.arms]
     problems = [f"arms: {label}: {why[label]}" for label in named if label in why]
     problems += [finding.sentence for finding in evaluator_faults()]
-    problems += _network_problems(fit) + _data_problems(fit, data, cache)
+    problems += _network_problems(fit, cache) + _data_problems(fit, data, cache)
     if problems:
         raise GridError(grid.name, problems)
     out = {id(trial) for cell, reason in zip(cells, reasons, strict=True) if reason for trial in cell}
     kept = [trial for trial in trials if id(trial) not in out]
     if grid.compute_matched:
-        kept += matched_baselines(kept)
+        kept += matched_baselines(kept, cache)
     return Plan(tuple(kept), tuple(dict.fromkeys(refused)))
 
 
@@ -73,8 +75,11 @@ def refusal(arm: Arm) -> str | None:
     return metrix.refusal(arm.loss, **arm.metrix.model_dump())
 
 
-def _network_problems(trials: list[Trial]) -> list[str]:
-    """Backbones, pooling, weights and stages that do not exist or do not fit; published weights are fetched here."""
+def _network_problems(trials: list[Trial], cache: Path | None) -> list[str]:
+    """Backbones, pooling, weights and stages that do not exist or do not fit; published weights are fetched here.
+
+    That nothing was wrong stays known while the code and the packages are the same: looking imports timm.
+    """
     asked = {}
     for t in trials:
         if t.arm.loss != "pixels":
@@ -82,21 +87,40 @@ def _network_problems(trials: list[Trial]) -> list[str]:
             key = (t.backbone.model_dump_json(), t.model, t.images.side_px, stage, hardest)
             asked.setdefault(key, (t.backbone, t.model, t.images.side_px, stage, hardest))
     found = {}
-    for network, model, side_px, stage, hardest in asked.values():
-        wrong = models.problems(
-            network.name, model.pooling, model.norm, network.pretrained, stage, network.options, side_px
-        )
-        if not wrong:
-            try:
-                models.fetch(network.name, network.pretrained, network.options, side_px)
-            except models.ModelError as error:
-                wrong = [str(error)]
-        if not wrong and hardest is not None:
-            stages = models.stages(network.name, network.options, side_px)
-            reason = metrix.refusal("contrastive", at="feature", stage=stage, hardest=hardest, stages=stages)
-            wrong = [reason] if reason else []
-        found |= {f"backbones: {problem}": None for problem in wrong}
+    for network, model, *rest in asked.values():
+        key = ["network", *_versions(), network.model_dump(mode="json"), model.model_dump(mode="json"), *rest]
+        about = remembered(cache or default_folder(), key, partial(_looked_at, network, model, *rest), _in_order)
+        found |= {f"backbones: {problem}": None for problem in about["problems"]}
     return list(found)
+
+
+def _looked_at(network: Backbone, model: Model, side_px: int, stage: str | None, hardest: int | str | None) -> dict:
+    """The problems of a network, and the file of its weights where it has none."""
+    wrong = models.problems(
+        network.name, model.pooling, model.norm, network.pretrained, stage, network.options, side_px
+    )
+    weights = None
+    if not wrong:
+        try:
+            weights = models.fetch(network.name, network.pretrained, network.options, side_px)
+        except models.ModelError as error:
+            wrong = [str(error)]
+    if not wrong and hardest is not None:
+        stages = models.stages(network.name, network.options, side_px)
+        reason = metrix.refusal("contrastive", at="feature", stage=stage, hardest=hardest, stages=stages)
+        wrong = [reason] if reason else []
+    return {"problems": wrong, "weights": weights and str(weights)}
+
+
+def _in_order(about: dict) -> bool:
+    """Whether a network had no problems, and its weights are still where they were."""
+    return not about["problems"] and (about["weights"] is None or Path(about["weights"]).is_file())
+
+
+def _versions() -> list[str]:
+    """What decides how a network is built and counted."""
+    packages = provenance()["packages"]
+    return [code_digest(), packages["timm"], packages["torch"]]
 
 
 def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -> list[str]:
@@ -134,11 +158,11 @@ def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:
     return None
 
 
-def matched_baselines(trials: Sequence[Trial]) -> list[Trial]:
+def matched_baselines(trials: Sequence[Trial], cache: Path | None = None) -> list[Trial]:
     """For every Metrix trial with more forward passes than its baseline, the baseline at as many (FAIR-07)."""
     found = {}
     for trial in trials:
-        if trial.arm.metrix is not None and (ratio := round(_passes(trial, partial(_share, trial)), 2)) > 1:
+        if trial.arm.metrix is not None and (ratio := round(_passes(trial, cache), 2)) > 1:
             arm = trial.arm.model_copy(update={"metrix": None, "longer": ratio})
             longer = trial.model_copy(update={"arm": arm})
             found[longer.id] = longer
@@ -164,24 +188,24 @@ def _operations(trial: Trial, data: Path | None, cache: Path | None) -> float:
     images = {name: int((split == name).sum()) for name in ("train", "validation", "test")}
     if trial.arm.loss == "pixels":
         return float(images["test"])
-    pass_flops = _forward_flops(trial)
+    pass_flops, _ = _flops(trial, None, cache)
     if trial.arm.at == "floor":
         return pass_flops * (images["validation"] + images["test"])
-    rows = 3 * images["train"] * _passes(trial, partial(_share, trial)) + images["validation"]
+    rows = 3 * images["train"] * _passes(trial, cache) + images["validation"]
     return pass_flops * (trial.schedule.epochs * rows + images["test"])
 
 
-def _forward_flops(trial: Trial) -> float:
-    """Floating-point operations of the backbone and head on one image."""
-    body = models.anatomy(trial.backbone.name, trial.backbone.options, trial.images.side_px)
-    return sum(body.flops(body.last)) + 2 * body.width * trial.model.dim
+def _flops(trial: Trial, stage: str | None, cache: Path | None) -> tuple[float, float]:
+    """Floating-point operations of backbone and head on one image: all, and those after `stage` (None: the last)."""
+    network, side_px, dim = trial.backbone, trial.images.side_px, trial.model.dim
 
+    def count() -> tuple[float, float]:
+        body = models.anatomy(network.name, network.options, side_px)
+        head = 2 * body.width * dim
+        return sum(body.flops(body.last)) + head, body.flops(stage or body.last)[1] + head
 
-def _share(trial: Trial, stage: str | None) -> float:
-    """The share of those operations that lies after `stage` (None: the last feature map)."""
-    body = models.anatomy(trial.backbone.name, trial.backbone.options, trial.images.side_px)
-    head = 2 * body.width * trial.model.dim
-    return (body.flops(stage or body.last)[1] + head) / _forward_flops(trial)
+    key = ["flops", *_versions(), network.name, network.options, side_px, dim, stage]
+    return tuple(remembered(cache or default_folder(), key, count))
 
 
 def estimate(
@@ -207,14 +231,14 @@ def estimate(
         else:
             name = trial.backbone.name
             if trial.arm.loss != "pixels" and name not in speeds:
-                speeds[name] = [_pace(trial)]
+                speeds[name] = [_pace(trial, cache)]
             speed = float(np.median(speeds[name])) if trial.arm.loss != "pixels" else 0.0
             each = {t.id: costs[t.id] * speed for t in cell}
         seconds |= each
     return seconds
 
 
-def _pace(trial: Trial) -> float:
+def _pace(trial: Trial, cache: Path | None) -> float:
     """Seconds for each floating-point operation, forward and backward: median of three steps after one to warm up."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = embedder(trial).to(device).train()
@@ -226,18 +250,18 @@ def _pace(trial: Trial) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
-    return sorted(times[1:])[1] / size / (3 * _forward_flops(trial))
+    return sorted(times[1:])[1] / size / (3 * _flops(trial, None, cache)[0])
 
 
-def _passes(trial: Trial, share: Callable[[str | None], float]) -> float:
-    """Forward passes per step as planned: 1 for a baseline, more for the mixed rows a level adds.
-
-    `share` gives the share of the network that lies after a stage.
-    """
+def _passes(trial: Trial, cache: Path | None) -> float:
+    """Forward passes per step as planned: 1 for a baseline, more for the mixed rows a level adds."""
     level = trial.arm.metrix
     if level is None or level.at == "embedding":
         return 1.0
     settings = trial.training
     others = settings.batch_size - (settings.examples_per_class if settings.sampler == "balanced" else 1)
     rows = others if level.hardest == "all" else level.hardest or 1
-    return 1.0 + rows * (1.0 if level.at == "input" else share(level.stage))
+    if level.at == "input":
+        return 1.0 + rows
+    total, after = _flops(trial, level.stage, cache)
+    return 1.0 + rows * after / total

@@ -4,7 +4,6 @@ A machine states `facts` about itself; `mismatches` compares them with those of 
 knows how a function reaches another machine.
 """
 
-import hashlib
 import os
 import platform
 import shutil
@@ -17,7 +16,7 @@ import torch
 from harness.cache import default_folder
 from harness.config import Choice, Trial
 from harness.datasets import DatasetError
-from harness.provenance import PACKAGES, provenance
+from harness.provenance import PACKAGES, code_digest, provenance
 from harness.record import Run
 from harness.trial import Sources, open_dataset, prepare_images
 
@@ -105,16 +104,6 @@ def prepare_here(trials: Sequence[Trial], sources: Sources) -> tuple[str, ...]:
     said: list[str] = []
     prepare_images(trials, sources, said.append)
     return tuple(said)
-
-
-def code_digest() -> str:
-    """sha256 over the Python sources of baselines, metrix and harness, names included."""
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for package in ("baselines", "metrix", "harness"):
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _fingerprint(choice: Choice, sources: Sources) -> str:

@@ -51,5 +51,16 @@ def _revision() -> dict[str, Any]:
     return {"revision": commit, "uncommitted": hashlib.sha256(changes).hexdigest()[:16] if changes else None}
 
 
+@functools.cache
+def code_digest() -> str:
+    """sha256 over the Python sources of baselines, metrix and harness, names included."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for package in ("baselines", "metrix", "harness"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def _git(root: Path, *words: str) -> bytes:
     return subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True).stdout
