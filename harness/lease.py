@@ -52,9 +52,14 @@ class Lease:
         self._storage, self.holder, self.lost = storage, holder, False
         self._ended = threading.Event()
 
-    def renew(self) -> None:
-        """Count the beat up until `end`. A renewal that cannot be written now is left to the next one."""
-        while not self._ended.wait(self.holder.every_s):
+    def renew(self, first_s: float) -> None:
+        """Count the beat up until `end`, after `first_s` and then every `holder.every_s` seconds.
+
+        A renewal that cannot be written now is left to the next one.
+        """
+        pause_s = first_s
+        while not self._ended.wait(pause_s):
+            pause_s = self.holder.every_s
             with suppress(OSError, RunError):
                 found = self._storage.read(NAME)
                 if found is not None and nonce(found) != self.holder.nonce:
@@ -83,19 +88,22 @@ def hold(
     boot = this_boot() if host is None else f"of {host}"
     mine = Holder(host or this_host(), boot, os.getpid(), secrets.token_hex(8), since, every_s=every_s)
     moment = min(MOMENT_S, every_s)
-    found = storage.read(NAME)
+    found, succeeds = storage.read(NAME), False
     if found is not None:
         other = holder(found)
         same = other is not None and (other.host, other.boot) == (mine.host, mine.boot)
-        if not (same and (alone_here or other.dead_here)):
+        succeeds = same and (alone_here or other.dead_here)
+        if not succeeds:
             _refuse_alive(storage, found)
     storage.write(NAME, content(mine))
-    if found is not None or not alone_here:
+    # Others watch a lease for longer before they take it: one that was this machine's is not waited for here, and the
+    # first renewal, a moment later, would notice all the same.
+    if not alone_here or (found is not None and not succeeds):
         time.sleep(moment)
         if (now := storage.read(NAME)) is None or nonce(now) != mine.nonce:
             raise RunError(_in_use(storage, now))
     lease = Lease(storage, mine)
-    thread = threading.Thread(target=lease.renew, name="lease", daemon=True)
+    thread = threading.Thread(target=lease.renew, args=(moment,), name="lease", daemon=True)
     thread.start()
     try:
         yield lease

@@ -102,6 +102,7 @@ class Cluster:
 
     def on_each(self, nodes: Sequence[Node], call: "Call") -> dict[str, Any]:
         """What `call` returns on each node, or the exception it raises: node id → result. All at the same time."""
+        ray.wait(self._warming, num_returns=len(self._warming)) if self._warming else None
         tasks = {node.id: call.on(node) for node in nodes}
         found = {}
         for node_id, task in tasks.items():

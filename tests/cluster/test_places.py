@@ -38,6 +38,42 @@ def test_a_trial_over_two_gpus_is_one_trial_on_one_node(small, machines, drive, 
     assert wrong(tmp_path) == []
 
 
+SEND = """
+import sys
+from pathlib import Path
+from harness.config import texts
+from harness.launch import environment, remote
+environment.prepare("there")
+import ray
+ray.init(sys.argv[1], log_to_driver=False)
+words, files = remote.portable(["run", *sys.argv[2:], "--address", "auto"], texts(sys.argv[2]))
+head = ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})(remote.Command)
+sys.exit(remote._followed(ray, head.remote(words, files), sys.stdout))
+"""
+
+
+def test_a_command_that_is_sent_to_the_head(small, machines, tmp_path):
+    """What ray:// does once it is connected: a grid that includes a file here is run by the head, far from here."""
+    (tmp_path / "here/parts").mkdir(parents=True)
+    (tmp_path / "here/parts/small.yaml").write_text(small.read_text())
+    (tmp_path / "here/all.yaml").write_text("name: all\ninclude: [parts/small.yaml]\n")
+    cluster, folder = machines((2, 0)), tmp_path / "run"
+    words = ["all.yaml", "--out", str(folder), "--losses", "contrastive", "--levels", "baseline"]
+    done = subprocess.run(
+        [sys.executable, "-c", SEND, cluster.address, *words],
+        env=cluster.environment,
+        cwd=tmp_path / "here",
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 trials, 0 done before" in done.stdout
+    assert len(records(folder)) == 1
+    assert wrong(folder) == []
+    assert Run(folder).asked().grids[0].name == "all"
+
+
 JOIN = """
 import sys
 from harness.launch import environment
