@@ -50,8 +50,9 @@ build/s3/.installed: tests/s3-server.txt
 	build/s3/bin/python -m pip install --quiet --disable-pip-version-check -r tests/s3-server.txt
 	touch $@
 
-soak: $(STAMP)  ## kill and disturb a grid on a cluster of this machine and check its books (ARGS='--minutes 5')
+soak: $(STAMP)  ## disturb a grid on a cluster of this machine, check its books (ARGS='--minutes 5'), then try every fault
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m tests.cluster.soak $(ARGS)
+	@PYTHONPATH=$(CURDIR) $(BIN)/python -m pytest -m slow tests/cluster
 
 perf: $(STAMP)  ## measure speed and memory, printed as ratios within one run
 	@for file in tests/performance/[a-z]*.py; do \

@@ -181,6 +181,7 @@ def conclude(run: Run, held: Lease) -> None:
     run.forget_stop()
     run.sweep(ended=True)
     run.push(run.folder / "driver.log")
+    run.push(run.folder / "trackers")
 
 
 def refuse_strangers(run: Run, grid: Grid, trials: Sequence[Trial]) -> None:

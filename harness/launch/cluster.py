@@ -33,6 +33,7 @@ except ModuleNotFoundError as error:
 
 OBJECT_STORE_BYTES = 100 * 2**20  # trials exchange nothing but numbers
 LOOK_EVERY_S = 2.0
+ASK_AGAIN_S = 60.0  # a node that was unfit: its disk was full, or its share not mounted
 MISSED_AFTER_S = 30.0  # ray takes a node for dead that has not answered five times in three seconds each
 ANSWER_WITHIN_S = 10.0
 SCRATCH, TUNE_SCRATCH = "metrix-ray-", "metrix-tune-"
@@ -71,6 +72,7 @@ class Cluster:
         self.fit: dict[str, Node] = {}
         self.unfit: dict[str, tuple[str, ...]] = {}
         self._alive: dict[str, Node] = {}
+        self._refused: dict[str, float] = {}  # node id → when it was found unfit
         self._looked = 0.0
         self._vetting: dict[Any, Node] = {}
         self._preparing: dict[Any, Node] = {}
@@ -130,15 +132,16 @@ class Cluster:
         """Let no trial run on a node, for these reasons."""
         self.fit.pop(node.id, None)
         self._alive[node.id] = node
-        self.unfit[node.id] = tuple(reasons)
+        self.unfit[node.id], self._refused[node.id] = tuple(reasons), time.monotonic()
 
     def look(
         self, vet: "Call", judge: Callable[[Any], Sequence[str]], prepare: "Call"
     ) -> list[tuple[str, Node, Sequence[str]]]:
         """What has changed since the last look: ("joined" | "unfit" | "left", node, reasons); at most every 2 s.
 
-        A node that is new is asked `vet`, and what it answers goes to `judge`, which says what makes it unfit. One
-        that is fit has joined when it has done `prepare`: no trial of it waits for that.
+        A node that is new is asked `vet`, and what it answers goes to `judge`, which says what makes it unfit; such a
+        one is asked again every minute, and told of when that changes. One that is fit has joined when it has done
+        `prepare`: no trial of it waits for that.
         """
         if time.monotonic() - self._looked < LOOK_EVERY_S:
             return []
@@ -148,27 +151,32 @@ class Cluster:
             changes.append(("left", self._alive.pop(node_id), ()))
             self.fit.pop(node_id, None)
             self.unfit.pop(node_id, None)
-        asked = {node.id for node in self._newcomers()}
         for node in alive.values():
-            if node.works and node.id not in self._alive and node.id not in asked:
+            if node.works and self._is_to_be_asked(node):
                 self._vetting[vet.on(node)] = node
+        found = []
         for node, answer in _answered(self._vetting):
             unasked = isinstance(answer, Exception)
-            reasons = [f"it could not be asked: {_first_line(answer)}"] if unasked else judge(answer)
-            if reasons:
-                self.refuse(node, reasons)
-                changes.append(("unfit", node, reasons))
+            if reasons := [f"it could not be asked: {_first_line(answer)}"] if unasked else judge(answer):
+                found.append((node, reasons))
             else:
                 self._preparing[prepare.on(node)] = node
         for node, answer in _answered(self._preparing):
-            if isinstance(answer, Exception):
-                reasons = [f"its images could not be prepared: {_first_line(answer)}"]
-                self.refuse(node, reasons)
-                changes.append(("unfit", node, reasons))
-            else:
-                self.admit(node)
-                changes.append(("joined", node, ()))
+            failed = isinstance(answer, Exception)
+            found.append((node, [f"its images could not be prepared: {_first_line(answer)}"] if failed else []))
+        for node, reasons in found:
+            known = self.unfit.get(node.id)
+            (self.refuse(node, reasons) if reasons else self.admit(node))
+            if known != tuple(reasons):
+                changes.append(("unfit" if reasons else "joined", node, reasons))
         return changes
+
+    def _is_to_be_asked(self, node: Node) -> bool:
+        """Whether a node is new, or was unfit a minute ago, and is not being asked now."""
+        if node.id in {other.id for other in self._newcomers()}:
+            return False
+        refused = self._refused.get(node.id) if node.id in self.unfit else None
+        return node.id not in self._alive or (refused is not None and time.monotonic() - refused > ASK_AGAIN_S)
 
     def _newcomers(self) -> list[Node]:
         """Nodes of which it is not known yet whether they are fit."""

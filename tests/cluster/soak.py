@@ -2,11 +2,12 @@
 
     python -m tests.cluster.soak --trials 200 --seed 0 --every 20 --minutes 60
 
-What befalls it is drawn from the seed: a worker is killed or stopped without dying, a node is killed and another one
-joins, the driver is killed and started again, the run folder is away for a while, a checkpoint is cut in half, the
-head is killed and comes back. At the end the books are checked: one record a trial, one test read a trial, nothing
-left over, no process left, and the scores of some trials equal those of a run in peace. Bounded: it stops disturbing
-after --minutes, and fails if the grid does not end within as many again.
+What befalls it is drawn from the seed: a worker is killed or stopped without dying; a node is killed and another
+joins, whose clock may be hours slow; the driver is killed and started again; a second driver is started beside it;
+the run folder is away for half a minute, or its disk full for as long; a checkpoint is cut in half; the head is
+killed and comes back. At the end the books are checked: one record a trial, one test read a trial, nothing left over,
+no process left, and the scores of some trials equal those of a run in peace. Bounded: it stops disturbing after
+--minutes, and fails if the grid does not end within as many again.
 """
 
 import argparse
@@ -18,13 +19,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from harness.config import Grid
 from harness.trial import run_trial
 from tests.cluster.books import processes, records, scores, workers, wrong
-from tests.cluster.machines import ROOT, Machines
+from tests.cluster.machines import FAKETIME, ROOT, Machines
 
 GRID = """
 name: soak
@@ -41,7 +43,9 @@ resources: {{retries: 5, epoch_timeout_s: {timeout}}}
 """
 ARMS = 4
 TIMEOUT_S = 30
-AWAY_S = 5.0
+AWAY_S = 30.0
+DISK_BYTES = 15 * 10**8  # of which the preflight wants a gigabyte
+HOURS = (0, 0, -5) if FAKETIME else (0,)  # that the clock of a new node is wrong by
 
 
 class Soak:
@@ -93,7 +97,7 @@ class Soak:
         """A node is killed with all that runs on it, and another one joins."""
         victim = self.alive.pop(self.random.randrange(len(self.alive)))
         self.machines.kill(victim)
-        self.alive.append(self.machines.add())
+        self.alive.append(self.machines.add(hours=self.random.choice(HOURS)))
         return True
 
     def _driver(self) -> bool:
@@ -103,10 +107,43 @@ class Soak:
         self.driver = self._drive()
         return True
 
+    def _second(self) -> bool:
+        """Somebody types the command beside a driver that lives; it is refused."""
+        if not self._writes():
+            return False
+        second = self._drive()
+        while self.driver.poll() is None and second.poll() is None:
+            time.sleep(0.2)
+        if second.poll() is None:  # the first one has just ended
+            self.driver = second
+            return False
+        if self.driver.poll() is None and second.returncode != 2:
+            raise AssertionError(f"a second driver ended with {second.returncode}")
+        return True
+
+    def _full(self) -> bool:
+        """The disk of the run folder is full for a while, unless a driver begins just now, which would say so."""
+        if not self._writes():
+            return False
+        filler = self.out.with_name("filler")
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**20))
+        with suppress(OSError), filler.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(512))
+        time.sleep(AWAY_S)
+        filler.unlink()
+        return True
+
+    def _writes(self) -> bool:
+        """Whether a driver lives that has begun: it has written its state not long ago."""
+        state = self.out / "state.json"
+        return state.exists() and time.time() - state.stat().st_mtime < 6
+
     def _storage(self) -> bool:
         """The run folder is away for a while, unless a driver begins just now, which could not miss it."""
-        state = self.out / "state.json"
-        if not state.exists() or time.time() - state.stat().st_mtime > 6:
+        if not self._writes():
             return False
         away = self.out.with_name(self.out.name + ".away")
         self.out.rename(away)
@@ -159,7 +196,23 @@ def _command(pid: int) -> str:
         return "gone"
 
 
-ALL = ("worker", "node", "driver", "storage", "checkpoint", "hang", "head")
+@contextmanager
+def small_disk(folder: Path) -> Iterator[bool]:
+    """A disk at `folder` that can be filled; False where mounting is not permitted."""
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(words, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+ALL = ("worker", "node", "driver", "second", "storage", "full", "checkpoint", "hang", "head")
 
 
 def soak(
@@ -178,8 +231,18 @@ def soak(
 
     `compared`: trials whose scores are compared with a run in peace; `in_turn`: each kind once, in this order.
     """
-    grid, out = folder / "soak.yaml", folder / "run"
+    grid = folder / "soak.yaml"
     grid.write_text(GRID.format(seeds=list(range(-(-trials // ARMS))), epochs=epochs, timeout=TIMEOUT_S))
+    with small_disk(folder / "disk") as mounted:
+        if "full" in kinds and not mounted:
+            say("full: left out, mounting a small disk is not permitted here")
+            kinds = tuple(kind for kind in kinds if kind != "full")
+        return _soaked(folder, grid, seed, every_s, seconds, compared, kinds, in_turn, say)
+
+
+def _soaked(folder, grid, seed, every_s, seconds, compared, kinds, in_turn, say) -> tuple[Counter, list[str]]:
+    """`soak`, with its disk mounted where that is permitted."""
+    out = folder / "disk/run"
     some = Soak(folder, grid, seed, out, say)
     try:
         while some.driver.poll() is None and not list(out.glob("checkpoints/*/last.safetensors")):

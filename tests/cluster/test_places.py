@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from pyarrow.fs import FileSelector, FileSystem
 
 from harness.record import Run
 from tests.cluster.books import processes, records, scores, wrong
@@ -15,15 +16,18 @@ pytestmark = pytest.mark.slow  # a minute each: make test ARGS='-m slow'
 
 
 def test_results_go_to_a_bucket(small, undisturbed, machines, drive, bucket):
-    """Nothing lies in a shared folder; every node has its own working copy (here one, as they share a machine)."""
-    cluster = machines((2, 0))
-    driver = drive(cluster, "run", small, "--out", bucket)
+    """Nothing lies in a shared folder; every node has a working copy of its own, and so has whoever looks."""
+    cluster = machines()
+    driver = drive(cluster, "run", small, "--out", bucket, "--track", "tensorboard")
     assert driver.ends() == 0, driver.text
     run = Run(bucket)
     assert len(run.records()) == TRIALS
     assert scores(run.folder) == scores(undisturbed)
     assert run.state()[0]["state"] == "ended"
     assert f"written: {bucket}/leaderboard.csv" in driver.text
+    curves = FileSelector(f"{bucket.removeprefix('s3://')}/trackers", recursive=True)
+    files, _ = FileSystem.from_uri(bucket)
+    assert sum("events.out" in found.path for found in files.get_file_info(curves)) == TRIALS
 
 
 def test_a_trial_over_two_gpus_is_one_trial_on_one_node(small, machines, drive, tmp_path):
