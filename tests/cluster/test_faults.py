@@ -187,25 +187,22 @@ def test_memory_that_runs_out_in_a_trial(small, machines, drive, tmp_path):
     from harness.config import Grid
     from harness.trial import run_trial
 
-    one = ("losses=[contrastive]", "levels=[baseline]")
-    changes = (*one, "norm=frozen", "batch_size=120", "examples_per_class=10", "side_px=96", "epochs=12")
+    one = ("losses=[contrastive]", "levels=[baseline]", "epochs=2")
+    changes = (*one, "norm=frozen", "batch_size=240", "examples_per_class=20", "side_px=160")
     cluster, folder = machines((1, 0)), tmp_path / "run"
     driver = drive(cluster, "run", small, "--out", folder, *chain(*(("--set", text) for text in changes)))
-    driver.until(lambda: epochs(folder) >= 1)
+    driver.until(lambda: [log for log in folder.glob("logs/*.log") if "attempt 1" in log.read_text()])
     (pid,) = workers(cluster.mark)
-    used = []
-    while epochs(folder) < 3:
-        used.append(private_bytes(pid))
-        time.sleep(0.002)
-    limit = min(used) + int(0.7 * (max(used) - min(used)))
+    # Measured: with what it has yet to import, chunks of 60 rows take 960 MB more, the batch of 240 takes 1690 MB.
+    limit = private_bytes(pid) + 1320 * 2**20
     resource.prlimit(pid, resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
     assert driver.ends() == 0, driver.text
     assert wrong(folder) == []
     (record,) = records(folder).values()
-    assert re.search(r"^out of memory at epoch \d+; the forward ran in chunks of 30 rows$", record["notes"][0])
+    assert record["notes"][0] == "out of memory at epoch 1; the forward ran in chunks of 60 rows"
     (trial,) = Grid.load(small, changes).trials()
     whole = run_trial(trial, tmp_path / "whole")
-    assert record["test"] == pytest.approx(whole.test, abs=1e-3)
+    assert record["test"] == pytest.approx(whole.test, abs=0.01)  # rounding moves a query or two of 332
 
 
 def private_bytes(pid: int) -> int:
