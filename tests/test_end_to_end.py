@@ -110,6 +110,23 @@ def test_a_second_run_does_nothing_again(finished, grid):
     assert contents(folder) == before
 
 
+TWICE = """
+import sys
+from harness.config import Grid
+from harness.launch import run_grid
+for place in sys.argv[2:]:
+    outcome = run_grid(Grid.load(sys.argv[1], ["floors=[pixels]", "losses=[]"]), place)
+    print(len(outcome.records), outcome.missing)
+"""
+
+
+def test_a_process_may_run_several_grids(grid, tmp_path):
+    """As a notebook does, and `retry` in a folder of several grids: each starts a ray of its own."""
+    words = [sys.executable, "-c", TWICE, str(grid), str(tmp_path / "one"), str(tmp_path / "two")]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.stdout.split() == ["1", "0"] * 2, done.stderr
+
+
 def test_a_driver_killed_in_the_middle_loses_nothing(finished, grid, tmp_path):
     first = start("run", grid, "--out", tmp_path)
     deadline = time.monotonic() + 300

@@ -1,5 +1,6 @@
 """Ray's machines: a ray of this one alone, or a cluster that exists; which of its nodes are fit to run trials."""
 
+import functools
 import logging
 import os
 import re
@@ -282,7 +283,7 @@ def alone() -> Iterator[None]:
     with scratch(SCRATCH) as folder:
         token = folder / "token"
         token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
+        token.write_text(_own_token())
         before = os.environ.get("RAY_AUTH_TOKEN_PATH")
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
         _silence()
@@ -301,6 +302,12 @@ def alone() -> Iterator[None]:
             os.environ.pop("RAY_AUTH_TOKEN_PATH")
             if before is not None:
                 os.environ["RAY_AUTH_TOKEN_PATH"] = before
+
+
+@functools.cache
+def _own_token() -> str:
+    """The token of every ray that this process starts: ray reads it once in a process."""
+    return secrets.token_hex(32)
 
 
 @contextmanager

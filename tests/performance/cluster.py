@@ -162,10 +162,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8, help="trials of the grid on one node and on two")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="metrix-perf-") as folder:
+        overhead(Path(folder), options.trials)  # first: it reads this process's peak of memory
         planning()
         after_deaths(Path(folder))
         two_nodes(Path(folder), options.seeds)
-        overhead(Path(folder), options.trials)
 
 
 if __name__ == "__main__":
