@@ -72,7 +72,7 @@ def remembered(folder: Path, key: Any, find: Callable[[], Any], worth: Callable[
             _recalled[path] = json.loads(path.read_bytes())
         if worth is None or worth(_recalled[path]):
             return _recalled[path]
-    found = find()
+    found = json.loads(json.dumps(find()))
     if worth is None or worth(found):
         _recalled[path] = found
         with suppress(OSError):

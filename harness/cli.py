@@ -253,6 +253,9 @@ def _elsewhere(arguments: argparse.Namespace) -> int | None:
             f"the run folder {place or 'results/runs/…'} would be sought wherever the head runs commands: name a "
             "whole path of the cluster, or a bucket"
         )
+    for option in ("data", "cache"):
+        if (path := getattr(arguments, option)) is not None and not path.is_absolute():
+            raise ValueError(f"--{option} {path} would be sought wherever the head runs commands: name a whole path")
     return remote.relay(arguments.address, words, texts(getattr(arguments, "grid", "")))
 
 
@@ -273,7 +276,7 @@ def _conclude(outcome, grid: Grid, folder: str | Path, arguments: argparse.Names
         return FAILED if failed else OK
     filled = sum(record.cost.wall_s for record in outcome.records if record.id in outcome.ran)
     if outcome.slots and filled and grid.protocol != "tuned":  # a search leaves its records elsewhere
-        share, slots = filled / (outcome.slots * outcome.wall_s), f"{outcome.slots:.3g}"
+        share, slots = filled / (outcome.slots * outcome.wall_s), f"{round(outcome.slots, 1):g}"
         print(f"trials filled {share:.0%} of the time of {slots} slots")
     return OK
 

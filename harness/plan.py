@@ -1,5 +1,6 @@
 """What a grid would run, checked against the data and networks it names, before anything runs."""
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from harness.provenance import code_digest, provenance
 from harness.record import Record
 from harness.selection import PROTOCOLS
 from harness.trial import embedder, evaluator_faults, open_dataset, split_of, splits_of
+
+CODE = code_digest()  # of what was imported, whatever becomes of the files
+HUBS = ("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME")  # where published weights are sought
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,9 @@ def _network_problems(trials: list[Trial], cache: Path | None) -> list[str]:
             stage, hardest = (t.arm.metrix.stage, t.arm.metrix.hardest) if t.arm.at == "feature" else (None, None)
             key = (t.backbone.model_dump_json(), t.model, t.images.side_px, stage, hardest)
             asked.setdefault(key, (t.backbone, t.model, t.images.side_px, stage, hardest))
-    found = {}
+    found, hubs = {}, [os.environ.get(name) for name in HUBS]
     for network, model, *rest in asked.values():
-        key = ["network", *_versions(), network.model_dump(mode="json"), model.model_dump(mode="json"), *rest]
+        key = ["network", *_builders(), network.model_dump(mode="json"), model.model_dump(mode="json"), *rest, hubs]
         about = remembered(cache or default_folder(), key, partial(_looked_at, network, model, *rest), _in_order)
         found |= {f"backbones: {problem}": None for problem in about["problems"]}
     return list(found)
@@ -117,10 +121,10 @@ def _in_order(about: dict) -> bool:
     return not about["problems"] and (about["weights"] is None or Path(about["weights"]).is_file())
 
 
-def _versions() -> list[str]:
+def _builders() -> list[str]:
     """What decides how a network is built and counted."""
     packages = provenance()["packages"]
-    return [code_digest(), packages["timm"], packages["torch"]]
+    return [CODE, packages["timm"], packages["torch"]]
 
 
 def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -> list[str]:
@@ -204,7 +208,8 @@ def _flops(trial: Trial, stage: str | None, cache: Path | None) -> tuple[float, 
         head = 2 * body.width * dim
         return sum(body.flops(body.last)) + head, body.flops(stage or body.last)[1] + head
 
-    key = ["flops", *_versions(), network.name, network.options, side_px, dim, stage]
+    options = network.model_dump(mode="json")["options"]
+    key = ["flops", *_builders(), network.name, options, side_px, dim, stage]
     return tuple(remembered(cache or default_folder(), key, count))
 
 

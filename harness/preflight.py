@@ -60,7 +60,7 @@ def facts(
             problems.append(f"{name} {folder}: {error.strerror}")
             continue
         if free_gb < LEAST_FREE_GB:
-            problems.append(f"{name} {folder}: {free_gb:.2f} GB free, at least {LEAST_FREE_GB:g} GB are needed")
+            problems.append(f"{name} {folder}: {free_gb:.1f} GB free, at least {LEAST_FREE_GB:g} GB are needed")
     return Facts(
         versions={"python": platform.python_version(), **provenance()["packages"]},
         code=code_digest(),

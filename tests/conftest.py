@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import disks
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -69,17 +71,11 @@ def small_disk(tmp_path):
 
     def mount(size: int) -> Path:
         folder = tmp_path / f"disk{len(mounted)}"
-        folder.mkdir()
-        words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        try:
-            done = subprocess.run(words, capture_output=True, text=True)
-        except FileNotFoundError as error:
-            pytest.skip(str(error))
-        if done.returncode:
-            pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+        if (reason := disks.mount(folder, size)) is not None:
+            pytest.skip(reason)
         mounted.append(folder)
         return folder
 
     yield mount
     for folder in mounted:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+        disks.unmount(folder)

@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -79,21 +79,21 @@ def run_grid(
     the running epochs' trials, keeps everything, and returns with `interrupted` set.
     """
     environment.prepare(address)
+    began = time.perf_counter()
     with early(address) as cluster:
         from harness.launch import engine
         from harness.plan import Plan, make_plan
         from harness.trial import Sources
 
-        began, tracked = time.perf_counter(), engine.trackers(track)
+        tracked = engine.trackers(track)
         plan = make_plan(grid, data and Path(data), cache and Path(cache))
         notes: list[str] = []
-        run = begun(out, notes)
+        run = ready(out, notes)
         sources = Sources(
             run.address,
             data and Path(data).resolve(),
             cache and Path(cache).resolve(),
             device,
-            identity=run.identity,
             grid=(("name", grid.name), ("version", grid.version)),
         )
         with run.lock() as held:
@@ -104,7 +104,7 @@ def run_grid(
             about = {"grid": grid.name, "address": address}
             with (
                 watched(run, about, held, watch, engine.interrupt) as view,
-                closing(engine.Engine(sources, grid.resources, view, notes, tracked, cluster)) as motor,
+                closing(engine.Engine(sources, grid.resources, view, notes, tracked, address, cluster)) as motor,
             ):
                 trials = motor.searched(grid, plan.trials, run) if grid.protocol == "tuned" else plan.trials
                 if not motor.interrupted:
@@ -128,19 +128,21 @@ def run_grid(
 def early(address: str | None) -> Iterator[Cluster | None]:
     """The cluster at `address`, whose machines import what trials need while the plan is made here.
 
-    None for a ray of this machine alone: that is started when it is known that there is something to run.
+    None where there is none yet, which matters only if there is something to run, and for a ray of this machine
+    alone, which is started then.
     """
-    if address is None:
-        yield None
-        return
-    from harness.launch.cluster import opened
+    with ExitStack() as leaving:
+        cluster = None
+        if address is not None:
+            from harness.launch.cluster import opened
 
-    with opened(address) as cluster:
-        cluster.warm_up()
+            with suppress(supervise.Unreachable):
+                cluster = leaving.enter_context(opened(address))
+                cluster.warm_up()
         yield cluster
 
 
-def begun(out: str | Path, notes: list[str]) -> Run:
+def ready(out: str | Path, notes: list[str]) -> Run:
     """The run at `out`, ready to be written, and the same that a driver before this one worked in."""
     run = Run(out, notes.append, identity=supervise.known_run())
     if run.identity is not None:
@@ -170,18 +172,25 @@ def watched(
         journal = Journal(run, about, interrupt, lost=lambda: held.lost)
         try:
             yield Together(watch(screen) if watch else Unseen(), journal)
+        except KeyboardInterrupt:
+            require(held, run)  # nobody pressed a key: the journal interrupts a run that was lost
+            raise
         finally:
             journal.close()
 
 
-def conclude(run: Run, held: Lease) -> None:
-    """Leave the run folder as it should be found. Raises RunError where another driver has it by now."""
+def require(held: Lease, run: Run) -> None:
+    """Raise RunError where another driver has the run by now."""
     if held.lost:
         raise RunError(f"{run.place} was taken over by another driver, which found this one silent; it goes on")
+
+
+def conclude(run: Run, held: Lease) -> None:
+    """Leave the run folder as it should be found. Raises RunError where another driver has it by now."""
+    require(held, run)
     run.forget_stop()
     run.sweep(ended=True)
     run.push(run.folder / "driver.log")
-    run.push(run.folder / "trackers")
 
 
 def refuse_strangers(run: Run, grid: Grid, trials: Sequence[Trial]) -> None:

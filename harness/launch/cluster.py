@@ -13,8 +13,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ except ModuleNotFoundError as error:
 
 OBJECT_STORE_BYTES = 100 * 2**20  # trials exchange nothing but numbers
 LOOK_EVERY_S = 2.0
+WARM_WITHIN_S = 120.0
 ASK_AGAIN_S = 60.0  # a node that was unfit: its disk was full, or its share not mounted
 MISSED_AFTER_S = 30.0  # ray takes a node for dead that has not answered five times in three seconds each
 ANSWER_WITHIN_S = 10.0
@@ -71,9 +73,8 @@ class Cluster:
     def __init__(self, address: str | None = None):
         self.address = address
         self.fit: dict[str, Node] = {}
-        self.unfit: dict[str, tuple[str, ...]] = {}
+        self.unfit: dict[str, tuple[tuple[str, ...], float]] = {}  # node id → reasons, when they were found
         self._alive: dict[str, Node] = {}
-        self._refused: dict[str, float] = {}  # node id → when it was found unfit
         self._looked = 0.0
         self._vetting: dict[Any, Node] = {}
         self._preparing: dict[Any, Node] = {}
@@ -105,7 +106,8 @@ class Cluster:
 
     def on_each(self, nodes: Sequence[Node], call: "Call") -> dict[str, Any]:
         """What `call` returns on each node, or the exception it raises: node id → result. All at the same time."""
-        ray.wait(self._warming, num_returns=len(self._warming)) if self._warming else None
+        if self._warming:  # the process that imports is the one to answer, not a second one beside it
+            ray.wait(self._warming, num_returns=len(self._warming), timeout=WARM_WITHIN_S)
         tasks = {node.id: call.on(node) for node in nodes}
         found = {}
         for node_id, task in tasks.items():
@@ -133,7 +135,7 @@ class Cluster:
         """Let no trial run on a node, for these reasons."""
         self.fit.pop(node.id, None)
         self._alive[node.id] = node
-        self.unfit[node.id], self._refused[node.id] = tuple(reasons), time.monotonic()
+        self.unfit[node.id] = tuple(reasons), time.monotonic()
 
     def look(
         self, vet: "Call", judge: Callable[[Any], Sequence[str]], prepare: "Call"
@@ -154,19 +156,20 @@ class Cluster:
             self.unfit.pop(node_id, None)
         for node in alive.values():
             if node.works and self._is_to_be_asked(node):
-                self._vetting[vet.on(node)] = node
+                # A process that has answered knows what was installed then.
+                again = replace(vet, apart=True) if node.id in self.unfit else vet
+                self._vetting[again.on(node)] = node
         found = []
-        for node, answer in _answered(self._vetting):
-            unasked = isinstance(answer, Exception)
-            if reasons := [f"it could not be asked: {_first_line(answer)}"] if unasked else judge(answer):
+        for node, reasons in _answered(self._vetting, judge, "it could not be asked"):
+            if reasons:
                 found.append((node, reasons))
-            else:
+            elif node.id in alive:
                 self._preparing[prepare.on(node)] = node
-        for node, answer in _answered(self._preparing):
-            failed = isinstance(answer, Exception)
-            found.append((node, [f"its images could not be prepared: {_first_line(answer)}"] if failed else []))
+        found += _answered(self._preparing, lambda answer: (), "its images could not be prepared")
         for node, reasons in found:
-            known = self.unfit.get(node.id)
+            if node.id not in alive:
+                continue
+            known = self.unfit.get(node.id, (None,))[0]
             (self.refuse(node, reasons) if reasons else self.admit(node))
             if known != tuple(reasons):
                 changes.append(("unfit" if reasons else "joined", node, reasons))
@@ -176,8 +179,9 @@ class Cluster:
         """Whether a node is new, or was unfit a minute ago, and is not being asked now."""
         if node.id in {other.id for other in self._newcomers()}:
             return False
-        refused = self._refused.get(node.id) if node.id in self.unfit else None
-        return node.id not in self._alive or (refused is not None and time.monotonic() - refused > ASK_AGAIN_S)
+        return node.id not in self._alive or (
+            node.id in self.unfit and time.monotonic() - self.unfit[node.id][1] > ASK_AGAIN_S
+        )
 
     def _newcomers(self) -> list[Node]:
         """Nodes of which it is not known yet whether they are fit."""
@@ -200,15 +204,15 @@ class Cluster:
             have = {"CPU": node.cpus, "GPU": node.gpus}
             means = {name: sum(bundle.get(name, 0.0) for bundle in bundles) / max(len(bundles), 1) for name in have}
             count += min((have[name] / mean for name, mean in means.items() if mean > 0), default=0.0)
-        found = max(1, int(count + 1e-6))
+        found = max(1, int(count + 1e-6)) if self.fit else 0
         self._sizes.append((time.monotonic(), found))
         return found
 
     @property
     def mean_slots(self) -> float:
         """What `count_slots` found, on average over the time since it was asked first; 0 before."""
-        ends = [*(began for began, _ in self._sizes[1:]), time.monotonic()]
-        spans = [(end - began, found) for (began, found), end in zip(self._sizes, ends, strict=True)]
+        sizes = [*self._sizes, (time.monotonic(), 0)]
+        spans = [(end - began, found) for (began, found), (end, _) in pairwise(sizes)]
         total = sum(span for span, _ in spans)
         return sum(span * found for span, found in spans) / total if total else 0.0
 
@@ -229,15 +233,18 @@ def _imports() -> None:
         import_module("harness.preflight")
 
 
-def _answered(tasks: dict[Any, Node]) -> Iterator[tuple[Node, Any]]:
-    """The nodes whose task has ended, with what it returned or raised; they are taken out of `tasks`."""
+def _answered(
+    tasks: dict[Any, Node], judge: Callable[[Any], Sequence[str]], otherwise: str
+) -> Iterator[tuple[Node, Sequence[str]]]:
+    """The nodes whose task has ended, and what makes them unfit: what `judge` says of the answer, or that there is
+    none it could judge. They are taken out of `tasks`."""
     for task in ray.wait(list(tasks), num_returns=len(tasks), timeout=0)[0] if tasks else ():
         node = tasks.pop(task)
         try:
-            answer = ray.get(task)
+            reasons = judge(ray.get(task))
         except Exception as error:  # whatever a node does wrong is its answer
-            answer = error
-        yield node, answer
+            reasons = [f"{otherwise}: {_first_line(error)}"]
+        yield node, reasons
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ GRACE_S = 10.0  # after which a trial whose own timer did not end it is ended fr
 
 
 class Engine:
-    """Ray and what watches it: the `cluster` that was joined, this machine alone when there is something to run."""
+    """Ray and what watches it: the `cluster` that was joined, or that at `address` once there is something to run."""
 
     def __init__(
         self,
@@ -45,10 +45,11 @@ class Engine:
         view: View,
         notes: list[str],
         track: Sequence[tune.Callback] = (),
+        address: str | None = None,
         cluster: Cluster | None = None,
     ):
         self.sources, self.wants, self.view, self.notes, self.track = sources, wants, view, notes, track
-        self.interrupted = False
+        self.address, self.interrupted = address, False
         self._open, self._cluster = ExitStack(), cluster
         _watch.interrupted = False
 
@@ -58,7 +59,7 @@ class Engine:
         return self._cluster.mean_slots if self._cluster else 0.0
 
     def close(self) -> None:
-        """Leave ray, or stop it where it was started: no process of a trial is left that could still write."""
+        """Leave ray, or stop it where it was started."""
         ray.shutdown()
         self._open.close()
 
@@ -95,6 +96,7 @@ class Engine:
             self._prepare_images(left, sources)
             with stoppable():
                 self._drain(queue, sources, run)
+            run.push(run.folder / "trackers")
         finally:
             self.interrupted = _watch.interrupted
             self.view.end(self.interrupted)
@@ -124,7 +126,7 @@ class Engine:
     def _joined(self, trials: Sequence[Trial], sources: Sources) -> Cluster:
         """The cluster, looked over before its first trial; RunError where it has no node, or an unfit one."""
         if self._cluster is None:
-            self._cluster = self._open.enter_context(opened(None))
+            self._cluster = self._open.enter_context(opened(self.address))
         if not self._cluster.fit:
             self._admit(self._cluster, trials, sources)
         return self._cluster
@@ -499,9 +501,9 @@ def _look_around() -> None:
             if any(_nowhere(entry) for entry in _watch.queue.out.values()):
                 os.kill(os.getpid(), signal.SIGUSR1)  # Tune ends in order, and what is out is submitted anew
         else:
-            _watch.view.note(f"{node.name} joined and runs no trials: {'; '.join(reasons)}")
+            _watch.view.note(f"{node.name} is there and runs no trials: {'; '.join(reasons)}")
             _banish(node)
-    if changes and cluster.fit:
+    if changes:
         entries = [*_watch.queue.out.values(), *_watch.queue.waiting]
         _watch.view.resized(cluster.count_slots([entry.bundle for entry in entries]))
 

@@ -117,7 +117,8 @@ class Command:
             path.write_text(text)
         # An environment that this worker got from ray would make the driver believe it is a worker, too.
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_JOB", "RAY_RAYLET"))}
-        clean["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SOURCES), clean.get("PYTHONPATH"))))
+        if (SOURCES / "pyproject.toml").exists():  # a checkout, which need not be installed
+            clean["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SOURCES), clean.get("PYTHONPATH"))))
         clean["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # `auto` is this cluster, not another one here
         (self._folder / "grids").mkdir(exist_ok=True)
         output = self._folder / "output"

@@ -129,7 +129,8 @@ def _serve() -> None:
                 for node in cluster.list_all_nodes():
                     node.kill_all_processes(check_alive=False, allow_graceful=False)
                 cluster, nodes = begin(gcs_server_port=int(address.rpartition(":")[2])), []
-                nodes.append(cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20))
+                with _another(Path(folder) / "cache-0", 0):
+                    nodes.append(cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20))
             print(f"= {said}", flush=True)
             if word == "end":
                 cluster.shutdown()

@@ -11,6 +11,7 @@ no process left, and the scores of some trials equal those of a run in peace. Bo
 """
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -19,12 +20,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from harness.config import Grid
 from harness.trial import run_trial
+from tests import disks
 from tests.cluster.books import processes, records, scores, workers, wrong
 from tests.cluster.machines import FAKETIME, ROOT, Machines
 
@@ -125,21 +127,17 @@ class Soak:
         """The disk of the run folder is full for a while, unless a driver begins just now, which would say so."""
         if not self._writes():
             return False
-        filler = self.out.with_name("filler")
-        with suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(2**20))
-        with suppress(OSError), filler.open("ab", buffering=0) as file:
-            while True:
-                file.write(bytes(512))
+        filler = disks.fill(self.out.parent)
         time.sleep(AWAY_S)
         filler.unlink()
         return True
 
     def _writes(self) -> bool:
-        """Whether a driver lives that has begun: it has written its state not long ago."""
+        """Whether a driver lives that has begun: it has said not long ago that it runs."""
         state = self.out / "state.json"
-        return state.exists() and time.time() - state.stat().st_mtime < 6
+        if not state.exists() or time.time() - state.stat().st_mtime > 6:
+            return False
+        return json.loads(state.read_text())["state"] == "running"
 
     def _storage(self) -> bool:
         """The run folder is away for a while, unless a driver begins just now, which could not miss it."""
@@ -196,22 +194,6 @@ def _command(pid: int) -> str:
         return "gone"
 
 
-@contextmanager
-def small_disk(folder: Path) -> Iterator[bool]:
-    """A disk at `folder` that can be filled; False where mounting is not permitted."""
-    folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(words, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 ALL = ("worker", "node", "driver", "second", "storage", "full", "checkpoint", "hang", "head")
 
 
@@ -233,19 +215,21 @@ def soak(
     """
     grid = folder / "soak.yaml"
     grid.write_text(GRID.format(seeds=list(range(-(-trials // ARMS))), epochs=epochs, timeout=TIMEOUT_S))
-    with small_disk(folder / "disk") as mounted:
-        if "full" in kinds and not mounted:
-            say("full: left out, mounting a small disk is not permitted here")
+    with ExitStack() as leaving:
+        if (reason := disks.mount(folder / "disk", DISK_BYTES)) is None:
+            leaving.callback(disks.unmount, folder / "disk")
+        elif "full" in kinds:
+            say(f"full is left out: {reason}")
             kinds = tuple(kind for kind in kinds if kind != "full")
-        return _soaked(folder, grid, seed, every_s, seconds, compared, kinds, in_turn, say)
+        return _soaked(Soak(folder, grid, seed, folder / "disk/run", say), seconds, every_s, kinds, in_turn, compared)
 
 
-def _soaked(folder, grid, seed, every_s, seconds, compared, kinds, in_turn, say) -> tuple[Counter, list[str]]:
-    """`soak`, with its disk mounted where that is permitted."""
-    out = folder / "disk/run"
-    some = Soak(folder, grid, seed, out, say)
+def _soaked(
+    some: Soak, seconds: float, every_s: float, kinds: tuple[str, ...], in_turn: bool, compared: int
+) -> tuple[Counter, list[str]]:
+    """`soak`, once everything is there."""
     try:
-        while some.driver.poll() is None and not list(out.glob("checkpoints/*/last.safetensors")):
+        while some.driver.poll() is None and not list(some.out.glob("checkpoints/*/last.safetensors")):
             time.sleep(0.2)
         began = time.monotonic()
         while some.driver.poll() is None and time.monotonic() - began < seconds:
@@ -262,12 +246,12 @@ def _soaked(folder, grid, seed, every_s, seconds, compared, kinds, in_turn, say)
     finally:
         left = some.close()
     found = [] if code == 0 else [f"the driver ended with {code}"]
-    found += wrong(out) + left
-    planned = Grid.load(grid).trials()
+    found += wrong(some.out) + left
+    planned, peaceful = Grid.load(some.grid).trials(), some.out.with_name("peace")
     sample = some.random.sample(planned, min(compared, len(planned)))
     for trial in sample:
-        run_trial(trial, folder / "peace")
-    peace, war = scores(folder / "peace"), scores(out)
+        run_trial(trial, peaceful)
+    peace, war = scores(peaceful), scores(some.out)
     found += [f"other scores than in peace: {t.id}" for t in sample if peace[t.id] != war.get(t.id)]
     return some.counts, found
 

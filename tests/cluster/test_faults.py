@@ -6,13 +6,13 @@ import re
 import resource
 import signal
 import time
-from contextlib import suppress
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
+from tests import disks
 from tests.cluster.books import records, scores, workers, wrong
 from tests.cluster.conftest import TRIALS
 from tests.cluster.machines import FAKETIME
@@ -143,19 +143,15 @@ def test_a_run_folder_that_is_away_for_half_a_minute(small, undisturbed, machine
 def test_a_disk_that_is_full_for_a_while(small, undisturbed, machines, drive, small_disk):
     """Neither a record nor a checkpoint can be written; trials wait for room and go on."""
     cluster, disk = machines(), small_disk(12 * 10**8)  # of which the preflight wants a gigabyte
-    folder, filler = disk / "run", disk / "filler"
+    folder = disk / "run"
     driver = drive(cluster, "run", small, "--out", folder)
     driver.until(lambda: epochs(folder) >= 2)
-    with suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(2**20))
-    with suppress(OSError), filler.open("ab", buffering=0) as file:
-        while True:
-            file.write(bytes(512))
+    filler = disks.fill(disk)
     time.sleep(5)  # what had room already is written
     full = epochs(folder)
     time.sleep(10)
-    assert epochs(folder) == full
+    assert epochs(folder) <= full + 2  # a file that replaces another makes room for the next
+    assert epochs(folder) < 8 * TRIALS
     assert driver.process.poll() is None
     filler.unlink()
     assert driver.ends() == 0, driver.text
@@ -166,19 +162,18 @@ def test_a_disk_that_is_full_for_a_while(small, undisturbed, machines, drive, sm
 def test_a_trial_that_hangs_goes_on_elsewhere(small, undisturbed, machines, drive, tmp_path):
     """A process that is stopped, so that not even its own timer runs, is ended from outside."""
     cluster, folder = machines(), tmp_path / "run"
-    driver = drive(cluster, "run", small, "--out", folder, "--set", "epoch_timeout_s=5", patience_s=5)
+    driver = drive(cluster, "run", small, "--out", folder, "--set", "epoch_timeout_s=15", patience_s=5)
     driver.until(lambda: len(state(folder).get("running", [])) == 2 and epochs(folder) >= 2)
-    hung = workers(cluster.mark)[0]
-    os.kill(hung, signal.SIGSTOP)
-    driver.says("no epoch ended within 5 s")
+    trial_id = state(folder)["running"][0]["id"]
+    pid = int(re.search(r"process (\d+)", (folder / f"logs/{trial_id}.log").read_text()).group(1))
+    os.kill(pid, signal.SIGSTOP)
+    driver.says("no epoch ended within 15 s")
     assert driver.ends() == 0, driver.text
     assert wrong(folder) == []
     assert scores(folder) == scores(undisturbed)
-    assert not Path(f"/proc/{hung}").exists()
-    places = {}
-    for name, place in re.findall(r"started   (\S+ \S+ s\d).*  on (\S+)", driver.text):
-        places.setdefault(name, []).append(place)
-    (first, second), *_ = [found for found in places.values() if len(found) > 1]
+    assert not Path(f"/proc/{pid}").exists()
+    label = records(folder)[trial_id]["arm"]
+    first, second, *_ = re.findall(rf"started   \S+ {re.escape(label)} s0.*  on (\S+)", driver.text)
     assert first != second
 
 
@@ -217,9 +212,9 @@ def test_a_report_on_a_run_that_goes_on_is_marked_partial(small, machines, drive
     cluster, folder = machines((1, 0)), tmp_path / "run"
     driver = drive(cluster, "run", small, "--out", folder)
     driver.until(lambda: records(folder))
+    os.kill(workers(cluster.mark)[0], signal.SIGSTOP)  # so that it does not end meanwhile
     assert main(["report", str(folder), "--out", str(tmp_path / "report")]) == 0
-    done = len(records(folder))
-    assert 0 < done < TRIALS
+    assert 0 < len(records(folder)) < TRIALS
     said = (tmp_path / "report/leaderboard.md").read_text()
     assert re.search(rf"partial: \d of {TRIALS} trials", said)
     driver.kill()

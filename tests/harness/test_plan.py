@@ -30,7 +30,7 @@ print(json.dumps([sorted(costs.items()), "timm" in sys.modules]))
 
 
 def test_networks_are_looked_at_once(tmp_path):
-    """The second process plans the same without importing timm, and notices when the weights are gone."""
+    """The second process plans the same without importing timm, unless what was remembered is gone."""
 
     def plan() -> list:
         words = [sys.executable, "-c", AGAIN, json.dumps(SMALL), str(tmp_path)]

@@ -62,7 +62,7 @@ def overhead(folder: Path, count: int) -> None:
     beyond = (wall - own / outcome.slots) / (len(steady) - 1)
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     mean = own / (len(steady) - 1)
-    print(f"overhead, {count} trials of {mean:.2f} s on {outcome.slots:.3g} slots")
+    print(f"overhead, {count} trials of {mean:.2f} s on {round(outcome.slots, 1):g} slots")
     print(f"  wall beyond the trials' own {beyond:.3f} s a trial   (aim: 0.2 or less)")
     print(f"  driver's memory at its peak {peak_gb:.2f} GB   (aim: under 1)")
 

@@ -40,7 +40,7 @@ def main() -> None:
         record.curve[0].train_s + record.curve[0].validation_s for record in outcome.records if record.curve
     )
     what = "quick grid" if options.full else "quick grid, one loss and seed"
-    slots = f"{outcome.slots:.3g}"
+    slots = f"{round(outcome.slots, 1):g}"
     print(f"Ray's share, {what}: {len(outcome.records)} trials on {slots} slots in {outcome.wall_s:.0f} s")
     print(f"  slots filled {filled / (outcome.slots * outcome.wall_s):.2f}   (aim, whole grid: {AIM} or more)")
     print(f"  first training step after about {watch.first - began - epoch_s:.0f} s   (aim: {FIRST_STEP_S:.0f} s)")

@@ -1,0 +1,31 @@
+"""Small disks in memory, to be filled."""
+
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+
+def mount(folder: Path, size: int) -> str | None:
+    """Mount a disk of so many bytes at a new folder; why that cannot be done here, or None."""
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        return str(error)
+    return f"mounting is not permitted here: {done.stderr.strip()}" if done.returncode else None
+
+
+def unmount(folder: Path) -> None:
+    """Take it away, whoever uses it."""
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on a disk; the file that takes it."""
+    filler = disk / "filler"
+    for block in (2**20, 512):
+        with suppress(OSError), filler.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(block))
+    return filler
