@@ -72,8 +72,9 @@ class Soak:
         )
 
     def disturb(self, kinds: tuple[str, ...]) -> None:
-        """One thing, drawn from `kinds`."""
-        kind = self.random.choice(kinds)
+        """One thing, drawn from those of `kinds` that were seldom so far."""
+        least = min(self.counts[kind] for kind in kinds)
+        kind = self.random.choice([kind for kind in kinds if self.counts[kind] <= least + 1])
         if getattr(self, f"_{kind}")():
             self.counts[kind] += 1
             self.say(f"{kind}: {len(records(self.out))} done")
