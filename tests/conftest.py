@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from harness import datasets
+from harness.cache import default_folder
 from tests import disks
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +64,16 @@ def bucket(s3_server, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     fs.S3FileSystem(endpoint_override=s3_server, scheme="http", allow_bucket_creation=True).create_dir("metrix-tests")
     return f"s3://metrix-tests/{tmp_path.name}"
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """A cache that holds the glyphs and nothing else: to draw them takes eight seconds."""
+    datasets.load("glyphs", None, default_folder(), classes=24)
+    (folder := tmp_path / "drawn").mkdir()
+    for path in default_folder().glob("glyphs-*.npz"):
+        shutil.copy(path, folder)
+    return folder
 
 
 @pytest.fixture

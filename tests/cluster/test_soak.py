@@ -1,10 +1,10 @@
-"""The soak in short: what dies most often, on a grid of eight trials."""
+"""The soak in short: what dies most often, on a grid of four trials."""
 
 from tests.cluster.soak import soak
 
 
-def test_eight_trials_while_workers_nodes_and_drivers_die(tmp_path):
+def test_four_trials_while_workers_nodes_and_drivers_die(tmp_path):
     kinds = ("worker", "node", "driver")
-    counts, wrong = soak(tmp_path, trials=8, seed=4, every_s=6, seconds=45, compared=1, kinds=kinds, in_turn=True)
+    counts, wrong = soak(tmp_path, trials=4, seed=4, every_s=5, seconds=45, compared=1, kinds=kinds, in_turn=True)
     assert wrong == [], counts
     assert set(counts) == set(kinds)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from harness.plan import make_plan, relative_costs
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
+    "datasets=[{name: glyphs, options: {classes: 24}}]",
+    "batch_size=20",
     "backbones=[{name: test_resnet, stage: layer3}]",
     "losses=[contrastive]",
     "seeds=[0]",
@@ -29,44 +32,45 @@ print(json.dumps([sorted(costs.items()), "timm" in sys.modules]))
 """
 
 
-def test_networks_are_looked_at_once(tmp_path):
+def test_networks_are_looked_at_once(drawn):
     """The second process plans the same without importing timm, unless what was remembered is gone."""
 
     def plan() -> list:
-        words = [sys.executable, "-c", AGAIN, json.dumps(SMALL), str(tmp_path)]
+        words = [sys.executable, "-c", AGAIN, json.dumps(SMALL), str(drawn)]
         return json.loads(subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
 
     (first, had_timm), (second, has_timm) = plan(), plan()
     assert (had_timm, has_timm) == (True, False)
     assert second == first
     assert len(first) > 4
-    for path in (tmp_path / "remembered").iterdir():
+    for path in (drawn / "remembered").iterdir():
         path.unlink()
     assert plan() == [first, True]
 
 
-def test_costs_are_those_that_are_counted(tmp_path):
+def test_costs_are_those_that_are_counted(drawn, tmp_path):
     """Remembered or not; whatever the cache says of other settings."""
-    plan = make_plan(Grid.load("quick", SMALL), cache=tmp_path)
-    counted = relative_costs(plan.trials, cache=tmp_path)
-    assert relative_costs(plan.trials, cache=tmp_path) == counted
-    assert relative_costs(plan.trials, cache=tmp_path / "another") == counted
-    larger = make_plan(Grid.load("quick", [*SMALL, "side_px=64"]), cache=tmp_path)
-    ratio = max(relative_costs(larger.trials, cache=tmp_path).values()) / max(counted.values())
+    plan = make_plan(Grid.load("quick", SMALL), cache=drawn)
+    counted = relative_costs(plan.trials, cache=drawn)
+    assert relative_costs(plan.trials, cache=drawn) == counted
+    another = shutil.copytree(drawn, tmp_path / "another", ignore=shutil.ignore_patterns("remembered"))
+    assert relative_costs(plan.trials, cache=another) == counted
+    larger = make_plan(Grid.load("quick", [*SMALL, "side_px=64"]), cache=drawn)
+    ratio = max(relative_costs(larger.trials, cache=drawn).values()) / max(counted.values())
     assert ratio == pytest.approx(4, rel=0.01)  # twice the side
 
 
-def test_a_wrong_network_is_wrong_again(tmp_path):
+def test_a_wrong_network_is_wrong_again(drawn):
     for _ in range(2):
         with pytest.raises(GridError, match=r"backbones: .*no stage 'layer9'"):
-            make_plan(Grid.load("quick", ["backbones=[{name: test_resnet, stage: layer9}]"]), cache=tmp_path)
+            make_plan(Grid.load("quick", [*SMALL, "backbones=[{name: test_resnet, stage: layer9}]"]), cache=drawn)
 
 
-def test_weights_that_went_away_are_missed(tmp_path):
+def test_weights_that_went_away_are_missed(drawn, tmp_path):
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"")
-    changes = [f"backbones=[{{name: test_resnet, stage: layer3, pretrained: {weights}}}]", *SMALL[1:]]
-    make_plan(Grid.load("quick", changes), cache=tmp_path)
+    changes = [*SMALL, f"backbones=[{{name: test_resnet, stage: layer3, pretrained: {weights}}}]"]
+    make_plan(Grid.load("quick", changes), cache=drawn)
     os.unlink(weights)
     with pytest.raises(GridError, match=r"there is no weights file '.*weights\.safetensors'"):
-        make_plan(Grid.load("quick", changes), cache=tmp_path)
+        make_plan(Grid.load("quick", changes), cache=drawn)

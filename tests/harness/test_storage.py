@@ -1,6 +1,7 @@
 """Runs in folders that fill up and go away, and in a bucket of a real S3 server."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -233,7 +234,10 @@ def work(trial, place, cache, *words):
     )
 
 
-def test_a_trial_killed_on_one_machine_continues_on_another_from_the_bucket(bucket, tiny, tmp_path, monkeypatch):
+def test_a_trial_killed_on_one_machine_continues_on_another_from_the_bucket(
+    drawn, bucket, tiny, tmp_path, monkeypatch
+):
+    shutil.copytree(drawn, tmp_path / "cache/metrix-bench")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret := "sentinel-4f1c0a77")
     trial = tiny("proxy_anchor+embedding", epochs=3)
     whole = run_trial(trial, tmp_path / "whole", cache=CACHE)
