@@ -40,7 +40,7 @@ readme:  ## put the leaderboard of OUT into README.md
 	@sed -e '/^# /d' -e 's/^## /### /' $(OUT)/leaderboard.md > README.md.part
 	@sed -i -e '/results:begin/r README.md.part' README.md && rm README.md.part
 
-test: $(STAMP)  ## run the tests (ten minutes on 2 cores; ARGS='-m slow' runs those that start whole clusters, twenty more)
+test: $(STAMP)  ## run the tests (thirteen minutes on 2 cores; ARGS='-m slow' runs those that start whole clusters, twenty more)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m pytest $(ARGS)
 
 s3: build/s3/.installed  ## install the S3 server that tests of buckets need, in an environment of its own
