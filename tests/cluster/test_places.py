@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from itertools import chain
 
 import pytest
 from pyarrow.fs import FileSelector, FileSystem
@@ -136,42 +137,28 @@ def listeners() -> list[tuple[int, str]]:
     return found
 
 
-TUNED = """
-name: tuned
-protocol: tuned
-search: {trials: 2, round_of: 2}
-datasets: [{name: glyphs, options: {classes: 24}}]
-backbones: [{name: test_resnet, stage: layer3}]
-losses: [contrastive]
-levels: [baseline, embedding]
-floors: []
-seeds: [0]
-model: {dim: 16}
-images: {side_px: 32, crop_scale: [0.6, 1.0]}
-training: {epochs: 3, batch_size: 20, examples_per_class: 5, lr: 1e-3, schedule: constant}
-"""
+TUNED = ("protocol=tuned", "search.trials=2", "search.round_of=2", "losses=[contrastive]", "epochs=3")
 
 
-def test_a_search_keeps_its_trials_in_the_bucket(machines, drive, bucket, tmp_path):
+def test_a_search_keeps_its_trials_in_the_bucket(small, machines, drive, bucket, tmp_path):
     """A driver that is killed while it searches is followed by one that makes the same proposals and chooses alike.
 
     A third machine, which has nothing of it, reports what the first two wrote.
     """
     from harness.cli import main
 
-    grid, cluster = tmp_path / "tuned.yaml", machines((1, 0), (1, 0))
-    grid.write_text(TUNED)
-    first = drive(cluster, "run", grid, "--out", bucket)
+    cluster, tuned = machines(), ("run", small, *chain(*(("--set", text) for text in TUNED)))
+    first = drive(cluster, *tuned, "--out", bucket)
     first.until(lambda: len(Run(bucket).sub("search").records()) >= 2)
     first.kill()
     found = {record.id: record for record in Run(bucket).sub("search").records()}
-    second = drive(cluster, "run", grid, "--out", bucket)
+    second = drive(cluster, *tuned, "--out", bucket)
     assert second.ends() == 0, second.text
     searched = {record.id: record for record in Run(bucket).sub("search").records()}
     assert len(searched) == 4
     assert {name: searched[name] for name in found} == found
     assert all(not record.test for record in searched.values())
-    in_peace = drive(cluster, "run", grid, "--out", tmp_path / "in-peace")
+    in_peace = drive(cluster, *tuned, "--out", tmp_path / "in-peace")
     assert in_peace.ends() == 0, in_peace.text
     chosen = {record.trial.arm.label: record for record in Run(bucket).records()}
     assert len(chosen) == 2
