@@ -416,10 +416,9 @@ class Ranks(AbstractContextManager):
             words = json.loads(path.read_text())
             return words["error"], words["out of memory"]
         code = self._processes[rank].returncode
-        if code < 0:
-            return f"ended by signal {-code} ({signal.Signals(-code).name})", False
+        how = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with status {code}"
         log = (self._folder / f"{rank}.log").read_text(errors="replace").strip().splitlines()
-        return f"ended with status {code}{': ' + log[-1] if log else ''}", False
+        return f"ended {how}{': ' + log[-1] if log else ''}", False
 
     def _abort_when_alone(self) -> None:
         """On GPUs a message to a dead rank waits for ever: end it, so that rank 0 goes on and finds out."""

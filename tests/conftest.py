@@ -24,7 +24,7 @@ def _short_patience(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def s3_server():
+def s3_server(tmp_path_factory):
     """The address of an S3 server on this machine; it stands in an environment of its own (`make s3`)."""
     program = shutil.which("moto_server", path=f"{ROOT / 'build/s3/bin'}:{os.environ.get('PATH', '')}")
     if program is None:
@@ -32,9 +32,9 @@ def s3_server():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [program, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    log = tmp_path_factory.mktemp("s3") / "log"
+    with log.open("w") as file:
+        server = subprocess.Popen([program, "-H", "127.0.0.1", "-p", str(port)], stdout=file, stderr=file)
     try:
         for _ in range(300):
             try:
@@ -42,6 +42,8 @@ def s3_server():
                 break
             except OSError:
                 time.sleep(0.1)
+        else:
+            pytest.fail(f"the S3 server does not answer: {log.read_text()}")
         yield f"127.0.0.1:{port}"
     finally:
         server.kill()

@@ -52,7 +52,7 @@ def test_make_hands_the_address_on():
     said = subprocess.run(
         ["make", "--dry-run", "benchmark", "GRID=smoke", "ADDRESS=ray://head:10001"],
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     ).stdout

@@ -155,6 +155,18 @@ def test_losses_metrix_and_metrics_need_no_timm_and_a_trial_no_ray_faiss_or_optu
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("path", [*sources(), *sorted(ROOT.glob("tests/**/*.py"))], ids=lambda path: path.stem)
+def test_what_a_failed_process_wrote_to_standard_error_is_not_lost(path):
+    """Nothing is thrown away; and where a status other than 0 raises, which shows no output, nothing is captured."""
+    if path.name == "provenance.py":  # asks git, whose failure is an answer
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("subprocess."):
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            assert not {"capture_output", "check"} <= {name for name in given if given[name] == "True"}, node.lineno
+            assert given.get("stderr") != "subprocess.DEVNULL", node.lineno
+
+
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_read_as_data_and_never_as_code(path):
     """No pickle is opened: arrays and weights that others wrote could run anything."""

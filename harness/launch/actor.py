@@ -98,11 +98,16 @@ class TrialActor(tune.Trainable):
 
 
 class Log:
-    """logs/<trial id>.log: what befell a trial, attempt by attempt; the stack of one that hangs, too."""
+    """logs/<trial id>.log: what happened to a trial, attempt by attempt; the stack of one that hangs, too.
+
+    While it is open it takes this process's standard error, where a process that crashes says why.
+    """
 
     def __init__(self, run: Run, trial: Trial):
         self._run, self._path = run, run.log_path(trial.id)
         self._file: TextIO = storage.patiently(self._opened, self._path)
+        self._errors = os.dup(2)
+        os.dup2(self._file.fileno(), 2)
         self._pushed, self._seconds = 0.0, 0.0
         storage.waiting[:] = [self._wait]
 
@@ -140,6 +145,8 @@ class Log:
     def close(self) -> None:
         self.unwatch()
         storage.waiting.clear()
+        os.dup2(self._errors, 2)
+        os.close(self._errors)
         try:
             self.push()
             self._file.close()

@@ -470,7 +470,8 @@ def _reason(trial: "tune.experiment.Trial", entry: Entry, kind: str | None) -> F
         reason = f"no epoch ended within {_watch.timeout_s:g} s{on}; where it hung is in logs/{spec.id}.log"
         return run.fail(spec, "timeout", reason, _error_text(trial), entry.attempts)
     text = _error_text(trial)
-    return run.fail(spec, "lost", f"its process{on} was lost: {_in_short(text)}", text, entry.attempts)
+    reason = f"its process{on} was lost: {_in_short(text)}; what it wrote last is in logs/{spec.id}.log"
+    return run.fail(spec, "lost", reason, text, entry.attempts)
 
 
 def _in_short(error: object) -> str:

@@ -42,13 +42,14 @@ class Machines:
             "OMP_NUM_THREADS": "1",
         }
         self.mark = str(token)  # stands in the environment of all its processes
+        self._errors = folder / "stderr"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.cluster.machines"],
             env=self.environment,
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors.open("w"),
             text=True,
             start_new_session=True,
         )
@@ -87,7 +88,7 @@ class Machines:
         for line in self._process.stdout:
             if line.startswith("= "):
                 return line[2:].strip()
-        raise EOFError("the cluster ended")
+        raise EOFError(f"the cluster ended:\n{self._errors.read_text(errors='replace')}")
 
 
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
@@ -111,6 +112,10 @@ def _serve() -> None:
     from ray.cluster_utils import Cluster
 
     with tempfile.TemporaryDirectory(prefix="metrix-test-", dir="/tmp") as folder:
+        # Cluster notes its address in ray's default folder, which it does not make and which this machine's user may
+        # have a cluster in.
+        os.environ["RAY_TMPDIR"] = folder
+        (Path(folder) / "ray").mkdir()
 
         def begin(**where):
             arguments = {"num_cpus": 0, "object_store_memory": 80 * 2**20, "temp_dir": folder, **where}

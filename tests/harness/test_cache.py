@@ -87,7 +87,7 @@ def test_what_was_found_is_remembered_by_other_processes(tmp_path):
 
     def ask(number) -> str:
         words = [sys.executable, "-c", code, str(tmp_path), str(number)]
-        return subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+        return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout.strip()
 
     assert [ask(42), ask(43)] == ["42", "42"]
     (kept,) = tmp_path.rglob("*.json")

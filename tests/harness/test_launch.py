@@ -1,5 +1,7 @@
 """Which nodes of a cluster are fit, as they come and go, and what a driver clears away. Ray is a stand-in here."""
 
+import os
+
 import pytest
 
 from harness.launch import early, environment, supervise, tidy
@@ -178,3 +180,21 @@ def test_a_finished_run_needs_no_cluster():
     environment.prepare(None)
     with early("127.0.0.1:1") as cluster:
         assert cluster is None
+
+
+def test_what_a_crashing_process_writes_is_in_the_log_of_its_trial(tmp_path, make_trial, capfd):
+    """Libraries and the interpreter write to the descriptor itself; afterwards it is what it was."""
+    environment.prepare(None)
+    from harness.launch.actor import Log
+
+    run, trial = Run(tmp_path), make_trial()
+    run.prepare()
+    log = Log(run, trial)
+    log.say("begins")
+    os.write(2, b"terminate called without an active exception\n")
+    log.close()
+    os.write(2, b"of another trial\n")
+    begins, crash = run.log_path(trial.id).read_text().splitlines()
+    assert begins.endswith("  begins")
+    assert crash == "terminate called without an active exception"
+    assert capfd.readouterr().err == "of another trial\n"

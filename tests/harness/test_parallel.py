@@ -272,6 +272,24 @@ def test_a_killed_rank_is_noticed():
     assert ranks_of(os.getpid()) == []
 
 
+def aborts(rank):
+    """Ends as a library does that finds no way on: it writes why, and raises nothing."""
+    os.write(2, b"what(): no room for a buffer\n")
+    os.abort()
+
+
+def test_what_an_aborted_rank_wrote_last_is_told():
+    def meet():
+        with Ranks(2, CPU, aborts) as ranks:
+            ranks.join()
+            Parallel(nn.Linear(2, 2))
+
+    with pytest.raises(
+        RankFailed, match=r"rank 1 of 2: ended by signal 6 \(SIGABRT\): what\(\): no room for a buffer$"
+    ):
+        meet()
+
+
 def test_no_rank_outlives_rank_0():
     script = (
         "import time; from torch import nn; from harness.parallel import Parallel, Ranks\n"

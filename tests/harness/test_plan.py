@@ -37,7 +37,7 @@ def test_networks_are_looked_at_once(drawn):
 
     def plan() -> list:
         words = [sys.executable, "-c", AGAIN, json.dumps(SMALL), str(drawn)]
-        return json.loads(subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+        return json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout)
 
     (first, had_timm), (second, has_timm) = plan(), plan()
     assert (had_timm, has_timm) == (True, False)

@@ -109,5 +109,5 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
 
 def test_matplotlib_is_not_imported(cache):
     code = "import sys; from harness import datasets; datasets.load('glyphs', cache=sys.argv[1]); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, cache], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, cache], stdout=subprocess.PIPE, text=True, check=True)
     assert not {"matplotlib", "fontTools", "torch"} & set(done.stdout.split())

@@ -104,7 +104,7 @@ def browse(need, tmp_path):
             "--virtual-time-budget=4000",
             "--dump-dom",
         ]
-        done = subprocess.run([*words, page.as_uri() + address], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([*words, page.as_uri() + address], stdout=subprocess.PIPE, text=True, timeout=120)
         said = json.loads(html.unescape(re.search("<title>(.*?)</title>", done.stdout, re.DOTALL).group(1)))
         assert not isinstance(said, str), said
         return said

@@ -16,10 +16,13 @@ def compiled(need, folder, name="leaderboard"):
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, errors="replace")
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
-    fonts = subprocess.run([need("pdffonts"), f"{name}.pdf"], cwd=folder, capture_output=True, text=True).stdout
+    fonts = _said(need("pdffonts"), f"{name}.pdf", folder=folder)
     assert "Type 3" not in fonts, "bitmap fonts"
-    words = [need("pdftotext"), "-layout", f"{name}.pdf", "-"]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True).stdout
+    return _said(need("pdftotext"), "-layout", f"{name}.pdf", "-", folder=folder)
+
+
+def _said(*words, folder):
+    return subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def test_booktabs_without_vertical_rules(judged):
