@@ -1,9 +1,10 @@
-"""What every test may rely on: nothing waits for long; a real S3 server and a small disk, where they can be had."""
+"""What every test may rely on: empty caches, short waits, and where possible an S3 server and a small disk."""
 
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -15,6 +16,14 @@ from harness.cache import default_folder
 from tests import disks
 
 ROOT = Path(__file__).parent.parent
+_caches = tempfile.TemporaryDirectory(prefix="metrix-caches-")
+
+
+def pytest_configure():
+    """Let no test, and no process of one, find what an earlier run left: the caches of a session are its own."""
+    for name in ("HF_HOME", "HF_HUB_CACHE", "TORCH_HOME"):  # they would go before XDG_CACHE_HOME
+        os.environ.pop(name, None)
+    os.environ |= {"XDG_CACHE_HOME": _caches.name, "HYPOTHESIS_STORAGE_DIRECTORY": f"{_caches.name}/hypothesis"}
 
 
 @pytest.fixture(autouse=True)
