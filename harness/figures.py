@@ -14,6 +14,7 @@ from harness.captions import listed
 from harness.record import Record
 from harness.reports import _wording as wording
 from harness.selection import FAIR
+from harness.statistics import places
 from harness.tables import Block, Leaderboard, Row
 
 COLORS = ("#0072B2", "#D55E00", "#009E73")
@@ -234,8 +235,9 @@ def cost(figure: Any, block: Block) -> bool:
             row.train_s / size, 100 * cell.mean, reach, color=color, marker=marker, elinewidth=0.6, alpha=0.9
         )
     front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row.train_s, -row.cells[metric].mean)):
-        if not front or row.cells[metric].mean > front[-1].cells[metric].mean:
+    place = places({id(row): row.cells[metric].mean for row in rows})
+    for row in sorted(rows, key=lambda row: (row.train_s, place[id(row)])):
+        if not front or place[id(row)] < place[id(front[-1])]:
             front.append(row)
     points = [(row.train_s / size, 100 * row.cells[metric].mean) for row in front]
     end = max(row.train_s for row in rows) / size

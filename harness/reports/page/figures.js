@@ -114,7 +114,8 @@ function costs(block, rows, place) {
   const mean = row => row.cells[place].mean, half = row => row.cells[place].half || 0;
   const frame = axes(widened(some.map(at)), widened(some.flatMap(row => [mean(row) - half(row), mean(row) + half(row)])), [`training time, ${unit[1]}`, `${block.metrics[place]}, percent`]);
   const front = [];
-  for (const row of [...some].sort((a, b) => at(a) - at(b) || mean(b) - mean(a))) if (!front.length || mean(row) > mean(front[front.length - 1])) front.push(row);
+  const above = (a, b) => a.cells[place].place - b.cells[place].place;
+  for (const row of [...some].sort((a, b) => at(a) - at(b) || above(a, b))) if (!front.length || above(row, front[front.length - 1]) < 0) front.push(row);
   let html = frame.html + `<path class="pareto" d="${front.map((row, i) => `${i ? "H" + frame.x(at(row)) + "V" : "M" + frame.x(at(row)) + " "}${frame.y(mean(row))}`).join("")}H${WIDE - RIGHT}"/>`;
   for (const row of some) {
     const x = frame.x(at(row));

@@ -82,7 +82,7 @@ function sortKey(block) {
   if (state.sort in { time: 1, passes: 1, n: 1, peak: 1 }) return row => known(row[state.sort]);
   const [name, what] = state.sort.split("|");
   const place = block.metrics.indexOf(name);
-  const read = { "": cell => cell.mean, d: cell => known(cell.difference), r: cell => (cell.rank ? cell.rank[0] : null) };
+  const read = { "": cell => -cell.place, d: cell => known(cell.difference), r: cell => (cell.rank ? cell.rank[0] : null) };
   return row => (place >= 0 && row.cells[place] ? read[what || ""](row.cells[place]) : null);
 }
 
