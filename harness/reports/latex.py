@@ -7,7 +7,7 @@ and what others published beside what was reproduced. siunitx aligns the numbers
 
 from pathlib import Path
 
-from harness import published
+from harness import captions, published
 from harness.reports import _latex_tables as tables
 from harness.reports import place
 from harness.reports._latex_tables import sentence
@@ -39,7 +39,7 @@ def render(leaderboard: Leaderboard) -> str:
     head = f"% {about}: {progress(leaderboard)}. {use}"
     cited = any(block.published for block in leaderboard.blocks)
     end = r"\bibliographystyle{plain}\bibliography{leaderboard}" if cited else ""
-    said = " ".join(map(sentence, leaderboard.caption))
+    said = " ".join(map(sentence, captions.of_leaderboard(leaderboard, published="With a citation")))
     notes = [*leaderboard.notes] + ([f"{progress(leaderboard)}.".capitalize()] if leaderboard.partial else [])
     return (
         "\n\n".join(

@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 
+from harness import captions
 from harness.reports import _wording as wording
 from harness.reports import place
 from harness.reports._page_data import dumps, page_data
@@ -18,15 +19,16 @@ def render(leaderboard: Leaderboard) -> str:
     """The page. The template escapes every name; the data escape what could end their element."""
     from markupsafe import Markup
 
+    caption = captions.of_leaderboard(leaderboard, published="Grey", every=True)
     return _template().render(
         title=leaderboard.title,
         progress=wording.progress(leaderboard),
         partial=leaderboard.partial,
         notes=leaderboard.notes,
-        caption=leaderboard.caption,
+        caption=caption,
         style=Markup(_part("style.css")),
         script=Markup("\n".join(_part(f"{name}.js") for name in SCRIPTS)),
-        data=Markup(dumps(page_data(leaderboard))),
+        data=Markup(dumps(page_data(leaderboard, caption))),
     )
 
 

@@ -69,4 +69,4 @@ def test_numbers_lead_to_records_and_seeds_to_what_they_can_show(folder, capsys)
     assert main(["power", str(folder)]) == 0
     said = capsys.readouterr().out
     assert "for 0.5" in said
-    assert "cub200 · resnet50" in said
+    assert "cub200, not CUB-200-2011 · resnet50" in said
