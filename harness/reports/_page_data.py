@@ -84,7 +84,9 @@ def _block(block: Block, origins: _Shared, settings: _Shared) -> dict[str, Any]:
         "backbone": block.backbone,
         "heading": wording.heading(block),
         "protocol": protocol,
-        "fair": not (known := PROTOCOLS.get(protocol)) or not known.watches_test,
+        "unlike": ", ".join(wording.unlike(block)),
+        "marks": sorted({note.rule for note in block.findings if note.of_all}),
+        "fair": _fair(block, protocol),
         "metrics": block.metrics,
         "shown": [block.metrics.index(metric) for metric in block.shown],
         "digits": digits,
@@ -99,6 +101,12 @@ def _block(block: Block, origins: _Shared, settings: _Shared) -> dict[str, Any]:
             for row in block.published
         ],
     }
+
+
+def _fair(block: Block, protocol: str) -> bool:
+    """Whether the protocol reads the test once, and the data are those that their name says (FAIR-01)."""
+    known = PROTOCOLS.get(protocol)
+    return not (known and known.watches_test) and not wording.unlike(block)
 
 
 def _rows(block: Block, origins: _Shared, settings: _Shared, notes: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
@@ -119,6 +127,7 @@ def _rows(block: Block, origins: _Shared, settings: _Shared, notes: Sequence[Seq
         "passes": [_short(row.passes) for row in rows],
         "passed": [wording.passes(row) for row in rows],
         "peak": [_short(row.peak_gb) for row in rows],
+        "below": [wording.below(block, row) for row in rows],
         "findings": list(notes),
         "settings": [settings.place(_settings(row)) for row in rows],
         "command": [_command(row) for row in rows],

@@ -56,7 +56,7 @@ function shownMetrics(block) {
 
 function fits(block, row) {
   if (state.fair && (!block.fair || row.findings.some(note => block.findings[note][1] === "E"))) return false;
-  if (state.clean && row.findings.length) return false;
+  if (state.clean && (row.findings.length || block.marks.length)) return false;
   for (const name in FACETS) if (state[name].size && !state[name].has(FACETS[name](block, row))) return false;
   return state.words.every(word => row.words.includes(word));
 }
@@ -106,5 +106,6 @@ function writeAddress() {
   for (const name of ["fair", "clean"]) if (state[name]) given.set(name, "1");
   if (state.theme) given.set("theme", state.theme);
   const hash = "#" + given;
+  if (hash === "#" && find(location.hash.slice(1))) return; // an address that leads to a rule
   if (hash !== (location.hash || "#")) history.replaceState(null, "", hash);
 }
