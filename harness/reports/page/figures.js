@@ -191,10 +191,11 @@ function correlation(a, b) {
 
 const MOST_NAMED = 12;
 
-// Where labels stand at heights that some of them share: each at least `least` below the one above it.
-function apart(heights, least) {
+// Where labels stand at heights that some of them share: each at least `least` below the one above it, none below `end`.
+function apart(heights, least, end) {
   const order = heights.map((_, i) => i).sort((a, b) => heights[a] - heights[b]), found = [...heights];
   order.forEach((i, place) => place && (found[i] = Math.max(found[i], found[order[place - 1]] + least)));
+  order.reverse().forEach((i, place) => (found[i] = Math.min(found[i], end - place * least)));
   return found;
 }
 
@@ -210,7 +211,7 @@ function learning(title, row, curves, behind, what) {
   const path = curve => curve.epochs.map((e, i) => (curve[what][i] === null ? "" : `${frame.x(e).toFixed(1)},${frame.y(curve[what][i]).toFixed(1)}`)).join(" ");
   let html = frame.html + before.map(curve => `<polyline class="behind" points="${path(curve)}"/>`).join("");
   const ends = drawn.map(curve => curve[what].findLastIndex(value => value !== null));
-  const heights = apart(drawn.map((curve, i) => frame.y(curve[what][ends[i]])), 10);
+  const heights = apart(drawn.map((curve, i) => frame.y(curve[what][ends[i]])), 10, HIGH - BOTTOM);
   drawn.forEach((curve, i) => {
     const strength = (0.4 + (0.6 * (i + 1)) / drawn.length).toFixed(2), name = `seed ${curve.seed}`;
     html += `<polyline class="trace" style="stroke:${colour(row)};stroke-opacity:${strength}" points="${path(curve)}"><title>${name}</title></polyline>`;
