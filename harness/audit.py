@@ -12,7 +12,7 @@ from harness.config import Arm, Trial
 from harness.ledger import Ledger
 from harness.record import Failure, Record, Run
 from harness.rules import Finding, Number, Study, Table
-from harness.statistics import holm, paired_difference
+from harness.statistics import holm, paired_difference, places
 from harness.tables import Block, Cell, Row
 
 
@@ -114,8 +114,8 @@ def _against_the_best(ranked: Sequence[tuple[Row, Cell]]) -> dict[str, float | N
     """{arm: p against the highest mean, corrected by Holm}; 0 where the same is lost with every seed."""
     if len(ranked) < 2:
         return {}
-    order = sorted(ranked, key=lambda one: -one[1].mean)
-    (best, highest), others = order[0], order[1:]
+    place = places({i: cell.mean for i, (_, cell) in enumerate(ranked)})
+    (best, highest), *others = (ranked[i] for i in sorted(place, key=place.get))
     pairs = [paired_difference(highest.by_seed, cell.by_seed) for _, cell in others]
     adjusted = holm([pair.p if pair.n >= MARKS_FROM else math.nan for pair in pairs])
     found: dict[str, float | None] = {best.arm: None}

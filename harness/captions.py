@@ -6,7 +6,7 @@ Every sentence is made from the rows and records it speaks of, so that none can 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.comparisons import ALPHA, Column, Variance
@@ -16,9 +16,10 @@ from harness.selection import PROTOCOLS
 from harness.statistics import LEAST_SEEDS, Interval, PairedDifference
 
 if TYPE_CHECKING:
-    from harness.tables import Block, Row
+    from harness.tables import Block, Cell, Leaderboard, Row
 
 PARTS = ("train", "validation", "test")
+BELOW = "FAIR-26"  # a row below its own starting point: ‡, with the numbers of every such row
 TRACE = "metrix-bench trace RUN ARM"  # the command that leads from a number to its records
 
 
@@ -37,38 +38,59 @@ class Note:
 
     @property
     def rule(self) -> str:
-        """The fairness rule, FAIR-01 to FAIR-25, or nothing."""
+        """The fairness rule, FAIR-01 to FAIR-26, or nothing."""
         return self.sentence.partition(" ")[0] if self.sentence.startswith("FAIR-") else ""
+
+    @property
+    def of_all(self) -> bool:
+        """Whether a rule says it of every row of the table."""
+        return self.common and not self.arms
+
+    def of(self, arm: str) -> bool:
+        """Whether it is said of this row."""
+        return self.of_all or arm in self.arms
 
 
 def of_leaderboard(
-    blocks: Sequence["Block"], records: Sequence[Record], variance: Variance | None = None
+    board: "Leaderboard", *, styled: bool = True, published: str = "", every: bool = False
 ) -> tuple[str, ...]:
-    """What the numbers of every block are: protocol, score, interval, difference, cost, ties, marks, floors."""
+    """What the numbers and marks of every block are, of those that a format shows.
+
+    `styled`: it prints bold and underlined; `published`: how it sets the rows of others apart, "" where it has none;
+    `every`: it shows all metrics and not only those that tables print.
+    """
+    blocks = [replace(block, shown=block.metrics) if every else block for block in board.blocks]
+    rows = [row for block in blocks for row in block.rows]
+    records = [record for row in rows for record in row.parts]
     if not records:
         return ()
-    rows = [row for block in blocks for row in block.rows]
     said = [f"Protocol {name}." for name in _protocols(records)]
-    said += _scores(rows)
+    said += _scores(blocks)
     if any(record.trial.folds for record in records):
         said.append(
             "Folds: a model for each, which validates on its part of the training classes and trains on the others; "
             "each reads the test once; costs are those of all folds together."
         )
-    if any(row.relative_time or row.relative_passes for row in rows):
+    if ratios(rows):
         said.append("Training time (seconds inside training steps) and forward passes a step: × the own baseline.")
     said.append("Ties count against the model; a query is removed from its own neighbours by its index.")
-    said += _marks(blocks)
+    said += _marks(blocks, styled)
     if any(row.arm == "untrained" for row in rows):
         said.append("untrained: the same network with its initial weights.")
     if any(row.arm == "pixels" for row in rows):
         said.append("pixels: cosine of the raw images; nothing in it is random, so n = 1.")
-    if any(block.published for block in blocks):
-        said.append("Grey: as published elsewhere, under other protocols; no number of ours is compared with them.")
-    if variance is not None:
-        said.append(_variance(variance))
+    if published and any(block.published for block in blocks):
+        said.append(f"{published}: as published elsewhere, under other protocols; none of our numbers uses them.")
+    if board.variance is not None:
+        said.append(_variance(board.variance))
     said.append(f"{TRACE} names the records behind every number.")
     return tuple(said)
+
+
+def ratios(rows: Iterable["Row"]) -> bool:
+    """Whether a row prints its time or passes as a ratio to its baseline, or a baseline its own passes as 1."""
+    printed = ((row.relative_time, row.relative_passes, None if row.indent else row.passes) for row in rows)
+    return any(ratio is not None for ratios in printed for ratio in ratios)
 
 
 def _variance(variance: Variance) -> str:
@@ -82,58 +104,65 @@ def _variance(variance: Variance) -> str:
 
 
 def in_brief(
-    blocks: Sequence["Block"],
-    *,
-    differences: bool = True,
-    intervals: bool = True,
-    marks: bool = True,
-    grey: bool = True,
+    blocks: Sequence["Block"], *, differences: bool = True, intervals: bool = True, marks: bool = True
 ) -> tuple[str, ...]:
-    """What a caption in a paper has to say of these blocks, of what it prints: score, difference, marks, protocol.
+    """What a caption in a paper says of a table with these rows and metrics: score, difference, marks, protocol.
 
-    `differences`: it has them, with `intervals` or without; `marks`: bold, underlined and †; `grey`: published rows.
+    `differences`: it has them, with `intervals` or without; `marks`: bold, underlined, † and ‡.
     """
-    rows = [row for block in blocks for row in block.rows]
-    cells = [cell for row in rows for cell in row.cells.values()]
+    cells = _cells(blocks)
     if not cells:
         return ()
-    records = [record for row in rows for record in row.records]
+    records = [record for block in blocks for row in block.rows for record in row.records]
     protocols = {f"{r.protocol.get('name')}, version {r.protocol.get('version')}" for r in records}
-    score, *difference = _scores(rows, intervals)
+    score, *difference = _scores(blocks, intervals)
     signs = [
         *(["bold: best, and not separable from it"] if any(cell.best for cell in cells) else []),
         *(["underlined: second highest mean"] if any(cell.second for cell in cells) else []),
-        *(["†: differs from its baseline"] if any(cell.adjusted_p is not None for cell in cells) else []),
+        *(["†: differs from its baseline"] if any(cell.significant for cell in cells) else []),
     ]
     tests = f" (paired t-tests, Holm within each column, {ALPHA})."
     return (
         score,
         *(difference if differences else ()),
         *([f"{'; '.join(signs).capitalize()}{tests}"] if marks and signs else []),
-        *(_marks(blocks) if marks and not signs else ()),
-        *(["Grey: as published, under other protocols."] if grey and any(b.published for b in blocks) else []),
+        *(_marks(blocks) if marks and not signs else _below(blocks) if marks else ()),
+        *(["With a citation: as published, under other protocols."] if any(b.published for b in blocks) else []),
         f"Protocol {' and '.join(sorted(protocols))}; {TRACE} names the records behind every number.",
     )
 
 
-def _marks(blocks: Sequence["Block"]) -> Iterator[str]:
-    """What bold, underlined and † mean, where they stand anywhere; why not, where they stand nowhere."""
-    columns = [column for block in blocks for column in block.columns]
-    tested = any(cell.adjusted_p is not None for block in blocks for row in block.rows for cell in row.cells.values())
-    if any(column.best for column in columns):
+def _cells(blocks: Sequence["Block"]) -> list["Cell"]:
+    """The cells that are printed."""
+    return [row.cells[m] for block in blocks for row in block.rows for m in block.shown if m in row.cells]
+
+
+def _marks(blocks: Sequence["Block"], styled: bool = True) -> Iterator[str]:
+    """What bold, underlined, † and ‡ mean, each where it stands somewhere; why not, where none stands anywhere."""
+    cells = _cells(blocks)
+    tested = any(cell.adjusted_p is not None for cell in cells)
+    if styled and any(cell.best for cell in cells):
         yield (
             "Bold: the highest mean of a column and every row not separable from it (paired t-tests of that row, "
-            f"which was chosen from the same data, against each other trained row, Holm, {ALPHA}). "
-            "Underlined: the second highest mean."
+            f"which was chosen from the same data, against each other trained row, Holm, {ALPHA})."
         )
-    if tested:
-        yield (
-            f"†: differs from its baseline (paired t-tests of every variant of a column, Holm, {ALPHA}); "
-            "nothing is corrected across columns."
-        )
-    why = sorted({column.unmarked for column in columns if column.unmarked})
-    if why and not tested and not any(column.best for column in columns):
+    if styled and any(cell.second for cell in cells):
+        yield "Underlined: the second highest mean; equal means are marked alike."
+    how = f"(paired t-tests of every variant of a column, Holm, {ALPHA}); nothing is corrected across columns."
+    if any(cell.significant for cell in cells):
+        yield f"†: differs from its baseline {how}"
+    elif tested:
+        yield f"No variant differs from its baseline {how}"
+    yield from _below(blocks)
+    why = sorted({column.unmarked for block in blocks for column in map(block.column, block.shown)} - {""})
+    if why and not tested and not any(cell.best for cell in cells):
         yield f"No row is marked as best and no difference as significant: {'; '.join(why)}."
+
+
+def _below(blocks: Sequence["Block"]) -> Iterator[str]:
+    """What ‡ means, where it stands somewhere."""
+    if any(row.arm in block.below for block in blocks for row in block.rows):
+        yield "‡: below its own starting point (FAIR-26)."
 
 
 def _protocols(records: Sequence[Record]) -> Iterator[str]:
@@ -146,12 +175,12 @@ def _protocols(records: Sequence[Record]) -> Iterator[str]:
         yield f"{name}, version {version}{rule}"
 
 
-def _scores(rows: Sequence["Row"], intervals: bool = True) -> Iterator[str]:
+def _scores(blocks: Sequence["Block"], intervals: bool = True) -> Iterator[str]:
     """What stands before and after ±, by the methods that were really used (FAIR-13); the difference's if printed."""
-    shown = [cell for row in rows for cell in row.cells.values()]
+    shown = _cells(blocks)
     how = _plus_minus([cell.interval for cell in shown], "training seeds")
     how = how or " over n training seeds (too few for an interval)"
-    yield f"Test scores in percent: mean{how}{_folds(rows)}."
+    yield f"Test scores in percent: mean{how}{_folds(blocks)}."
     pairs = [cell.paired for cell in shown if cell.paired]
     if pairs:
         how = _plus_minus(pairs, "pairs; it takes the differences as normal") or " (too few for an interval)"
@@ -161,9 +190,9 @@ def _scores(rows: Sequence["Row"], intervals: bool = True) -> Iterator[str]:
         )
 
 
-def _folds(rows: Sequence["Row"]) -> str:
+def _folds(blocks: Sequence["Block"]) -> str:
     """`, each the mean over 4 class-disjoint folds`, where that is what the score of a seed is."""
-    counts = {record.trial.folds for row in rows for record in row.records}
+    counts = {record.trial.folds for block in blocks for row in block.rows for record in row.records}
     if not any(counts):
         return ""
     said = " or ".join(map(str, sorted(counts - {None})))
@@ -301,7 +330,8 @@ def notes(
         arms = tuple(dict.fromkeys(ids[id] for id in finding.records if id in ids))
         if arms:
             whole = set(arms) == everywhere and len(everywhere) > 1
-            further.append(Note(finding.sentence, () if whole else arms, finding.severity, common=True))
+            note = Note(finding.sentence, () if whole else arms, finding.severity)
+            further.append(replace(note, common=note.rule != BELOW))
     return (*own, *(note for note in dict.fromkeys(further) if note.rule not in said))
 
 

@@ -523,6 +523,11 @@ def _report(
         target.push(path)
     terminal.show(board)
     print("written: " + "  ".join(target.where(path) for path in written))
+    for path in written:
+        if path.suffix == reports.find("latex").SUFFIX and reports.find("latex").cites(board):
+            print(reports.find("latex").CITED)
+        if path.suffix == reports.find("web").SUFFIX:
+            print(f"open {target.where(path)} in a browser")
 
 
 def audit_command(arguments: argparse.Namespace) -> int:

@@ -240,10 +240,21 @@ def narrowed(board: Leaderboard, only: dict[str, Sequence[str]]) -> Leaderboard:
     rows = [row for block in board.blocks for row in block.rows]
     for key, values in wanted.items():
         _exist(key, values, {ROWS[key](row) for row in rows}, f"--only {key}: ")
-    blocks = tuple(replace(block, rows=_printed(block, wanted)) for block in board.blocks)
+    blocks = tuple(_of_rows(block, _printed(block, wanted)) for block in board.blocks)
     said = "; ".join(f"{key} {', '.join(sorted(values))}" for key, values in sorted(wanted.items()))
     note = f"Only {said}, with baselines: tests, ranks and marks are those of the whole table."
     return replace(board, blocks=tuple(block for block in blocks if block.rows), notes=(*board.notes, note))
+
+
+def _of_rows(block: Block, rows: tuple[Row, ...]) -> Block:
+    """The block with these rows, and of its notes and published rows those that concern them."""
+    arms, losses = {row.arm for row in rows}, {row.loss for row in rows}
+    return replace(
+        block,
+        rows=rows,
+        findings=tuple(note for note in block.findings if not note.arms or arms & set(note.arms)),
+        published=tuple(row for row in block.published if row.fits((block.dataset, block.backbone), losses)),
+    )
 
 
 def _printed(block: Block, wanted: dict[str, set[str]]) -> tuple[Row, ...]:

@@ -22,6 +22,7 @@ from harness.statistics import (
     holm,
     least_detectable,
     paired_difference,
+    places,
     rank_intervals,
     seeds_needed,
     variance_shares,
@@ -90,23 +91,27 @@ def judged(
 def _marked(
     rows: Sequence["Row"], cells: dict[int, "Cell"], trained: dict[int, "Cell"], metric: str
 ) -> tuple[dict[int, "Cell"], Column]:
-    """Bold and underline: the highest mean, all that are not separable from it, the second highest mean."""
+    """Bold: the highest mean and all that are not separable from it. Underlined: the second highest distinct mean."""
     able = {i: cell for i, cell in trained.items() if cell.n >= MARKS_FROM}
     if len(able) < 2:
         most = max((cell.n for cell in trained.values()), default=0)
         few = f"n = {most} seed{'s are' if most > 1 else ' is'} fewer than {MARKS_FROM}"
         return cells, Column(metric, unmarked=few if most < MARKS_FROM else "there is nothing to compare it with")
-    order = sorted(able, key=lambda i: (-able[i].mean, i))
-    best, others = order[0], order[1:]
-    above = [rows[i].arm for i, cell in cells.items() if i not in able and cell.mean > able[best].mean]
-    if above:
-        return cells, Column(metric, unmarked=f"{above[0]} is higher but has fewer than {MARKS_FROM} seeds")
+    place = places({i: cell.mean for i, cell in cells.items()})
+    best, *others = sorted(able, key=lambda i: (place[i], i))
+    above = min((i for i in cells if i not in able and place[i] < place[best]), key=lambda i: place[i], default=None)
+    if above is not None:
+        why = "was not trained" if rows[above].floor else f"has fewer than {MARKS_FROM} seeds"
+        return cells, Column(metric, unmarked=f"{rows[above].arm} is higher but {why}")
     against = [paired_difference(able[best].by_seed, able[i].by_seed) for i in others]
     adjusted = holm([pair.p if pair.n >= MARKS_FROM else math.nan for pair in against])
     few = {i for i, pair in zip(others, against, strict=True) if pair.n < MARKS_FROM}
     tied = few | {i for i, p in zip(others, adjusted, strict=True) if p > ALPHA}  # p is nan where nothing varies
+    below = min((place[i] for i in trained if place[i] > place[best]), default=None)
     marks = dict.fromkeys((best, *tied), (BEST,))
-    marks[others[0]] = (*marks.get(others[0], ()), SECOND)
+    for i in others:
+        if place[i] == below:
+            marks[i] = (*marks.get(i, ()), SECOND)
     marked = {i: replace(cell, marks=marks.get(i, ())) for i, cell in cells.items()}
     return marked, Column(metric, best=rows[best].arm, tied=len(tied))
 

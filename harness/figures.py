@@ -14,7 +14,8 @@ from harness.captions import listed
 from harness.record import Record
 from harness.reports import _wording as wording
 from harness.selection import FAIR
-from harness.tables import Block, Leaderboard, Row
+from harness.statistics import places
+from harness.tables import Block, Cell, Leaderboard, Row
 
 COLORS = ("#0072B2", "#D55E00", "#009E73")
 LEVELS = {  # colour and marker of a level, the same in every figure
@@ -128,13 +129,23 @@ def _saved(figure: Any, path: Path) -> Path:
 def _learning(left: Any, right: Any, record: Record) -> None:
     epochs = [epoch.epoch for epoch in record.curve]
     left.plot(epochs, [epoch.loss for epoch in record.curve], color=COLORS[0])
-    left.set(xlabel="epoch", ylabel="training loss")
+    left.set(ylabel="training loss")
     for name, color in zip(("R@1", "MAP@R"), COLORS, strict=False):
         if name in record.curve[0].validation:
             right.plot(epochs, [100 * epoch.validation[name] for epoch in record.curve], color=color, label=name)
     right.axvline(record.selected_epoch, color="0.6", linewidth=0.8)
-    right.set(xlabel="epoch", ylabel="validation, %")
+    right.set(ylabel="validation, %")
+    _over_epochs(left)
+    _over_epochs(right)
     right.legend()
+
+
+def _over_epochs(axes: Any) -> None:
+    """Epochs below: whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
 def _positivity(axes: Any, curve: dict[str, Any]) -> None:
@@ -165,14 +176,19 @@ def forest(figure: Any, block: Block) -> bool:
         face = color if cell.significant else "white"
         look = {"marker": marker, "color": color, "markerfacecolor": face, "markeredgewidth": 0.9, "elinewidth": 1.0}
         axes.errorbar(100 * cell.difference, place, xerr=reach, linestyle="none", **look)
-    axes.set_yticks(range(len(rows)), [row.full for row in rows])
+    axes.set_yticks(range(len(rows)), [row.full + wording.below(block, row) for row in rows])
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     axes.set_xlabel(f"Δ {metric}, points")
-    if any(row.cells[metric].adjusted_p is not None for row in rows):
-        figure.supxlabel("filled: significant after Holm's correction", fontsize=6.5, color="0.35")
+    said = []
+    if any(row.cells[metric].significant for row in rows):
+        said.append("filled: significant after Holm's correction")
+    if any(wording.below(block, row) for row in rows):
+        said.append(f"{wording.BELOW}: below its own starting point")
+    if said:
+        figure.supxlabel("; ".join(said), fontsize=6.5, color="0.35")
     return True
 
 
@@ -185,17 +201,15 @@ def heat_map(figure: Any, block: Block) -> bool:
     if len(levels) < 2:
         return False
     first = {(row.loss, row.level): row.cells[metric] for row in reversed(rows)}
-    largest = max((abs(cell.difference) for cell in first.values() if cell.difference), default=0) or 1.0
     digits = wording.decimals(block, metric)
     _height(figure, 0.5 + 0.24 * len(losses))
     axes = figure.subplots()
     for y, loss in enumerate(reversed(losses)):
         for x, level in enumerate(levels):
             cell = first.get((loss, level))
-            share = (cell.difference or 0) / largest if cell else 0
-            tone = COLORS[0] if share >= 0 else COLORS[1]
             apart = cell is not None and cell.difference is not None
-            axes.add_patch(_tile(x, y, tone, 0.08 + 0.55 * abs(share)) if apart else _tile(x, y, "#9A9EA8", 0.12))
+            tone = COLORS[0] if apart and cell.difference >= 0 else COLORS[1]
+            axes.add_patch(_tile(x, y, tone, depth(cell)) if apart else _tile(x, y, "#9A9EA8", 0.12))
             dagger = wording.DAGGER if cell and cell.significant else ""
             text = "–" if cell is None else f"{100 * cell.mean:.{digits}f}"
             if apart:
@@ -207,8 +221,20 @@ def heat_map(figure: Any, block: Block) -> bool:
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel(f"baseline: {metric} in %; others: Δ in points")
+    sure = any(cell.difference_half is not None for cell in first.values())
+    axes.set_xlabel(
+        f"baseline: {metric} in %; others: Δ in points\npale: " + ("within the interval" if sure else "no interval")
+    )
     return True
+
+
+def depth(cell: Cell) -> float:
+    """How deep a difference is painted, in [0.08, 0.68]: pale within its interval or without one, deepest from four
+    half widths on."""
+    size, half = abs(cell.difference), cell.difference_half
+    if half is None or size <= half:
+        return 0.08
+    return 0.2 + 0.48 * min((size / half - 1) / 3 if half else 1.0, 1.0)
 
 
 def _tile(x: int, y: int, color: str, depth: float) -> Any:
@@ -234,8 +260,9 @@ def cost(figure: Any, block: Block) -> bool:
             row.train_s / size, 100 * cell.mean, reach, color=color, marker=marker, elinewidth=0.6, alpha=0.9
         )
     front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row.train_s, -row.cells[metric].mean)):
-        if not front or row.cells[metric].mean > front[-1].cells[metric].mean:
+    place = places({id(row): row.cells[metric].mean for row in rows})
+    for row in sorted(rows, key=lambda row: (row.train_s, place[id(row)])):
+        if not front or place[id(row)] < place[id(front[-1])]:
             front.append(row)
     points = [(row.train_s / size, 100 * row.cells[metric].mean) for row in front]
     end = max(row.train_s for row in rows) / size
@@ -280,7 +307,8 @@ def learning_curves(figure: Any, block: Block) -> bool:
         means = [100 * sum(values) / len(values) for values in zip(*(c[:length] for c in curves), strict=True)]
         axes.plot(epochs, means, color=LEVELS.get(row.level, LEVELS["baseline"])[0], alpha=0.85)
         drawn.append(row)
-    axes.set(xlabel="epoch", ylabel=f"validation {FAIR.metric}, %")
+    axes.set(ylabel=f"validation {FAIR.metric}, %")
+    _over_epochs(axes)
     axes.grid(axis="y")
     _legend(axes, drawn, lines=True)
     return bool(drawn)

@@ -19,6 +19,7 @@ import numpy as np
 LEAST_SEEDS = 3
 LEAST_BOOTSTRAP_SEEDS = 5
 MOST_SEEDS = 100_000
+NOISE = 1e-9  # two means closer than this are equal: the least true difference is 1 / (queries · seeds), above 1e-8
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,9 @@ def paired_difference(
     a = _finite([a_by_seed[seed] for seed in seeds], "a_by_seed")
     b = _finite([b_by_seed[seed] for seed in seeds], "b_by_seed")
     differences = [x - y for x, y in zip(a, b, strict=True)]
-    if max(differences) - min(differences) <= 1e-12 * max(map(abs, (*a, *b))):  # rounding is no spread
-        differences = [differences[0]] * len(differences)
+    rounding = 1e-12 * max(map(abs, (*a, *b)))  # it is no spread, and no difference
+    if max(differences) - min(differences) <= rounding:
+        differences = [differences[0] if abs(differences[0]) > rounding else 0.0] * len(differences)
     half, method = _half_width(differences, level, "paired seeds")
     mean, std = math.fsum(differences) / len(differences), _std(differences)
     p = float(_paired_p(np.float64(mean), np.float64(std), np.int64(len(seeds))))
@@ -294,6 +296,20 @@ def seeds_needed(
     return above
 
 
+def places(means: Mapping[Hashable, float]) -> dict[Hashable, int]:
+    """The place of every mean among the distinct ones: 1 for the highest, 2 for the next lower one, and so on.
+
+    Means within `NOISE` of each other are equal and share a place: the order in which seeds were added up moves a
+    mean by 1e-16. Every rank, mark and order of a table comes from here.
+    """
+    found: dict[Hashable, int] = {}
+    place, last = 0, math.inf
+    for name in sorted(means, key=lambda name: -means[name]):
+        place += last - means[name] > NOISE
+        found[name], last = place, means[name]
+    return {name: found[name] for name in means}
+
+
 def rank_intervals(
     scores_by_row: Mapping[Hashable, Mapping[Hashable, float]], level: float = 0.95
 ) -> dict[Hashable, RankInterval]:
@@ -320,11 +336,11 @@ def rank_intervals(
     better = np.zeros((len(scores), len(scores)), bool)
     better[first, second] = separable & (mean > 0)
     better[second, first] = separable & (mean < 0)
-    means = np.nanmean(scores, axis=1) if len(scores) else np.empty(0)
+    place = places({name: math.fsum(row.values()) / len(row) for name, row in scores_by_row.items()})
     method = f"{100 * level:g} % simultaneous, paired t-tests of {len(first)} pairs with Holm's correction"
     return {
         name: RankInterval(
-            rank=1 + int((means > means[i]).sum()),
+            rank=1 + sum(other < place[name] for other in place.values()),
             low=1 + int(better[:, i].sum()),
             high=len(scores) - int(better[i].sum()),
             method=method,

@@ -34,7 +34,8 @@ class Cell:
 
     adjusted_p       Holm-adjusted p of that difference; None where it was not tested
     marks            of best (bold), second (underlined), significant (dagger)
-    rank             among the trained rows of the block, with the ranks that the data do not exclude
+    rank             among the trained rows of the block (equal means share the better one), with the ranks that the
+                     data do not exclude
     bootstrap        the interval over seeds that does not take them as normal, from five
     classes, both    the interval over test classes alone, and over training seeds and test classes together
     difference_both  the latter of the paired difference
@@ -58,7 +59,7 @@ class Cell:
 
     @property
     def second(self) -> bool:
-        """Whether it is the second highest mean of its column."""
+        """Whether it is the second highest distinct mean of its column; none is where all are equal."""
         return SECOND in self.marks
 
     @property
@@ -184,6 +185,11 @@ class Block:
         """The sentences of the findings, those that say the same of many rows in one."""
         return captions.condensed(self.findings)
 
+    @property
+    def below(self) -> frozenset[str]:
+        """The arms that training left below their own starting point (FAIR-26)."""
+        return frozenset(arm for note in self.findings if note.rule == captions.BELOW for arm in note.arms)
+
     def column(self, metric: str) -> Column:
         """What holds for one metric."""
         return next((column for column in self.columns if column.metric == metric), Column(metric))
@@ -217,13 +223,17 @@ class Leaderboard:
 
     title: str
     blocks: tuple[Block, ...]
-    caption: tuple[str, ...]
     notes: tuple[str, ...]
     partial: bool
     done: int
     total: int
     variance: Variance | None = None
     gallery: tuple[Any, ...] = ()
+
+    @property
+    def caption(self) -> tuple[str, ...]:
+        """What the numbers of every block are, for a format that prints its rows and marks and nobody else's."""
+        return captions.of_leaderboard(self)
 
 
 def cells(records: Iterable[Record]):
@@ -310,7 +320,6 @@ def leaderboard(
     return Leaderboard(
         title=title or " and ".join(grids) or "results",
         blocks=blocks,
-        caption=captions.of_leaderboard(blocks, records, variance),
         notes=(*notes, *(() if blocks else ("There is no record yet: nothing has finished.",))),
         partial=missing or total > len(done) or not blocks,
         done=len(done),

@@ -22,6 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness import captions
 from harness.config import Trial
 from harness.live import Running, Tally
 from harness.reports import _wording as wording
@@ -81,7 +82,8 @@ def show(leaderboard: Leaderboard, on: Console | None = None) -> None:
             on.print(Padding(Text(note, "yellow" if note.startswith("FAIR") else "dim"), (0, 1)), width=width)
         on.print(Padding(Text(" ".join(block.caption), "dim"), (0, 1)), width=width)
     on.print()
-    on.print(Padding(Text(" ".join((*leaderboard.notes, *leaderboard.caption)), "dim"), (0, 1)), width=width)
+    caption = captions.of_leaderboard(leaderboard, styled=on.is_terminal and not on.is_dumb_terminal)
+    on.print(Padding(Text(" ".join((*leaderboard.notes, *caption)), "dim"), (0, 1)), width=width)
     on.print()
 
 
@@ -113,7 +115,7 @@ def _room(name: str, *values: str) -> tuple[int, int]:
 
 def _line(block: Block, row: Row, room: Sequence[tuple[int, int]]) -> list[RenderableType]:
     """The cells of a row, means under each other: interval and cost stand back, states stand out."""
-    name = Text(row.name, "" if row.indent or row.floor else "bold")
+    name = Text(row.name + wording.below(block, row), "" if row.indent or row.floor else "bold")
     line: list[RenderableType] = [Padding(name, (0, 0, 0, 2 * row.indent))]
     printed = (wording.columns(block), wording.values(block, row), wording.marks(block, row), room)
     for column, value, marks, (front, _) in zip(*printed, strict=True):

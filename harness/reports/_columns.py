@@ -31,6 +31,7 @@ CELLS: dict[str, Column] = {
     "source": Column("text", f"`{HERE}`, or who published the number; published ones enter no statistic"),
     "state": Column("text", "ok, partial (some seeds are missing), fail, -- (not run) or n/a (no such Metrix form)"),
     "reason": Column("text", "why the state is not ok"),
+    "findings": Column("text", "what the fairness rules and its trials say of the row, a sentence each"),
     "n": Column("integer", "training seeds in the mean"),
     "expected_n": Column("integer", "training seeds that should be there"),
     "mean": Column("number", "mean over seeds, a fraction in [0, 1]"),
@@ -56,8 +57,8 @@ CELLS: dict[str, Column] = {
     "difference_interval": Column("text", "what the difference's interval is"),
     "significant": Column("truth", "whether the corrected p is at most 0.05 (†)"),
     "best": Column("truth", "whether it is the highest mean of its column or not separable from it (bold)"),
-    "second": Column("truth", "whether it is the second highest mean of its column (underlined)"),
-    "rank": Column("integer", "rank of the mean among the trained rows of the table, 1 the best"),
+    "second": Column("truth", "whether it is the second highest distinct mean of its column (underlined)"),
+    "rank": Column("integer", "rank of the mean among the table's trained rows, 1 the best; equal means share it"),
     "rank_low": Column("integer", "best rank that the seeds do not exclude, 95 % for all rows together"),
     "rank_high": Column("integer", "worst rank that the seeds do not exclude"),
     "train_s": Column("number", "mean seconds inside training steps"),
@@ -93,6 +94,7 @@ RUNS: dict[str, Column] = {
     "metric": Column("text", "R@K, MAP@R or R-Precision"),
     "value": Column("number", "test score, a fraction in [0, 1]"),
     "validation": Column("number", "validation score of the selected epoch"),
+    "initial_validation": Column("number", "validation score before training, where the record has it"),
     "selected_epoch": Column("integer", "epoch whose checkpoint was tested"),
     "best_test_epoch": Column("number", "score of the best test epoch, where the protocol records it; chose nothing"),
     "epochs": Column("integer", "epochs of training"),
@@ -141,6 +143,7 @@ def _row(block: Block, row: Row) -> Iterator[dict[str, Any]]:
         "source": HERE,
         "state": row.state,
         "reason": row.reason or None,
+        "findings": " ".join(note.sentence for note in block.findings if note.of(row.arm)) or None,
         "expected_n": len(row.expected),
         "train_s": row.train_s,
         "relative_time": row.relative_time,
@@ -202,10 +205,11 @@ def runs(board: Leaderboard) -> Iterator[dict[str, Any]]:
     records = {record.id: record for block in board.blocks for row in block.rows for record in row.parts}
     for _, record in sorted(records.items()):
         about = _run(record)
+        initial = next((epoch.validation for epoch in record.curve if epoch.epoch == 0), {})
         for metric, value in record.test.items():
             best = (record.best_test_epoch or {}).get(metric)
             scores = {"metric": metric, "value": value, "validation": record.validation.get(metric)}
-            yield {**about, **scores, "best_test_epoch": best}
+            yield {**about, **scores, "initial_validation": initial.get(metric), "best_test_epoch": best}
 
 
 def _run(record: Record) -> dict[str, Any]:

@@ -26,6 +26,7 @@ SPECIAL = {
     "Δ": r"$\Delta$",
     "·": r"$\cdot$",
     "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
     "λ": r"$\lambda$",
     "α": r"$\alpha$",
     "η": r"$\eta$",
@@ -93,16 +94,18 @@ def _joint(board: Leaderboard, backbone: str, blocks: Sequence[Block], each: int
         first = next(row for row in rows if row is not None)
         cells = [
             part
-            for row, some, places in zip(rows, shown, digits, strict=True)
+            for block, row, some, places in zip(blocks, rows, shown, digits, strict=True)
             for m in some
-            for part in _cells(row, m, places[m], interval=False, first=True)
+            for part in _cells(
+                row, m, places[m], interval=False, first=True, sign=wording.below(block, row) if row else ""
+            )
         ]
         return _line(name(first), cells)
 
     titles, rules, at = [], [], 2
     for block, some in zip(blocks, shown, strict=True):
         width = 3 * len(some)
-        titles.append(rf"\multicolumn{{{width}}}{{c}}{{{escape(block.dataset)}}}")
+        titles.append(rf"\multicolumn{{{width}}}{{c}}{{{escape(wording.data(block))}}}")
         rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
         at += width
     heads = [" & ".join(["", *titles]) + r" \\", " ".join(rules), _heads([m for some in shown for m in some])]
@@ -110,7 +113,9 @@ def _joint(board: Leaderboard, backbone: str, blocks: Sequence[Block], each: int
     parts = [[lines for (floor, _), lines in body.items() if floor is wanted] for wanted in (False, True)]
     said = [
         f"{', '.join(block.dataset for block in blocks)} · {backbone}.",
-        *captions.in_brief(blocks, intervals=False, grey=False),
+        *captions.in_brief(
+            [replace(b, shown=some, published=()) for b, some in zip(blocks, shown, strict=True)], intervals=False
+        ),
     ]
     printed = zip(blocks, shown, strict=True)
     notes = [f"{b.dataset}: {text}" for b, some in printed for text in captions.power([b.column(m) for m in some])]
@@ -125,9 +130,9 @@ def single(board: Leaderboard) -> list[str]:
         shown = block.shown[:MOST_METRICS]
         digits = {m: wording.decimals(block, m) for m in shown}
 
-        def line(row: Row, shown=shown, digits=digits) -> str:
+        def line(row: Row, block=block, shown=shown, digits=digits) -> str:
             cells = [part for m in shown for part in _cells(row, m, digits[m], first=m == shown[0])]
-            return _line(name(row), [*cells, *map(escape, _costs(row))])
+            return _line(name(row, wording.below(block, row)), [*cells, *map(escape, _costs(row))])
 
         def theirs(row: Published, shown=shown) -> str:
             source = rf" \cite{{{row.key}}}" if row.key else f" ({escape(row.short)})"
@@ -144,7 +149,12 @@ def single(board: Leaderboard) -> list[str]:
         twins = [b for b in board.blocks if (b.dataset, b.backbone) == (block.dataset, block.backbone)]
         label = _label(board, block.dataset, block.backbone, *([str(number)] if len(twins) > 1 else []))
         title = wording.heading(block)
-        said = [f"{title}.", *captions.in_brief([block]), "Time and passes: × the own baseline; GB: peak memory."]
+        costs = [
+            *(["time and passes: × the own baseline"] if captions.ratios(block.rows) else []),
+            *(["GB: peak memory"] if any(_costs(row)[2] for row in block.rows) else []),
+        ]
+        said = [f"{title}.", *captions.in_brief([replace(block, shown=shown)])]
+        said += [f"{text[0].upper()}{text[1:]}." for text in ["; ".join(costs)] if text]
         notes = [" ".join(block.caption), *wording.footnotes(block)]
         found += _written(Sheet(title, label, said, columns, heads, parts, notes, _names(block.rows)))
     return found
@@ -174,7 +184,8 @@ def _ablation(board: Leaderboard, block: Block, baseline: Row, rows: Sequence[Ro
     digits = {m: wording.decimals(block, m) for m in shown}
 
     def line(row: Row, settings: Sequence[object]) -> str:
-        cells = [part for m in shown for part in _cells(row, m, digits[m], first=m == shown[0])]
+        sign = wording.below(block, row)
+        cells = [part for m in shown for part in _cells(row, m, digits[m], first=m == shown[0], sign=sign)]
         words = ["" if value is None else escape(str(value)) for value in settings]
         return _line(words[0], [*words[1:], *cells])
 
@@ -185,7 +196,8 @@ def _ablation(board: Leaderboard, block: Block, baseline: Row, rows: Sequence[Ro
     columns = [Columns("l" * (len(varied) - 1), "l" * (len(varied) - 1), 0), *(_metric(block, m) for m in shown)]
     title = f"{wording.title(baseline)} on {wording.heading(block)}"
     first = [line(baseline, ["no Metrix", *[None] * (len(varied) - 1)])]
-    said = [f"Ablation of Metrix: {title}.", *captions.in_brief([block], grey=False)]
+    printed = replace(block, rows=(baseline, *rows), shown=shown, published=())
+    said = [f"Ablation of Metrix: {title}.", *captions.in_brief([printed])]
     label = _label(board, "ablation", block.dataset, block.backbone, baseline.arm)
     return _written(Sheet(title, label, said, columns, head, [[first], [lines]]))
 
@@ -198,27 +210,31 @@ def reproduced(board: Leaderboard) -> list[str]:
         metrics = [m for m in block.metrics if any(m in theirs.values for theirs, _ in pairs)][:MOST_METRICS]
         if not pairs or not metrics:
             continue
+        inflations = [wording.inflation(ours, metrics[0]) for _, ours in pairs]
+        known = any(text != wording.MISSING for text in inflations)
         lines = [
             _line(
                 f"{escape(wording.arm_title(theirs.arm))} {GREY}\\cite{{{theirs.key}}}",
                 [part for m in metrics for part in _beside(theirs.values.get(m), ours.cells.get(m), block, m)]
-                + [escape(wording.inflation(ours, metrics[0]))],
+                + ([escape(text)] if known else []),
             )
-            for theirs, ours in pairs
+            for (theirs, ours), text in zip(pairs, inflations, strict=True)
         ]
         each = Columns("rr@{\\,}l", "rr@{\\,}l", 3)
         titles = " & ".join(rf"\multicolumn{{3}}{{c}}{{{escape(m)}}}" for m in metrics)
         rules = " ".join(rf"\cmidrule(lr){{{2 + 3 * i}-{4 + 3 * i}}}" for i in range(len(metrics)))
         under = " & ".join(rf"{GREY} theirs & \multicolumn{{2}}{{c}}{{here}}" for _ in metrics)
-        head = [rf" & {titles} & \\", rules, rf" & {under} & inflation \\"]
+        last = (" &", " & inflation") if known else ("", "")
+        head = [rf" & {titles}{last[0]} \\", rules, rf" & {under}{last[1]} \\"]
+        printed = replace(block, rows=tuple(ours for _, ours in pairs), shown=tuple(metrics), published=())
         said = [
             f"Published and reproduced: {wording.heading(block)}.",
-            "Theirs: as published, under their protocols. Inflation: best test epoch minus last epoch of the same "
-            f"run, in points of {metrics[0]}, where the protocol records it.",
-            *captions.in_brief([block], differences=False, marks=False, grey=False),
+            "Theirs: as published, under their protocols.",
+            *([wording.INFLATION.format(metrics[0])] if known else []),
+            *captions.in_brief([printed], differences=False, marks=False),
         ]
         label = _label(board, "published", block.dataset, block.backbone)
-        columns = [*(each for _ in metrics), Columns("r", "r", 1)]
+        columns = [*(each for _ in metrics), *([Columns("r", "r", 1)] if known else [])]
         found += _written(Sheet("published and reproduced", label, said, columns, head, [[lines]]))
     return found
 
@@ -244,8 +260,13 @@ def _heads(metrics: Iterable[str]) -> str:
     return " & ".join(["", *parts]) + r" \\"
 
 
-def _cells(row: Row | None, metric: str, digits: int, interval: bool = True, first: bool = False) -> list[str]:
-    """Mean, half width and difference as LaTeX; a state in place of a first score that is not there."""
+def _cells(
+    row: Row | None, metric: str, digits: int, interval: bool = True, first: bool = False, sign: str = ""
+) -> list[str]:
+    """Mean, half width and difference as LaTeX; a state in place of a first score that is not there.
+
+    `sign` stands behind the mean, in tables whose names cannot have it.
+    """
     cell = row.cells.get(metric) if row else None
     if cell is None:
         state = wording.MISSING if row is None else wording.state(row) if not row.cells else wording.MISSING
@@ -256,7 +277,7 @@ def _cells(row: Row | None, metric: str, digits: int, interval: bool = True, fir
     if difference:
         dagger = r"\rlap{$^\dagger$}" if cell.significant else ""
         difference = rf"{{\scriptsize {difference}{dagger}}}"
-    return [mean, half, difference]
+    return [mean, half + escape(sign), difference]
 
 
 def _numbers(cell: Cell, digits: int) -> tuple[str, str, str]:
@@ -279,9 +300,9 @@ def _costs(row: Row) -> list[str]:
     return [wording.time(row), wording.passes(row), memory, wording.seeds(row) if row.expected else ""]
 
 
-def name(row: Row) -> str:
-    """A row's name as a paper writes it, variants indented under their loss."""
-    return (r"\quad " if row.indent else "") + _breakable(escape(wording.title(row)))
+def name(row: Row, sign: str = "") -> str:
+    """A row's name as a paper writes it, variants indented under their loss, with its sign behind it."""
+    return (r"\quad " if row.indent else "") + _breakable(escape(wording.title(row))) + escape(sign)
 
 
 def _breakable(text: str) -> str:

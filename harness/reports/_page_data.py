@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
+from harness import statistics
 from harness.record import Epoch, Record
 from harness.reports import _wording as wording
 from harness.reports._reproduction import command
@@ -24,14 +25,14 @@ MOST_BYTES = 4_600_000  # of all data; what is left to the 5 MB of a page is the
 UNREAD = {"step": (), "constant": ("step_epochs", "gamma"), "cosine": ("step_epochs", "gamma")}  # by a schedule
 
 
-def page_data(board: Leaderboard) -> dict[str, Any]:
+def page_data(board: Leaderboard, caption: Sequence[str] = ()) -> dict[str, Any]:
     """Everything the page shows, ready for `json.dumps`; at most MOST_BYTES of it, if thinner curves can do that."""
     page: dict[str, Any] = {
         "title": board.title,
         "progress": wording.progress(board),
         "partial": board.partial,
         "notes": board.notes,
-        "caption": board.caption,
+        "caption": caption,
         "provenance": [],
         "settings": [],
         "epochs": [],
@@ -83,7 +84,9 @@ def _block(block: Block, origins: _Shared, settings: _Shared) -> dict[str, Any]:
         "backbone": block.backbone,
         "heading": wording.heading(block),
         "protocol": protocol,
-        "fair": not (known := PROTOCOLS.get(protocol)) or not known.watches_test,
+        "unlike": ", ".join(wording.unlike(block)),
+        "marks": sorted({note.rule for note in block.findings if note.of_all}),
+        "fair": _fair(block, protocol),
         "metrics": block.metrics,
         "shown": [block.metrics.index(metric) for metric in block.shown],
         "digits": digits,
@@ -98,6 +101,12 @@ def _block(block: Block, origins: _Shared, settings: _Shared) -> dict[str, Any]:
             for row in block.published
         ],
     }
+
+
+def _fair(block: Block, protocol: str) -> bool:
+    """Whether the protocol reads the test once, and the data are those that their name says (FAIR-01)."""
+    known = PROTOCOLS.get(protocol)
+    return not (known and known.watches_test) and not wording.unlike(block)
 
 
 def _rows(block: Block, origins: _Shared, settings: _Shared, notes: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
@@ -118,6 +127,7 @@ def _rows(block: Block, origins: _Shared, settings: _Shared, notes: Sequence[Seq
         "passes": [_short(row.passes) for row in rows],
         "passed": [wording.passes(row) for row in rows],
         "peak": [_short(row.peak_gb) for row in rows],
+        "below": [wording.below(block, row) for row in rows],
         "findings": list(notes),
         "settings": [settings.place(_settings(row)) for row in rows],
         "command": [_command(row) for row in rows],
@@ -149,7 +159,9 @@ def _record(block: Block, row: Row, record: Record, origins: _Shared) -> list[An
 def _cells(block: Block, metric: str, digits: int) -> dict[str, list[Any]]:
     """One metric of all rows, one list a column; columns without any value are left out."""
     cells = [row.cells.get(metric) for row in block.rows]
+    place = statistics.places({number: cell.mean for number, cell in enumerate(cells) if cell})
     columns = {
+        "place": [place.get(number) for number in range(len(cells))],
         "mean": [c and _rounded(c.mean, digits) for c in cells],
         "half": [c and _rounded(c.half, digits) for c in cells],
         "difference": [c and _rounded(c.difference, digits) for c in cells],

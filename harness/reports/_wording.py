@@ -8,17 +8,32 @@ from harness import registry
 from harness.comparisons import BEST, SECOND
 from harness.config import LEVELS
 from harness.published import Published
+from harness.rules import data as data_rules
 from harness.tables import Block, Cell, Leaderboard, Row
 
 MISSING = "--"
 DAGGER = "†"
+BELOW = "‡"
+INFLATION = (
+    "Inflation: best test epoch minus last epoch of the same run, in points of {}, where the protocol records it."
+)
 STATES = {"fail": "fail", "--": MISSING, "n/a": "n/a"}
 
 
 def heading(block: Block) -> str:
     """`glyphs · test_resnet`, with the factors that tell it from its neighbours: `(model.dim = 128)`."""
     factors = ", ".join(f"{name} = {_short(value)}" for name, value in block.factors)
-    return f"{block.dataset} · {block.backbone}" + (f" ({factors})" if factors else "")
+    return f"{data(block)} · {block.backbone}" + (f" ({factors})" if factors else "")
+
+
+def data(block: Block) -> str:
+    """`cub200`, or `cub200, not CUB-200-2011` where the copy has not the counts of that benchmark (FAIR-01)."""
+    return ", ".join([block.dataset, *unlike(block)])
+
+
+def unlike(block: Block) -> list[str]:
+    """The benchmark that the block's data are not though they have its name, `not CUB-200-2011`; mostly nothing."""
+    return sorted({data_rules.unlike(record) for row in block.rows for record in row.parts} - {""})
 
 
 def _short(value: object) -> str:
@@ -53,6 +68,11 @@ def _title(loss: str) -> str:
         return loss
 
 
+def below(block: Block, row: Row) -> str:
+    """What stands behind the name of a row that training left below its own starting point: ‡, or nothing."""
+    return BELOW * (row.arm in block.below)
+
+
 def counterparts(block: Block) -> Iterator[tuple[Published, Row]]:
     """Published rows with the row here that is the same arm at default settings."""
     rows = {row.arm: row for row in block.rows if row.cells}
@@ -74,7 +94,7 @@ def inflation(row: Row, metric: str) -> str:
 def progress(leaderboard: Leaderboard) -> str:
     """`36 trials` or `partial: 23 of 36 trials`."""
     if leaderboard.done == leaderboard.total and not leaderboard.partial:
-        return f"{leaderboard.total} trials"
+        return f"{leaderboard.total} trial{'s' * (leaderboard.total != 1)}"
     return f"partial: {leaderboard.done} of {leaderboard.total} trials"
 
 

@@ -7,7 +7,7 @@ and what others published beside what was reproduced. siunitx aligns the numbers
 
 from pathlib import Path
 
-from harness import published
+from harness import captions, published
 from harness.reports import _latex_tables as tables
 from harness.reports import place
 from harness.reports._latex_tables import sentence
@@ -16,6 +16,7 @@ from harness.tables import Leaderboard
 
 SUFFIX = ".tex"
 ALWAYS = True
+CITED = "citations of leaderboard.tex are [?] until bibtex has run: pdflatex, bibtex, pdflatex, pdflatex"
 ALONE = r"""\expandafter\ifx\csname @twoclasseserror\endcsname\documentclass\else % compiled alone
   \documentclass[10pt]{article}
   \IfFileExists{lmodern.sty}{\usepackage[T1]{fontenc}\usepackage{lmodern}}{}% T1 without it means bitmap fonts
@@ -36,10 +37,13 @@ def render(leaderboard: Leaderboard) -> str:
     """The file: ASCII but for letters, every name escaped; \\input it, or compile it as it is."""
     about = " ".join(leaderboard.title.split())
     use = r"For \input: \usepackage{booktabs,xcolor}, and siunitx to align numbers."
+    cited = cites(leaderboard)
     head = f"% {about}: {progress(leaderboard)}. {use}"
-    cited = any(block.published for block in leaderboard.blocks)
+    if cited:
+        head += f"\n% Published rows: {CITED}."
+        head += "\n% A paper that reads this file names leaderboard in its own \\bibliography."
     end = r"\bibliographystyle{plain}\bibliography{leaderboard}" if cited else ""
-    said = " ".join(map(sentence, leaderboard.caption))
+    said = " ".join(map(sentence, captions.of_leaderboard(leaderboard, published="With a citation")))
     notes = [*leaderboard.notes] + ([f"{progress(leaderboard)}.".capitalize()] if leaderboard.partial else [])
     return (
         "\n\n".join(
@@ -56,6 +60,11 @@ def render(leaderboard: Leaderboard) -> str:
         )
         + "\n"
     )
+
+
+def cites(leaderboard: Leaderboard) -> bool:
+    """Whether it shows rows that others published, whose sources are in leaderboard.bib."""
+    return any(block.published for block in leaderboard.blocks)
 
 
 def write(leaderboard: Leaderboard, folder: Path) -> Path:

@@ -3,10 +3,14 @@
 import re
 from pathlib import Path
 
+from harness import captions
 from harness.comparisons import BEST, SECOND
 from harness.published import Published
 from harness.reports import place
 from harness.reports._wording import (
+    INFLATION,
+    MISSING,
+    below,
     columns,
     counterparts,
     decimals,
@@ -20,6 +24,7 @@ from harness.reports._wording import (
 )
 from harness.tables import Block, Leaderboard, Row
 
+THEIRS = "Rows in italics with a source"
 SUFFIX = ".md"
 ALWAYS = True
 
@@ -31,7 +36,7 @@ def render(leaderboard: Leaderboard) -> str:
         parts += [f"## {escape(heading(block))}", table(block), escape(" ".join(block.caption))]
         parts.append("\n".join(f"- {escape(note)}" for note in footnotes(block)))
         parts.append(reproduced(block))
-    parts.append(escape(" ".join(leaderboard.caption)))
+    parts.append(escape(" ".join(captions.of_leaderboard(leaderboard, published=THEIRS))))
     parts += [escape(note) for note in leaderboard.notes]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -45,7 +50,9 @@ def table(block: Block) -> str:
     """The rows of a block; variants are indented, floors come last after an empty line."""
     names = ("", *columns(block))
     lines = [names, ("---", *("---:" for _ in names[1:]))]
-    lines += [(label(row), *map(marked, values(block, row), marks(block, row))) for row in block.trained]
+    lines += [
+        (label(row) + below(block, row), *map(marked, values(block, row), marks(block, row))) for row in block.trained
+    ]
     lines += [(f"*{escape(row.arm)}* ({escape(row.short)})", *published(block, row)) for row in block.published]
     if block.trained and block.floors:
         lines.append(("",) * len(names))
@@ -60,15 +67,18 @@ def reproduced(block: Block) -> str:
     if not metrics:
         return ""
     columns = [text for m in metrics for text in (f"{m}, published", f"{m}, here")]
-    names = ["published and reproduced", "source", *columns, f"inflation of {metrics[0]}"]
+    inflations = [inflation(ours, metrics[0]) for _, ours in pairs]
+    known = any(text != MISSING for text in inflations)
+    names = ["published and reproduced", "source", *columns, *([f"inflation of {metrics[0]}"] if known else [])]
     lines = [names, ["---", "---", *("---:" for _ in names[2:])]]
-    for theirs, ours in pairs:
+    for (theirs, ours), text in zip(pairs, inflations, strict=True):
         cells = [escape(theirs.arm), escape(theirs.short)]
         for m in metrics:
             cells.append(f"*{100 * theirs.values[m]:.1f}*" if m in theirs.values else "")
             cells.append(escape(score(ours.cells[m], decimals(block, m))) if m in ours.cells else "")
-        lines.append([*cells, escape(inflation(ours, metrics[0]))])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        lines.append([*cells, *([escape(text)] if known else [])])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table + (f"\n\n{escape(INFLATION.format(metrics[0]))}" if known else "")
 
 
 def label(row: Row) -> str:

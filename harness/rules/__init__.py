@@ -1,4 +1,4 @@
-"""Fair comparison as 25 rules, each a small function that says what is wrong and names the values.
+"""Fair comparison as 26 rules, each a small function that says what is wrong and names the values.
 
 A rule looks at one kind of subject
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from harness.config import Trial
+from harness.config import FLOORS, Trial
 from harness.folds import by_seed
 from harness.record import Failure, Record
 from harness.selection import PROTOCOLS
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from harness.ledger import Ledger
 
 Place = tuple[str, str]  # dataset, backbone
+UNTRAINED = FLOORS[0]
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,19 @@ class Results:
     def tables(self) -> tuple[Comparable, ...]:
         """Tested records, one a seed, by what they may be compared with, the largest table of each place first.
 
-        A floor goes to every table of its place: it shares their data and network, and is not trained.
+        Floors are not among the records of a table; the untrained network goes to every table that starts from it.
         """
         tables: dict[str, Comparable] = {}
-        for record in by_seed(self.tested).records:
+        records = by_seed(self.tested).records
+        for record in records:
             if record.level != "floor":
                 factors = factors_of(record)
                 key = json.dumps(factors, sort_keys=True, default=str)
                 tables.setdefault(key, Comparable(place_of(record.trial), factors)).records.append(record)
+        for record in records:
+            if record.arm == UNTRAINED:
+                for table in tables.values():
+                    table.start_from(record)
         return tuple(sorted(tables.values(), key=lambda table: (table.place, -len(table.records))))
 
 
@@ -56,10 +62,24 @@ class Comparable:
     place: Place
     factors: dict[str, Any]
     records: list[Record] = field(default_factory=list)
+    untrained: dict[int, Record] = field(default_factory=dict)  # seed → the network before training, tested
 
     @property
     def name(self) -> str:
         return "/".join(self.place)
+
+    def start_from(self, untrained: Record) -> None:
+        """Take the record of an untrained network if it is where this table's training began.
+
+        It is where all that is not training agrees, weights included; of two of a seed, the one whose training
+        settings agree too.
+        """
+        factors = {key: value for key, value in factors_of(untrained).items() if key != "weights"}
+        differing = [key for key, value in factors.items() if self.factors.get(key, value) != value]
+        if place_of(untrained.trial) == self.place and all(key.startswith("training.") for key in differing):
+            if not differing:
+                self.untrained[untrained.trial.seed] = untrained
+            self.untrained.setdefault(untrained.trial.seed, untrained)
 
     @cached_property
     def arms(self) -> dict[str, dict[int, Record]]:

@@ -64,6 +64,13 @@ def nonstandard_size(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield f"{name}: not {datasets.standard(name).title}: {wrong}", ids(marked)
 
 
+def unlike(record: Record) -> str:
+    """`not CUB-200-2011` of a record under the name of a benchmark whose counts it does not have; else nothing."""
+    standard, data = _standard(record.trial.dataset.name), record.data
+    wrong = standard and standard.miscounted(_pair(data.images), _pair(data.classes))
+    return f"not {standard.title}" if wrong else ""
+
+
 def _deviating(results: Results) -> dict[tuple[str, str], list[Record]]:
     """Records of published benchmarks with other counts than the published: {(dataset, what is wrong): records}."""
     standards = {name: _standard(name) for name in {record.trial.dataset.name for record in results.records}}

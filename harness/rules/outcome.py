@@ -1,10 +1,10 @@
-"""What became of the trials: missing and failed ones are named, collapsed ones noticed, all can be traced."""
+"""What became of the trials: missing, failed, collapsed and worsened ones are named, all can be traced."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.config import FLOORS
@@ -12,6 +12,8 @@ from harness.datasets import some
 from harness.folds import named
 from harness.rules import Results, rule
 from harness.rules._subjects import cell_of, ids
+from harness.selection import FAIR
+from harness.statistics import NOISE
 
 if TYPE_CHECKING:
     from harness.config import Trial
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 COLLAPSED = 0.01  # of √(1/d), the embedding std where directions are spread evenly
 ONE_DIRECTION = 1.5  # effective rank below which a single direction carries the embedding
+FIRST = ("R@1", "MAP@R")  # the scores that are named where they fell
 CODE = ("revision", "sources")
 ORIGINS = ("packages", "device", "tested_weights", "evaluator")
 
@@ -86,7 +89,7 @@ def _scores(record: Record) -> Iterator[str]:
     broken = sorted(name for name, value in record.test.items() if not math.isfinite(value))
     if broken:
         yield f"{some(broken)} not finite"
-    broken = [epoch.epoch for epoch in record.curve if not math.isfinite(epoch.loss)]
+    broken = [e.epoch for e in record.curve if e.loss is not None and not math.isfinite(e.loss)]
     if broken:
         yield f"loss not finite at epoch {broken[0]}"
     images, classes = record.data.images.get("test", 0), record.data.classes.get("test", 0)
@@ -94,6 +97,64 @@ def _scores(record: Record) -> Iterator[str]:
         chance = (images / classes - 1) / (images - 1)  # of equal classes, which is the least
         if record.test["R@1"] < chance:
             yield f"R@1 {record.test['R@1']:.4f} below chance, {chance:.4f}"
+
+
+@rule("FAIR-26", "W", over="records")
+def above_its_start(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """A trained row is not below its own starting point.
+
+    A row that training made worse shows bad settings, not a weak method: the network scored higher before. The
+    starting point is the test score of the untrained network, where it was run, and the validation score of epoch 0.
+    """
+    for table in results.tables:
+        for arm, own in table.arms.items():
+            signs = [*_below_untrained(own, table.untrained), *_below_epoch_0(own)]
+            if signs:
+                yield f"{table.name}/{arm}: {'; '.join(signs)}.", ids(own.values())
+
+
+def _below_untrained(own: dict[int, Record], start: dict[int, Record]) -> Iterator[str]:
+    """Test scores below those of the untrained network: means over the seeds both have, or over all without any."""
+    both = sorted(own.keys() & start.keys())
+    trained, untrained = ([some_[s] for s in both] if both else list(some_.values()) for some_ in (own, start))
+    seeds = f" (seed {', '.join(map(str, both))})" if both and len(both) < len(own) else ""
+    fell = []
+    for metric in dict.fromkeys((*FIRST, *(name for record in trained for name in record.test))):
+        now, before = (_mean(record.test.get(metric) for record in some_) for some_ in (trained, untrained))
+        if now is not None and before is not None and before - now > NOISE:
+            fell.append((metric, *_percent(now, before)))
+    named_ = [one for one in fell if one[0] in FIRST] or fell[:1]
+    if named_:
+        (metric, now, before), *others = named_
+        said = [f"{metric} {now} is below the untrained network's {before}"]
+        yield " and ".join([*said, *(f"{m} {now} below its {before}" for m, now, before in others)]) + seeds
+
+
+def _below_epoch_0(own: dict[int, Record]) -> Iterator[str]:
+    """A validation score that was higher before training than at the chosen epoch, mean over seeds and folds."""
+    chosen, pairs = set(), []
+    for record in (part for whole in own.values() for part in whole.parts):
+        scores = {epoch.epoch: epoch.validation.get(FAIR.metric) for epoch in record.curve}
+        pair = scores.get(record.selected_epoch), scores.get(0)
+        if None not in pair:
+            chosen.add(record.selected_epoch)
+            pairs.append(pair)
+    now, before = (_mean(values) for values in zip(*pairs, strict=True)) if pairs else (None, None)
+    if now is not None and before is not None and before - now > NOISE:
+        epochs = f"epoch {min(chosen)}" if len(chosen) == 1 else f"epochs ({min(chosen)} to {max(chosen)})"
+        now, before = _percent(now, before)
+        yield f"validation {FAIR.metric} {now} at the chosen {epochs}, {before} before training"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _percent(low: float, high: float) -> tuple[str, str]:
+    """Both in percent, with as many digits as tell them apart."""
+    texts = [(f"{100 * low:.{digits}f}", f"{100 * high:.{digits}f}") for digits in (1, 2, 3, 4, 8)]
+    return next(pair for pair in texts if pair[0] != pair[1])
 
 
 @rule("FAIR-23", "W", over="records")

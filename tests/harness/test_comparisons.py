@@ -154,3 +154,54 @@ def test_variance_over_a_grid_is_that_of_its_complete_part(arm):
     )
     said += "left out for the grid to be complete: loss multi_similarity)."
     assert said in leaderboard(records + lone).caption
+
+
+ADDED = 0.1 + 0.2  # 0.30000000000000004
+
+
+@pytest.mark.parametrize("noise", [0.3, ADDED])
+@pytest.mark.parametrize("n", [3, 5])
+def test_equal_rows_are_equal_in_rank_and_mark(make_trial, make_record, noise, n):
+    """The same scores, or the same but for the order in which they were added up."""
+    scores = (0.30, 0.36, 0.31, 0.34, 0.32)[:n]
+    records = [make_record(make_trial("contrastive", seed), score) for seed, score in enumerate(scores)]
+    records += [make_record(make_trial("nca", s), score - 0.3 + noise) for s, score in enumerate(scores)]
+    records += [make_record(make_trial("proxy_anchor", s), score) for s, score in enumerate(scores[::-1])]
+    found = cells(leaderboard(records))
+    assert {cell.rank.rank for cell in found.values()} == {1}
+    assert {cell.marks for cell in found.values()} == {("best",) if n == 5 else ()}
+    assert "Underlined" not in " ".join(leaderboard(records).caption)
+
+
+def test_the_second_highest_mean_is_the_next_distinct_one_and_all_that_have_it(arm):
+    board = leaderboard(
+        arm("contrastive", 0.70)
+        + arm("nca", 0.70)
+        + arm("proxy_anchor", 0.60)
+        + arm("triplet", 0.60 + 1e-16)
+        + arm("multi_similarity", 0.50)
+    )
+    found = cells(board)
+    assert {name: (cell.rank.rank, cell.marks) for name, cell in found.items()} == {
+        "contrastive": (1, ("best",)),
+        "nca": (1, ("best",)),
+        "proxy_anchor": (3, ("second",)),
+        "triplet": (3, ("second",)),
+        "multi_similarity": (5, ()),
+    }
+
+
+def test_nobody_is_second_while_a_row_with_fewer_seeds_is(arm):
+    found = cells(leaderboard(arm("contrastive", 0.70) + arm("nca", 0.65, n=3) + arm("proxy_anchor", 0.60)))
+    assert {name: (cell.rank.rank, cell.second) for name, cell in found.items()} == {
+        "contrastive": (1, False),
+        "nca": (2, False),
+        "proxy_anchor": (3, False),
+    }
+
+
+def test_a_floor_above_all_rows_is_said_to_be_a_floor(arm):
+    board = leaderboard(arm("contrastive", 0.60) + arm("proxy_anchor", 0.65) + arm("untrained", 0.70))
+    assert "FAIR-14 glyphs R@1: no row is marked as best: untrained is higher but was not trained." in (
+        board.blocks[0].notes
+    )

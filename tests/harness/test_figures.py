@@ -87,3 +87,25 @@ def test_a_board_with_too_little_for_a_figure_has_none(make_trial, make_record, 
         tmp_path / f"glyphs-test_resnet-recall-{width}.png" for width in figures.WIDTHS
     ]
     assert draw_leaderboard(leaderboard([]), tmp_path) == []
+
+
+def test_a_difference_within_its_interval_is_pale(make_trial, make_record):
+    def cell(scores):
+        records = [make_record(make_trial(seed=s), 0.5) for s in range(len(scores))]
+        records += [make_record(make_trial("contrastive+input", s), score) for s, score in enumerate(scores)]
+        return leaderboard(records).blocks[0].rows[1].cells["R@1"]
+
+    within, beyond = cell((0.49, 0.52, 0.5)), cell((0.53, 0.531, 0.529))  # 0.33 ± 3.8 and 3.0 ± 0.25 points
+    assert (figures.depth(within), figures.depth(beyond)) == (0.08, pytest.approx(0.68))
+    assert figures.depth(cell((0.4, 0.45))) == 0.08, "two seeds have no interval"
+
+
+def test_epochs_have_whole_ticks(board):
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    assert figures.learning_curves(figure, board.blocks[0])
+    assert figure.axes[0].get_xlabel() == "epoch"
+    low, high = figure.axes[0].get_xlim()
+    shown = [tick for tick in figure.axes[0].get_xticks() if low <= tick <= high]
+    assert shown == [1, 2]

@@ -27,10 +27,13 @@ def test_the_bibliography_holds_what_is_cited():
     assert "source" not in text
 
 
-def test_a_broken_line_is_named(tmp_path):
+def test_a_broken_line_and_a_missing_file_are_named(tmp_path):
+    (tmp_path / "published.bib").touch()
     (tmp_path / "published.csv").write_text(
         "source,dataset,backbone,dim,loss,mix,metric,value\na,b,c,1,d,e,R@1,high\n"
     )
     with pytest.raises(ValueError, match=r"published\.csv, line 2"):
         published.load(tmp_path)
-    assert published.load(tmp_path / "nowhere") == ()
+    (tmp_path / "published.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"published\.csv"):
+        published.load(tmp_path)

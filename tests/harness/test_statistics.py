@@ -12,6 +12,7 @@ from harness.statistics import (
     least_detectable,
     mean_interval,
     paired_difference,
+    places,
     rank_intervals,
     seeds_needed,
 )
@@ -194,3 +195,16 @@ def test_variance_shares_of_a_worked_grid():
     assert math.isnan(statistics.variance_shares(np.ones((2, 2)), ("loss", "level"))["loss",])
     with pytest.raises(ValueError, match="all must be there"):
         statistics.variance_shares(np.array([1.0, math.nan]), ("loss",))
+
+
+def test_places_are_of_distinct_means_and_noise_makes_none():
+    tenths = math.fsum([0.1] * 3)
+    assert places({"a": 0.5, "b": 0.3, "c": 0.1 + 0.2, "d": tenths, "e": 0.7, "f": 0.3 - 1e-7}) == (
+        {"a": 2, "b": 3, "c": 3, "d": 3, "e": 1, "f": 4}
+    )
+    assert places({}) == {}
+
+
+def test_a_difference_of_rounding_is_none():
+    pair = paired_difference(dict.fromkeys(range(5), 0.1 + 0.2), dict.fromkeys(range(5), 0.3))
+    assert (pair.mean, pair.p) == (0.0, 1.0)

@@ -30,12 +30,13 @@ function detailRow(block, row, width) {
 function detailHtml(block, row) {
   const parts = [];
   if (row.reason) parts.push(`<p class="reason">${plain(row.reason)}</p>`);
-  if (row.findings.length) parts.push(`<ul>${row.findings.map(place => `<li>${typeset(block.findings[place][2])}</li>`).join("")}</ul>`);
+  if (row.findings.length) parts.push(`<ul>${row.findings.map(place => `<li>${linked(block.findings[place][2])}</li>`).join("")}</ul>`);
   const curves = curvesOf(row);
   if (curves.length) {
     const behind = row.baseline ? curvesOf(row.baseline) : [];
-    parts.push(`<div class="charts">${learning("training loss", curves, [], "loss")}${learning(`validation ${block.selected}, percent`, curves, behind, "validation")}</div>`);
-    parts.push(`<p class="key">One line a ${row.n < curves.length ? "fold of a seed" : "seed"}; dots: the chosen checkpoints${behind.length ? "; grey: the same loss without Metrix" : ""}.</p>`);
+    parts.push(`<div class="charts">${learning("training loss", row, curves, [], "loss")}${learning(`validation ${block.selected}, percent`, row, curves, behind, "validation")}</div>`);
+    const named = curves.length <= MOST_NAMED ? ", named at its end" : "", chosen = curves.some(curve => curve.chosen);
+    parts.push(`<p class="key">One line a ${row.n < curves.length ? "fold of a seed" : "seed"}${named}${chosen ? "; dots: the chosen checkpoints" : ""}${behind.length ? "; grey: the same loss without Metrix" : ""}.</p>`);
   }
   parts.push(publishedOf(block, row), uncertainty(block, row), definitions("Settings", DATA.settings[row.settings]));
   if (row.records.length) {

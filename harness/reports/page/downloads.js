@@ -1,13 +1,13 @@
 // What is shown, as a file: the filtered rows in the order they stand in, the metrics that are printed.
 
-const COLUMNS = ["dataset", "backbone", "heading", "protocol", "arm", "baseline", "level", "metric", "state", "reason", "n", "mean", "half", "difference", "difference_half", "adjusted_p", "best", "second", "significant", "rank", "rank_low", "rank_high", "train_s", "forward_passes_per_step", "peak_gb", "records"];
+const COLUMNS = ["dataset", "backbone", "heading", "protocol", "arm", "baseline", "level", "metric", "state", "reason", "findings", "n", "mean", "half", "difference", "difference_half", "adjusted_p", "best", "second", "significant", "rank", "rank_low", "rank_high", "train_s", "forward_passes_per_step", "peak_gb", "records"];
 
 function shownLines() {
   return sections.filter(section => section.rows.length).flatMap(({ block, rows }) => rows.flatMap(row => shownMetrics(block).map(place => {
     const cell = row.cells[place] || {}, marks = cell.marks || "", rank = cell.rank || [];
     return {
       dataset: block.dataset, backbone: block.backbone, heading: block.heading, protocol: block.protocol, arm: row.arm,
-      baseline: row.indent ? row.loss : "", level: row.level, metric: block.metrics[place], state: row.state, reason: row.reason, n: row.n,
+      baseline: row.indent ? row.loss : "", level: row.level, metric: block.metrics[place], state: row.state, reason: row.reason, findings: row.findings.map(note => block.findings[note][2]).join(" "), n: row.n,
       mean: cell.mean, half: cell.half, difference: cell.difference, difference_half: cell.differenceHalf, adjusted_p: cell.p,
       best: marks.includes("b"), second: marks.includes("s"), significant: marks.includes("d"), rank: rank[0], rank_low: rank[1], rank_high: rank[2],
       train_s: row.time, forward_passes_per_step: row.passes, peak_gb: row.peak, records: row.records.map(record => row.prefix + record[1]).join(" "),
@@ -28,8 +28,18 @@ function asJson() {
   return JSON.stringify({ title: DATA.title, progress: DATA.progress, unit: "percent", caption: DATA.caption, filters: location.hash.slice(1), rows: lines }, null, 1) + "\n";
 }
 
-const LATEX = { "$": "$\\$$", "\\": "\\textbackslash{}", "~": "\\~{}", "^": "\\^{}", "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", "±": "$\\pm$", "×": "$\\times$", "−": "$-$", "Δ": "$\\Delta$", "·": "$\\cdot$", "†": "$^\\dagger$", "–": "--" };
-const latex = text => String(text).replace(/[&%#_{}]/g, "\\$&").replace(/\\(?![&%#_{}])|[$~^<>|±×−Δ·†–]/g, sign => LATEX[sign] || sign);
+const LATEX = { "$": "$\\$$", "\\": "\\textbackslash{}", "~": "\\~{}", "^": "\\^{}", "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", "±": "$\\pm$", "×": "$\\times$", "−": "$-$", "Δ": "$\\Delta$", "·": "$\\cdot$", "†": "$^\\dagger$", "‡": "$^\\ddagger$", "–": "--" };
+const latex = text => String(text).replace(/[&%#_{}]/g, "\\$&").replace(/\\(?![&%#_{}])|[$~^<>|±×−Δ·†‡–]/g, sign => LATEX[sign] || sign);
+
+// The sentences of the caption without those on marks and rows that this table does not show.
+function captionOf(rows, metrics) {
+  const marks = rows.flatMap(row => metrics.map(place => (row.cells[place] && row.cells[place].marks) || "")).join("");
+  const shown = {
+    "Grey": false, "Bold": marks.includes("b"), "Underlined": marks.includes("s"), "†": marks.includes("d"), "‡": rows.some(row => row.below),
+    "untrained": rows.some(row => row.arm === "untrained"), "pixels": rows.some(row => row.arm === "pixels"), "Training time (seconds inside training steps) and forward passes a step": false,
+  };
+  return DATA.caption.filter(sentence => shown[sentence.split(":")[0]] !== false);
+}
 
 function asLatex() {
   const tables = sections.filter(section => section.rows.length).map(({ block, rows }) => {
@@ -47,11 +57,11 @@ function asLatex() {
         const apart = cell.difference == null ? "" : `{\\scriptsize ${latex(signed(cell.difference, digits))}${marks.includes("d") ? "\\rlap{$^\\dagger$}" : ""}}`;
         return `${mean} & ${half} & ${apart}`;
       });
-      const name = (row.indent && !state.sort ? "\\quad " : "") + latex(state.sort && row.indent ? row.arm : row.title);
+      const name = (row.indent && !state.sort ? "\\quad " : "") + latex((state.sort && row.indent ? row.arm : row.title) + row.below);
       return `    ${name} & ${cells.join(" & ")} & ${latex(row.seeds)} \\\\`;
     });
     const columns = metrics.map(() => "r@{\\,}l@{\\enspace}r@{\\quad}").join("");
-    return [`\\begin{table}[tp]`, "  \\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}", `  \\caption{${latex([block.heading + ".", ...DATA.caption].join(" "))}}`, `  \\begin{tabular}{@{}l${columns}r@{}}`, "    \\toprule", `    & ${heads.join(" & ")} & $n$ \\\\`, "    \\midrule", ...body, "    \\bottomrule", "  \\end{tabular}", "\\end{table}"].join("\n");
+    return [`\\begin{table}[tp]`, "  \\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}", `  \\caption{${latex([block.heading + ".", ...captionOf(rows, metrics)].join(" "))}}`, `  \\begin{tabular}{@{}l${columns}r@{}}`, "    \\toprule", `    & ${heads.join(" & ")} & $n$ \\\\`, "    \\midrule", ...body, "    \\bottomrule", "  \\end{tabular}", "\\end{table}"].join("\n");
   });
   return `% ${DATA.title.replace(/\s+/g, " ")}: ${location.hash ? "filtered by " + location.hash.slice(1) : "all rows"}. Needs \\usepackage{booktabs}.\n\n${tables.join("\n\n")}\n`;
 }

@@ -5,9 +5,10 @@ const MOST_DRAWN = 60;
 const level = row => (ORDER.includes(row.level) ? row.level : "baseline");
 const colour = row => `var(--${level(row)})`;
 
-function ticks(low, high, most = 5) {
+function ticks(low, high, most = 5, whole = false) {
   const power = 10 ** Math.floor(Math.log10((high - low) / most));
-  const step = [1, 2, 5, 10].map(factor => factor * power).find(size => (high - low) / size <= most);
+  const fine = [1, 2, 5, 10].map(factor => factor * power).find(size => (high - low) / size <= most);
+  const step = whole ? Math.max(fine, 1) : fine;
   const found = [];
   for (let n = Math.ceil(low / step - 1e-9); n * step <= high + 1e-9 * step; n++) found.push(Number((n * step).toPrecision(12)));
   return found;
@@ -22,13 +23,13 @@ function figure(title, inside, height = HIGH, more = "") {
   return `<figure><figcaption>${title}</figcaption><svg viewBox="0 0 ${WIDE} ${height}" role="img" aria-label="${title.replace(/<[^>]*>/g, "")}">${inside}</svg>${more}</figure>`;
 }
 
-// Axes with a grid: {x, y, html}, where x and y turn values into places.
+// Axes with a grid: {x, y, html}, where x and y turn values into places; `whole`: x counts something, such as epochs.
 function axes([x0, x1], [y0, y1], names, options = {}) {
-  const x = value => LEFT + ((WIDE - LEFT - RIGHT) * (value - x0)) / (x1 - x0);
+  const x = value => LEFT + ((WIDE - LEFT - (options.right || RIGHT)) * (value - x0)) / (x1 - x0);
   const y = value => HIGH - BOTTOM - ((HIGH - BOTTOM - TOP) * (value - y0)) / (y1 - y0);
   const number = value => String(value).replace("-", "−");
   let html = ticks(y0, y1).map(v => `<line class="grid" x1="${LEFT}" x2="${WIDE - RIGHT}" y1="${y(v)}" y2="${y(v)}"/><text x="${LEFT - 5}" y="${y(v) + 3.5}" text-anchor="end">${number(v)}</text>`).join("");
-  const marks = options.ticks || ticks(x0, x1).map(v => [v, number(v)]);
+  const marks = options.ticks || ticks(x0, x1, 5, options.whole).map(v => [v, number(v)]);
   html += marks.map(([v, text]) => `<text x="${x(v)}" y="${HIGH - BOTTOM + 14}" text-anchor="middle">${plain(text)}</text>`).join("");
   html += `<text x="${(LEFT + WIDE - RIGHT) / 2}" y="${HIGH - 3}" text-anchor="middle">${plain(names[0])}</text>`;
   html += `<text transform="translate(10 ${(HIGH - BOTTOM + TOP) / 2}) rotate(-90)" text-anchor="middle">${plain(names[1])}</text>`;
@@ -81,7 +82,14 @@ function forest(block, rows, place) {
   });
   html += `<text x="${(left + WIDE - RIGHT) / 2}" y="${height - 3}" text-anchor="middle">Δ ${plain(block.metrics[place])}, points</text>`;
   const tested = cells.some(cell => cell.p != null), sure = cells.some(cell => cell.differenceHalf != null);
-  return figure(`<b>Metrix minus baseline</b>, paired by seed${sure ? ", 95 % t-interval" : ""}${tested ? "; filled: significant after Holm" : ""}`, html, height);
+  const filled = cells.some(cell => (cell.marks || "").includes("d")) ? "; filled: significant after Holm" : tested ? "; none significant after Holm" : "";
+  return figure(`<b>Metrix minus baseline</b>, paired by seed${sure ? ", 95 % t-interval" : ""}${filled}`, html, height);
+}
+
+// How deep a difference is painted: pale within its interval or without one, then by how often it is the half width.
+function depth(cell) {
+  const size = Math.abs(cell.difference), half = cell.differenceHalf;
+  return half == null || size <= half ? 0.08 : 0.2 + 0.48 * Math.min((size / half - 1) / 3, 1);
 }
 
 function heatMap(block, rows, place) {
@@ -89,7 +97,7 @@ function heatMap(block, rows, place) {
   const losses = [...new Set(rows.map(row => row.loss))];
   if (levels.length < 2) return "";
   const pick = (loss, name) => rows.find(row => row.loss === loss && row.level === name && row.cells[place]);
-  const largest = Math.max(1e-9, ...rows.map(row => (row.cells[place] && Math.abs(row.cells[place].difference || 0)) || 0));
+  const sure = rows.some(row => row.cells[place] && row.cells[place].differenceHalf != null);
   const left = 130, width = (WIDE - left - RIGHT) / levels.length, step = 26, head = 20, height = head + losses.length * step + 6;
   let html = levels.map((name, i) => `<text x="${left + (i + 0.5) * width}" y="13" text-anchor="middle">${plain(name)}</text>`).join("");
   losses.forEach((loss, j) => {
@@ -97,13 +105,12 @@ function heatMap(block, rows, place) {
     html += `<text class="strong" x="${left - 8}" y="${y + step / 2 + 3.5}" text-anchor="end">${plain(name)}</text>`;
     levels.forEach((name, i) => {
       const row = pick(loss, name), cell = row && row.cells[place];
-      const depth = cell && cell.difference != null ? cell.difference / largest : 0;
-      const fill = cell && cell.difference != null ? `rgba(var(${depth < 0 ? "--warm" : "--cold"}), ${(0.08 + 0.6 * Math.abs(depth)).toFixed(2)})` : "var(--hover)";
+      const fill = cell && cell.difference != null ? `rgba(var(${cell.difference < 0 ? "--warm" : "--cold"}), ${depth(cell).toFixed(2)})` : "var(--hover)";
       const text = !cell ? "–" : cell.difference == null ? cell.mean.toFixed(block.digits[place]) : signed(cell.difference, block.digits[place]) + ((cell.marks || "").includes("d") ? "†" : "");
       html += `<rect x="${left + i * width + 1}" y="${y + 1}" width="${width - 2}" height="${step - 2}" rx="3" style="fill:${fill}"/><text class="strong" x="${left + (i + 0.5) * width}" y="${y + step / 2 + 3.5}" text-anchor="middle">${text}</text>`;
     });
   });
-  return figure(`<b>Loss × level</b>: baseline ${plain(block.metrics[place])} in percent, then differences in points; blue gains, orange losses`, html, height);
+  return figure(`<b>Loss × level</b>: baseline ${plain(block.metrics[place])} in percent, then differences in points; blue gains, orange losses, ${sure ? "pale within the 95 % interval, deepest from four half widths on" : "all pale: these seeds give no interval"}`, html, height);
 }
 
 function costs(block, rows, place) {
@@ -114,7 +121,8 @@ function costs(block, rows, place) {
   const mean = row => row.cells[place].mean, half = row => row.cells[place].half || 0;
   const frame = axes(widened(some.map(at)), widened(some.flatMap(row => [mean(row) - half(row), mean(row) + half(row)])), [`training time, ${unit[1]}`, `${block.metrics[place]}, percent`]);
   const front = [];
-  for (const row of [...some].sort((a, b) => at(a) - at(b) || mean(b) - mean(a))) if (!front.length || mean(row) > mean(front[front.length - 1])) front.push(row);
+  const above = (a, b) => a.cells[place].place - b.cells[place].place;
+  for (const row of [...some].sort((a, b) => at(a) - at(b) || above(a, b))) if (!front.length || above(row, front[front.length - 1]) < 0) front.push(row);
   let html = frame.html + `<path class="pareto" d="${front.map((row, i) => `${i ? "H" + frame.x(at(row)) + "V" : "M" + frame.x(at(row)) + " "}${frame.y(mean(row))}`).join("")}H${WIDE - RIGHT}"/>`;
   for (const row of some) {
     const x = frame.x(at(row));
@@ -158,7 +166,8 @@ function validationCurves(block, rows) {
   const lines = rows.map(row => [row, meanCurve(row)]).filter(([, points]) => points && points.length > 1);
   if (!lines.length) return "";
   const all = lines.flatMap(([, points]) => points);
-  const frame = axes([1, Math.max(...all.map(p => p[0]))], widened(all.map(p => p[1])), ["epoch", `validation ${block.selected}, percent`]);
+  const epochs = all.map(p => p[0]);
+  const frame = axes([Math.min(...epochs), Math.max(...epochs)], widened(all.map(p => p[1])), ["epoch", `validation ${block.selected}, percent`], { whole: true });
   const html = lines.map(([row, points]) => `<polyline class="trace" style="stroke:${colour(row)}" points="${points.map(([e, v]) => `${frame.x(e).toFixed(1)},${frame.y(v).toFixed(1)}`).join(" ")}"><title>${plain(row.full)}</title></polyline>`).join("");
   return figure("<b>Learning curves</b>, mean over seeds", frame.html + html, HIGH, legend(lines.map(([row]) => row)));
 }
@@ -180,16 +189,33 @@ function correlation(a, b) {
   return size ? (both / size).toFixed(2).replace("-", "−") : "–";
 }
 
-// Curves of the seeds of one row, `behind` those of its baseline.
-function learning(title, curves, behind, what) {
-  const all = [...curves, ...behind].filter(curve => curve[what]);
+const MOST_NAMED = 12;
+
+// Where labels stand at heights that some of them share: each at least `least` below the one above it, none below `end`.
+function apart(heights, least, end) {
+  const order = heights.map((_, i) => i).sort((a, b) => heights[a] - heights[b]), found = [...heights];
+  order.forEach((i, place) => place && (found[i] = Math.max(found[i], found[order[place - 1]] + least)));
+  order.reverse().forEach((i, place) => (found[i] = Math.min(found[i], end - place * least)));
+  return found;
+}
+
+// Curves of the seeds of one row, in its colour from light to strong, `behind` those of its baseline.
+function learning(title, row, curves, behind, what) {
+  const drawn = curves.filter(curve => curve[what]), before = behind.filter(curve => curve[what]);
+  const all = [...drawn, ...before];
   if (!all.length) return "";
   const values = all.flatMap(curve => curve[what]).filter(value => value !== null);
-  const frame = axes([1, Math.max(2, ...all.map(curve => curve.epochs[curve.epochs.length - 1]))], widened(values), ["epoch", ""]);
+  const first = Math.min(...all.map(curve => curve.epochs[0])), last = Math.max(first + 1, ...all.map(curve => curve.epochs[curve.epochs.length - 1]));
+  const named = drawn.length <= MOST_NAMED;
+  const frame = axes([first, last], widened(values), ["epoch", ""], { whole: true, right: named ? 46 : RIGHT });
   const path = curve => curve.epochs.map((e, i) => (curve[what][i] === null ? "" : `${frame.x(e).toFixed(1)},${frame.y(curve[what][i]).toFixed(1)}`)).join(" ");
-  let html = frame.html + behind.filter(curve => curve[what]).map(curve => `<polyline class="behind" points="${path(curve)}"/>`).join("");
-  curves.filter(curve => curve[what]).forEach((curve, i) => {
-    html += `<polyline class="trace" style="stroke:var(--s${i % 5})" points="${path(curve)}"><title>seed ${curve.seed}</title></polyline>`;
+  let html = frame.html + before.map(curve => `<polyline class="behind" points="${path(curve)}"/>`).join("");
+  const ends = drawn.map(curve => curve[what].findLastIndex(value => value !== null));
+  const heights = apart(drawn.map((curve, i) => frame.y(curve[what][ends[i]])), 10, HIGH - BOTTOM);
+  drawn.forEach((curve, i) => {
+    const strength = (0.4 + (0.6 * (i + 1)) / drawn.length).toFixed(2), name = `seed ${curve.seed}`;
+    html += `<polyline class="trace" style="stroke:${colour(row)};stroke-opacity:${strength}" points="${path(curve)}"><title>${name}</title></polyline>`;
+    if (named) html += `<text class="end" x="${(frame.x(curve.epochs[ends[i]]) + 5).toFixed(1)}" y="${(heights[i] + 3.5).toFixed(1)}">${name}</text>`;
     const place = curve.epochs.findIndex((epoch, j) => epoch >= curve.chosen && curve[what][j] !== null);
     if (curve.chosen && place >= 0) html += `<circle cx="${frame.x(curve.epochs[place]).toFixed(1)}" cy="${frame.y(curve[what][place]).toFixed(1)}" r="3" style="fill:var(--ink);stroke:var(--hover)"/>`;
   });

@@ -29,7 +29,7 @@ function drawFacets() {
   }
   const parts = Object.keys(FACETS).filter(name => counts[name].size > 1).map(name => facetHtml(name, name, [...counts[name]].sort(byName), state[name]));
   if (METRICS.length > 2) parts.push(facetHtml("metrics", "columns", METRICS.map(name => [name, ""]), state.metrics));
-  parts.push(toggleHtml("fair", "fair only", "rows under a protocol that reads the test once, with nothing refused"));
+  parts.push(toggleHtml("fair", "fair only", "rows on the standard data, under a protocol that reads the test once, with nothing refused"));
   parts.push(toggleHtml("clean", "unmarked only", "rows that no fairness rule has anything to say of"));
   const open = find("facets").querySelector("details[open]");
   const kept = open && open.dataset.facet;
@@ -88,6 +88,11 @@ function clicked(event) {
     sortBy(sort.dataset.sort);
     const again = [...document.querySelectorAll("[data-sort]")].find(button => button.dataset.sort === sort.dataset.sort);
     if (again) again.focus({ preventScroll: true });
+  } else if (target.closest("a.rule")) {
+    event.preventDefault(); // the address keeps what is filtered and sorted
+    const rule = find(target.closest("a.rule").hash.slice(1));
+    rule.scrollIntoView({ block: "center" });
+    rule.focus({ preventScroll: true });
   } else if (target.closest(".copy")) {
     const text = target.previousElementSibling.textContent;
     if (navigator.clipboard) navigator.clipboard.writeText(text).then(() => (target.textContent = "copied"), () => select(target.previousElementSibling));
@@ -172,6 +177,7 @@ function begin() {
     writeAddress();
   });
   addEventListener("hashchange", () => (readAddress(), theme(state.theme), (find("query").value = state.query), apply()));
+  addEventListener("resize", () => sections.forEach(hint));
   addEventListener("beforeprint", () => sections.forEach(section => {
     if (!section.rows.length) return;
     if (!section.fresh) draw(section);

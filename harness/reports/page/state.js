@@ -56,7 +56,7 @@ function shownMetrics(block) {
 
 function fits(block, row) {
   if (state.fair && (!block.fair || row.findings.some(note => block.findings[note][1] === "E"))) return false;
-  if (state.clean && row.findings.length) return false;
+  if (state.clean && (row.findings.length || block.marks.length)) return false;
   for (const name in FACETS) if (state[name].size && !state[name].has(FACETS[name](block, row))) return false;
   return state.words.every(word => row.words.includes(word));
 }
@@ -82,7 +82,7 @@ function sortKey(block) {
   if (state.sort in { time: 1, passes: 1, n: 1, peak: 1 }) return row => known(row[state.sort]);
   const [name, what] = state.sort.split("|");
   const place = block.metrics.indexOf(name);
-  const read = { "": cell => cell.mean, d: cell => known(cell.difference), r: cell => (cell.rank ? cell.rank[0] : null) };
+  const read = { "": cell => -cell.place, d: cell => known(cell.difference), r: cell => (cell.rank ? cell.rank[0] : null) };
   return row => (place >= 0 && row.cells[place] ? read[what || ""](row.cells[place]) : null);
 }
 
@@ -106,5 +106,6 @@ function writeAddress() {
   for (const name of ["fair", "clean"]) if (state[name]) given.set(name, "1");
   if (state.theme) given.set("theme", state.theme);
   const hash = "#" + given;
+  if (hash === "#" && find(location.hash.slice(1))) return; // an address that leads to a rule
   if (hash !== (location.hash || "#")) history.replaceState(null, "", hash);
 }

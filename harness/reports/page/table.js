@@ -1,7 +1,7 @@
 // The tables: one a block, drawn when it comes near the window, its rows in portions.
 
 const PORTION = 80;
-const COSTS = [["time", "time"], ["passes", "passes"], ["peak", "GB"], ["n", "n"]];
+const COSTS = [["time", "time"], ["passes", "passes"], ["peak", "peak GB"], ["n", "n"]];
 const opened = new Set();
 const sections = [];
 
@@ -41,13 +41,20 @@ function scoreCell(block, row, place, scale) {
   return html + bar(apart(cell.difference), ...ends, 0.5) + "</td>";
 }
 
+// A rule by its name, which leads to what it demands and why; "note": what a trial noted itself.
+function ruleHtml(rule, look) {
+  return find(rule) ? `<a class="rule ${look}" href="#${rule}">${rule}</a>` : `<span class="${look}">${plain(rule) || "note"}</span>`;
+}
+
+const linked = sentence => typeset(sentence).replace(/^FAIR-\d\d/, rule => ruleHtml(rule, ""));
+
 function nameCell(block, row, under) {
   const label = row.indent && under ? row.name : row.full;
   const marks = row.findings.map(place => block.findings[place]);
   const rules = [...new Map(marks.map(mark => [mark[0], mark])).values()];
-  const chips = rules.map(([rule, severity, sentence]) => `<span class="mark ${severity}" title="${plain(sentence)}">${plain(rule.replace("FAIR-", "") || "note")}</span>`);
+  const chips = rules.map(([rule, severity]) => ruleHtml(rule, `mark ${severity}`)).join("");
   const open = opened.has(`${block.number}/${row.place}`);
-  return `<td class="name"><button type="button" aria-expanded="${open}"><span class="fold" aria-hidden="true">▶</span><span class="label">${breakable(label)}${chips.join("")}</span></button></td>`;
+  return `<td class="name"><button type="button" aria-expanded="${open}"><span class="fold" aria-hidden="true">▶</span><span class="label">${breakable(label)}${row.below}</span></button>${chips && `<span class="marks">${chips}</span>`}</td>`;
 }
 
 function rowHtml(block, row, metrics, scales, under, edge) {
@@ -115,9 +122,10 @@ function tableHtml(block, rows, to) {
 }
 
 function sectionHtml(block) {
-  const chip = `<span class="chip${block.fair ? "" : " unfair"}">${plain(block.protocol)}</span>`;
-  const notes = block.footnotes.map(note => `<li${note.startsWith("FAIR") ? ' class="fair"' : ""}>${typeset(note)}</li>`);
-  return `<h2>${plain(block.heading)}${chip}</h2><div class="card scroll"></div>`
+  const said = [`protocol ${block.protocol}`, block.unlike].filter(Boolean).join(", ");
+  const chip = `<span class="chip${block.fair ? "" : " unfair"}">${plain(said)}</span>${block.marks.map(rule => ruleHtml(rule, "chip unfair")).join("")}`;
+  const notes = block.footnotes.map(note => `<li${note.startsWith("FAIR") ? ' class="fair"' : ""}>${linked(note)}</li>`);
+  return `<h2>${plain(block.heading)}${chip}</h2><p class="swipe" hidden>Scroll the table sideways for more columns →</p><div class="card scroll" tabindex="0"></div>`
     + `<details class="figures"${DATA.blocks.length < 7 ? " open" : ""}><summary>Figures</summary><div></div></details>`
     + (galleryOf(block) ? '<details class="gallery"><summary>What it retrieves</summary><div></div></details>' : "")
     + (notes.length ? `<ul class="notes">${notes.join("")}</ul>` : "")
@@ -133,9 +141,16 @@ function draw(section) {
   }
   section.to = Math.min(Math.max(section.to || 0, PORTION), section.rows.length);
   element.querySelector(".card").innerHTML = tableHtml(block, section.rows, section.to);
+  hint(section);
   section.fresh = true;
   section.drawn = false;
   if (section.inside) drawInside(section);
+}
+
+// Says that a table goes on to the right, where it does.
+function hint({ element }) {
+  const card = element.querySelector(".card");
+  if (card) element.querySelector(".swipe").hidden = card.scrollWidth <= card.clientWidth;
 }
 
 // Figures and pictures: drawn when they are open and in sight, and again when the rows they show have changed.

@@ -83,7 +83,7 @@ def need():
 
 QUIET = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--window-size=1280,900"),
+    *("--disable-background-networking", "--disable-component-update"),
 )
 
 
@@ -91,7 +91,7 @@ QUIET = (
 def browse(need, tmp_path):
     """What a script, given as the body of an async function, returns when it runs in a page in a real browser."""
 
-    def run(text, script, address=""):
+    def run(text, script, address="", width=1280):
         act = f"<script>(async () => {{ {script} }})().then(said => (document.title = JSON.stringify(said)),"
         act += " error => (document.title = JSON.stringify(String(error.stack))))</script></body>"
         page = tmp_path / "page.html"
@@ -101,6 +101,7 @@ def browse(need, tmp_path):
             browser,
             *QUIET,
             f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},900",
             "--virtual-time-budget=4000",
             "--dump-dom",
         ]

@@ -34,5 +34,5 @@ def test_published_rows_stand_apart_and_are_named(make_trial, make_record):
     text = markdown.render(leaderboard([record], published=published.load()))
     assert "| *contrastive+feature* (Metrix README) | *67.4* |  |  |  |  |  |  |" in text
     assert "proxy\\_anchor" not in text
-    assert "Grey: as published elsewhere" in text
-    assert "| contrastive | Metrix README | *64.7* | 60.0 | *75.9* | 60.0 | -- |" in text
+    assert "Rows in italics with a source: as published elsewhere" in text
+    assert "| contrastive | Metrix README | *64.7* | 60.0 | *75.9* | 60.0 |" in text

@@ -69,4 +69,21 @@ def test_numbers_lead_to_records_and_seeds_to_what_they_can_show(folder, capsys)
     assert main(["power", str(folder)]) == 0
     said = capsys.readouterr().out
     assert "for 0.5" in said
-    assert "cub200 · resnet50" in said
+    assert "cub200, not CUB-200-2011 · resnet50" in said
+
+
+def test_the_command_says_which_file_to_open_and_what_citations_need(folder, capsys):
+    assert main(["report", str(folder)]) == 0
+    said = capsys.readouterr().out
+    bibtex = "citations of leaderboard.tex are [?] until bibtex has run: pdflatex, bibtex, pdflatex, pdflatex"
+    assert said.splitlines()[-2:] in (
+        [bibtex, f"open {folder}/leaderboard.html in a browser"],
+        [f"open {folder}/leaderboard.html in a browser", bibtex],
+    )
+    head = (folder / "leaderboard.tex").read_text().splitlines()[1:3]
+    assert head == [
+        f"% Published rows: {bibtex}.",
+        r"% A paper that reads this file names leaderboard in its own \bibliography.",
+    ]
+    assert main(["report", str(folder), "--format", "csv"]) == 0
+    assert "open " not in capsys.readouterr().out

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from harness import published, rules
 from harness.record import Epoch
 from harness.reports import _page_data as data
 from harness.reports import web
@@ -165,3 +166,117 @@ def test_an_address_brings_its_view_back_and_figures_are_drawn(browse, judged):
         "Validation against test",
     ]
     assert (said["bold"], said["theme"], said["daggers"]) == (["62.0", "31.0", "62.0", "31.0"], "dark", 4)
+
+
+@pytest.fixture
+def small_copy(make_trial, make_record):
+    """A copy of CUB that is smaller than the standard one: input mixing gains, the feature row does not differ."""
+    noise = (0.000, 0.002, -0.001, 0.001, -0.002)
+    records = []
+    for arm, mean, own in (
+        ("contrastive", 0.6, 0),
+        ("contrastive+input", 0.62, 1),
+        ("contrastive+feature", 0.6005, 1),
+    ):
+        for seed in range(5):
+            trial = make_trial(arm, seed, dataset="cub200", backbone="resnet50")
+            options = trial.dataset.model_copy(update={"options": {"allow_nonstandard": True}})
+            passes = 2.0 if arm.endswith("input") else 1.0
+            record = make_record(trial.model_copy(update={"dataset": options}), mean + own * noise[seed])
+            cost = record.cost.model_copy(update={"forward_passes_per_step": passes, "steps": 4})
+            records.append(record.model_copy(update={"cost": cost}))
+    return leaderboard(records, findings=rules.over_records(records))
+
+
+def test_marks_say_their_rule_and_lead_to_it(browse, small_copy):
+    said = browse(
+        web.render(small_copy),
+        """
+        const text = one => [...document.querySelectorAll(one)].map(mark => mark.textContent);
+        const head = title => [...document.querySelectorAll("[data-sort]")].find(one => one.textContent === title);
+        const said = { marks: text("td.name .mark"), chips: text("h2 .chip"), heads: text("[data-sort]") };
+        head("R@1").click();
+        said.lost = [...document.querySelectorAll("a.rule")].filter(one => !find(one.hash.slice(1))).length;
+        said.before = location.hash;
+        document.querySelector("td.name a.mark").click();
+        said.after = location.hash; said.at = document.activeElement.id; said.opened = text("tr.detail").length;
+        for (const toggle of ["fair", "clean"]) {
+          document.querySelector(`[data-toggle=${toggle}]`).click();
+          said[toggle] = find("count").textContent;
+          document.querySelector(`[data-toggle=${toggle}]`).click();
+        }
+        return said;
+        """,
+    )
+    assert said["marks"] == ["FAIR-07"]
+    assert said["chips"] == ["protocol fair, not CUB-200-2011", "FAIR-01", "FAIR-23"]
+    assert "peak GB" in said["heads"]
+    assert said["lost"] == 0
+    assert (said["before"], said["after"]) == ("#sort=R%401&order=descending",) * 2
+    assert (said["at"], said["opened"]) == ("FAIR-07", 0)
+    assert (said["fair"], said["clean"]) == ("0 of 3 rows", "0 of 3 rows")
+
+
+def test_rules_that_occur_are_explained_on_the_page_and_no_others(small_copy, board):
+    text = web.render(small_copy)
+    assert re.findall(r'<dt id="(FAIR-\d\d)"', text) == ["FAIR-01", "FAIR-07", "FAIR-14", "FAIR-23"]
+    rule = next(rule for rule in rules.found() if rule.id == "FAIR-07")
+    assert rule.title in text
+    assert rule.reason in text
+    assert "Rank: " in text
+    assert "Peak GB: " not in text, "no memory was measured"
+
+
+def test_figures_scale_by_the_interval_and_count_epochs_in_whole_numbers(browse, small_copy):
+    said = browse(
+        web.render(small_copy),
+        """
+        await new Promise(done => setTimeout(done, 300));
+        const figure = name => [...document.querySelectorAll("figure")].find(one => one.textContent.includes(name));
+        const said = { tiles: [...figure("Loss × level").querySelectorAll("rect")].map(one => one.style.fill) };
+        said.legend = figure("Loss × level").querySelector("figcaption").textContent;
+        said.epochs = ticks(1, 2, 5, true);
+        document.querySelector("tr.row").click();
+        const lines = [...document.querySelectorAll("tr.detail figure:last-child polyline.trace")];
+        said.colours = [...new Set(lines.map(one => one.style.stroke))];
+        said.strengths = new Set(lines.map(one => one.style.strokeOpacity)).size;
+        const ends = [...document.querySelectorAll("tr.detail figure:last-child text.end")];
+        said.named = ends.map(one => one.textContent);
+        const heights = ends.map(one => Number(one.getAttribute("y"))).sort((a, b) => a - b);
+        said.apart = heights.slice(1).every((height, i) => height - heights[i] > 9.8);
+        const axis = document.querySelectorAll("tr.detail figure:last-child text[text-anchor=middle]");
+        said.labels = [...axis].map(one => one.textContent);
+        return said;
+        """,
+    )
+    pale, deep = (tile for tile in said["tiles"] if tile.startswith("rgba"))
+    assert (pale.split(", ")[-1], deep.split(", ")[-1]) == ("0.08)", "0.68)"), "+0.05 ± 0.2 and +2.0 ± 0.2"
+    assert "pale within the 95 % interval" in said["legend"]
+    assert said["epochs"] == [1, 2]
+    assert said["labels"][:2] == ["1", "2"]
+    assert said["colours"] == ["var(--baseline)"]
+    assert said["strengths"] == 5
+    assert said["named"] == [f"seed {seed}" for seed in range(5)]
+    assert said["apart"]
+
+
+def test_a_phone_shows_the_first_score_and_says_that_the_table_goes_on(browse, make_trial, make_record):
+    trials = [make_trial(arm, dataset="cub200", backbone="resnet50") for arm in ("contrastive", "contrastive+input")]
+    said = browse(
+        web.render(leaderboard([make_record(trial) for trial in trials], published=published.load())),
+        """
+        await new Promise(done => setTimeout(done, 300));
+        const card = document.querySelector(".card"), hint = document.querySelector(".swipe");
+        const cell = place => document.querySelectorAll("tr.row")[1].cells[place].getBoundingClientRect();
+        const page = document.documentElement.scrollWidth;
+        const said = { width: innerWidth, hint: !hint.hidden, delta: cell(2).right, page };
+        card.scrollLeft = 200;
+        return { ...said, name: cell(0).left - card.getBoundingClientRect().left };
+        """,
+        width=375,
+    )
+    assert said["width"] == 375
+    assert said["hint"]
+    assert said["delta"] <= 375, "method, score and difference are in sight"
+    assert said["page"] <= 375, "the page itself does not scroll sideways"
+    assert said["name"] == pytest.approx(1, abs=1), "the first column stays"

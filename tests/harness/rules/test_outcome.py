@@ -101,3 +101,72 @@ def test_two_states_of_the_code(make_clean, said):
         "FAIR-23 records of 2 states of the code: aaaaaaaaaa (2), aaaaaaaaaa with changes 1234 (1).",
         "FAIR-23 1 record made with uncommitted changes, of which a digest is known.",
     ]
+
+
+@pytest.fixture
+def scored(make_clean):
+    """Records of an arm with these R@1 by seed; `validation` is that of epochs 0, 1, 2."""
+
+    def scored(arm, scores, validation=(), **changes):
+        made = [make_clean(arm, seed, test={"R@1": score}, **changes) for seed, score in scores.items()]
+        if not validation:
+            return made
+        first = made[0].curve[0]
+        curve = [first.model_copy(update={"epoch": e, "validation": {"MAP@R": v}}) for e, v in enumerate(validation)]
+        return [record.model_copy(update={"curve": tuple(curve)}) for record in made]
+
+    return scored
+
+
+def test_a_row_below_the_untrained_network(scored, said):
+    untrained = scored("untrained", {0: 0.706, 1: 0.708})
+    below = scored("contrastive", {0: 0.609, 1: 0.611})
+    assert said(26, below + untrained) == [("W", f"FAIR-26 {CELL}: R@1 61.0 is below the untrained network's 70.7.")]
+    assert said(26, scored("contrastive", {0: 0.8, 1: 0.61}) + untrained) == [
+        ("W", f"FAIR-26 {CELL}: R@1 70.5 is below the untrained network's 70.7.")
+    ]
+    assert said(26, scored("contrastive", {0: 0.706, 1: 0.708}) + untrained) == [], "equal is not below"
+    assert said(26, scored("contrastive", {0: 0.9, 1: 0.6}) + untrained) == [], "means are compared"
+    assert said(26, untrained + scored("pixels", {0: 0.1})) == [], "floors are not trained"
+
+
+def test_the_seeds_that_both_have_are_compared(scored, said):
+    untrained = scored("untrained", {0: 0.7})
+    some = scored("contrastive", {0: 0.6, 1: 0.9})
+    assert said(26, some + untrained) == [
+        ("W", f"FAIR-26 {CELL}: R@1 60.0 is below the untrained network's 70.0 (seed 0).")
+    ]
+    others = scored("contrastive", {1: 0.6, 2: 0.65})
+    assert said(26, others + untrained) == [("W", f"FAIR-26 {CELL}: R@1 62.5 is below the untrained network's 70.0.")]
+
+
+def test_another_networks_start_is_not_the_own_one(scored, said, make_trial):
+    below = scored("contrastive", {0: 0.6})
+    other = make_trial("untrained", 0)
+    wide = other.model_copy(update={"model": other.model.model_copy(update={"dim": 32})})
+    assert said(26, below + scored("untrained", {0: 0.7}, trial=wide)) == []
+    longer = make_trial("untrained", 0, epochs=9)
+    assert len(said(26, below + scored("untrained", {0: 0.7}, trial=longer))) == 1, "it is not trained by anything"
+
+
+def test_numbers_that_print_alike_are_told_apart(scored, said):
+    found = said(26, scored("contrastive", {0: 0.60010}) + scored("untrained", {0: 0.60013}))
+    assert found == [("W", f"FAIR-26 {CELL}: R@1 60.010 is below the untrained network's 60.013.")]
+
+
+def test_a_row_below_its_own_first_validation(scored, said):
+    gained_nothing = scored("contrastive", {0: 0.6}, validation=(0.884, 0.8, 0.881))
+    assert said(26, gained_nothing) == [
+        ("W", f"FAIR-26 {CELL}: validation MAP@R 88.1 at the chosen epoch 2, 88.4 before training.")
+    ]
+    early = scored("contrastive", {1: 0.6}, validation=(0.9, 0.861, 0.8), selected_epoch=1)
+    assert said(26, gained_nothing + early + scored("untrained", {0: 0.7, 1: 0.7})) == [
+        (
+            "W",
+            f"FAIR-26 {CELL}: R@1 60.0 is below the untrained network's 70.0; validation MAP@R 87.1 at the chosen "
+            "epochs (1 to 2), 89.2 before training.",
+        )
+    ]
+    assert said(26, scored("contrastive", {0: 0.6}, validation=(0.3, 0.4, 0.5))) == []
+    older = scored("contrastive", {0: 0.6})
+    assert said(26, older) == [], "older records have no epoch 0"

@@ -1,7 +1,7 @@
 """Numbers that others published, as they published them: shown beside ours, never mixed with them (FAIR-24).
 
-`results/published.csv` holds one number a line, in percent; `results/published.bib` an entry a source, whose field
-`source` is what the lines call it.
+`published.csv` in this folder holds one number a line, in percent; `published.bib` an entry a source, whose field
+`source` is what the lines call it. They are package data: an installed copy has them too.
 """
 
 import csv
@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-RESULTS = Path(__file__).parent.parent / "results"
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,12 @@ class Published:
         )
 
 
-def load(folder: Path = RESULTS) -> tuple[Published, ...]:
-    """All published rows, in the order of the file; none where the results folder is not beside the package.
+def load(folder: Path = HERE) -> tuple[Published, ...]:
+    """All published rows, in the order of the file.
 
-    Raises ValueError naming the line that cannot be read.
+    Raises ValueError naming the line that cannot be read, FileNotFoundError where a file is missing.
     """
     path = folder / "published.csv"
-    if not path.exists():
-        return ()
     about = {entry["source"]: (key, entry.get("short", entry["source"])) for key, entry in entries(folder).items()}
     rows: dict[tuple[str, ...], dict[str, float]] = {}
     with path.open(newline="", encoding="utf-8") as file:
@@ -67,19 +65,18 @@ def load(folder: Path = RESULTS) -> tuple[Published, ...]:
     )
 
 
-def entries(folder: Path = RESULTS) -> dict[str, dict[str, str]]:
+def entries(folder: Path = HERE) -> dict[str, dict[str, str]]:
     """The bibliography: key → fields, of entries that name their `source`."""
     path = folder / "published.bib"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
     found = {}
-    for key, body in re.findall(r"^@\w+\{([^,]+),(.*?)^\}", text, re.MULTILINE | re.DOTALL):
+    for key, body in re.findall(r"^@\w+\{([^,]+),(.*?)^\}", path.read_text("utf-8"), re.MULTILINE | re.DOTALL):
         fields = dict(re.findall(r"^\s*(\w+)\s*=\s*\{(.*)\},?$", body, re.MULTILINE))
         if "source" in fields:
             found[key.strip()] = fields
     return found
 
 
-def bibliography(keys: set[str], folder: Path = RESULTS) -> str:
+def bibliography(keys: set[str], folder: Path = HERE) -> str:
     """The entries of `keys` as a BibTeX file, in alphabetical order, without the fields of our own."""
     parts = []
     for key, fields in sorted(entries(folder).items()):
