@@ -339,6 +339,8 @@ def plan_command(arguments: argparse.Namespace) -> int:
         ]
         + [(f"{dataset}-{backbone}-{arm}", "", "n/a", reason) for dataset, backbone, arm, reason in plan.refused],
     )
+    for note in plan.notes:
+        print(note)
     todo = [seconds[trial.id] for trial in plan.trials if trial.id not in done]
     print(f"{len(todo)} to run, about {sum(todo) / 60:.0f} minutes on one slot of a machine like this one")
     return OK
@@ -365,6 +367,8 @@ def trial_command(arguments: argparse.Namespace) -> int:
     folder = _folder(arguments, grid)
     run = Run(folder, warn=print)
     run.prepare()
+    for note in plan.notes:
+        print(note)
     for trial in [trial for trial in named if trial in plan.trials]:
         print(trial.id)
         sources = Sources(

@@ -292,10 +292,27 @@ def _as_json(value: Any) -> str:
     return text
 
 
+def _ks(value: Any) -> Any:
+    """The K of R@K as a file writes them: a list of whole numbers from 1, in rising order, each once."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"{value!r} is not a list of the K of R@K, such as [1, 10]")
+    if wrong := [k for k in value if isinstance(k, bool) or not isinstance(k, int) or k < 1]:
+        raise ValueError(f"{wrong[0]!r} of {list(value)} is not a whole number from 1")
+    if (rising := sorted(set(value))) != list(value):
+        raise ValueError(f"{list(value)} does not have each K once, in rising order: write {rising}")
+    return tuple(value)
+
+
+Ks = Annotated[tuple[int, ...] | None, BeforeValidator(_ks)]
+
+
 class Trial(Value):
     """One cell of the grid with one seed: everything that decides its result, and nothing else.
 
-    Where data lie, which device runs it and when are not part of it. Under cross-validation it is one of `folds`
+    `ks` are the K of R@K that it scores; none means those customary for its dataset. Where data lie, which device
+    runs it and when are not part of it. Under cross-validation it is one of `folds`
     trials of its cell and seed, the one whose validation classes are those of `fold`, from 1; with `folds` and no
     `fold` it stands for all of them together, as tables have it.
     """
@@ -309,6 +326,7 @@ class Trial(Value):
     protocol: Literal["fair", "paper", "tuned", "search"] = "fair"
     keep: Literal["weights", "embeddings", "none"] = "embeddings"
     analysis: bool = False
+    ks: Ks = None
     seed: int = Field(0, ge=0)
     fold: int | None = Field(None, ge=1)
     folds: int | None = Field(None, ge=2)
@@ -322,11 +340,9 @@ class Trial(Value):
     @property
     def digest(self) -> str:
         """sha256 of the trial's content (less `keep` and `analysis`, which change no score), hexadecimal."""
-        # A fold that is not there changes nothing: records from before there were folds keep their names.
+        # What is not there changes nothing: records from before there were folds or ks keep their names.
         values = ((name, getattr(self, name)) for name in _DECISIVE)
-        content = [
-            f'"{name}": {_as_json(value)}' for name, value in values if value is not None or "fold" not in name
-        ]
+        content = [f'"{name}": {_as_json(value)}' for name, value in values if value is not None or name not in LATER]
         return hashlib.sha256(f"{{{', '.join(content)}}}".encode()).hexdigest()
 
     @property
@@ -381,6 +397,7 @@ class Trial(Value):
         return dict(_flat(content))
 
 
+LATER = ("fold", "folds", "ks")  # settings that trials have not always had
 _DECISIVE = tuple(sorted(Trial.model_fields.keys() - {"keep", "analysis"}))  # what a trial's digest is made of
 
 ManyChoices = Annotated[Choice, BeforeValidator(_named)]
@@ -393,8 +410,9 @@ class Grid(Value):
     trained for as many forward passes. `analysis` adds alignment, uniformity, utilization and positivity to the
     records. `folds` (none: one fixed validation split) runs every cell and seed that many times, each time with
     another part of the training classes for validation; the score of the seed is the mean (Musgrave et al. 2020, A
-    Metric Learning Reality Check). A file with `include: [grid, …]` runs several grids as one, its `parts`, which
-    say everything but name, version and resources.
+    Metric Learning Reality Check). `ks` are the K of R@K, such as [1, 10] (none: those customary for the dataset).
+    A file with `include: [grid, …]` runs several grids as one, its `parts`, which say everything but name, version
+    and resources.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
@@ -417,6 +435,7 @@ class Grid(Value):
     search: Search = Search()
     keep: Literal["weights", "embeddings", "none"] = "embeddings"
     analysis: bool = False
+    ks: Ks = None
     compute_matched: bool = False
     parts: tuple["Grid", ...] = ()
 
@@ -523,6 +542,7 @@ class Grid(Value):
                 protocol=self.protocol,
                 keep=self.keep,
                 analysis=self.analysis,
+                ks=self.ks,
                 seed=seed,
                 folds=self.folds,
             )

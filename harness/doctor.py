@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from harness import datasets
+from harness import datasets, scorable, splits
 from harness.datasets import Dataset, DatasetError, some
 from harness.datasets._files import decode, missing_files
 
@@ -94,6 +94,7 @@ def examine(
         sentence = str(error).removesuffix(advice).rstrip()
         return Examination(name, title, {}, expected, None, (), (Finding("E", sentence),), advice)
     findings = [Finding("E", sentence) for sentence in datasets.problems(dataset)]
+    findings = findings or [*_scored(dataset)]
     if standard and (deviations := standard.deviations(dataset)):
         severity = "W" if options.get("allow_nonstandard") else "E"
         findings.append(Finding(severity, f"FAIR-01 {name}: {' '.join(deviations)} This is not {title}."))
@@ -107,6 +108,19 @@ def examine(
     return Examination(
         name, title, _counts(dataset), expected, dataset.index_fingerprint, unreadable, tuple(findings), advice
     )
+
+
+def _scored(dataset: Dataset) -> Iterator[Finding]:
+    """What cannot be scored of a sound index under the fair protocol's split, and which K its test cannot answer."""
+    try:
+        split = splits.fair_validation(dataset)
+    except ValueError as error:
+        yield Finding("E", str(error))
+        return
+    scores = scorable.scores(dataset, split)
+    yield from (Finding("E", problem) for problem in scores.problems)
+    if note := scores.notes.get("test"):
+        yield Finding("W", note)
 
 
 def _counts(dataset: Dataset) -> dict[str, tuple[int, int]]:

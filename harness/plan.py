@@ -18,18 +18,23 @@ from harness.config import Arm, Backbone, Grid, GridError, Model, Trial
 from harness.provenance import code_digest, provenance
 from harness.record import Record
 from harness.selection import PROTOCOLS
-from harness.trial import embedder, evaluator_faults, open_dataset, split_of, splits_of
+from harness.trial import embedder, evaluator_faults, objective, open_dataset, scores_of, split_of, splits_of
 
 CODE = code_digest()  # of what was imported, whatever becomes of the files
+UNKNOWN_CLASSES = 2  # a loss is built with, where the data cannot be opened
 HUBS = ("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME")  # where published weights are sought
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Trials to run, in order; `refused` holds (dataset, backbone, arm, reason) of cells without a Metrix form."""
+    """Trials to run, in order; `refused` holds (dataset, backbone, arm, reason) of cells without a Metrix form.
+
+    `notes` say what trials will do otherwise than one might expect, such as K of R@K that they leave out.
+    """
 
     trials: tuple[Trial, ...]
     refused: tuple[tuple[str, str, str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -> Plan:
@@ -47,14 +52,15 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
     named = [Arm.parse(text).label for text in grid.arms]
     problems = [f"arms: {label}: {why[label]}" for label in named if label in why]
     problems += [finding.sentence for finding in evaluator_faults()]
-    problems += _network_problems(fit, cache) + _data_problems(fit, data, cache)
+    unfit, notes = _data_problems(fit, data, cache)
+    problems += _network_problems(fit, cache) + unfit
     if problems:
         raise GridError(grid.name, problems)
     out = {id(trial) for cell, reason in zip(cells, reasons, strict=True) if reason for trial in cell}
     kept = [trial for trial in trials if id(trial) not in out]
     if grid.compute_matched:
         kept += matched_baselines(kept, cache)
-    return Plan(tuple(kept), tuple(dict.fromkeys(refused)))
+    return Plan(tuple(kept), tuple(dict.fromkeys(refused)), tuple(notes))
 
 
 def alike(trials: Sequence[Trial]) -> list[list[Trial]]:
@@ -127,20 +133,42 @@ def _builders() -> list[str]:
     return [CODE, packages["timm"], packages["torch"]]
 
 
-def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -> list[str]:
-    """Datasets that are missing, broken or unfair, and batches that cannot be drawn from them."""
-    problems = []
+def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -> tuple[list[str], list[str]]:
+    """What keeps trials from their data, and what they leave out.
+
+    Datasets that are missing, broken or unfair; splits that cannot be scored; batches that cannot be drawn; losses
+    that do not take their options, with as many classes as they would train on.
+    """
+    problems, notes = [], []
     for choice in dict.fromkeys(trial.dataset.model_dump_json() for trial in trials):
         some = [trial for trial in trials if trial.dataset.model_dump_json() == choice]
+        classes = UNKNOWN_CLASSES
         try:
             dataset = open_dataset(some[0].dataset, data, cache)
-            for split in splits_of(dataset, some):
+            for users, split in splits_of(dataset, some):
                 problems += [f"datasets: {finding.sentence}" for finding in rules.over_data(dataset, split)]
                 counts = np.unique(dataset.labels[split == "train"], return_counts=True)[1]
-                problems += [p for trial in some if (p := _batch_problem(trial, counts))]
+                problems += [p for trial in users if (p := _batch_problem(trial, counts))]
+                scores = scores_of(users[0], dataset, split)
+                fold = f"fold {users[0].fold} of {users[0].folds}: " if users[0].fold else ""
+                problems += [f"datasets: {fold}{problem}" for problem in scores.problems]
+                notes += [fold + note for note in scores.notes.values()]
+                classes = len(counts)
         except ValueError as error:  # a dataset that cannot be opened, or not be split so
             problems.append(f"datasets: {error}")
-    return list(dict.fromkeys(problems))
+        problems += _loss_problems(some, classes)
+    return list(dict.fromkeys(problems)), list(dict.fromkeys(notes))
+
+
+def _loss_problems(trials: Sequence[Trial], classes: int) -> list[str]:
+    """Losses and levels that do not take the options of their arms; each is built once."""
+    problems = []
+    for trial in {trial.arm.label: trial for trial in trials if trial.arm.at != "floor"}.values():
+        try:
+            objective(trial, classes)
+        except (TypeError, ValueError) as error:
+            problems.append(f"losses: {trial.arm.label}: {error}")
+    return problems
 
 
 def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:

@@ -44,10 +44,15 @@ def tune(trials: Sequence[Trial], settings: Search, run: Run, execute: Callable[
 
 
 def space(trial: Trial, settings: Search) -> Space:
-    """What is searched for an arm: {"lr": {"low", "high", "log"}, "loss.margin": …, "metrix.weight": …}."""
+    """What is searched for an arm: {"lr": {"low", "high", "log"}, "loss.margin": …, "loss.mining": {"choices"}, …}.
+
+    The arm's own choice is always one of the choices: the first trial of every search runs with the arm's settings.
+    """
     found: Space = {"lr": _range([trial.training.lr * factor for factor in settings.lr_range], log=True)}
     for name, values in registry.loss(trial.arm.loss).search_space.items():
         found[f"loss.{name}"] = dict(values)
+        if "choices" in values:
+            found[f"loss.{name}"]["choices"] = list(dict.fromkeys([*values["choices"], trial.arm.options[name]]))
     if trial.arm.metrix is not None:
         found["metrix.weight"] = _range(settings.weight_range, log=True)
         found["metrix.alpha"] = _range(settings.alpha_range, log=True)
@@ -81,8 +86,10 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.trial, self.settings, self.space = trial.whole, settings, space(trial, settings)
         self._distributions = {
-            name: optuna.distributions.FloatDistribution(v["low"], v["high"], log=v.get("log", False))
-            for name, v in self.space.items()
+            name: optuna.distributions.CategoricalDistribution(values["choices"])
+            if "choices" in values
+            else optuna.distributions.FloatDistribution(values["low"], values["high"], log=values.get("log", False))
+            for name, values in self.space.items()
         }
         seed = stream(settings.search_seed, *trial.cell, "search") % 2**32
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=settings.round_of, constant_liar=True)
@@ -119,7 +126,7 @@ class Study:
         values = [t.value for t in self._study.trials if t.value is not None]
         return max(values, default=None)
 
-    def chosen(self) -> dict[str, float]:
+    def chosen(self) -> dict[str, Any]:
         """The settings of the highest validation score, the earliest on ties; the defaults if all failed."""
         return dict(self._study.best_params) if self.best is not None else _defaults(self.trial, self.space)
 
@@ -136,15 +143,15 @@ def _range(bounds: Sequence[float], log: bool) -> dict[str, Any]:
     return {"low": low, "high": high, "log": log}
 
 
-def _defaults(trial: Trial, space: Space) -> dict[str, float]:
-    """The arm's own settings, as far as they are searched and lie in the space."""
+def _defaults(trial: Trial, space: Space) -> dict[str, Any]:
+    """The arm's own settings, as far as they are searched; a number may lie outside its range."""
     values = {"lr": trial.training.lr, **{f"loss.{k}": v for k, v in trial.arm.options.items()}}
     if trial.arm.metrix is not None:
         values |= {"metrix.weight": trial.arm.metrix.weight, "metrix.alpha": trial.arm.metrix.alpha}
     return {name: values[name] for name in space}
 
 
-def _with(trial: Trial, params: dict[str, float]) -> Trial:
+def _with(trial: Trial, params: dict[str, Any]) -> Trial:
     """The trial with searched settings in place of its own."""
     arm, options, level = trial.arm, dict(trial.arm.options), {}
     for name, value in params.items():

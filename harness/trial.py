@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,19 @@ from torch import Tensor, nn
 
 import baselines
 import metrix
-from harness import checkpoint, datasets, parallel, pml, retrieval, rules, splits
+from harness import checkpoint, datasets, parallel, pml, retrieval, rules, scorable, splits
 from harness.analysis import analyse
 from harness.cache import default_folder
 from harness.chunked import Chunked, out_of_memory
 from harness.config import Choice, Trial
-from harness.datasets import Dataset
+from harness.datasets import Dataset, DatasetError
 from harness.images import Images, Originals, open_images
 from harness.ledger import Ledger
 from harness.loading import Augmentation
 from harness.models import Embedder
 from harness.provenance import provenance
 from harness.record import Cost, Data, Record, Run, now, write_json
-from harness.selection import PROTOCOLS, Protocol
+from harness.selection import FAIR, PROTOCOLS, Protocol
 from harness.spread import spread
 from harness.storage import StorageError
 from harness.streams import stream
@@ -208,7 +208,12 @@ def conclude(
     validation = progress.curve[chosen - 1].validation if chosen else bench.scores("validation")[0]
     tested_epoch = load_best(bench.model, run.checkpoints(trial), chosen) if chosen else None
     test = read_test(bench, run) if protocol.reads_test else None
-    notes = (*remarks(bench), *of_chunks(bench, progress), *(keep_test(bench, run, test) if test else ()))
+    notes = (
+        *bench.asked.notes.values(),
+        *remarks(bench),
+        *of_chunks(bench, progress),
+        *(keep_test(bench, run, test) if test else ()),
+    )
     return Record(
         id=trial.id,
         trial=trial,
@@ -301,6 +306,7 @@ class Bench:
     augmentation: Augmentation
     device: torch.device
     embedding_batch: int = EMBEDDING_BATCH
+    asked: scorable.Scores = field(default_factory=partial(scorable.Scores, {}))
 
     @classmethod
     def of(cls, trial: Trial, sources: Sources, chunked: tuple[int, int] | None = None, rank: int = 0) -> "Bench":
@@ -313,8 +319,11 @@ class Bench:
         images = images_of(trial, dataset, sources)
         split = split_of(dataset, PROTOCOLS[trial.protocol], trial.fold, trial.folds)
         refuse(rules.over_data(dataset, split))
+        scores = scores_of(trial, dataset, split)
+        if scores.problems:
+            raise DatasetError("\n  ".join(scores.problems))
         model = nn.Flatten() if trial.arm.loss == "pixels" else embedder(trial).to(device)
-        bench = cls(trial, dataset, split, images, model, augmentation(trial, model, dataset), device)
+        bench = cls(trial, dataset, split, images, model, augmentation(trial, model, dataset), device, asked=scores)
         if chunked is None:
             return bench
         _, rows = chunked
@@ -369,7 +378,7 @@ class Bench:
         if not len(some.indices):
             return {}, {}
         embeddings = self.embed(some.indices)
-        values = retrieval.evaluate(embeddings, some.labels).values
+        values = retrieval.evaluate(embeddings, some.labels, ks=self.asked.ks[name]).values
         return values, spread(embeddings.cpu().numpy()) if self.trial.arm.at != "floor" else {}
 
 
@@ -387,11 +396,16 @@ class TestCurve:
 
     @property
     def best(self) -> dict[str, float] | None:
-        """{"epoch": …, "R@1": …} of the epoch with the highest test R@1, the earliest on ties; None without any."""
+        """{"epoch": …, "R@1": …} of the epoch with the highest test R@1, the earliest on ties; None without any.
+
+        Where R@1 is not among the scores, the least K that is counts in its place.
+        """
         curve = self._read()
         if not curve:
             return None
-        epoch = max(curve, key=lambda e: (curve[e]["R@1"], -int(e)))
+        recalls = (metric for metric in next(iter(curve.values())) if metric.startswith("R@"))
+        metric = min(recalls, key=lambda name: int(name[2:]), default=FAIR.metric)
+        epoch = max(curve, key=lambda e: (curve[e][metric], -int(e)))
         return {"epoch": int(epoch), **curve[epoch]}
 
     def _read(self) -> dict[str, dict[str, float]]:
@@ -451,13 +465,21 @@ def split_of(dataset: Dataset, protocol: Protocol, fold: int | None = None, fold
     return splits.fair_validation(dataset, protocol.validation_share)
 
 
-def splits_of(dataset: Dataset, trials: Sequence[Trial]) -> Iterator[np.ndarray]:
-    """Each split (n,) that these trials of one dataset use: one, or under cross-validation one a fold.
+def scores_of(trial: Trial, dataset: Dataset, split: np.ndarray) -> scorable.Scores:
+    """What a trial will score of a dataset under `split` (n,)."""
+    return scorable.scores(dataset, split, trial.ks, PROTOCOLS[trial.protocol].reads_test)
+
+
+def splits_of(dataset: Dataset, trials: Sequence[Trial]) -> Iterator[tuple[list[Trial], np.ndarray]]:
+    """Each split (n,) that these trials of one dataset use, with those that score it alike.
 
     Raises ValueError where the dataset cannot be split so.
     """
-    for protocol, fold, folds in dict.fromkeys((trial.protocol, trial.fold, trial.folds) for trial in trials):
-        yield split_of(dataset, PROTOCOLS[protocol], fold, folds)
+    users: dict[tuple, list[Trial]] = {}
+    for trial in trials:
+        users.setdefault((trial.protocol, trial.fold, trial.folds, trial.ks), []).append(trial)
+    for (protocol, fold, folds, _), some in users.items():
+        yield some, split_of(dataset, PROTOCOLS[protocol], fold, folds)
 
 
 def embedder(trial: Trial) -> Embedder:
@@ -576,7 +598,7 @@ def read_test(bench: Bench, run: Run) -> TestRead:
     )
     embeddings, ids = bench.embed(test.indices), np.array([dataset.keys[i] for i in test.indices])
     roles = None if dataset.role is None else dataset.role[test.indices.numpy()]
-    result = score_test(embeddings, test.labels, ids, roles, dataset.ks)
+    result = score_test(embeddings, test.labels, ids, roles, bench.asked.ks["test"])
     return TestRead(result, embeddings, ids, test.labels, roles, entry.checkpoints)
 
 

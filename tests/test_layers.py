@@ -30,6 +30,7 @@ LAYERS = [  # what may be imported: the own layer's neighbours and everything ab
         "harness.published",
         "harness.spread",
         "harness.rules",
+        "harness.scorable",
         "harness.datasets",
         "harness.doctor",
         "harness.metrics",

@@ -28,6 +28,7 @@ from PIL import Image
 
 from harness import registry
 from harness.cache import default_folder
+from harness.scorable import CUSTOMARY, Scope
 
 if TYPE_CHECKING:
     from harness.datasets._standard import Standard
@@ -52,7 +53,7 @@ class Dataset:
     read: Callable[[int], Image.Image]  # image i, RGB or L; raises DatasetError naming the key
     role: np.ndarray | None = None  # (n,) of "query", "gallery", ""; None: every test image is both
     groups: tuple[str, ...] | None = None  # (C,), e.g. the alphabet of each character
-    ks: tuple[int, ...] = (1, 2, 4, 8)  # the K of R@K that are customary for it
+    ks: tuple[int, ...] = CUSTOMARY  # the K of R@K that are customary for it
     mirrored: bool = True  # does a horizontal flip keep the class?
     pixel_fingerprint: str | None = None  # sha256 over the decoded pixels, where that is cheap
     source_stamp: str = ""  # changes when the source's bytes do: digests, or sizes and times of the files
@@ -182,9 +183,8 @@ def _split_problems(dataset: Dataset) -> Iterator[str]:
             named = some([dataset.class_names[c] for c in both])
             yield f"FAIR-02 {dataset.name}: {len(both)} classes in both {first} and {second} ({named})"
     for split in SPLITS:
-        counts = np.bincount(dataset.labels[dataset.split == split])
-        if counts.size and counts.max() < 2:
-            yield f"{dataset.name}: every class in {split} has one image, so nothing can be retrieved"
+        if len(classes[split]) and (problem := Scope.of(dataset.labels[dataset.split == split]).problem(split)):
+            yield f"{dataset.name}: {problem}"
 
 
 def _role_problems(dataset: Dataset) -> Iterator[str]:
@@ -194,9 +194,8 @@ def _role_problems(dataset: Dataset) -> Iterator[str]:
     if not np.isin(dataset.role[test], ROLES).all():
         blank = [dataset.keys[i] for i in np.flatnonzero(test & ~np.isin(dataset.role, ROLES))]
         yield f"{dataset.name}: {len(blank)} test images are neither query nor gallery ({some(blank)})"
-    queried, held = (np.unique(dataset.labels[test & (dataset.role == role)]) for role in ROLES)
-    if not len(np.intersect1d(queried, held)):
-        yield f"{dataset.name}: no class has both a query and a gallery image in test"
+    if problem := Scope.of(dataset.labels[test], dataset.role[test]).problem("test"):
+        yield f"{dataset.name}: {problem}"
 
 
 def some(words: list[str], most: int = 5) -> str:

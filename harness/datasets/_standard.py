@@ -68,8 +68,7 @@ class Standard:
     def guard(self, dataset: Dataset, allow_nonstandard: bool) -> Dataset:
         """The dataset, its files found to exist; refused where it is not standard, unless that is allowed.
 
-        Allowed, it carries its `deviations`, and the K of R@K that the smaller test split cannot answer are left out.
-        Raises DatasetError.
+        Allowed, it carries its `deviations`. Raises DatasetError.
         """
         found = self.deviations(dataset)
         if found and not allow_nonstandard:
@@ -78,6 +77,5 @@ class Standard:
                 f"option allow_nonstandard: true runs it, marked `not {self.title}`"
             )
         if found:
-            gallery = dataset.split == "test" if dataset.role is None else dataset.role == "gallery"
-            dataset = replace(dataset, deviations=found, ks=tuple(k for k in dataset.ks if k < gallery.sum()))
+            dataset = replace(dataset, deviations=found)
         return stamped(dataset)

@@ -87,7 +87,7 @@ def run_grid(
 
         tracked = engine.trackers(track)
         plan = make_plan(grid, data and Path(data), cache and Path(cache))
-        notes: list[str] = []
+        notes = list(plan.notes)
         run = ready(out, notes)
         sources = Sources(
             run.address,
@@ -114,7 +114,7 @@ def run_grid(
             conclude(run, held)
             records = tuple(run.records())
             return Outcome(
-                Plan(tuple(trials), plan.refused),
+                Plan(tuple(trials), plan.refused, plan.notes),
                 records,
                 tuple(run.failures()),
                 motor.interrupted,

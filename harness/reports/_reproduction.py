@@ -32,7 +32,7 @@ def _overrides(trial: Trial, grid: str) -> tuple[str, ...]:
     return tuple(f"{key}={_plain(own[key])}" for key in own if own[key] != other.get(key))
 
 
-_SETTABLE = {"model", "images", "training", "protocol", "keep", "folds"}
+_SETTABLE = {"model", "images", "training", "protocol", "keep", "folds", "ks"}
 
 
 def _found(trial: Trial, grid: str, overrides: tuple[str, ...]) -> Trial | None:

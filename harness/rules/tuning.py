@@ -67,15 +67,23 @@ def optimum_inside(studies: Sequence[Study]) -> Iterator[tuple[str, tuple[str, .
     """A tuned optimum does not sit on the border of its space.
 
     There the best value may well lie beyond: the space was too narrow for this arm, which is a disadvantage.
+    Choices have a border where they are numbers, and more than two.
     """
     for study in studies:
         for key, value in (study.chosen or {}).items():
-            space = study.declared.get(key, {})
+            space = _as_range(study.declared.get(key, {}))
             if "low" not in space or not _inside(value, space):
                 continue
             for side, bound in (("lower", space["low"]), ("upper", space["high"])):
                 if abs(_place(value, space) - _place(bound, space)) <= BORDER:
                     yield f"{study.place}/{study.arm}: {key} = {value:.4g} at the {side} bound {bound:g}.", ()
+
+
+def _as_range(space: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A space with its bounds: those of its choices where these are numbers, more than two of them."""
+    choices = space.get("choices", ())
+    ordered = len(choices) > 2 and all(isinstance(c, int | float) and not isinstance(c, bool) for c in choices)
+    return {"low": min(choices), "high": max(choices)} if ordered else space
 
 
 def _inside(value: Any, space: Mapping[str, Any]) -> bool:

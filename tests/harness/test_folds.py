@@ -204,7 +204,7 @@ def test_every_split_that_trials_use_is_found_before_they_run(fold_of, make_tria
     choice = Choice(name="glyphs", options={"classes": 16})
     dataset = open_dataset(choice)
     some = [fold_of(fold, seed=seed) for seed in (0, 1) for fold in (1, 2)]
-    validating = [dataset.labels[split == "validation"] for split in splits_of(dataset, some)]
+    validating = [dataset.labels[split == "validation"] for _, split in splits_of(dataset, some)]
     assert [len(np.unique(classes)) for classes in validating] == [8, 8]
     assert len(list(splits_of(dataset, [make_trial(), make_trial(seed=1)]))) == 1
     with pytest.raises(ValueError, match="glyphs: 16 training classes make no 9 folds of at least 2 classes"):

@@ -5,9 +5,15 @@ import math
 
 import pytest
 
-from harness.config import Search
+import baselines
+from harness import rules
+from harness.audit import studies
+from harness.config import LEVELS, Search
+from harness.plan import refusal
 from harness.record import Run, RunError
 from harness.search import space, tune
+from harness.tables import leaderboard
+from harness.trial import objective
 
 SETTINGS = Search(trials=6, round_of=2, search_seed=99)
 
@@ -114,3 +120,67 @@ def test_where_every_trial_fails_the_defaults_stand(make_trial, tmp_path):
     run.prepare()
     (final,) = tune([make_trial()], SETTINGS, run, lambda batch: True)
     assert (final.training.lr, final.arm.options["margin"]) == (1e-3, 0.5)
+
+
+def rising(tmp_path, make_record, trials, settings=SETTINGS):
+    """Tune `trials` against scores that rise from proposal to proposal: the last is the best."""
+    run, tried = Run(tmp_path / "search"), []
+    run.prepare()
+
+    def execute(batch):
+        for trial in batch:
+            tried.append(trial)
+            if run.record(trial) is None:
+                run.finish(make_record(trial, validation={"MAP@R": len(tried) / 1000}))
+        return True
+
+    return tune(trials, settings, run, execute), tried, run
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loss", baselines.names())
+def test_every_loss_is_searched_at_every_level(tmp_path, make_trial, make_record, loss, level):
+    """Proposed, built, recorded, chosen, ruled on and tabled, without a training."""
+    first = make_trial(loss if level == "baseline" else f"{loss}+{level}")
+    if reason := refusal(first.arm):
+        assert first.arm.metrix is not None, reason
+        return
+    final, tried, run = rising(tmp_path, make_record, [first])
+    declared = space(first, SETTINGS)
+    assert len({trial.id for trial in tried}) == 6
+    assert tried[0].arm.options == first.arm.options, "the first proposal is the arm as it is"
+    for trial in tried:
+        objective(trial, num_classes=5)
+        for name, values in declared.items():
+            if name.startswith("loss.") and "choices" in values:
+                assert trial.arm.options[name.removeprefix("loss.")] in values["choices"]
+    assert (final[0].arm.options, final[0].training.lr) == (tried[-1].arm.options, tried[-1].training.lr)
+    again, repeated, _ = rising(tmp_path, make_record, [first])
+    assert again == final
+    assert [trial.id for trial in repeated] == [trial.id for trial in tried]
+    tested = [make_record(final[0].model_copy(update={"protocol": "tuned"}))]
+    found = rules.over_studies(tuple(studies(run, run.records(), tested)))
+    assert {finding.rule for finding in found} <= {"FAIR-10"}, found
+    (block,) = leaderboard(tested).blocks
+    assert first.arm.label in [row.arm for row in block.rows]
+
+
+def test_choices_are_all_tried_and_the_chosen_one_is_kept_as_it_is(tmp_path, make_trial, make_record):
+    settings = Search(trials=24, round_of=24)
+    (final,), tried, run = rising(tmp_path, make_record, [make_trial("soft_triple")], settings)
+    assert {trial.arm.options["centres"] for trial in tried} == {2, 5, 10}
+    study = json.loads((run.folder / "study.json").read_text())["glyphs/test_resnet/soft_triple"]
+    assert study["space"]["loss.centres"] == {"choices": [2, 5, 10]}
+    assert study["chosen"]["loss.centres"] == final.arm.options["centres"] == tried[-1].arm.options["centres"]
+
+
+def test_an_arm_outside_the_space_still_runs_first(tmp_path, make_trial, make_record):
+    arms = ["soft_triple[centres=3]", "contrastive[margin=1.5]"]
+    _, tried, run = rising(tmp_path, make_record, [make_trial(arm) for arm in arms])
+    firsts = {trial.arm.label: trial.arm.options for trial in reversed(tried)}
+    assert firsts["soft_triple[centres=3]"]["centres"] == 3
+    assert firsts["contrastive[margin=1.5]"]["margin"] == 1.5
+    declared = json.loads((run.folder / "study.json").read_text())
+    assert declared["glyphs/test_resnet/soft_triple[centres=3]"]["space"]["loss.centres"] == {
+        "choices": [2, 5, 10, 3]
+    }

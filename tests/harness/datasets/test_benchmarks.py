@@ -5,7 +5,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from harness import datasets
+from harness import datasets, scorable
 from harness.datasets import DatasetError
 from harness.splits import fair_validation
 
@@ -54,7 +54,10 @@ def test_another_size_is_refused_unless_it_is_asked_for(name, written):
     dataset = datasets.load(name, data, allow_nonstandard=True)
     assert dataset.deviations[0] == f"16/16 images, expected {train}/{test}."
     stock = 8 if name == "inshop" else 16
-    assert max(dataset.ks) < stock, "no K beyond the candidates"
+    asked = scorable.scores(dataset, dataset.split)
+    left_out = [k for k in dataset.ks if k > stock - (dataset.role is None)]
+    assert asked.ks["test"] == tuple(k for k in dataset.ks if k not in left_out)
+    assert all(f"R@{k}" in asked.notes["test"] for k in left_out)
     assert dataset.mirrored
 
 

@@ -81,3 +81,22 @@ def test_an_optimum_at_the_border(name, value, said):
     found = sentences(study(chosen={**INSIDE, name: value}))
     expected = [("W", f"FAIR-10 glyphs/test_resnet/contrastive: {name} = {value} {said}.")] if said else []
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("choices", "value", "said"),
+    [
+        ([2, 5, 10], 10, "at the upper bound 10"),
+        ([2, 5, 10], 2, "at the lower bound 2"),
+        ([2, 5, 10], 5, None),
+        ([2, 10], 10, None),  # of two, one is always at a border
+        ([True, False, True], True, None),
+        (["all", "semihard", "hard"], "hard", None),
+    ],
+)
+def test_an_optimum_at_the_border_of_choices(choices, value, said):
+    declared = {"loss.centres": {"choices": choices}}
+    chosen = {"loss.centres": value}
+    found = sentences(study(declared=declared, space=declared, tried=(chosen,) * 8, chosen=chosen))
+    expected = [("W", f"FAIR-10 glyphs/test_resnet/contrastive: loss.centres = {value} {said}.")] if said else []
+    assert found == expected
