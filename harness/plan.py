@@ -15,6 +15,7 @@ import metrix
 from harness import models, registry, rules
 from harness.cache import default_folder, remembered
 from harness.config import Arm, Backbone, Grid, GridError, Model, Trial
+from harness.errors import UserError
 from harness.provenance import code_digest, provenance
 from harness.record import Record
 from harness.selection import PROTOCOLS
@@ -138,7 +139,7 @@ def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -
                 problems += [f"datasets: {finding.sentence}" for finding in rules.over_data(dataset, split)]
                 counts = np.unique(dataset.labels[split == "train"], return_counts=True)[1]
                 problems += [p for trial in some if (p := _batch_problem(trial, counts))]
-        except ValueError as error:  # a dataset that cannot be opened, or not be split so
+        except UserError as error:  # a dataset that cannot be opened, or not be split so
             problems.append(f"datasets: {error}")
     return list(dict.fromkeys(problems))
 

@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.errors import UserError
+
 RESULTS = Path(__file__).parent.parent / "results"
 
 
@@ -44,10 +46,14 @@ class Published:
         )
 
 
+class PublishedError(UserError):
+    """A file of published numbers that cannot be read."""
+
+
 def load(folder: Path = RESULTS) -> tuple[Published, ...]:
     """All published rows, in the order of the file; none where the results folder is not beside the package.
 
-    Raises ValueError naming the line that cannot be read.
+    Raises PublishedError naming the line that cannot be read.
     """
     path = folder / "published.csv"
     if not path.exists():
@@ -60,7 +66,7 @@ def load(folder: Path = RESULTS) -> tuple[Published, ...]:
                 key = tuple(line[name] for name in ("source", "dataset", "backbone", "dim", "loss", "mix"))
                 rows.setdefault(key, {})[line["metric"]] = float(line["value"]) / 100
             except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {number}: cannot be read ({error!r})") from None
+                raise PublishedError(f"{path}, line {number}: cannot be read ({error!r})") from None
     return tuple(
         Published(source, *about.get(source, ("", source)), dataset, backbone, int(dim), loss, mix, values)
         for (source, dataset, backbone, dim, loss, mix), values in rows.items()

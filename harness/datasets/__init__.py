@@ -28,6 +28,7 @@ from PIL import Image
 
 from harness import registry
 from harness.cache import default_folder
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.datasets._standard import Standard
@@ -36,7 +37,7 @@ SPLITS = ("train", "validation", "test")
 ROLES = ("query", "gallery")
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A dataset is missing, damaged or unfair; the message says which one and why, in the user's words."""
 
 
