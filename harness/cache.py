@@ -12,8 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from harness.errors import UserError
 
-class CacheError(ValueError):
+
+class CacheError(UserError):
     """The cache folder cannot be written; the message names the folder and says what to do."""
 
 

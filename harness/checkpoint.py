@@ -19,11 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness import storage
+from harness.errors import UserError
 
 FORMAT = "metrix-bench checkpoint 1"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be written or read; the message names the file."""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from harness import outcomes, published, registry, rules, tables
 from harness.config import Trial
 from harness.record import Failure, Record, Run, RunError
-from harness.tables import Block, Leaderboard, Row
+from harness.tables import Block, Leaderboard, ReportError, Row
 
 RECORDS: dict[str, Callable[[Trial], str]] = {
     "dataset": lambda trial: trial.dataset.name,
@@ -197,15 +197,15 @@ def _protocols(records: Iterable[Record]) -> Iterator[str]:
 def parse(texts: Iterable[str]) -> dict[str, list[str]]:
     """Filters as they are written, `dataset=cub200` or `arm=contrastive,contrastive+input`, as {key: values}.
 
-    A comma inside brackets belongs to the arm. Raises ValueError for what is no filter.
+    A comma inside brackets belongs to the arm. Raises ReportError for what is no filter.
     """
     found: dict[str, list[str]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
         if not equals or not values:
-            raise ValueError(f"--only {text!r} is not written key=value, such as dataset=cub200")
+            raise ReportError(f"--only {text!r} is not written key=value, such as dataset=cub200")
         if key not in (*RECORDS, *ROWS):
-            raise ValueError(f"--only {text}: " + registry.unknown("filter", key, (*RECORDS, *ROWS)))
+            raise ReportError(f"--only {text}: " + registry.unknown("filter", key, (*RECORDS, *ROWS)))
         found.setdefault(key, []).extend(re.split(r",(?![^\[]*\])", values))
     return found
 
@@ -272,13 +272,13 @@ def _printed(block: Block, wanted: dict[str, set[str]]) -> tuple[Row, ...]:
 def _exist(kind: str, values: Iterable[str], known: set[str], where: str = "") -> None:
     for value in sorted(values):
         if value not in known:
-            raise ValueError(where + registry.unknown(kind, value, known))
+            raise ReportError(where + registry.unknown(kind, value, known))
 
 
 def trace(collection: Collection, arm: str) -> list[tuple[str, str, str, int, dict[str, Any], str]]:
     """(dataset, backbone, arm, seed, test scores, file) of every record of an arm: where its numbers come from.
 
-    Raises ValueError with near names where no record is of this arm.
+    Raises ReportError with near names where no record is of this arm.
     """
     _exist("arm", [arm], {record.arm for record in collection.records})
     return [

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from harness import registry
+from harness.errors import UserError
 
 FLOORS = ("untrained", "pixels")
 LEVELS = ("baseline", "embedding", "feature", "input")
@@ -27,7 +28,7 @@ THUMBNAIL_PX = 64  # up to this side an image is shown whole
 SHARED_BY_A_LOSS = ("lr", "schedule", "step_epochs", "gamma")  # may differ between losses, never within one
 
 
-class GridError(ValueError):
+class GridError(UserError):
     """A grid that cannot run; `problems` holds one sentence for each mistake found."""
 
     def __init__(self, where: str, problems: Sequence[str]):

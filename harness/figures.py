@@ -15,7 +15,7 @@ from harness.record import Record
 from harness.reports import _wording as wording
 from harness.selection import FAIR
 from harness.statistics import places
-from harness.tables import Block, Cell, Leaderboard, Row
+from harness.tables import Block, Cell, Leaderboard, ReportError, Row
 
 COLORS = ("#0072B2", "#D55E00", "#009E73")
 LEVELS = {  # colour and marker of a level, the same in every figure
@@ -71,12 +71,12 @@ def draw_overview(board: Leaderboard, path: Path) -> Path | None:
 def draw_trial(record: Record, path: Path) -> Path:
     """Draw the learning curves of a finished trial, and its positivity curve if its grid asked for an analysis.
 
-    `path` ends in .pdf, .svg or .png. Raises ValueError for a trial that was not trained, and for another ending.
+    `path` ends in .pdf, .svg or .png. Raises ReportError for a trial that was not trained, and for another ending.
     """
     if not record.curve:
-        raise ValueError(f"{record.id} was not trained: it has no curve to draw")
+        raise ReportError(f"{record.id} was not trained: it has no curve to draw")
     if path.suffix not in ENDINGS:
-        raise ValueError(f"{path.name}: a figure ends in {listed(ENDINGS)}")
+        raise ReportError(f"{path.name}: a figure ends in {listed(ENDINGS)}")
     positivity = record.analysis.get("positivity")
     columns = 3 if positivity else 2
     with _figure(record.id, COLUMN_INCHES * columns / 1.5) as figure:

@@ -53,7 +53,7 @@ def batches(
         order = generator.permutation(len(labels))
         return list(order[: steps * batch_size].reshape(steps, batch_size))
     if sampler != "balanced":
-        raise ValueError(registry.unknown("sampler", sampler, ("balanced", "shuffle")))
+        raise registry.RegisterError(registry.unknown("sampler", sampler, ("balanced", "shuffle")))
     members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     if examples_per_class < 1 or batch_size % examples_per_class:
         raise ValueError(f"batch_size = {batch_size} is no multiple of examples_per_class = {examples_per_class}")
@@ -111,7 +111,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.interpolation not in FILTERS:
-            raise ValueError(registry.unknown("interpolation", self.interpolation, FILTERS))
+            raise registry.RegisterError(registry.unknown("interpolation", self.interpolation, FILTERS))
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale = {self.crop_scale}, expected 0 < from <= to <= 1")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:

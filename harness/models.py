@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness import checkpoint, registry
+from harness.errors import UserError
 
 POOLINGS = ("avg", "max", "avg+max", "token")
 NORMS = ("train", "frozen")
@@ -29,7 +30,7 @@ OURS = ("num_classes", "in_chans", "pretrained", "features_only", "checkpoint_pa
 UNNAMED_END = "forward_features"  # the last stage of a backbone in which no module puts out the last feature map
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """A backbone, option, stage or weights file that does not exist or does not fit; the message says what does."""
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.storage import RunError
+
 
 @dataclass(frozen=True)
 class ByClass:
@@ -27,7 +29,7 @@ class ByClass:
 def by_class(path: Path, metrics: tuple[str, ...]) -> ByClass | None:
     """The outcomes that a trial stored, of those `metrics` that it has; None where it stored none.
 
-    Raises ValueError naming the file where it cannot be read.
+    Raises RunError naming the file where it cannot be read.
     """
     if not path.exists():
         return None
@@ -41,7 +43,7 @@ def by_class(path: Path, metrics: tuple[str, ...]) -> ByClass | None:
                 places = {key: place for place, key in enumerate(stored["ids"].tolist())}
                 labels = labels[[places[key] for key in stored["queries"].tolist()]]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as outcomes of queries ({error}); move it away") from None
+        raise RunError(f"{path} cannot be read as outcomes of queries ({error}); move it away") from None
     classes, members, counts = np.unique(labels, return_inverse=True, return_counts=True)
     sums = {m: np.bincount(members, weights=values, minlength=len(classes)) for m, values in found.items()}
     return ByClass(classes, counts, sums)

@@ -34,6 +34,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from harness.chunked import out_of_memory
+from harness.errors import UserError
 from harness.images import Unread
 from harness.loading import Augmentation
 from harness.models import Wrapped, batch_norms
@@ -45,6 +46,10 @@ BUCKET = 2**24  # numbers that are added up over the ranks in one message
 START_S = 600  # within which a rank has imported what it needs, and rank 0 has opened its data
 FOREVER = timedelta(days=365)  # ranks wait for rank 0's test reads; that one has died is noticed by other means
 NOTICE_S = 3  # after a message failed, until the rank that failed it must have ended
+
+
+class DeviceError(UserError):
+    """A device that is not there, or ranks that it cannot carry."""
 
 
 class RankFailed(RuntimeError):
@@ -306,17 +311,30 @@ def backward(model: Parallel, criterion: nn.Module, check: Callable[[], None] = 
 
 
 def devices(ranks: int, asked: str | None) -> list[torch.device]:
-    """The device of each rank: cuda:0, cuda:1, … or the processor. ValueError where there are not so many."""
+    """The device of each rank: cuda:0, cuda:1, … or the processor. Raises DeviceError where too few are there."""
     if ranks < 1:
-        raise ValueError(f"ranks = {ranks}; a trial has at least one")
-    device = torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+        raise DeviceError(f"ranks = {ranks}; a trial has at least one")
+    device = present(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
     if ranks == 1 or device.type != "cuda":
         return [device] * ranks
     if device.index is not None:
-        raise ValueError(f"device {device} is one GPU; ranks = {ranks} take device cuda, which is cuda:0, cuda:1, …")
+        raise DeviceError(f"device {device} is one GPU; ranks = {ranks} take device cuda, which is cuda:0, cuda:1, …")
     if ranks > torch.cuda.device_count():
-        raise ValueError(f"ranks = {ranks}, and there are {torch.cuda.device_count()} GPUs")
+        raise DeviceError(f"ranks = {ranks}, and there are {torch.cuda.device_count()} GPUs")
     return [torch.device("cuda", rank) for rank in range(ranks)]
+
+
+def present(name: str) -> torch.device:
+    """The device of this name. DeviceError names those that this machine has where it is none of them."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    known = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
+    if name not in known:
+        try:
+            torch.zeros(1, device=name).item()  # a kind of device that torch knows need not be there
+        except (RuntimeError, AssertionError, NotImplementedError):
+            why = "" if gpus else " (torch sees no GPU)"
+            raise DeviceError(f"no device {name!r} on this machine; there are: {', '.join(known)}{why}") from None
+    return torch.device(name)
 
 
 class Ranks(AbstractContextManager):

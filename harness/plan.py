@@ -15,6 +15,7 @@ import metrix
 from harness import models, registry, rules
 from harness.cache import default_folder, remembered
 from harness.config import Arm, Backbone, Grid, GridError, Model, Trial
+from harness.errors import UserError
 from harness.provenance import code_digest, provenance
 from harness.record import Record
 from harness.selection import PROTOCOLS
@@ -154,7 +155,7 @@ def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -
                 problems += [f"datasets: {fold}{problem}" for problem in scores.problems]
                 notes += [fold + note for note in scores.notes.values()]
                 classes = len(counts)
-        except ValueError as error:  # a dataset that cannot be opened, or not be split so
+        except UserError as error:  # a dataset that cannot be opened, or not be split so
             problems.append(f"datasets: {error}")
         problems += _loss_problems(some, classes)
     return list(dict.fromkeys(problems)), list(dict.fromkeys(notes))

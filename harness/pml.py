@@ -20,13 +20,13 @@ RATE = 100.0  # of class vectors, as for our losses that learn some; 1 for singl
 def describe(name: str) -> Description:
     """What is known of `pml:…`: its keyword arguments that a grid can write, with their defaults.
 
-    Raises ValueError with near names for an unknown loss, and for one that wants objects instead of values.
+    Raises RegisterError with near names for an unknown loss, and for one that wants objects instead of values.
     """
     loss = _find(name)
     parameters = _parameters(loss)
     objects = [key for key, default in parameters.items() if default is inspect.Parameter.empty and key not in SIZES]
     if objects:
-        raise ValueError(f"{name} needs {' and '.join(objects)}: values that no default stands for")
+        raise registry.RegisterError(f"{name} needs {' and '.join(objects)}: values that no default stands for")
     plain = bool | int | float | str | None
     return Description(
         name=name,
@@ -83,7 +83,7 @@ def _library():
     try:
         from pytorch_metric_learning import losses
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise registry.RegisterError(
             f"losses written {PREFIX}… come from pytorch-metric-learning: pip install '.[pml]'"
         ) from error
     return losses
@@ -93,7 +93,7 @@ def _find(name: str) -> type[nn.Module]:
     library = _library()
     known = [key for key, value in vars(library).items() if inspect.isclass(value) and key.endswith("Loss")]
     if name.removeprefix(PREFIX) not in known:
-        raise ValueError(registry.unknown("loss", name, [PREFIX + key for key in known]))
+        raise registry.RegisterError(registry.unknown("loss", name, [PREFIX + key for key in known]))
     return getattr(library, name.removeprefix(PREFIX))
 
 

@@ -7,6 +7,12 @@ from collections.abc import Iterable
 from importlib import import_module
 from types import ModuleType
 
+from harness.errors import UserError
+
+
+class RegisterError(UserError):
+    """A name that no file stands for, or a file that is not what its register holds."""
+
 
 def names(package: str) -> tuple[str, ...]:
     """The entries of a package in alphabetical order: its modules, less those that begin with an underscore."""
@@ -15,15 +21,15 @@ def names(package: str) -> tuple[str, ...]:
 
 
 def entry(package: str, name: str, kind: str) -> ModuleType:
-    """The module of one entry; a ValueError names the nearest existing ones when there is none."""
+    """The module of one entry; a RegisterError names the nearest existing ones when there is none."""
     if name not in names(package):
-        raise ValueError(unknown(kind, name, names(package)))
+        raise RegisterError(unknown(kind, name, names(package)))
     return import_module(f"{package}.{name}")
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The sentence for a name that does not exist: `no loss named 'x'; did you mean 'y'?`"""
-    known = sorted(known)
+    known = sorted(map(str, known))
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
     if near:
         return f"no {kind} named {str(name)!r}; did you mean {' or '.join(map(repr, near))}?"
@@ -36,6 +42,9 @@ def loss(name: str):
     """The description of a loss: its parameters with their defaults, its paper, whether it has a Metrix form.
 
     The losses are a layer below and stay importable without the harness, so they keep their own register; this is
-    its door, and that of `pml:…` losses. Raises ValueError with near names when there is no such loss.
+    its door, and that of `pml:…` losses. Raises RegisterError with near names when there is no such loss.
     """
-    return import_module("harness.pml" if name.startswith("pml:") else "baselines").describe(name)
+    try:
+        return import_module("harness.pml" if name.startswith("pml:") else "baselines").describe(name)
+    except ValueError as error:
+        raise RegisterError(str(error)) from None

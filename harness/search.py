@@ -81,7 +81,10 @@ class Study:
     """The search of one arm."""
 
     def __init__(self, trial: Trial, settings: Search):
-        import optuna
+        try:
+            import optuna
+        except ModuleNotFoundError:
+            raise RunError("a search needs optuna, which is not installed: pip install '.[tune]'") from None
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.trial, self.settings, self.space = trial.whole, settings, space(trial, settings)

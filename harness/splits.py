@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.datasets import DatasetError
+
 if TYPE_CHECKING:
     from harness.datasets import Dataset
 
@@ -67,7 +69,7 @@ def fair_validation(dataset: Dataset, share: float = 0.2) -> np.ndarray:
     name), whole groups where possible (see `held_out`): the same for all seeds and arms. A validation split that
     the source names is kept as it is, and so is the test split.
 
-    Raises ValueError when fewer than two classes would remain to train on.
+    Raises DatasetError when fewer than two classes would remain to train on.
     """
     if (dataset.split == "validation").any():
         return dataset.split.copy()
@@ -75,7 +77,7 @@ def fair_validation(dataset: Dataset, share: float = 0.2) -> np.ndarray:
     groups = None if dataset.groups is None else [dataset.groups[c] for c in classes]
     chosen = classes[held_out([dataset.class_names[c] for c in classes], share, "val-1", groups)]
     if len(classes) - len(chosen) < 2:
-        raise ValueError(
+        raise DatasetError(
             f"{dataset.name}: {len(classes)} training classes, {len(chosen)} of them for validation: "
             "at least 2 must remain to train on"
         )
@@ -90,20 +92,20 @@ def fold_validation(dataset: Dataset, fold: int, folds: int) -> np.ndarray:
     Parts are counted from 1, as equal as possible, of whole groups where possible (see `parts`), and the same for all
     seeds and arms: every training class is validation in exactly one fold and trains in all others.
 
-    Raises ValueError for a fold that there is not, where the source names a validation split, which folds would
+    Raises DatasetError for a fold that there is not, where the source names a validation split, which folds would
     replace, and where a part would have fewer than two classes.
     """
     if fold not in range(1, folds + 1):
-        raise ValueError(f"{dataset.name}: fold {fold} of {folds}; name one from 1 to {folds}")
+        raise DatasetError(f"{dataset.name}: fold {fold} of {folds}; name one from 1 to {folds}")
     if (dataset.split == "validation").any():
-        raise ValueError(
+        raise DatasetError(
             f"{dataset.name}: its source names the validation classes, which {folds} folds would replace; take folds "
             "away (folds: null)"
         )
     classes = np.unique(dataset.labels[dataset.split == "train"])
     if (most := len(classes) // 2) < folds:  # among images of a single class every neighbour would be right
         many = f"at most {most}" if most > 1 else "none"
-        raise ValueError(
+        raise DatasetError(
             f"{dataset.name}: {len(classes)} training classes make no {folds} folds of at least 2 classes; folds may "
             f"be {many}"
         )

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.cache import default_folder, flush
+from harness.errors import UserError
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ AWAY_IN_WORDS = re.compile(  # pyarrow's errors of a bucket have no number
 NUMBER_IN_WORDS = re.compile(r"\(os error (\d+)\)")  # safetensors'
 
 
-class RunError(RuntimeError):
+class RunError(UserError):
     """A run folder that cannot be used, with the reason and the way out in its message."""
 
 
@@ -596,7 +597,7 @@ def _pyarrow_fs() -> Any:
     try:
         from pyarrow import fs
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise RunError(
             "a run in a bucket is read with pyarrow, which is not installed: pip install pyarrow (a run in a folder "
             "needs none)"
         ) from error

@@ -19,6 +19,7 @@ from harness import captions, folds, registry
 from harness.captions import Note
 from harness.comparisons import BEST, SECOND, SIGNIFICANT, Column, Variance, judged, sources_of_variance
 from harness.config import FLOORS, LEVELS, SHARED_BY_A_LOSS, Arm, Trial
+from harness.errors import UserError
 from harness.outcomes import ByClass
 from harness.published import Published
 from harness.record import Failure, Record
@@ -26,6 +27,10 @@ from harness.statistics import Interval, PairedDifference, RankInterval, mean_in
 
 FIRST_METRICS = ("R@1", "MAP@R", "R-Precision")
 SHOWN = 2  # metrics that a table has room for, unless others are named
+
+
+class ReportError(UserError):
+    """A report that cannot be made as it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -333,7 +338,7 @@ def _known(metrics: Sequence[str], records: Sequence[Record]) -> None:
     have = {metric for record in records for metric in record.test}
     for metric in metrics if records else ():
         if metric not in have:
-            raise ValueError(registry.unknown("metric in these records", metric, have))
+            raise ReportError(registry.unknown("metric in these records", metric, have))
 
 
 @dataclass(frozen=True)

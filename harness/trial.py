@@ -32,6 +32,7 @@ from harness.cache import default_folder
 from harness.chunked import Chunked, out_of_memory
 from harness.config import Choice, Trial
 from harness.datasets import Dataset, DatasetError
+from harness.errors import UserError
 from harness.images import Images, Originals, open_images
 from harness.ledger import Ledger
 from harness.loading import Augmentation
@@ -49,7 +50,7 @@ CHUNKS = 4  # in which each device takes a batch that it could not take at once
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
-class Unfair(RuntimeError):
+class Unfair(UserError):
     """A trial that a fairness rule forbids; the message is what the rule found."""
 
 
@@ -115,7 +116,7 @@ def steps(
     if run.identity is None:
         run.prepare()
     if sources.ranks > trial.schedule.batch_size:
-        raise ValueError(
+        raise parallel.DeviceError(
             f"ranks = {sources.ranks} cannot share a batch: batch_size = {trial.schedule.batch_size}, and each takes "
             "a row at least"
         )
@@ -473,7 +474,7 @@ def scores_of(trial: Trial, dataset: Dataset, split: np.ndarray) -> scorable.Sco
 def splits_of(dataset: Dataset, trials: Sequence[Trial]) -> Iterator[tuple[list[Trial], np.ndarray]]:
     """Each split (n,) that these trials of one dataset use, with those that score it alike.
 
-    Raises ValueError where the dataset cannot be split so.
+    Raises DatasetError where the dataset cannot be split so.
     """
     users: dict[tuple, list[Trial]] = {}
     for trial in trials:

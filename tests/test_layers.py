@@ -13,6 +13,7 @@ LAYERS = [  # what may be imported: the own layer's neighbours and everything ab
     {"baselines"},
     {"metrix"},
     {
+        "harness.errors",
         "harness.streams",
         "harness.registry",
         "harness.cache",

@@ -28,6 +28,7 @@ from PIL import Image
 
 from harness import registry
 from harness.cache import default_folder
+from harness.errors import UserError
 from harness.scorable import CUSTOMARY, Scope
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ SPLITS = ("train", "validation", "test")
 ROLES = ("query", "gallery")
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A dataset is missing, damaged or unfair; the message says which one and why, in the user's words."""
 
 

@@ -28,7 +28,7 @@ try:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
+    raise RunError(
         "a grid runs on ray, which is not installed: pip install 'ray[tune]' (one trial runs without it: "
         "metrix-bench trial)"
     ) from error

@@ -246,17 +246,19 @@ TRACKERS = {  # ray's own callbacks: module, class, arguments
 def trackers(names: Sequence[str]) -> list[tune.Callback]:
     """The callbacks that show learning curves elsewhere while trials run; no number is read back from them.
 
-    Raises ValueError for an unknown name, and for one whose package is not installed.
+    Raises RegisterError for an unknown name, and for one whose package is not installed.
     """
     found = []
     for name in names:
         if name not in TRACKERS:
-            raise ValueError(registry.unknown("tracker", name, TRACKERS))
+            raise registry.RegisterError(registry.unknown("tracker", name, TRACKERS))
         module, kind, arguments = TRACKERS[name]
         try:
             found.append(getattr(import_module(module), kind)(**arguments))
         except (ImportError, RuntimeError) as error:
-            raise ValueError(f"tracker {name} is not installed: pip install '.[trackers]' ({error})") from error
+            raise registry.RegisterError(
+                f"tracker {name} is not installed: pip install '.[trackers]' ({error})"
+            ) from error
     return found
 
 

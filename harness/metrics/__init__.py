@@ -55,19 +55,21 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> Metric:
-    """Read one metric's file; ValueError where there is none, or where it lacks what a metric needs."""
+    """Read one metric's file; RegisterError where there is none, or where it lacks what a metric needs."""
     module = registry.entry(__name__, name, "metric")
     compute = getattr(module, name, None)
     if not callable(compute):
-        raise ValueError(f"metric file {name}.py: needs a function named {name!r}")
+        raise registry.RegisterError(f"metric file {name}.py: needs a function named {name!r}")
     for constant in ("TITLE", "DEPTH"):
         if not isinstance(getattr(module, constant, None), str):
-            raise ValueError(f"metric file {name}.py: needs a constant {constant}, a string")
+            raise registry.RegisterError(f"metric file {name}.py: needs a constant {constant}, a string")
     if module.DEPTH not in DEPTHS:
-        raise ValueError(f"metric file {name}.py: DEPTH = {module.DEPTH!r}; choose one of {', '.join(DEPTHS)}")
+        raise registry.RegisterError(
+            f"metric file {name}.py: DEPTH = {module.DEPTH!r}; choose one of {', '.join(DEPTHS)}"
+        )
     takes_k = "k" in inspect.signature(compute).parameters
     if takes_k != ("{k}" in module.TITLE):
-        raise ValueError(f"metric file {name}.py: TITLE must contain {{k}} exactly where {name} takes k")
+        raise registry.RegisterError(f"metric file {name}.py: TITLE must contain {{k}} exactly where {name} takes k")
     summary = (inspect.getdoc(compute) or "").partition("\n")[0]
     return Metric(name, module.TITLE, module.DEPTH, takes_k, compute, summary)
 

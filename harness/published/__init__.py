@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.errors import UserError
+
 HERE = Path(__file__).parent
 
 
@@ -44,10 +46,14 @@ class Published:
         )
 
 
+class PublishedError(UserError):
+    """A file of published numbers that cannot be read."""
+
+
 def load(folder: Path = HERE) -> tuple[Published, ...]:
     """All published rows, in the order of the file.
 
-    Raises ValueError naming the line that cannot be read, FileNotFoundError where a file is missing.
+    Raises PublishedError naming the line that cannot be read, FileNotFoundError where a file is missing.
     """
     path = folder / "published.csv"
     about = {entry["source"]: (key, entry.get("short", entry["source"])) for key, entry in entries(folder).items()}
@@ -58,7 +64,7 @@ def load(folder: Path = HERE) -> tuple[Published, ...]:
                 key = tuple(line[name] for name in ("source", "dataset", "backbone", "dim", "loss", "mix"))
                 rows.setdefault(key, {})[line["metric"]] = float(line["value"]) / 100
             except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {number}: cannot be read ({error!r})") from None
+                raise PublishedError(f"{path}, line {number}: cannot be read ({error!r})") from None
     return tuple(
         Published(source, *about.get(source, ("", source)), dataset, backbone, int(dim), loss, mix, values)
         for (source, dataset, backbone, dim, loss, mix), values in rows.items()

@@ -23,11 +23,11 @@ def names() -> tuple[str, ...]:
 
 
 def find(word: str) -> ModuleType:
-    """The report of a format's name or of what its files end in: `latex` or `tex`. ValueError with near names."""
+    """The report of a format's name or of what its files end in: `latex` or `tex`. RegisterError with near names."""
     found = {name: registry.entry(__name__, name, "report") for name in names()}
     short = {module.SUFFIX.lstrip("."): module for module in found.values()}
     if word not in found and word not in short:
-        raise ValueError(registry.unknown("report format", word, (*found, *short)))
+        raise registry.RegisterError(registry.unknown("report format", word, (*found, *short)))
     return found.get(word) or short[word]
 
 

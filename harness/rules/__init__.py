@@ -102,7 +102,7 @@ _checks: dict[tuple[str, str], _Check] = {}
 def rule(id: str, severity: Severity, over: str):
     """Make a function that yields (sentence, record ids) a check of rule `id`, over one of `SUBJECTS`."""
     if over not in SUBJECTS:
-        raise ValueError(registry.unknown("subject of a rule", over, SUBJECTS))
+        raise registry.RegisterError(registry.unknown("subject of a rule", over, SUBJECTS))
 
     def register(function: Callable[..., Iterator[tuple[str, Iterable[str]]]]) -> Callable[..., Iterator[Finding]]:
         @functools.wraps(function)

@@ -19,7 +19,7 @@ from harness.config import Choice, Model
 from harness.images import Originals
 from harness.loading import Augmentation
 from harness.models import Embedder
-from harness.parallel import Parallel, RankFailed, Ranks
+from harness.parallel import DeviceError, Parallel, RankFailed, Ranks
 from harness.record import Run
 from harness.trial import Sources, open_dataset, run_trial, steps
 
@@ -210,13 +210,19 @@ def test_the_error_of_a_rank_is_that_of_the_trial(function, error, words):
 
 def test_devices_that_there_are_not(monkeypatch):
     assert parallel.devices(2, "cpu") == [CPU, CPU]
-    with pytest.raises(ValueError, match="device cuda:1 is one GPU; ranks = 2 take device cuda"):
-        parallel.devices(2, "cuda:1")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match="ranks = 2, and there are 1 GPUs"):
-        parallel.devices(2, "cuda")
-    with pytest.raises(ValueError, match="ranks = 0; a trial has at least one"):
+    with pytest.raises(DeviceError, match="ranks = 0; a trial has at least one"):
         parallel.devices(0, "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("cuda", "cuda:7", "gpu", "", "meta"):
+        with pytest.raises(DeviceError) as caught:
+            parallel.present(name)
+        assert str(caught.value) == f"no device {name!r} on this machine; there are: cpu (torch sees no GPU)"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(DeviceError, match="device cuda:0 is one GPU; ranks = 2 take device cuda"):
+        parallel.devices(2, "cuda:0")
+    with pytest.raises(DeviceError, match="ranks = 2, and there are 1 GPUs"):
+        parallel.devices(2, "cuda")
 
 
 @pytest.fixture

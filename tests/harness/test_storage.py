@@ -15,6 +15,7 @@ import pytest
 from harness import storage
 from harness.audit import audit
 from harness.cache import default_folder
+from harness.checkpoint import CheckpointError
 from harness.cli import main
 from harness.config import Choice, Grid
 from harness.ledger import Ledger
@@ -79,7 +80,7 @@ def test_a_disk_that_stays_full_keeps_the_previous_checkpoint(tiny, small_disk, 
     next(running)
     fill = disk / "fill"
     fill.write_bytes(b"0" * (os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
-    with pytest.raises(RuntimeError, match=r"waited 0 s for room on .*Nothing that was computed is lost"):
+    with pytest.raises(CheckpointError, match=r"waited 0 s for room on .*Nothing that was computed is lost"):
         next(running)
     fill.unlink()
     assert [len(progress.curve) for progress in steps(trial, Sources(disk / "run"))] == [1, 2, 3]
