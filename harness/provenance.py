@@ -36,6 +36,7 @@ def _revision() -> dict[str, Any]:
     """The commit and, where files differ from it, a digest of the difference; from the sources without git."""
     root = Path(__file__).parent.parent
     try:
+        _git(root, "ls-files", "--error-unmatch", __file__)  # an installed copy may lie in another project's checkout
         commit = _git(root, "rev-parse", "HEAD").decode().strip()
         changes = _git(root, "diff", "HEAD", "--", "baselines", "metrix", "harness")
         changes += b"".join(

@@ -82,7 +82,7 @@ def agree(said, seen):
     assert {clause: clause in said for clause in seen} == seen
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shape=SHAPES)
 def test_a_clause_stands_in_a_caption_exactly_where_its_mark_stands_in_the_format(shape, board_of):
     board = board_of(shape)

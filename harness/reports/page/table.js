@@ -85,7 +85,7 @@ function publishedRows(block, metrics) {
   return block.published.filter(row => wanted(row[0].split("+")[0])).map(([arm, short, source, values], place) => {
     const cells = metrics.map(m => `<td class="r">${values[m] == null ? "" : values[m].toFixed(1)}<span class="half"></span></td><td></td>`);
     const blank = "<td></td>".repeat(1 + COSTS.length);
-    return `<tr class="published${place ? "" : " edge"}"><td class="name" title="${plain(source)}">${plain(arm)} <span class="source">${plain(short)}</span></td>${cells.join("")}${blank}</tr>`;
+    return `<tr class="published${place ? "" : " edge"}"><td class="name" title="${plain(source)}">${breakable(arm)} <span class="source">${plain(short)}</span></td>${cells.join("")}${blank}</tr>`;
   }).join("");
 }
 

@@ -145,6 +145,12 @@ def test_another_networks_start_is_not_the_own_one(scored, said, make_trial):
     other = make_trial("untrained", 0)
     wide = other.model_copy(update={"model": other.model.model_copy(update={"dim": 32})})
     assert said(26, below + scored("untrained", {0: 0.7}, trial=wide)) == []
+    trials = [make_trial(arm, 0) for arm in ("contrastive", "untrained")]
+    trials = [t.model_copy(update={"backbone": t.backbone.model_copy(update={"pretrained": True})}) for t in trials]
+    for weights, found in (("c" * 64, 0), ("d" * 64, 1)):
+        own = scored("contrastive", {0: 0.6}, trial=trials[0], origin={"initial_weights": "d" * 64})
+        start = scored("untrained", {0: 0.7}, trial=trials[1], origin={"initial_weights": weights})
+        assert len(said(26, own + start)) == found, "other weights are another start"
     longer = make_trial("untrained", 0, epochs=9)
     assert len(said(26, below + scored("untrained", {0: 0.7}, trial=longer))) == 1, "it is not trained by anything"
 
