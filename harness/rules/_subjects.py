@@ -38,7 +38,7 @@ class Results:
     def tables(self) -> tuple[Comparable, ...]:
         """Tested records, one a seed, by what they may be compared with, the largest table of each place first.
 
-        A floor goes to every table of its place: it shares their data and network, and is not trained.
+        Floors are in none of them: nothing was trained for one, so it has no settings to compare.
         """
         tables: dict[str, Comparable] = {}
         for record in by_seed(self.tested).records:
