@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | sha256s
 BENCH := PYTHONPATH=$(CURDIR) $(BIN)/python -m harness.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup benchmark report readme test s3 soak perf lint format clean
+.PHONY: help setup benchmark report readme test lowest s3 soak perf lint format clean
 
 help:  ## explain the targets (what `make` alone does)
 	@echo "metrix-bench: a fair benchmark of deep metric learning"; echo
@@ -42,6 +42,15 @@ readme:  ## put the leaderboard of OUT into README.md
 
 test: $(STAMP)  ## run the tests (thirteen minutes on 2 cores; ARGS='-m slow' runs those that start whole clusters, twenty more)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m pytest $(ARGS)
+
+lowest:  ## run the tests of what computes with the lowest versions that pyproject.toml allows, in an environment of its own
+	test -x build/lowest/bin/python || $(PYTHON) -m venv build/lowest
+	build/lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python --resolution lowest-direct \
+		-r pyproject.toml --extra dev --extra tune
+	@PYTHONPATH=$(CURDIR) build/lowest/bin/python -m pytest tests/baselines tests/metrix \
+		$(addprefix tests/harness/,datasets metrics reports test_comparisons.py test_figures.py test_images.py test_models.py \
+		test_retrieval.py test_search.py test_spread.py test_statistics.py test_storage.py test_tables.py test_trial.py) $(ARGS)
 
 s3: build/s3/.installed  ## install the S3 server that tests of buckets need, in an environment of its own
 

@@ -58,7 +58,7 @@ def create(
     """The loss `name`; num_classes and dim (of the embeddings) matter to losses that learn proxies, which need both.
 
     `generator` draws the initial proxies. An unknown name or hyperparameter, and one out of its range, is a
-    ValueError.
+    ValueError. The loss has no second derivative: a gradient with `create_graph=True` is a RuntimeError.
     """
     loss = find(name)
     known = describe(name).parameters

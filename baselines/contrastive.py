@@ -4,10 +4,9 @@
 
 Hadsell, Chopra, LeCun, "Dimensionality reduction by learning an invariant mapping", CVPR 2006, in the weighting form
 of Wang et al., CVPR 2019. `reduction="sum"` is this formula to the letter. `reduction="mean"` divides the
-positive sum by
-# y > 0} and the negative sum by the number of negatives above the margin plus the number of mixed labels, so that in
-# a mixed
-set both sums share one divisor and λ keeps its meaning; each divisor is at least 1.
+positive sum by the number of candidates with y > 0. It divides the negative sum by the number of negatives (y = 0)
+above the margin plus the number of mixed labels (0 < y < 1). So both sums of a mixed set have the same divisor, and λ
+keeps its meaning. Each divisor is at least 1.
 """
 
 from typing import ClassVar

@@ -42,7 +42,7 @@ class Loss(nn.Module):
     A subclass states its hyperparameters as the arguments of `__init__` (plus num_classes, dim and generator where it
     learns proxies) and implements `formula(similarities, positive, negative) -> (a,)`, the loss of each anchor. An
     anchor whose loss is undefined (the logarithm of an empty sum) contributes 0 and is counted in the mean over
-    anchors.
+    anchors. There is no second derivative: a gradient with `create_graph=True` is a RuntimeError.
     """
 
     title: ClassVar[str]

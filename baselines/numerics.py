@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 
 @contextmanager
@@ -25,6 +25,22 @@ def full_precision(device: torch.device) -> Iterator[None]:
             torch.set_float32_matmul_precision(precision)
 
 
+def first_derivative_only(backward: Callable) -> Callable:
+    """Make a Function's backward pass refuse `create_graph=True` with a RuntimeError.
+
+    torch's own `once_differentiable` raises only when the gradient that arrives has a graph itself; otherwise it
+    drops the second derivative in silence.
+    """
+
+    @wraps(backward)
+    def refusing(ctx, *gradients):
+        if torch.is_grad_enabled():
+            raise RuntimeError("these losses have no second derivative: take gradients without create_graph=True")
+        return backward(ctx, *gradients)
+
+    return refusing
+
+
 class _Unit(Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +52,7 @@ class _Unit(Function):
         return units, norms
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, gradient: Tensor, _: Tensor) -> Tensor:
         units, lengths = ctx.saved_tensors
         radial = (units * gradient).sum(1, keepdim=True)
@@ -55,7 +71,7 @@ class _Cosine(Function):
         return (a @ b.T).clamp_(-1.0, 1.0)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
         with full_precision(a.device):
@@ -72,7 +88,7 @@ class _Gram(Function):
         return (z @ z.T).clamp_(-1.0, 1.0)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, gradient: Tensor) -> Tensor:
         (z,) = ctx.saved_tensors
         with full_precision(z.device):
@@ -103,7 +119,7 @@ class _LogSumExp(Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, gradient: Tensor):
         terms, total = ctx.saved_tensors
         shape, x_shape = ctx.shapes
@@ -137,7 +153,7 @@ class _Softplus(Function):
         return torch.maximum(small, y, out=small)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         (y,) = ctx.saved_tensors
         return y.sigmoid().mul_(gradient).mul_(ctx.slope), None, None
@@ -156,7 +172,7 @@ class _Root(Function):
         return root
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, gradient: Tensor) -> Tensor:
         (root,) = ctx.saved_tensors
         return torch.where(root > 0, gradient / (2 * root), 0.0)

@@ -2,13 +2,14 @@
 
     S_c  = Σ_k softmax_k(⟨z,w_ck⟩/γ)·⟨z,w_ck⟩
     ℓ(a) = −log( e^{κ(S_y−δ)} / (e^{κ(S_y−δ)} + Σ_{c≠y} e^{κS_c}) )
-    L    = mean ℓ  +  τ/(C·K(K−1)) Σ_c Σ_{t<u} √(2 + 1e-5 − 2⟨w_ct,w_cu⟩),  κ the scale
+    L    = mean ℓ  +  τ/(C·K(K−1)) Σ_c Σ_{t<u} √(2 + 1e-5 − 2⟨w_ct,w_cu⟩)
 
-Qian, Shang, Sun, Hu, Tan, Jin, Li, "SoftTriple loss: deep metric learning without triplet sampling", ICCV 2019 (λ is
-`scale` here); the constant under the root is their code's.
+Qian, Shang, Sun, Hu, Tan, Jin, Li, "SoftTriple loss: deep metric learning without triplet sampling", ICCV 2019. They
+call the scale κ λ. The constant under the root is from their code.
 
 Metrix: the mixed example is the anchor; its label y over the classes is λ and 1 − λ on the two,
-−log( Σ y_c e^{κ(S_c−δ)} / (Σ_{y_c>0} e^{κ(S_c−δ)} + Σ_{y_c=0} e^{κS_c}) ). The regulariser stays in the clean loss.
+−log( Σ y_c e^{κ(S_c−δ)} / (Σ_{y_c>0} e^{κ(S_c−δ)} + Σ_{y_c=0} e^{κS_c}) ). The regulariser is part of the clean loss
+alone.
 """
 
 from typing import ClassVar
@@ -16,14 +17,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from baselines.form import Batch, Loss, proxies, within
+from baselines.numerics import first_derivative_only
 from baselines.weights import Weights, total
 
 
 class SoftTriple(Loss):
-    """SoftTriple; scale, γ > 0, margin δ in [0, 2], number of centres K ≥ 1, regularisation τ ≥ 0."""
+    """SoftTriple; scale κ > 0, γ > 0, margin δ in [0, 2], `centres` K ≥ 1 of each class, regularisation τ ≥ 0."""
 
     title = "SoftTriple"
     paper = "Qian et al., ICCV 2019"
@@ -58,9 +59,8 @@ class SoftTriple(Loss):
         self.proxies = proxies(num_classes, dim, generator, per_class=int(within("centres", centres, 1)))
 
     def vectors(self) -> Tensor:
-        return self.proxies.transpose(0, 1).flatten(
-            0, 1
-        )  # all first centres first: sums over k are then 30 times faster
+        # All first centres come first: sums over k are then 30 times faster.
+        return self.proxies.transpose(0, 1).flatten(0, 1)
 
     def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
         nearest = _SoftMaximum.apply(similarities.unflatten(1, (self.proxies.shape[1], -1)), self.gamma)
@@ -90,7 +90,7 @@ class _SoftMaximum(Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         x, chances, result = ctx.saved_tensors
         slope = (x - result[:, None]).div_(ctx.gamma).add_(1.0).mul_(chances)

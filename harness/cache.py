@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,7 +80,7 @@ def remembered(folder: Path, key: Any, find: Callable[[], Any], worth: Callable[
         _recalled[path] = found
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+            aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
             aside.write_text(json.dumps(found))
             aside.replace(path)
     return found

@@ -683,18 +683,25 @@ def _override(content: dict[str, Any], text: str) -> str | None:
 
 
 def _narrow(content: dict[str, Any], only: dict[str, Sequence[str]]) -> list[str]:
-    """Keep the named entries of the grid's lists; a sentence for each name that the grid does not list."""
+    """Keep the named entries of the grid's lists; a sentence for each name that the grid does not list.
+
+    A loss that the grid does not list runs at its defaults: whoever adds one need not write a grid to try it.
+    """
     problems = []
     for field, wanted in only.items():
         listed = content.get(field, Grid.model_fields[field].default) or ()
         name_of = {str(item.get("name", item.get("at")) if isinstance(item, dict) else item): item for item in listed}
         for name in wanted:
-            if name not in name_of and field != "seeds":
+            if name not in name_of and field != "seeds" and not _is_loss(field, name):
                 problems.append(
                     f"--{field} {name}: " + registry.unknown(f"entry of the grid's {field}", name, name_of)
                 )
         content[field] = [name_of.get(name, name) for name in wanted]
     return problems
+
+
+def _is_loss(field: str, name: str) -> bool:
+    return field == "losses" and not _complaint(lambda: registry.loss(name), field)
 
 
 def _strangers(content: dict[str, Any]) -> list[str]:

@@ -14,9 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
-from harness.storage import Bucket, Folder, RunError, alive, this_host
+from harness.storage import Bucket, Folder, RunError, alive, this_boot, this_host
 
 NAME = "driver.json"
 EVERY_S = 5.0
@@ -153,11 +152,3 @@ def nonce(lease: bytes | None) -> str | None:
     """The nonce in a lease; None where there is none."""
     found = holder(lease) if lease else None
     return found.nonce if found else None
-
-
-def this_boot() -> str:
-    """This kernel since it started, and the set of process numbers seen here (containers share a kernel)."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    with suppress(OSError):
-        return f"{boot.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    return "unknown"

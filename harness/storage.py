@@ -18,6 +18,7 @@ import secrets
 import socket
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -46,7 +47,7 @@ AWAY |= {errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET
 AWAY_IN_WORDS = re.compile(  # pyarrow's errors of a bucket have no number
     r"NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|HTTP status 5\d\d"
 )
-NUMBER_IN_WORDS = re.compile(r"\(os error (\d+)\)")  # safetensors'
+NUMBER_IN_WORDS = re.compile(r"(?:\(os error |Os \{ code: )(\d+)")  # safetensors', of several versions
 
 
 class RunError(UserError):
@@ -181,12 +182,25 @@ SCRATCH = re.compile(r"\..*\.(?P<host>[^/]+)-(?P<pid>\d+)-\d+\.part")
 
 def scratch(path: Path) -> Path:
     """A hidden name beside `path` that no other writer has, on this machine or another. Names may be long: cut."""
-    return path.with_name(f".{path.name[:80]}.{this_host()}-{os.getpid()}-{next(_numbers)}.part")
+    return path.with_name(f".{path.name[:80]}.{_numbering()}-{os.getpid()}-{next(_numbers)}.part")
 
 
 def this_host() -> str:
     """The name of this machine, as it stands in the names of scratch files and in leases."""
     return socket.gethostname()[:60]
+
+
+def this_boot() -> str:
+    """This kernel since it started, and the set of process numbers seen here (containers share a kernel)."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    with suppress(OSError):
+        return f"{boot.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return "unknown"
+
+
+def _numbering() -> str:
+    """This machine and the set of process numbers seen here, in short: containers may share a name and a folder."""
+    return f"{this_host().replace('.', '_')}_{zlib.crc32(this_boot().encode()):08x}"
 
 
 def alive(pid: int) -> bool:
@@ -203,8 +217,8 @@ def alive(pid: int) -> bool:
 def sweep(folder: Path, ended: bool = False, older_than_s: float = SCRATCH_AGE_S) -> int:
     """Remove what dead writers left below `folder`; how many files that were.
 
-    Of this machine's writers, those whose process is gone; of others', all where the run has `ended`, else those not
-    touched for `older_than_s` by the storage's own clock (machines' clocks differ).
+    Of writers whose process numbers are seen here, those that are gone; of others, all where the run has `ended`,
+    else those not touched for `older_than_s` by the storage's own clock (machines' clocks differ).
     """
     left = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names if SCRATCH.fullmatch(name)]
     now = _clock(folder) if left else 0.0
@@ -212,7 +226,7 @@ def sweep(folder: Path, ended: bool = False, older_than_s: float = SCRATCH_AGE_S
     for path in left:
         writer = SCRATCH.fullmatch(path.name)
         try:
-            if writer["host"] == this_host():
+            if writer["host"] == _numbering():
                 dead = not alive(int(writer["pid"]))
             else:
                 dead = ended or now - path.stat().st_mtime > older_than_s

@@ -8,10 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from baselines.form import Batch, Loss
-from baselines.numerics import cosine
+from baselines.numerics import cosine, first_derivative_only
 from baselines.weights import Listed, Weights
 from metrix.chunks import Rows, mean_in_chunks, slices
 from metrix.norms import inverse_norms
@@ -79,7 +78,7 @@ class _MixRows(Function):
         return scaled.scatter_(1, torch.stack([first, second], 1), -torch.inf) if without_pair else scaled
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, gradient: Tensor):
         mixed, inverse, first, second = ctx.saved_tensors
         lam, towards_inverse = ctx.lam, None

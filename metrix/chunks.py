@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+
+from baselines.numerics import first_derivative_only
 
 Rows = slice | Tensor
 CHUNK = 2**18  # numbers computed at once, about what fits a processor's cache
@@ -61,7 +62,7 @@ class _Mean(Function):
         return total / count
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, gradient: Tensor):
         return None, None, None, *(None if x is None else x * gradient for x in ctx.saved_tensors)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-from baselines.numerics import full_precision
+from baselines.numerics import first_derivative_only, full_precision
 
 
 def inverse_norms(lam: float | Tensor, cosines: Tensor | None = None, vectors: Tensor | None = None) -> Tensor:
@@ -28,7 +27,7 @@ class _InverseNorms(Function):
         return inverse
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         inverse, cut_off, vectors = ctx.saved_tensors
         towards = inverse.pow(3).mul_(gradient).mul_(-ctx.lam * (1 - ctx.lam))

@@ -31,7 +31,8 @@ class Metrix(nn.Module):
     max_mixed: mix at most so many pairs of a batch, a random subset; None is no limit.
     generator: the source of all its random numbers; None is one of its own, seeded like torch's.
 
-    A combination without a mixed form, and an argument out of range, is a ValueError that says why.
+    A combination without a mixed form, and an argument out of range, is a ValueError that says why. There is no
+    second derivative: a gradient with `create_graph=True` is a RuntimeError.
     """
 
     def __init__(

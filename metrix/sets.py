@@ -15,9 +15,9 @@ from functools import reduce
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from baselines.form import Batch, Loss
+from baselines.numerics import first_derivative_only
 from metrix.chunks import Rows
 from metrix.norms import inverse_norms
 
@@ -38,10 +38,10 @@ def lists(mask: Tensor) -> tuple[Tensor, Tensor | None]:
 
 @dataclass(frozen=True)
 class Places:
-    """Where anchors with similarities (a, n) find the constituents of their mixed examples (a, f, s).
+    """Which columns of the similarities (a, n) are mixed with each other: f × s mixed examples for each anchor.
 
-    The columns `first` (a, f) and `second` (a, s); None is all n in order. `own`: the first is the anchor itself, and
-    matrices of pairs (i, j) are (a, n).
+    `first` (a, f) and `second` (a, s) hold the columns; None stands for all n in order. With `own`, the first of each
+    pair is the anchor itself, and a matrix of pairs is (a, n) instead of (n, n).
     """
 
     first: Tensor | None = None
@@ -76,11 +76,11 @@ class Places:
 
 @dataclass(frozen=True)
 class MixedSets:
-    """The mixed sets of anchors: where their constituents are, and which combinations belong.
+    """The mixed sets of anchors: which examples are mixed, and which of the mixed ones are members.
 
-    The logarithms of belonging of the first (a, f), the second (a, s) and the pairs, None for all; a first dimension
-    of 1 is shared by all anchors. `distinct`: first and second are the same list, and nobody is mixed with itself. λ
-    is a number or one for each pair.
+    `first` (a, f), `second` (a, s) and `chosen` (a matrix of pairs) hold 0 for members and −∞ for the others; None
+    means that all are members. A first dimension of 1 is shared by all anchors. `distinct`: both lists are the same,
+    and no example is mixed with itself. `lam`: λ, a number or a matrix of pairs.
     """
 
     places: Places
@@ -111,9 +111,7 @@ class MixedSets:
         )
         conditions = [c for c in conditions if c is not None] or [like.new_zeros(1, *like.shape[1:])]
         belongs = reduce(torch.add, conditions)
-        if (
-            self.distinct
-        ):  # here the conditions are two, or one that was just gathered, so nothing shared is written to
+        if self.distinct:  # `belongs` is new here, a sum or just gathered, so nothing shared is written to
             belongs.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
         return belongs
 
@@ -122,7 +120,7 @@ class MixedSets:
         return self.places.of_pairs(self.lam) if isinstance(self.lam, Tensor) else self.lam
 
     def similarities(self, similarities: Tensor, inverse: Tensor | None) -> Tensor:
-        """Those of the anchors to their mixed examples (a, f, s), from those to the clean ones (a, n)."""
+        """The similarities of the anchors to their mixed examples (a, f, s), from those to clean ones (a, n)."""
         return _Mix.apply(similarities, inverse, self.places, self.lam)
 
     def inverse_norms(self, loss: Loss, batch: Batch, similarities: Tensor) -> Tensor:
@@ -157,7 +155,7 @@ class _Mix(Function):
         return mixed if inverse is None else (mixed * inverse).clamp_(-1.0, 1.0)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, gradient: Tensor):
         (mixed, inverse), places, lam = ctx.saved_tensors, ctx.places, ctx.lam
         towards_inverse = None

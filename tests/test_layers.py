@@ -17,6 +17,7 @@ LAYERS = [  # what may be imported: the own layer's neighbours and everything ab
         "harness.streams",
         "harness.registry",
         "harness.cache",
+        "harness.scratch",
         "harness.storage",
         "harness.lease",
         "harness.config",

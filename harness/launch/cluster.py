@@ -5,24 +5,21 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from harness.launch import supervise
 from harness.launch.supervise import Unreachable
 from harness.order import Bundle
 from harness.record import RunError
+from harness.scratch import scratch, sweep
 
 try:
     import ray
@@ -39,7 +36,6 @@ WARM_WITHIN_S = 120.0
 ASK_AGAIN_S = 60.0  # a node that was unfit: its disk was full, or its share not mounted
 MISSED_AFTER_S = 30.0  # ray takes a node for dead that has not answered five times in three seconds each
 ANSWER_WITHIN_S = 10.0
-SCRATCH, TUNE_SCRATCH = "metrix-ray-", "metrix-tune-"
 OPEN_PROBE = (
     "from ray._raylet import GcsClient; import sys; GcsClient(address=sys.argv[1]).get_all_node_info(timeout=5)"
 )
@@ -287,7 +283,7 @@ def opened(address: str | None) -> Iterator[Cluster]:
 def alone() -> Iterator[None]:
     """A ray of this machine alone: loopback, a token of its own, silent. What dead ones left is cleared away."""
     sweep()
-    with scratch(SCRATCH) as folder:
+    with scratch("ray") as folder:
         token = folder / "token"
         token.touch(mode=0o600)
         token.write_text(_own_token())
@@ -385,22 +381,3 @@ def _silence() -> None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextmanager
-def scratch(prefix: str) -> Iterator[Path]:
-    """A folder that is gone on leaving. In /tmp, because a socket's path may not exceed 107 bytes."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir="/tmp"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def sweep() -> None:
-    """Remove the scratch folders of processes that were killed; each folder's name holds its process's number."""
-    for prefix in (SCRATCH, TUNE_SCRATCH, supervise.SCRATCH):
-        for folder in Path("/tmp").glob(f"{prefix}*-*"):
-            owner = folder.name.removeprefix(prefix).partition("-")[0]
-            if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-                shutil.rmtree(folder, ignore_errors=True)

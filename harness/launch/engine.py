@@ -21,12 +21,13 @@ from ray import tune
 from harness import packing, preflight, registry, storage
 from harness.config import Choice, Grid, Resources, Trial
 from harness.launch.actor import TrialActor
-from harness.launch.cluster import TUNE_SCRATCH, Call, Cluster, Node, opened, ray, scratch
+from harness.launch.cluster import Call, Cluster, Node, opened, ray
 from harness.launch.supervise import Unreachable
 from harness.live import Unseen, View
 from harness.order import FINAL, Bundle, Entry, Queue
 from harness.plan import relative_costs
 from harness.record import Failure, Run, RunError
+from harness.scratch import scratch
 from harness.trial import Sources, training_classes
 
 DRIVER_ATTEMPTS = 3  # a crash of Tune's controller is survived, unless so many come without a trial between
@@ -265,7 +266,7 @@ def trackers(names: Sequence[str]) -> list[tune.Callback]:
 def _fit(sources: Sources, wants: Resources, track: Sequence[tune.Callback] = ()) -> None:
     """One Tune experiment: it takes trials from the queue until that is empty, or it has had enough of them."""
     folder = _watch.run.folder / "trackers" if track else None
-    with nullcontext(folder) if folder else scratch(TUNE_SCRATCH) as place:
+    with nullcontext(folder) if folder else scratch("tune") as place:
         tune.Tuner(
             tune.with_resources(TrialActor, _placement),
             param_space={"sources": sources, "epoch_timeout_s": wants.epoch_timeout_s},

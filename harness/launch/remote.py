@@ -7,15 +7,14 @@ It is a process of its own there, and goes on when the laptop is closed.
 
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from harness import scratch
 from harness.launch import environment
 from harness.record import RunError
 
@@ -110,9 +109,10 @@ class Command:
     def __init__(self, words: list[str], files: dict[str, str]):
         import ray
 
-        self._folder = Path(tempfile.mkdtemp(prefix=f"metrix-ray-{os.getpid()}-", dir="/tmp"))
+        self._scratch = scratch.make("head")
+        folder = self._scratch.folder
         for name, text in files.items():
-            path = self._folder / "grids" / name
+            path = folder / "grids" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         # An environment that this worker got from ray would make the driver believe it is a worker, too.
@@ -120,17 +120,18 @@ class Command:
         if (SOURCES / "pyproject.toml").exists():  # a checkout, which need not be installed
             clean["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SOURCES), clean.get("PYTHONPATH"))))
         clean["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # `auto` is this cluster, not another one here
-        (self._folder / "grids").mkdir(exist_ok=True)
-        output = self._folder / "output"
+        (folder / "grids").mkdir(exist_ok=True)
+        output = folder / "output"
         with output.open("w") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "harness.cli", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                cwd=self._folder / "grids",
+                cwd=folder / "grids",
                 env=clean,
                 start_new_session=True,
+                pass_fds=[self._scratch.lock],  # it may outlive this process
             )
         self._output = output.open(errors="replace")
 
@@ -142,7 +143,7 @@ class Command:
             code = None
         text = self._output.read()
         if code is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._scratch.remove()
         return text, code
 
     def interrupt(self) -> None:

@@ -8,14 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.record import RunError
+from harness.scratch import scratch
 
-SCRATCH = "metrix-driver-"
 REPORT = "METRIX_BENCH_REPORT"  # names the file in which a child says how it ended
 BACK_WITHIN_S = 1800.0  # a head that is gone for longer is not waited for
 PAUSE_S = 3.0
@@ -51,8 +50,8 @@ def supervised(run: Callable[[], int], words: Sequence[str], address: str | None
         return run()
     if REPORT in os.environ:
         return _reported(run, Path(os.environ[REPORT]))
-    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-", dir="/tmp") as folder:
-        return _watched(words, Path(folder) / "report")
+    with scratch("driver") as folder:
+        return _watched(words, folder / "report")
 
 
 def _reported(run: Callable[[], int], report: Path) -> int:

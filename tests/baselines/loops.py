@@ -246,3 +246,7 @@ def mixed(name, embeddings, labels, pairs, lam, renormalize=True, proxies=None, 
         return sum(terms) / max(1, len(terms))
     sets = [labelled(z[a], a, labels[a]) for a in range(n)]
     return sum(FORMULAS[name](v, **parameters) or 0.0 for v in sets if v) / n
+
+
+NAMES = {*FORMULAS, "proxy_anchor", "triplet", "margin"}
+"""The losses that have loops here: all of the project."""

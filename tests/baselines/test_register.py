@@ -8,6 +8,7 @@ import torch
 
 import baselines
 from metrix import Metrix, refusal
+from tests.baselines import loops
 
 NAMES = baselines.names()
 SIZES = {"num_classes": 5, "dim": 4}
@@ -39,12 +40,20 @@ def test_has_the_published_losses():
     }  # fmt: skip
 
 
+def test_the_published_losses_name_the_year_and_have_loops():
+    for name in loops.NAMES:
+        about = baselines.describe(name)
+        assert about.paper.endswith(str(about.year))
+    assert len(loops.NAMES) == 16
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_describes_itself(name):
     about = baselines.describe(name)
     loss = baselines.create(name, **SIZES)
     assert about.title
-    assert about.paper.endswith(str(about.year))
+    assert about.paper
+    assert 1900 < about.year < 2100
     assert about.metrix != bool(about.why_no_metrix)
     assert set(about.search_space) <= set(about.parameters)
     assert set(about.learnable) == {name for name, _ in loss.named_parameters()}

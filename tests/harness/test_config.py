@@ -135,7 +135,12 @@ def test_overrides(load):
     assert [loss.lr for loss in load(GOOD, losses=["multi_similarity"]).losses] == [2e-4]
     assert "did you mean 'epochs'" in problems(load, GOOD, "epoch=20")[0]
     assert "written key=value" in problems(load, GOOD, "epochs")[0]
-    assert "no entry of the grid's losses named 'proxy_anchor'" in problems(load, GOOD, losses=["proxy_anchor"])[0]
+    assert "no entry of the grid's losses named 'proxy_ancor'" in problems(load, GOOD, losses=["proxy_ancor"])[0]
+
+
+def test_a_loss_that_the_grid_does_not_list_runs_at_its_defaults(load):
+    (loss,) = load(GOOD, losses=["proxy_anchor"]).losses
+    assert (loss.name, loss.options, loss.lr) == ("proxy_anchor", {}, None)
 
 
 @pytest.mark.parametrize(

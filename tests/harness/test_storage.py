@@ -135,11 +135,12 @@ def test_another_machine_says_whether_it_sees_the_folder(tmp_path, bucket):
 def test_scratch_files_of_the_dead_are_swept_and_those_of_the_living_are_kept(tmp_path):
     run = Run(tmp_path)
     run.prepare()
-    here, dead = storage.this_host(), subprocess.Popen(["true"])
+    dead = subprocess.Popen(["true"])
     dead.wait()
+    mine = storage.scratch(Path("a.json")).name
     names = {
-        "mine": f".a.json.{here}-{os.getpid()}-0.part",
-        "dead": f".a.json.{here}-{dead.pid}-0.part",
+        "mine": mine,
+        "dead": mine.replace(f"-{os.getpid()}-", f"-{dead.pid}-"),
         "far": ".a.json.far.away-7-0.part",
         "old": ".a.json.far.away-8-0.part",
     }
@@ -151,6 +152,22 @@ def test_scratch_files_of_the_dead_are_swept_and_those_of_the_living_are_kept(tm
     assert left == {names["mine"], names["far"]}
     assert run.sweep(ended=True) == 1
     assert {path.name for path in tmp_path.glob(".*.part")} == {names["mine"]}
+
+
+def test_a_container_of_the_same_name_keeps_what_it_writes(tmp_path, monkeypatch):
+    """Its process numbers are not those seen here, where nobody may have them."""
+    run = Run(tmp_path)
+    run.prepare()
+    monkeypatch.setattr(storage, "this_boot", lambda: "the same kernel, other process numbers")
+    theirs = storage.scratch(tmp_path / "a.json")
+    monkeypatch.undo()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    theirs = theirs.with_name(theirs.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
+    theirs.touch()
+    assert run.sweep() == 0
+    assert theirs.exists()
+    assert run.sweep(ended=True) == 1
 
 
 # buckets
