@@ -34,7 +34,7 @@ class ModelError(ValueError):
 
 
 class Unavailable(ModelError):
-    """Published weights that are neither here nor to be had at the moment; later they may be."""
+    """Weights that are not here, nor to be had at the moment; later, or on another machine, they may be."""
 
 
 class _NotMixable(Exception):
@@ -171,7 +171,8 @@ class Embedder(nn.Module):
         if dim < 1:
             found.append(f"dim is {dim}; an embedding has at least one dimension")
         if found:
-            raise ModelError("; ".join(found))
+            absent = not isinstance(pretrained, bool) and not Path(pretrained).is_file()
+            raise (Unavailable if absent else ModelError)("; ".join(found))
         body = anatomy(backbone, options, side_px)
         self.name, self.options, self.side_px = backbone, dict(options or {}), body.side_px
         self.dim, self.pooling, self.norm = dim, pooling, norm

@@ -155,9 +155,12 @@ def kind_of(error: Exception) -> str:
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Whether a file, disk or network was behind an error: another attempt, or another machine, may do better."""
+    """Whether a missing file, a disk or a network was behind an error: another attempt or machine may do better.
+
+    Pillow's complaints about damaged images are OSErrors too, without the number of an error of the system.
+    """
     while error is not None:
-        if isinstance(error, OSError | Unavailable):
+        if isinstance(error, FileNotFoundError | Unavailable) or (isinstance(error, OSError) and error.errno):
             return True
         error = error.__cause__
     return False

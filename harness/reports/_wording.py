@@ -18,7 +18,13 @@ STATES = {"fail": "fail", "--": MISSING, "n/a": "n/a"}
 def heading(block: Block) -> str:
     """`glyphs · test_resnet`, with the factors that tell it from its neighbours: `(model.dim = 128)`."""
     factors = ", ".join(f"{name} = {_short(value)}" for name, value in block.factors)
-    return f"{block.dataset} · {block.backbone}" + (f" ({factors})" if factors else "")
+    return f"{block.dataset} · {_network(block)}" + (f" ({factors})" if factors else "")
+
+
+def _network(block: Block) -> str:
+    """The backbone, with the tag of published weights only where they were loaded."""
+    loaded = {record.trial.backbone.pretrained is True for row in block.rows for record in row.parts}
+    return block.backbone.partition(".")[0] if loaded == {False} else block.backbone
 
 
 def _short(value: object) -> str:

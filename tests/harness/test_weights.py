@@ -1,5 +1,6 @@
 """A file of weights: what it is, what is unwrapped of it, and that a record says what was loaded."""
 
+import errno
 import hashlib
 import io
 import re
@@ -13,11 +14,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from harness import rules
+from harness import datasets, rules
 from harness.config import Backbone, Grid, GridError
 from harness.datasets import DatasetError
 from harness.models import Embedder, ModelError, Unavailable
 from harness.order import FINAL
+from harness.reports._wording import heading
 from harness.tables import leaderboard
 from harness.train import Diverged
 from harness.trial import Unfair, kind_of, run_trial
@@ -155,14 +157,29 @@ def test_safetensors_are_told_by_their_content(tmp_path, state):
     assert torch.equal(loaded(tmp_path / "w.ckpt").backbone.conv1[0].weight, state["conv1.0.weight"])
 
 
-def test_what_cannot_change_is_not_tried_again():
+def test_what_cannot_change_is_not_tried_again(tmp_path):
     assert {"refused", "diverged", "out of memory"} == set(FINAL)
     for error in (ModelError("x"), DatasetError("x"), Unfair("x"), GridError("g", ["x"])):
         assert kind_of(error) == "refused"
     assert kind_of(Diverged("x")) == "diverged"
+    damaged = DatasetError("image.png cannot be read")
+    damaged.__cause__ = OSError("image file is truncated")
+    assert kind_of(damaged) == "refused"
     passing = DatasetError("image.png cannot be read")
-    passing.__cause__ = OSError("stale file handle")
-    for error in (passing, Unavailable("offline"), OSError("disk"), RuntimeError("cuda"), ValueError("bug")):
+    passing.__cause__ = OSError(errno.ESTALE, "stale file handle")
+    with pytest.raises(DatasetError) as gone:
+        datasets.load("folder", tmp_path / "unmounted")
+    with pytest.raises(ModelError) as elsewhere:
+        loaded(tmp_path / "elsewhere.pth")
+    for error in (
+        passing,
+        gone.value,
+        elsewhere.value,
+        Unavailable("offline"),
+        OSError("disk"),
+        RuntimeError("cuda"),
+        ValueError("bug"),
+    ):
         assert kind_of(error) == "error"
 
 
@@ -206,6 +223,7 @@ def test_a_record_names_the_file_and_how_its_images_were_prepared(recorded, tmp_
         f"Network: test_resnet, weights of the file {record.weights}, images normalised by mean 0.5 0.5 0.5 and std "
         "0.25 0.5 0.5, bicubic, avg pooling"
     )
+    assert heading(block) == "glyphs · test_resnet", "no tag that was not loaded"
     plain = recorded(path)
     assert plain.provenance["normalisation"]["config"] == "test_resnet.r160_in1k"
     assert plain.validation != record.validation
