@@ -273,14 +273,29 @@ def _data(record: Record) -> str:
 
 
 def _network(trial: Trial, records: Sequence[Record]) -> str:
+    chosen = trial.backbone.pretrained
+    name = (
+        trial.backbone.name if chosen is True else trial.backbone.name.partition(".")[0]
+    )  # no tag that is not loaded
     start = "random initial weights"
-    if trial.backbone.pretrained:
-        tags = {str(r.provenance["weights"]) for r in records if r.provenance.get("weights")}
-        start = " ".join(["pretrained weights", *sorted(tags)])
+    if chosen:
+        loaded = sorted({r.weights for r in records if r.weights})
+        start = " ".join(["pretrained weights" if chosen is True else "weights of the file", *loaded])
     return (
-        f"Network: {trial.backbone.name}, {start}, {trial.model.pooling} pooling to {trial.model.dim} dimensions, "
-        f"BatchNorm {trial.model.norm}, images of {trial.images.side_px} px."
+        f"Network: {name}, {start}{_normalised(trial, records)}, {trial.model.pooling} pooling to "
+        f"{trial.model.dim} dimensions, BatchNorm {trial.model.norm}, images of {trial.images.side_px} px."
     )
+
+
+def _normalised(trial: Trial, records: Sequence[Record]) -> str:
+    """How images are prepared for weights that are not timm's own, or where the grid says it."""
+    used = next((r.provenance["normalisation"] for r in records if r.provenance.get("normalisation")), None)
+    own = trial.backbone.mean or trial.backbone.std or trial.backbone.interpolation
+    if used is None or not (own or isinstance(trial.backbone.pretrained, str)):
+        return ""
+    mean, std = (" ".join(f"{value:g}" for value in used[name]) for name in ("mean", "std"))
+    rest = f" (what the grid leaves open as timm has it for {used['config']})" if used["config"] else ""
+    return f", images normalised by mean {mean} and std {std}, {used['interpolation']}{rest}"
 
 
 def _training(rows: Sequence["Row"], trial: Trial) -> str:

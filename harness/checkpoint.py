@@ -73,6 +73,12 @@ def load(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
     return _decode(content["sections"], tensors), _decode(content["meta"], tensors)
 
 
+def tensors(path: Path | str) -> dict[str, Tensor]:
+    """The tensors of any safetensors file, on the CPU. Raises SafetensorError for what is none."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
 def remove(folder: Path | str) -> None:
     """Delete the checkpoints in `folder`, and the folder where nothing else is in it; no error if it is not there."""
     folder = Path(folder)

@@ -53,13 +53,22 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, le=1)]
+
+
 class Backbone(Choice):
     """A timm network. `options` go to timm; `stage` is where the feature level mixes (None: the last feature map).
 
     `lr_scale` multiplies every learning rate of the grid with this network: a transformer wants smaller steps.
+    `pretrained` is true for timm's published weights of this name, or a file. `mean` and `std` (of the channels, for
+    pixels in [0, 1]) and `interpolation` are how its images were prepared; what is not set, timm says for the name.
     """
 
     pretrained: bool | str = False
+    mean: tuple[Share, Share, Share] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
     stage: str | None = None
     lr_scale: float = Field(1.0, gt=0)
 
@@ -288,7 +297,9 @@ def _as_json(value: Any) -> str:
     if part is not value:  # an id is another value's once its own is gone: what is kept here is not
         if len(_written) > 10_000:
             _written.clear()
-        text = json.dumps(value.model_dump(mode="json"), sort_keys=True)
+        content = value.model_dump(mode="json")
+        content = {name: given for name, given in content.items() if given is not None or name not in LATER}
+        text = json.dumps(content, sort_keys=True)
         _written[id(value)] = value, text
     return text
 
@@ -398,7 +409,7 @@ class Trial(Value):
         return dict(_flat(content))
 
 
-LATER = ("fold", "folds", "ks")  # settings that trials have not always had
+LATER = ("fold", "folds", "ks", "mean", "std", "interpolation")  # settings that trials have not always had
 _DECISIVE = tuple(sorted(Trial.model_fields.keys() - {"keep", "analysis"}))  # what a trial's digest is made of
 
 ManyChoices = Annotated[Choice, BeforeValidator(_named)]

@@ -126,7 +126,7 @@ def _unlike(folds: Iterable[Record]) -> str:
         values["protocol"].append(fold.protocol)
         values["the evaluator"].append(fold.provenance.get("evaluator"))
         values["the data"].append((fold.data.index_fingerprint, fold.data.pixel_fingerprint))
-        values["the network's weights"].append(fold.provenance.get("weights"))
+        values["the network's weights"].append(fold.weights)
     return " and ".join(what for what, some in values.items() if any(value != some[0] for value in some))
 
 

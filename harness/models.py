@@ -10,7 +10,7 @@ nothing but run the network.
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import checkpoint, registry
+from harness import checkpoint, registry, weights
 from harness.errors import UserError
 
 POOLINGS = ("avg", "max", "avg+max", "token")
@@ -32,6 +32,10 @@ UNNAMED_END = "forward_features"  # the last stage of a backbone in which no mod
 
 class ModelError(UserError):
     """A backbone, option, stage or weights file that does not exist or does not fit; the message says what does."""
+
+
+class Unavailable(ModelError):
+    """Weights that are not here, nor to be had at the moment; later, or on another machine, they may be."""
 
 
 class _NotMixable(Exception):
@@ -103,9 +107,19 @@ def fetch(
 ) -> Path | None:
     """The weights' file of this choice of network, fetched now if it is not here yet; None for initial weights.
 
-    Raises ModelError where published weights are neither on this machine nor to be had.
+    Raises Unavailable where published weights are neither on this machine nor to be had.
     """
     return _weights_file(anatomy(backbone, options, side_px), pretrained)
+
+
+def open_weights(
+    backbone: str, file: Path, published: bool, options: Mapping[str, Any] | None = None, side_px: int | None = None
+) -> str:
+    """Fill a backbone with a file of weights, as a trial will; what was unwrapped or left out, "" for nothing.
+
+    Raises ModelError with what the file is, or in what it differs from the backbone.
+    """
+    return _build(anatomy(backbone, options, side_px), file, published=published)[1]
 
 
 class Embedder(nn.Module):
@@ -121,15 +135,19 @@ class Embedder(nn.Module):
                 over the patches alone where the features are tokens; or "token", the class token
     norm        "train", or "frozen": BatchNorm uses and keeps its running statistics, its affine parameters train
     pretrained  True: timm's published weights; False: initial weights; or a file, safetensors or torch (read with
-                weights_only=True), which must fill the backbone exactly
+                weights_only=True), which must fill the backbone exactly; see `harness.weights` for what is unwrapped
+    mean, std, interpolation   how images are prepared (channels of pixels in [0, 1]; "bilinear" or "bicubic"); what
+                is None is taken from timm's configuration of the name
     options     keyword arguments for timm, such as {"drop_path_rate": 0.1}
     side_px     side of the images; needed where the backbone fixes it (most transformers) and differs from its own
     generator   where initial weights are drawn from (a torch generator or a seed); torch's own generator is then
-                left as it was. The head is drawn like that of Kim et al. 2020: normal, fan-out, no bias.
+                left as it was. The head is drawn like that of Kim et al. 2020: weights normal with fan-out, a bias
+                that begins at 0 and trains.
 
-    Attributes: `tag` (timm's full tag, "resnet50.tv_in1k"), `weights_digest` (sha256 of the weights' file, or of the
-    initial parameters where none is loaded), and of the weights' own configuration `mean`, `std`, `interpolation`
-    and `input_px`; `width`, the channels of the last feature map.
+    Attributes: `weights` (what was loaded: timm's tag of published weights such as "resnet50.tv_in1k", the name of a
+    file, None for initial weights), `weights_read` (what was unwrapped of a file, or None), `weights_digest` (sha256
+    of the weights' file, or of the initial parameters where none is loaded); `mean`, `std`, `interpolation`;
+    `tag` and `input_px` of timm's configuration of the name; `width`, the channels of the last feature map.
 
     Raises ModelError with everything that is wrong.
     """
@@ -143,6 +161,9 @@ class Embedder(nn.Module):
         norm: str = "train",
         pretrained: bool | str | Path = True,
         options: Mapping[str, Any] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        interpolation: str | None = None,
         side_px: int | None = None,
         generator: torch.Generator | int | None = None,
     ):
@@ -151,26 +172,41 @@ class Embedder(nn.Module):
         if dim < 1:
             found.append(f"dim is {dim}; an embedding has at least one dimension")
         if found:
-            raise ModelError("; ".join(found))
+            absent = not isinstance(pretrained, bool) and not Path(pretrained).is_file()
+            raise (Unavailable if absent else ModelError)("; ".join(found))
         body = anatomy(backbone, options, side_px)
         self.name, self.options, self.side_px = backbone, dict(options or {}), body.side_px
         self.dim, self.pooling, self.norm = dim, pooling, norm
         self.tag, self.width = body.tag, body.width
-        self.mean, self.std = body.mean, body.std
-        self.interpolation, self.input_px = body.interpolation, body.input_px
+        self.mean, self.std = tuple(mean or body.mean), tuple(std or body.std)
+        self.interpolation, self.input_px = interpolation or body.interpolation, body.input_px
+        self._all_given = bool(mean and std and interpolation)
         self._positions_axes, self._prefix = body.axes, body.prefix
         # Measured on two cores: a step of a convolutional network takes 0.7 to 1.0 of its time with channels last.
         self._layout = torch.channels_last if body.axes == (2, 3) else torch.contiguous_format
-        weights = _weights_file(body, pretrained)
+        file = _weights_file(body, pretrained)
+        self.weights = body.tag if pretrained is True else file and file.name
         with _drawn_from(generator):
-            self.backbone = _build(body, weights, published=pretrained is True)
+            self.backbone, said = _build(body, file, published=pretrained is True)
             _lay_out(self.backbone, self._layout)
             self.head = nn.Linear(self.width, dim)
             nn.init.kaiming_normal_(self.head.weight, mode="fan_out")
             nn.init.zeros_(self.head.bias)
-        self.weights_digest = checkpoint.digest(weights) if weights else checkpoint.state_digest(self.state_dict())
+        self.weights_read = said or None
+        self.weights_digest = checkpoint.digest(file) if file else checkpoint.state_digest(self.state_dict())
         self._trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         self.train()
+
+    @property
+    def normalisation(self) -> dict[str, Any]:
+        """How images are prepared; `config`: whose timm configuration says what was not given, None if all was."""
+        config = None if self._all_given else self.tag
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "config": config,
+        }
 
     def forward(self, images: Tensor) -> Tensor:
         """Unit embeddings (n, dim) of normalised images (n, 3, side, side)."""
@@ -501,6 +537,11 @@ def _on_meta(backbone: str, options: Mapping[str, Any], num_classes: int = 0) ->
 
 def _check_name(backbone: str) -> None:
     timm = _timm()
+    if ":" in backbone or "/" in backbone:
+        raise ModelError(
+            f"{backbone!r} is not a name of timm's: networks are named as `metrix-bench list backbones` does, and "
+            "weights from elsewhere are given as a file (pretrained: FILE)"
+        )
     architecture, _, tag = backbone.partition(".")
     if not timm.is_model(architecture):
         raise ModelError(registry.unknown("backbone", backbone, timm.list_models()))
@@ -581,22 +622,44 @@ def _drawn_from(generator: torch.Generator | int | None) -> Iterator[None]:
         yield
 
 
-def _build(body: Anatomy, weights: Path | None, *, published: bool) -> nn.Module:
-    """The backbone itself; a user's file must fill it exactly, published weights are read as timm reads them."""
+def _build(body: Anatomy, file: Path | None, *, published: bool) -> tuple[nn.Module, str]:
+    """The backbone itself, and what was unwrapped of a user's file.
+
+    Such a file must fill the backbone exactly; published weights are read as timm reads them.
+    """
     timm = _timm()
-    if weights is None:
-        return timm.create_model(body.backbone, pretrained=False, num_classes=0, **body.options)
-    overlay: dict[str, Any] = {"file": str(weights), "custom_load": False}
+    if file is None:
+        return timm.create_model(body.backbone, pretrained=False, num_classes=0, **body.options), ""
+    chosen, overlay = weights.Chosen({}), {"file": str(file), "custom_load": False}
+    expected = {name: tensor.shape for name, tensor in body.network.state_dict().items()}
     try:
         if not published:
-            overlay = {"state_dict": _backbone_state(body, weights), "num_classes": 0, "label_offset": 0}
+            chosen = weights.choose(weights.read(file), expected, _classifier(body, expected))
+            overlay = {"state_dict": dict(chosen.tensors), "num_classes": 0, "label_offset": 0}
         network = timm.create_model(
             body.backbone, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, **body.options
         )
+    except weights.Misfit as error:
+        raise ModelError(f"the weights file {file} {error}") from error
     except Exception as error:  # the file's reader and timm's conversion raise all sorts
-        raise ModelError(f"the weights file {weights} does not fit {body.backbone}: {_summary(error)}") from error
+        why = weights.misfit(chosen.tensors, expected) if chosen.tensors else _of_published(file, error)
+        raise ModelError(f"the weights file {file} does not fit {body.backbone}: {why}") from error
     network.pretrained_cfg.pop("state_dict", None)
-    return network
+    return network, chosen.said
+
+
+def _of_published(file: Path, error: Exception) -> str:
+    """Why a file that timm fetched cannot be read: most often it was cut off."""
+    try:
+        weights.read(file)
+    except weights.Misfit as problem:
+        return f"it {problem}; delete it, and it is fetched again"
+    return _first_line(error)
+
+
+def _classifier(body: Anatomy, expected: Mapping[str, Any]) -> set[str]:
+    """The names of a classifier's tensors, which are left out of a file: the embedder has its own head."""
+    return set(_on_meta(body.backbone, body.options, num_classes=1000).state_dict()) - set(expected)
 
 
 def _lay_out(network: nn.Module, layout: torch.memory_format) -> None:
@@ -606,20 +669,6 @@ def _lay_out(network: nn.Module, layout: torch.memory_format) -> None:
             parameter.data = parameter.data.contiguous(memory_format=layout)
 
 
-def _backbone_state(body: Anatomy, weights: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, less those of a classifier: the embedder has its own head."""
-    state = _timm().models.load_state_dict(str(weights), use_ema=False, weights_only=True)
-    classifying = _on_meta(body.backbone, body.options, num_classes=1000)
-    of_classifier = set(classifying.state_dict()) - set(body.network.state_dict())
-    return {name: tensor for name, tensor in state.items() if name not in of_classifier}
-
-
-def _summary(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    text = " ".join(lines[:3])
-    return text if len(text) <= 400 else text[:400] + " …"
-
-
 def _weights_file(body: Anatomy, pretrained: bool | str | Path) -> Path | None:
     """The file to load: the user's, the published one (fetched once, then from the cache of timm's hub), or none."""
     if pretrained is not True:
@@ -627,7 +676,7 @@ def _weights_file(body: Anatomy, pretrained: bool | str | Path) -> Path | None:
     try:
         return _published_file(body.config)
     except Exception as error:  # network, proxy, hub and disk each raise their own
-        raise ModelError(
+        raise Unavailable(
             f"the published weights of {body.tag} are not on this machine and cannot be fetched "
             f"({_first_line(error)}); go online, or set pretrained to false or to a file of weights"
         ) from error

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 from harness.config import Trial
 
-FINAL = ("diverged", "out of memory")  # the same again would end the same
+# The same again would end the same. A loss that diverged is not tried again either, on any device: an arm that may
+# begin anew until it gets through would be judged by its luckiest attempt.
+FINAL = ("diverged", "out of memory", "refused")
 Bundle = dict[str, float]  # {"CPU": 1, "GPU": 0.5}: what a trial occupies
 
 

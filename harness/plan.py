@@ -54,7 +54,9 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
     problems = [f"arms: {label}: {why[label]}" for label in named if label in why]
     problems += [finding.sentence for finding in evaluator_faults()]
     unfit, notes = _data_problems(fit, data, cache)
-    problems += _network_problems(fit, cache) + unfit
+    misfit, said = _network_problems(fit, cache)
+    problems += misfit + unfit
+    notes += said
     if problems:
         raise GridError(grid.name, problems)
     out = {id(trial) for cell, reason in zip(cells, reasons, strict=True) if reason for trial in cell}
@@ -86,8 +88,10 @@ def refusal(arm: Arm) -> str | None:
     return metrix.refusal(arm.loss, **arm.metrix.model_dump())
 
 
-def _network_problems(trials: list[Trial], cache: Path | None) -> list[str]:
-    """Backbones, pooling, weights and stages that do not exist or do not fit; published weights are fetched here.
+def _network_problems(trials: list[Trial], cache: Path | None) -> tuple[list[str], list[str]]:
+    """Backbones, pooling, weights and stages that do not exist or do not fit, and what is unwrapped of weights.
+
+    Published weights are fetched here, and every file of weights is opened once.
 
     That nothing was wrong stays known while the code and the packages are the same: looking imports timm.
     """
@@ -97,12 +101,14 @@ def _network_problems(trials: list[Trial], cache: Path | None) -> list[str]:
             stage, hardest = (t.arm.metrix.stage, t.arm.metrix.hardest) if t.arm.at == "feature" else (None, None)
             key = (t.backbone.model_dump_json(), t.model, t.images.side_px, stage, hardest)
             asked.setdefault(key, (t.backbone, t.model, t.images.side_px, stage, hardest))
-    found, hubs = {}, [os.environ.get(name) for name in HUBS]
+    found, notes, hubs = {}, {}, [os.environ.get(name) for name in HUBS]
     for network, model, *rest in asked.values():
         key = ["network", *_builders(), network.model_dump(mode="json"), model.model_dump(mode="json"), *rest, hubs]
         about = remembered(cache or default_folder(), key, partial(_looked_at, network, model, *rest), _in_order)
         found |= {f"backbones: {problem}": None for problem in about["problems"]}
-    return list(found)
+        if about["said"]:
+            notes[f"{Path(about['weights']).name}: {about['said']}"] = None
+    return list(found), list(notes)
 
 
 def _looked_at(network: Backbone, model: Model, side_px: int, stage: str | None, hardest: int | str | None) -> dict:
@@ -110,22 +116,32 @@ def _looked_at(network: Backbone, model: Model, side_px: int, stage: str | None,
     wrong = models.problems(
         network.name, model.pooling, model.norm, network.pretrained, stage, network.options, side_px
     )
-    weights = None
+    weights, said = None, ""
     if not wrong:
         try:
             weights = models.fetch(network.name, network.pretrained, network.options, side_px)
+            if weights:
+                published = network.pretrained is True
+                said = models.open_weights(network.name, weights, published, network.options, side_px)
         except models.ModelError as error:
             wrong = [str(error)]
     if not wrong and hardest is not None:
         stages = models.stages(network.name, network.options, side_px)
         reason = metrix.refusal("contrastive", at="feature", stage=stage, hardest=hardest, stages=stages)
         wrong = [reason] if reason else []
-    return {"problems": wrong, "weights": weights and str(weights)}
+    return {"problems": wrong, "weights": weights and str(weights), "stamp": _stamp(weights), "said": said}
 
 
 def _in_order(about: dict) -> bool:
-    """Whether a network had no problems, and its weights are still where they were."""
-    return not about["problems"] and (about["weights"] is None or Path(about["weights"]).is_file())
+    """Whether a network had no problems, and its weights are still the file they were."""
+    return not about["problems"] and _stamp(about["weights"]) == about["stamp"]
+
+
+def _stamp(file: str | Path | None) -> list[int] | None:
+    """Size and time of a file, which tell another from it; None where there is none."""
+    if file is None or not Path(file).is_file():
+        return None
+    return [(known := Path(file).stat()).st_size, known.st_mtime_ns]
 
 
 def _builders() -> list[str]:

@@ -133,6 +133,19 @@ class Record(Stored):
     folds: tuple["Record", ...] = Field((), exclude=True)
 
     @property
+    def weights(self) -> str | None:
+        """What the network began with: timm's tag of published weights, or name and digest of a file of weights.
+
+        None for random initial weights, and where nothing was loaded. Older records name timm's tag whatever was
+        loaded; their settings and digest say better.
+        """
+        chosen, origin = self.trial.backbone.pretrained, self.provenance
+        if chosen is True:
+            return origin.get("weights")
+        digest = origin.get("initial_weights")
+        return f"{Path(chosen).name} (sha256 {digest[:12]})" if chosen and digest else None
+
+    @property
     def parts(self) -> tuple["Record", ...]:
         """The records that are files: those of the folds, or this one."""
         return self.folds or (self,)
@@ -141,7 +154,8 @@ class Record(Stored):
 class Failure(Stored):
     """Why a trial has no record: kind, one sentence, the traceback.
 
-    Kinds: error, diverged, out of memory, timeout (it hung), lost (its process died), storage (full or away long).
+    Kinds: error, refused (its settings or data cannot work, so it is not tried again), diverged, out of memory,
+    timeout (it hung), lost (its process died), storage (full or away long).
     """
 
     id: Id

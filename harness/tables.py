@@ -363,7 +363,7 @@ class _Entry:
             known["evaluator"] = origin.get("evaluator")
             for print_ in ("index_fingerprint", "pixel_fingerprint", "split_fingerprint"):
                 known[f"data.{print_}"] = getattr(data, print_)
-            known["weights"] = origin.get("weights")
+            known["weights"] = self.record.weights
             if self.trial.backbone.pretrained:
                 known["weights_digest"] = origin.get("initial_weights")
         return known
@@ -564,7 +564,7 @@ def _reasons(failures: dict[int, Failure]) -> list[str]:
     for seed, failure in sorted(failures.items()):
         times = f" {failure.attempts}x" if failure.attempts > 1 else ""
         first = (failure.reason.strip().splitlines() or [""])[0].rstrip(".")
-        kind = "" if failure.kind == "error" else failure.kind
+        kind = "" if failure.kind in ("error", "refused") else failure.kind
         seeds[f"failed{times} ({': '.join(filter(None, (kind, first))) or 'error'})"].append(str(seed))
     return [f"seed {', '.join(who)} {said}" for said, who in seeds.items()]
 

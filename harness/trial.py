@@ -30,13 +30,13 @@ from harness import checkpoint, datasets, parallel, pml, retrieval, rules, scora
 from harness.analysis import analyse
 from harness.cache import default_folder
 from harness.chunked import Chunked, out_of_memory
-from harness.config import Choice, Trial
+from harness.config import Choice, GridError, Trial
 from harness.datasets import Dataset, DatasetError
 from harness.errors import UserError
 from harness.images import Images, Originals, open_images
 from harness.ledger import Ledger
 from harness.loading import Augmentation
-from harness.models import Embedder
+from harness.models import Embedder, ModelError, Unavailable
 from harness.provenance import provenance
 from harness.record import Cost, Data, Record, Run, now, write_json
 from harness.selection import FAIR, PROTOCOLS, Protocol
@@ -52,6 +52,9 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 class Unfair(UserError):
     """A trial that a fairness rule forbids; the message is what the rule found."""
+
+
+REFUSED = (ModelError, DatasetError, GridError, Unfair)  # settings and data that cannot work, however often
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,21 @@ def kind_of(error: Exception) -> str:
         return "diverged"
     if isinstance(error, StorageError) or isinstance(error.__cause__, StorageError):
         return "storage"
+    if isinstance(error, REFUSED) and not _may_pass(error):
+        return "refused"
     return "out of memory" if out_of_memory(error) else "error"
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether a missing file, a disk or a network was behind an error: another attempt or machine may do better.
+
+    Pillow's complaints about damaged images are OSErrors too, without the number of an error of the system.
+    """
+    while error is not None:
+        if isinstance(error, FileNotFoundError | Unavailable) or (isinstance(error, OSError) and error.errno):
+            return True
+        error = error.__cause__
+    return False
 
 
 def attempt(
@@ -242,7 +259,9 @@ def conclude(
             "chunk_rows": progress.chunked and progress.chunked[1],
             "batch_norm_rows": None if getattr(bench.model, "exact", True) else bench.model.rows,
             "driver": driver(bench.device),
-            "weights": getattr(bench.model, "tag", None),
+            "weights": getattr(bench.model, "weights", None),
+            "weights_read": getattr(bench.model, "weights_read", None),
+            "normalisation": getattr(bench.model, "normalisation", None),
             "initial_weights": getattr(bench.model, "weights_digest", None),
             "tested_weights": checkpoint.state_digest(bench.model.state_dict()),
             "tested_epoch": tested_epoch,
@@ -495,6 +514,9 @@ def embedder(trial: Trial) -> Embedder:
         norm=trial.model.norm,
         pretrained=trial.backbone.pretrained,
         options=trial.backbone.options,
+        mean=trial.backbone.mean,
+        std=trial.backbone.std,
+        interpolation=trial.backbone.interpolation,
         side_px=trial.images.side_px,
         generator=generator,
     )

@@ -42,6 +42,7 @@ LAYERS = [  # what may be imported: the own layer's neighbours and everything ab
         "harness.images",
         "harness.loading",
         "harness.models",
+        "harness.weights",
         "harness.pml",
         "harness.checkpoint",
         "harness.retrieval",

@@ -136,7 +136,7 @@ def _opened(
     if module.NEEDS_DATA and data is None:
         raise DatasetError(f"dataset {name!r} reads your own copy: say where it lies (data=…)")
     if module.NEEDS_DATA and not Path(data).exists():
-        raise DatasetError(f"dataset {name!r}: there is no {data}")
+        raise DatasetError(f"dataset {name!r}: there is no {data}") from FileNotFoundError(data)
     return module, None if data is None else Path(data), Path(cache) if cache else default_folder()
 
 

@@ -118,7 +118,7 @@ def stamped(dataset: Dataset) -> Dataset:
         except (FileNotFoundError, NotADirectoryError):
             missing.append(key)
     if missing:
-        raise DatasetError(missing_files(dataset, missing))
+        raise DatasetError(missing_files(dataset, missing)) from FileNotFoundError(missing[0])
     return replace(dataset, source_stamp=digest.hexdigest())
 
 

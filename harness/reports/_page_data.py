@@ -220,7 +220,7 @@ def _inflation(row: Row, metric: str) -> str:
 def _origin(record: Record) -> list[list[str]]:
     """Where a record's numbers come from, flattened; what differs from seed to seed is left to the record itself."""
     found = {"grid": f"{record.grid.get('name')} {record.grid.get('version', '')}".strip()}
-    for key, value in record.provenance.items():
+    for key, value in {**record.provenance, "weights": record.weights}.items():
         if key in ("initial_weights", "tested_weights") or value is None:
             continue
         if isinstance(value, dict):

@@ -23,7 +23,7 @@ STATES = {"fail": "fail", "--": MISSING, "n/a": "n/a"}
 def heading(block: Block) -> str:
     """`glyphs · test_resnet`, with the factors that tell it from its neighbours: `(model.dim = 128)`."""
     factors = ", ".join(f"{name} = {_short(value)}" for name, value in block.factors)
-    return f"{data(block)} · {block.backbone}" + (f" ({factors})" if factors else "")
+    return f"{data(block)} · {_network(block)}" + (f" ({factors})" if factors else "")
 
 
 def data(block: Block) -> str:
@@ -34,6 +34,12 @@ def data(block: Block) -> str:
 def unlike(block: Block) -> list[str]:
     """The benchmark that the block's data are not though they have its name, `not CUB-200-2011`; mostly nothing."""
     return sorted({data_rules.unlike(record) for row in block.rows for record in row.parts} - {""})
+
+
+def _network(block: Block) -> str:
+    """The backbone, with the tag of published weights only where they were loaded."""
+    loaded = {record.trial.backbone.pretrained is True for row in block.rows for record in row.parts}
+    return block.backbone.partition(".")[0] if loaded == {False} else block.backbone
 
 
 def _short(value: object) -> str:

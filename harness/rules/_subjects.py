@@ -110,7 +110,7 @@ def factors_of(record: Record) -> dict[str, Any]:
     data, origin = record.data, record.provenance
     factors = dict(record.trial.shared)
     factors |= {f"protocol.{key}": value for key, value in record.protocol.items()}
-    factors |= {"evaluator": origin.get("evaluator"), "weights": origin.get("weights")}
+    factors |= {"evaluator": origin.get("evaluator"), "weights": record.weights}
     for name in ("index_fingerprint", "pixel_fingerprint", "split_fingerprint"):
         factors[f"data.{name}"] = getattr(data, name)
     if record.trial.backbone.pretrained:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COLLAPSED = 0.01  # of √(1/d), the embedding std where directions are spread evenly
 ONE_DIRECTION = 1.5  # effective rank below which a single direction carries the embedding
 FIRST = ("R@1", "MAP@R")  # the scores that are named where they fell
+EXPLAINED = ("error", "refused")  # kinds of failures of which only the reason tells
 CODE = ("revision", "sources")
 ORIGINS = ("packages", "device", "tested_weights", "evaluator")
 
@@ -37,7 +38,7 @@ def failed_are_shown(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     for failure in results.failures:
         if failure.id not in finished:
             times = f"failed {failure.attempts}x" if failure.attempts > 1 else "failed"
-            said = f"{times} ({failure.kind if failure.kind != 'error' else _first_line(failure.reason)})"
+            said = f"{times} ({failure.kind if failure.kind not in EXPLAINED else _first_line(failure.reason)})"
             failed["/".join(failure.trial.cell), said].append(failure)
     for (cell, said), failures in sorted(failed.items()):
         yield f"{cell}: {said}, seed {named(f.trial for f in failures)}.", (failure.id for failure in failures)
@@ -195,6 +196,8 @@ def _lacking(record: Record) -> Iterator[str]:
     yield from (name.replace("_", " ") for name in ORIGINS if not origin.get(name))
     if not origin.get("initial_weights") and record.trial.arm.loss != FLOORS[1]:
         yield "initial weights"
+    if record.trial.backbone.pretrained and not record.weights and record.trial.arm.loss != FLOORS[1]:
+        yield "which weights were loaded"
     if "driver" not in origin:
         yield "driver"
     elif origin["driver"] == "unknown":

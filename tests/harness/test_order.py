@@ -56,7 +56,7 @@ def test_failures_in_a_row_count_and_progress_counts_anew(trials):
     assert len(some) == 3
 
 
-@pytest.mark.parametrize("kind", ["diverged", "out of memory"])
+@pytest.mark.parametrize("kind", ["diverged", "out of memory", "refused"])
 def test_what_would_end_the_same_is_not_tried_again(trials, kind):
     some = queue(trials)
     assert not some.failed(some.next(ONE).trial.id, kind, epoch=1)

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
 from harness.config import Grid, GridError
 from harness.plan import make_plan, relative_costs
@@ -64,10 +66,54 @@ def test_a_wrong_network_is_wrong_again(drawn):
 
 
 def test_weights_that_went_away_are_missed(drawn, tmp_path):
-    weights = tmp_path / "weights.safetensors"
-    weights.write_bytes(b"")
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), weights)
     changes = [*SMALL, f"backbones=[{{name: test_resnet, stage: layer3, pretrained: {weights}}}]"]
     make_plan(Grid.load("quick", changes), cache=drawn)
     os.unlink(weights)
-    with pytest.raises(GridError, match=r"there is no weights file '.*weights\.safetensors'"):
+    with pytest.raises(GridError, match=r"there is no weights file '.*weights\.pth'"):
         make_plan(Grid.load("quick", changes), cache=drawn)
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        (
+            "[{name: multi_similarity, options: {beta: -1}}]",
+            "losses: multi_similarity[beta=-1]: beta = -1 is out of range: it must be a number in (0.0, ∞)",
+        ),
+        (
+            "[{name: triplet, options: {mining: soft}}]",
+            "losses: triplet[mining=soft]: mining = 'soft' is unknown; it must be one of 'all', 'semihard', 'hard'",
+        ),
+        (
+            "[{name: soft_triple, options: {centres: 0}}]",
+            "losses: soft_triple[centres=0]: centres = 0 is out of range: it must be a number in [1, ∞)",
+        ),
+        (
+            "[{name: contrastive, options: {margin: wide}}]",
+            "losses: contrastive[margin=wide]: margin = 'wide' is out of range: it must be a number in [-1.0, 1.0]",
+        ),
+    ],
+)
+def test_options_that_a_loss_does_not_take_are_refused(drawn, losses, said):
+    with pytest.raises(GridError) as error:
+        make_plan(Grid.load("quick", [*SMALL, f"losses={losses}", "levels=[baseline]"]), cache=drawn)
+    assert error.value.problems == (said,)
+
+
+def test_a_file_of_weights_is_opened_by_the_plan_and_again_when_it_is_another(drawn, tmp_path):
+    """What is unwrapped is noted; a file of the same name that holds something else is found out."""
+    weights, state = tmp_path / "weights.ckpt", timm.create_model("test_resnet").state_dict()
+    changes = [*SMALL, f"backbones=[{{name: test_resnet, pretrained: {weights}}}]"]
+    torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}}, weights)
+    for _ in range(2):
+        plan = make_plan(Grid.load("quick", changes), cache=drawn)
+        assert plan.notes == ("weights.ckpt: read from 'state_dict', prefix 'model.' stripped",)
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(GridError) as error:
+        make_plan(Grid.load("quick", changes), cache=drawn)
+    assert error.value.problems == (
+        f"backbones: the weights file {weights} is a pointer of git-lfs, not the weights themselves: fetch them with "
+        "git lfs pull",
+    )
