@@ -26,10 +26,14 @@ HUBS = ("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME")  # where publ
 
 @dataclass(frozen=True)
 class Plan:
-    """Trials to run, in order; `refused` holds (dataset, backbone, arm, reason) of cells without a Metrix form."""
+    """Trials to run, in order; `refused` holds (dataset, backbone, arm, reason) of cells without a Metrix form.
+
+    `notes`: what is to be known before anything runs, such as files that are no part of a dataset.
+    """
 
     trials: tuple[Trial, ...]
     refused: tuple[tuple[str, str, str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -> Plan:
@@ -54,7 +58,7 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
     kept = [trial for trial in trials if id(trial) not in out]
     if grid.compute_matched:
         kept += matched_baselines(kept, cache)
-    return Plan(tuple(kept), tuple(dict.fromkeys(refused)))
+    return Plan(tuple(kept), tuple(dict.fromkeys(refused)), _data_notes(fit, data, cache))
 
 
 def alike(trials: Sequence[Trial]) -> list[list[Trial]]:
@@ -141,6 +145,13 @@ def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -
         except ValueError as error:  # a dataset that cannot be opened, or not be split so
             problems.append(f"datasets: {error}")
     return list(dict.fromkeys(problems))
+
+
+def _data_notes(trials: list[Trial], data: Path | None, cache: Path | None) -> tuple[str, ...]:
+    """What lies among the images of these trials' datasets and is passed over."""
+    choices = {trial.dataset.model_dump_json(): trial.dataset for trial in trials}
+    opened = (open_dataset(choice, data, cache) for choice in choices.values())
+    return tuple(f"{dataset.name}: {passed}" for dataset in opened for passed in dataset.passed_over)
 
 
 def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:

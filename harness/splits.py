@@ -7,12 +7,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from harness.datasets import Dataset
+from harness.datasets import Dataset, DatasetError
 
 # Whole groups are held out when their classes add up to the wanted number within this share of it.
 GROUP_TOLERANCE = Fraction(1, 4)
@@ -20,7 +18,8 @@ GROUP_TOLERANCE = Fraction(1, 4)
 
 def hash_order(names: Sequence[str], salt: str) -> list[int]:
     """Indices of `names` in the order of sha256(salt + name): as good as random, and the same everywhere."""
-    return sorted(range(len(names)), key=lambda i: hashlib.sha256((salt + names[i]).encode()).digest())
+    digests = [hashlib.sha256((salt + name).encode(errors="surrogateescape")).digest() for name in names]
+    return sorted(range(len(names)), key=digests.__getitem__)
 
 
 def held_out(class_names: Sequence[str], share: float, salt: str, groups: Sequence[str] | None = None) -> list[int]:
@@ -36,7 +35,7 @@ def held_out(class_names: Sequence[str], share: float, salt: str, groups: Sequen
     classes are held out as without groups.
     """
     if not 0 < share < 1:
-        raise ValueError(f"share = {share} of the classes, expected between 0 and 1 (both excluded)")
+        raise DatasetError(f"share = {share} of the classes, expected between 0 and 1 (both excluded)")
     # 0.2 * 35 is 7, not 7.000000000000001. Among images of a single class every neighbour would be right.
     wanted = max(2, math.ceil(Fraction(str(share)) * len(class_names)))
     if groups is not None and (whole := _whole_groups(groups, wanted, salt)) is not None:
@@ -67,7 +66,7 @@ def fair_validation(dataset: Dataset, share: float = 0.2) -> np.ndarray:
     name), whole groups where possible (see `held_out`): the same for all seeds and arms. A validation split that
     the source names is kept as it is, and so is the test split.
 
-    Raises ValueError when fewer than two classes would remain to train on.
+    Raises DatasetError when fewer than two classes would remain to train on.
     """
     if (dataset.split == "validation").any():
         return dataset.split.copy()
@@ -75,7 +74,7 @@ def fair_validation(dataset: Dataset, share: float = 0.2) -> np.ndarray:
     groups = None if dataset.groups is None else [dataset.groups[c] for c in classes]
     chosen = classes[held_out([dataset.class_names[c] for c in classes], share, "val-1", groups)]
     if len(classes) - len(chosen) < 2:
-        raise ValueError(
+        raise DatasetError(
             f"{dataset.name}: {len(classes)} training classes, {len(chosen)} of them for validation: "
             "at least 2 must remain to train on"
         )
@@ -90,20 +89,20 @@ def fold_validation(dataset: Dataset, fold: int, folds: int) -> np.ndarray:
     Parts are counted from 1, as equal as possible, of whole groups where possible (see `parts`), and the same for all
     seeds and arms: every training class is validation in exactly one fold and trains in all others.
 
-    Raises ValueError for a fold that there is not, where the source names a validation split, which folds would
+    Raises DatasetError for a fold that there is not, where the source names a validation split, which folds would
     replace, and where a part would have fewer than two classes.
     """
     if fold not in range(1, folds + 1):
-        raise ValueError(f"{dataset.name}: fold {fold} of {folds}; name one from 1 to {folds}")
+        raise DatasetError(f"{dataset.name}: fold {fold} of {folds}; name one from 1 to {folds}")
     if (dataset.split == "validation").any():
-        raise ValueError(
+        raise DatasetError(
             f"{dataset.name}: its source names the validation classes, which {folds} folds would replace; take folds "
             "away (folds: null)"
         )
     classes = np.unique(dataset.labels[dataset.split == "train"])
     if (most := len(classes) // 2) < folds:  # among images of a single class every neighbour would be right
         many = f"at most {most}" if most > 1 else "none"
-        raise ValueError(
+        raise DatasetError(
             f"{dataset.name}: {len(classes)} training classes make no {folds} folds of at least 2 classes; folds may "
             f"be {many}"
         )

@@ -87,7 +87,7 @@ def run_grid(
 
         tracked = engine.trackers(track)
         plan = make_plan(grid, data and Path(data), cache and Path(cache))
-        notes: list[str] = []
+        notes = list(plan.notes)
         run = ready(out, notes)
         sources = Sources(
             run.address,
