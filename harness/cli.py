@@ -141,7 +141,9 @@ def _commands_about_data(commands) -> None:
         commands, doctor_command, "doctor", "say whether a copy of a dataset is right, and what it lacks"
     )
     _dataset_options(doctor)
-    doctor.add_argument("--thorough", action="store_true", help="decode every image to its last pixel")
+    doctor.add_argument(
+        "--thorough", action="store_true", help="find equal images by their pixels, not only equal files"
+    )
 
     prepare = _command(commands, prepare_command, "prepare", "decode the images of a dataset, once for all trials")
     _dataset_options(prepare)
@@ -328,6 +330,8 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
     grid = _grid(arguments)
     plan = make_plan(grid, arguments.data, arguments.cache)
+    for note in plan.notes:
+        print(note)
     done = {record.id: record for record in Run(_folder(arguments, grid)).records()}
     seconds = estimate(plan, tuple(done.values()), arguments.data, arguments.cache)
     terminal.table(

@@ -1,8 +1,8 @@
 """Is my copy of a dataset right? Counts, files, splits and duplicates, in words that say what to do.
 
-`examine` looks at a copy as it lies on the disk and finds all that is wrong with it; `datasets.load`, which every run
-goes through, refuses what can be told without reading the images. Published benchmarks are held against the standard
-copy (FAIR-01).
+`examine` looks at a copy as it lies on the disk and finds all that is wrong with it: what `datasets.load` and the
+split of a run refuse, which can be told without reading the images, and every image that training could not decode.
+Published benchmarks are held against the standard copy (FAIR-01).
 """
 
 from __future__ import annotations
@@ -10,22 +10,25 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from harness import datasets, scorable, splits
-from harness.datasets import Dataset, DatasetError, some
-from harness.datasets._files import decode, missing_files
+from harness.datasets import Dataset, DatasetError, printable, some
+from harness.datasets._decode import decode
+from harness.datasets._files import missing_files
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FILES_AT_ONCE = 200  # that a thread looks at before it reports
-ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}  # how JPEG and PNG files begin, and how they end
 MISSING = "is missing"
 
 
@@ -79,11 +82,10 @@ def examine(
     """Look at a copy of a dataset; nothing is raised about the data, all that is wrong with them is found.
 
     name, data, cache, options: as for `datasets.load`.
-    thorough: decode every image to its last pixel. Otherwise every file is read, and decoded where its beginning and
-        its end leave a doubt: damage in the middle of a file is not seen.
+    thorough: call images equal whose pixels are, whatever the kind of file, and not only equal files.
     progress: called with (images looked at, images in all).
 
-    Raises ValueError for a dataset that does not exist.
+    Raises DatasetError for a dataset that does not exist.
     """
     standard = datasets.standard(name)
     title, advice = (standard.title, standard.advice) if standard else (name, "")
@@ -95,6 +97,7 @@ def examine(
         return Examination(name, title, {}, expected, None, (), (Finding("E", sentence),), advice)
     findings = [Finding("E", sentence) for sentence in datasets.problems(dataset)]
     findings = findings or [*_scored(dataset)]
+    findings += [Finding("W", f"{name}: {passed}") for passed in dataset.passed_over]
     if standard and (deviations := standard.deviations(dataset)):
         severity = "W" if options.get("allow_nonstandard") else "E"
         findings.append(Finding(severity, f"FAIR-01 {name}: {' '.join(deviations)} This is not {title}."))
@@ -103,7 +106,8 @@ def examine(
         looks.append(look)
         if progress is not None:
             progress(len(looks), len(dataset))
-    findings += [*_file_findings(dataset, looks), *_duplicates(dataset, looks)]
+    how = "pixel for pixel" if thorough or dataset.files is None else "byte for byte"
+    findings += [*_file_findings(dataset, looks), *_duplicates(dataset, looks, how)]
     unreadable = tuple(look.problem for look in looks if look.problem not in ("", MISSING))
     return Examination(
         name, title, _counts(dataset), expected, dataset.index_fingerprint, unreadable, tuple(findings), advice
@@ -114,7 +118,7 @@ def _scored(dataset: Dataset) -> Iterator[Finding]:
     """What cannot be scored of a sound index under the fair protocol's split, and which K its test cannot answer."""
     try:
         split = splits.fair_validation(dataset)
-    except ValueError as error:
+    except DatasetError as error:
         yield Finding("E", str(error))
         return
     scores = scorable.scores(dataset, split)
@@ -157,15 +161,16 @@ def _look_at_image(dataset: Dataset, i: int) -> Look:
         image = dataset.read(i)
     except DatasetError as error:
         return Look(str(error), b"")
-    return Look("", hashlib.blake2b(image.tobytes(), digest_size=16).digest())
+    return Look("", _pixels_digest(image))
 
 
 def _look_at_file(dataset: Dataset, thorough: bool, i: int) -> Look:
-    """A look at an image file, the whole of which is read."""
-    key = dataset.keys[i]
+    """A look at an image file, which is read once and decoded as training does it."""
+    key, path = printable(dataset.keys[i]), dataset.files[i]
     try:
-        with open(dataset.files[i], "rb") as file:
-            content = file.read()
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            return Look(f"{key}: not a file", b"")
+        content = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return Look(MISSING, b"")
     except OSError as error:
@@ -173,23 +178,19 @@ def _look_at_file(dataset: Dataset, thorough: bool, i: int) -> Look:
     if not content:
         return Look(f"{key}: the file is empty", b"")
     try:
-        if thorough or not _looks_whole(content):
-            decode(io.BytesIO(content), key)
+        image = decode(io.BytesIO(content), key)
     except DatasetError as error:
         return Look(str(error), b"")
-    return Look("", hashlib.blake2b(content, digest_size=16).digest())
+    return Look("", _pixels_digest(image) if thorough else _digest(content))
 
 
-def _looks_whole(content: bytes) -> bool:
-    """Whether a file begins and ends as a JPEG or PNG image does, and has a header that can be read."""
-    end = ENDS.get(content[:2])
-    if end is None or not content.endswith(end):
-        return False
-    try:
-        Image.open(io.BytesIO(content)).close()
-    except Exception:  # Pillow raises anything on bad bytes; decoding then says what it is
-        return False
-    return True
+def _pixels_digest(image: Image.Image) -> bytes:
+    """Of the picture in colour: a grey one is the same whether it is stored in one channel or in three."""
+    return _digest(repr(image.size).encode() + image.convert("RGB").tobytes())
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _file_findings(dataset: Dataset, looks: list[Look]) -> Iterator[Finding]:
@@ -201,13 +202,16 @@ def _file_findings(dataset: Dataset, looks: list[Look]) -> Iterator[Finding]:
         yield Finding("E", f"{dataset.name}: {len(broken)} of {len(dataset)} images cannot be read ({some(broken)})")
 
 
-def _duplicates(dataset: Dataset, looks: list[Look]) -> Iterator[Finding]:
-    """Images that lie in two splits, byte for byte."""
+def _duplicates(dataset: Dataset, looks: list[Look], how: str) -> Iterator[Finding]:
+    """Images that lie in two splits, or under two labels of one split; `how` says in what they are equal."""
     first: dict[bytes, int] = {}
-    pairs = []
+    in_two_splits, under_two_labels = [], []
     for i, (_, digest) in enumerate(looks):
         j = first.setdefault(digest, i)
         if digest and dataset.split[i] != dataset.split[j]:
-            pairs.append(f"{dataset.keys[j]} = {dataset.keys[i]}")
-    if pairs:
-        yield Finding("W", f"{dataset.name}: {len(pairs)} images lie in two splits, byte for byte ({some(pairs)})")
+            in_two_splits.append(f"{dataset.keys[j]} = {dataset.keys[i]}")
+        elif digest and dataset.labels[i] != dataset.labels[j]:
+            under_two_labels.append(f"{dataset.keys[j]} = {dataset.keys[i]}")
+    for pairs, where in ((in_two_splits, "in two splits"), (under_two_labels, "under two labels of a split")):
+        if pairs:
+            yield Finding("W", f"{dataset.name}: {len(pairs)} images lie {where}, {how} ({some(pairs)})")

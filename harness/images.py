@@ -28,10 +28,11 @@ from torch import Tensor
 from harness.cache import CacheError, building
 from harness.datasets import Dataset, DatasetError
 
-LAYOUT = b"images-2"  # changes when the file, or the decoded pixels of the same files, would
+LAYOUT = b"images-3"  # changes when the file, or the decoded pixels of the same files, would
 FOOTER = struct.Struct("<8sQQ")  # layout, images, bytes of pixels
 CHECKED_IMAGES = 64  # whose sums are compared when a file is opened
 SAMPLED_IMAGES = 64  # from which its size is foretold
+MOST_NAMED = 20  # images that cannot be read
 LONGEST = 4  # longer side over shorter side up to which an image is kept whole
 
 
@@ -128,7 +129,7 @@ def open_images(
     progress: called with (images decoded, images in all) while building.
     announce: called with a sentence that says how much disk the file will take, before it is built.
 
-    Raises DatasetError naming every image that cannot be read, and CacheError when `cache` cannot be written.
+    Raises DatasetError naming the images that cannot be read, and CacheError when `cache` cannot be written.
     """
     path = images_path(dataset, side_px, cache)
     if (images := _stored(path, len(dataset))) is None:
@@ -146,7 +147,7 @@ def open_images(
 
 def images_path(dataset: Dataset, side_px: int, cache: Path) -> Path:
     """The file of `open_images`: named by what decides its bytes: the images in order, not labels."""
-    content = (dataset.pixel_fingerprint, dataset.source_stamp, *dataset.keys)
+    content = (dataset.pixel_fingerprint, dataset.source_stamp, dataset.local_stamp, *dataset.keys)
     key = hashlib.sha256(repr((LAYOUT, PIL.__version__, side_px, content)).encode()).hexdigest()
     return Path(cache) / f"images-{dataset.name}-{side_px}px-{key[:16]}.bin"
 
@@ -213,7 +214,10 @@ def _build(dataset: Dataset, side_px: int, scratch: Path, progress: Callable[[in
         file.write(sizes.tobytes() + sums.tobytes() + FOOTER.pack(LAYOUT, len(dataset), length))
     if unreadable:
         scratch.unlink()
-        raise DatasetError("\n  ".join([f"{dataset.name}: {len(unreadable)} images cannot be read:", *unreadable]))
+        named = unreadable[:MOST_NAMED]
+        if more := len(unreadable) - len(named):
+            named.append(f"and {more} more, all of which `metrix-bench doctor {dataset.name}` names")
+        raise DatasetError("\n  ".join([f"{dataset.name}: {len(unreadable)} images cannot be read:", *named]))
 
 
 def _decoded(dataset: Dataset, side_px: int) -> Iterator[tuple[np.ndarray, int] | tuple[None, str]]:

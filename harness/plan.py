@@ -30,7 +30,7 @@ HUBS = ("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME")  # where publ
 class Plan:
     """Trials to run, in order; `refused` holds (dataset, backbone, arm, reason) of cells without a Metrix form.
 
-    `notes` say what trials will do otherwise than one might expect, such as K of R@K that they leave out.
+    `notes`: what is to be known before anything runs, such as files that are no part of a dataset.
     """
 
     trials: tuple[Trial, ...]
@@ -151,7 +151,7 @@ def _builders() -> list[str]:
 
 
 def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -> tuple[list[str], list[str]]:
-    """What keeps trials from their data, and what they leave out.
+    """What keeps trials from their data, and what is to be known of the data and is left out.
 
     Datasets that are missing, broken or unfair; splits that cannot be scored; batches that cannot be drawn; losses
     that do not take their options, with as many classes as they would train on.
@@ -162,6 +162,7 @@ def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -
         classes = UNKNOWN_CLASSES
         try:
             dataset = open_dataset(some[0].dataset, data, cache)
+            notes += [f"{dataset.name}: {passed}" for passed in dataset.passed_over]
             for users, split in splits_of(dataset, some):
                 problems += [f"datasets: {finding.sentence}" for finding in rules.over_data(dataset, split)]
                 counts = np.unique(dataset.labels[split == "train"], return_counts=True)[1]

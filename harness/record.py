@@ -32,6 +32,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from harness import lease, storage
 from harness.config import Grid, Trial
+from harness.datasets import PassedOver
 from harness.lease import Lease
 from harness.storage import RunError
 
@@ -87,7 +88,7 @@ class Data(Stored):
     """Which data: sizes and fingerprints of what was trained, selected and tested on.
 
     Of the `test_asked` images that are queries, `test_queries` have a positive and `test_excluded` have none.
-    `distinct_classes`: in all splits together.
+    `distinct_classes`: in all splits together. `passed_over`: what lay among the images and is no part of the data.
     """
 
     index_fingerprint: str
@@ -99,6 +100,7 @@ class Data(Stored):
     test_excluded: int
     test_asked: int | None = None
     distinct_classes: int | None = None
+    passed_over: tuple[PassedOver, ...] = ()
 
 
 class Record(Stored):

@@ -7,14 +7,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.datasets import DatasetError
-
-if TYPE_CHECKING:
-    from harness.datasets import Dataset
+from harness.datasets import Dataset, DatasetError
 
 # Whole groups are held out when their classes add up to the wanted number within this share of it.
 GROUP_TOLERANCE = Fraction(1, 4)
@@ -22,7 +18,8 @@ GROUP_TOLERANCE = Fraction(1, 4)
 
 def hash_order(names: Sequence[str], salt: str) -> list[int]:
     """Indices of `names` in the order of sha256(salt + name): as good as random, and the same everywhere."""
-    return sorted(range(len(names)), key=lambda i: hashlib.sha256((salt + names[i]).encode()).digest())
+    digests = [hashlib.sha256((salt + name).encode(errors="surrogateescape")).digest() for name in names]
+    return sorted(range(len(names)), key=digests.__getitem__)
 
 
 def held_out(class_names: Sequence[str], share: float, salt: str, groups: Sequence[str] | None = None) -> list[int]:
@@ -38,7 +35,7 @@ def held_out(class_names: Sequence[str], share: float, salt: str, groups: Sequen
     classes are held out as without groups.
     """
     if not 0 < share < 1:
-        raise ValueError(f"share = {share} of the classes, expected between 0 and 1 (both excluded)")
+        raise DatasetError(f"share = {share} of the classes, expected between 0 and 1 (both excluded)")
     # 0.2 * 35 is 7, not 7.000000000000001. Among images of a single class every neighbour would be right.
     wanted = max(2, math.ceil(Fraction(str(share)) * len(class_names)))
     if groups is not None and (whole := _whole_groups(groups, wanted, salt)) is not None:

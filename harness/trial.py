@@ -685,6 +685,7 @@ def description(bench: Bench, test: TestRead | None) -> Data:
         test_excluded=test.result.excluded if test else 0,
         test_asked=len(test.queries) if test else 0,
         distinct_classes=len(np.unique(dataset.labels[np.isin(split, names)])),
+        passed_over=dataset.passed_over,
     )
 
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,8 @@ from PIL import Image
 
 from harness import registry
 from harness.cache import default_folder
+from harness.datasets import _labels
+from harness.datasets._labels import printable
 from harness.errors import UserError
 from harness.scorable import CUSTOMARY, Scope
 
@@ -36,10 +39,34 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 ROLES = ("query", "gallery")
+EXAMPLES = 5  # of what is named in a message
 
 
 class DatasetError(UserError):
-    """A dataset is missing, damaged or unfair; the message says which one and why, in the user's words."""
+    """A dataset is missing, damaged or unfair; the message says which one and why, in the user's words.
+
+    The message can be printed and stored, whatever bytes the names of files in it are.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """Things that lie among the images and are not part of the dataset; a folder counts as one, whatever it holds."""
+
+    reason: str  # what they are, such as "files that are no images"
+    count: int
+    examples: tuple[str, ...]  # paths of the first few
+
+    @classmethod
+    def of(cls, reason: str, paths: Sequence[str]) -> PassedOver:
+        """All that is passed over for one reason."""
+        return cls(reason, len(paths), tuple(map(printable, sorted(paths)[:EXAMPLES])))
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.reason} passed over ({some(list(self.examples), of=self.count)})"
 
 
 @dataclass(frozen=True)
@@ -58,8 +85,10 @@ class Dataset:
     mirrored: bool = True  # does a horizontal flip keep the class?
     pixel_fingerprint: str | None = None  # sha256 over the decoded pixels, where that is cheap
     source_stamp: str = ""  # changes when the source's bytes do: digests, or sizes and times of the files
+    local_stamp: str = ""  # of files: changes too when one is replaced by another of its size and time
     files: tuple[str, ...] | None = None  # where image i lies, where images are files
     deviations: tuple[str, ...] = ()  # what tells it from the published benchmark of its name
+    passed_over: tuple[PassedOver, ...] = ()  # what lies there and is not part of it, by reason
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -70,7 +99,7 @@ class Dataset:
         roles = [""] * len(self) if self.role is None else self.role.tolist()
         rows = zip(self.keys, self.labels.tolist(), self.split.tolist(), roles, strict=True)
         lines = sorted("\0".join((key, self.class_names[c], split, role)) for key, c, split, role in rows)
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -89,8 +118,8 @@ def names() -> tuple[str, ...]:
 
 
 def describe(name: str) -> Description:
-    """The title, options and needs of one dataset. Raises ValueError for an unknown name."""
-    module = registry.entry(__name__, name, "dataset")
+    """The title, options and needs of one dataset. Raises DatasetError for an unknown name."""
+    module = _module(name)
     title = (inspect.getdoc(module) or "").partition("\n")[0]
     return Description(name, title, module.NEEDS_DATA, _options(module))
 
@@ -103,8 +132,7 @@ def load(name: str, data: Path | str | None = None, cache: Path | str | None = N
     cache: folder for what is computed once, by default `~/.cache/metrix-bench`.
     options: the dataset's own, see `describe(name).options`.
 
-    Raises ValueError for an unknown name, and DatasetError (a ValueError too) for an unknown option, for data that
-    are missing and for what `check` refuses.
+    Raises DatasetError for an unknown name or option, for data that are missing and for what `check` refuses.
     """
     module, data, cache = _opened(name, data, cache, options)
     dataset = module.load(data, cache, **options)
@@ -127,7 +155,7 @@ def _opened(
     name: str, data: Path | str | None, cache: Path | str | None, options: dict[str, Any]
 ) -> tuple[ModuleType, Path | None, Path]:
     """The module of a dataset and the paths to give it, once its options and its data are known to exist."""
-    module = registry.entry(__name__, name, "dataset")
+    module = _module(name)
     known = _options(module)
     for option, value in options.items():
         if option not in known:
@@ -135,17 +163,29 @@ def _opened(
         _check_type(name, option, value, known[option])
     if module.NEEDS_DATA and data is None:
         raise DatasetError(f"dataset {name!r} reads your own copy: say where it lies (data=…)")
-    if module.NEEDS_DATA and not Path(data).exists():
-        raise DatasetError(f"dataset {name!r}: there is no {data}") from FileNotFoundError(data)
+    if module.NEEDS_DATA:
+        try:
+            os.stat(data)
+        except (FileNotFoundError, NotADirectoryError):
+            raise DatasetError(f"dataset {name!r}: there is no {data}") from FileNotFoundError(data)
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+            raise DatasetError(f"dataset {name!r}: {data}: {getattr(error, 'strerror', error)}") from error
     return module, None if data is None else Path(data), Path(cache) if cache else default_folder()
 
 
 def standard(name: str) -> Standard | None:
     """What a standard copy of a published benchmark holds; None for a dataset that is none.
 
-    Raises ValueError for an unknown name.
+    Raises DatasetError for an unknown name.
     """
-    return getattr(registry.entry(__name__, name, "dataset"), "STANDARD", None)
+    return getattr(_module(name), "STANDARD", None)
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return registry.entry(__name__, name, "dataset")
+    except ValueError as error:
+        raise DatasetError(str(error)) from None
 
 
 def check(dataset: Dataset) -> None:
@@ -157,12 +197,14 @@ def check(dataset: Dataset) -> None:
 def problems(dataset: Dataset) -> list[str]:
     """Why a dataset cannot be trained on or judged, a sentence each.
 
-    No images; an image listed twice; fewer than two classes in a split; a class in two splits; a split whose classes
-    hold one image each; query and gallery roles under which no query has a positive.
+    No images; an image listed twice; names that are not UTF-8; labels that cannot be told apart by eye; fewer than
+    two classes in a split; a class in two splits; a split whose classes hold one image each; query and gallery roles
+    under which no query has a positive.
     """
     if not len(dataset):
         return [f"{dataset.name}: no images"]
-    return [*_listed_twice(dataset), *_split_problems(dataset), *_role_problems(dataset)]
+    checks = (_listed_twice, _name_problems, _label_problems, _split_problems, _role_problems)
+    return [sentence for check in checks for sentence in check(dataset)]
 
 
 def _listed_twice(dataset: Dataset) -> Iterator[str]:
@@ -170,6 +212,25 @@ def _listed_twice(dataset: Dataset) -> Iterator[str]:
         seen: set[str] = set()
         twice = [key for key in dataset.keys if key in seen or seen.add(key)]
         yield f"{dataset.name}: {len(twice)} images are listed twice ({some(twice)})"
+
+
+def _name_problems(dataset: Dataset) -> Iterator[str]:
+    """Names that no record, table or page could hold, which are written in UTF-8."""
+    if strange := [key for key in dataset.keys if not _labels.utf8(key)]:
+        yield (
+            f"{dataset.name}: {len(strange)} files have names that are not UTF-8 ({some(strange)}): rename them, for "
+            "instance with convmv -f latin1 -t utf8 -r --notest FOLDER"
+        )
+
+
+def _label_problems(dataset: Dataset) -> Iterator[str]:
+    """Labels that nobody would spell this way on purpose, and those that are one label to the eye."""
+    labels = [label for label in dataset.class_names if _labels.utf8(label)]
+    if faults := [said for label in labels if (said := _labels.fault(label))]:
+        yield f"{dataset.name}: {len(faults)} labels hold what cannot be seen: {some(faults)}"
+    if groups := _labels.look_alikes(labels):
+        named = [" and ".join(map(_labels.shown, group)) for group in groups]
+        yield f"{dataset.name}: labels that {_labels.ALIKE}: {some(named)}. {_labels.REMEDY}"
 
 
 def _split_problems(dataset: Dataset) -> Iterator[str]:
@@ -199,9 +260,10 @@ def _role_problems(dataset: Dataset) -> Iterator[str]:
         yield f"{dataset.name}: {problem}"
 
 
-def some(words: list[str], most: int = 5) -> str:
-    """The first few of many words, for a message: 'a, b, c and 4 more'."""
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+def some(words: list[str], most: int = EXAMPLES, of: int | None = None) -> str:
+    """The first few of many words (`of` so many), for a message that can be printed: 'a, b, c and 4 more'."""
+    more = (len(words) if of is None else of) - len(words[:most])
+    return ", ".join(map(printable, words[:most])) + (f" and {more} more" if more > 0 else "")
 
 
 def _options(module: ModuleType) -> dict[str, Any]:

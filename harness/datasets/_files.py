@@ -1,54 +1,26 @@
-"""Datasets whose images are files: which they are, and how any of them becomes 8-bit grey or RGB."""
+"""Datasets whose images are files: an index of them, and what tells when they change."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from harness.datasets import Dataset, DatasetError, some
+from harness.datasets import Dataset, DatasetError, PassedOver, some
+from harness.datasets._decode import decode
+from harness.datasets._labels import utf8
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 SEVERAL = 10  # missing files are no accident any more
-
-
-def decode(source: str | Path | BinaryIO, key: str) -> Image.Image:
-    """Decode one image file to 8-bit RGB, or L where it is grey.
-
-    Turned upright by its EXIF orientation; transparency is laid on white; 16-bit values are divided by 257;
-    the first frame of an animation is taken. Raises DatasetError naming `key` when it cannot be read.
-    """
-    try:
-        with Image.open(source) as image:
-            image.load()
-            return _eight_bit(ImageOps.exif_transpose(image))
-    except Exception as error:  # Pillow's decoders raise anything from SyntaxError to struct.error on bad bytes
-        raise DatasetError(f"{key}: {type(error).__name__}: {error}") from error
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode in ("L", "RGB"):
-        return image
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"grey values {values.min()} to {values.max()} are not 16-bit")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        ink = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", ink.size, "white"), ink).convert("RGB")
-    return image.convert("RGB")
+TWICE = "further paths to a file that is indexed already"
 
 
 class Row(NamedTuple):
@@ -61,12 +33,39 @@ class Row(NamedTuple):
     file: str = ""  # where it lies, relative to the dataset's folder, if not where `key` says
 
 
-def from_files(name: str, folder: Path, rows: Sequence[Row], **fields) -> Dataset:
-    """A dataset of image files below `folder`, all of which exist; see `listed`.
+def from_files(
+    name: str, folder: Path, rows: Sequence[Row], passed_over: Sequence[PassedOver] | None = None, **fields
+) -> Dataset:
+    """A dataset of image files below `folder`, each of which exists, can be read and is there once; see `listed`.
 
-    Raises DatasetError naming the files that do not exist.
+    passed_over: what lies there besides; further paths to one file join it. None: they are refused.
+
+    Raises DatasetError naming the files for which that is not so, and those under two labels or in two splits.
     """
-    return stamped(listed(name, folder, rows, **fields))
+    dataset = listed(name, folder, rows, **fields)
+    statuses = _statuses(dataset)
+    first: dict[tuple[int, int], int] = {}
+    again = [i for i, status in enumerate(statuses) if first.setdefault((status.st_dev, status.st_ino), i) != i]
+    if again:
+        pairs = [(rows[first[statuses[i].st_dev, statuses[i].st_ino]], rows[i]) for i in again]
+        _refuse_contradictions(name, pairs)
+        if passed_over is None:
+            listed_twice = some([f"{one.key} = {other.key}" for one, other in pairs])
+            raise DatasetError(f"{name}: {len(pairs)} files are listed twice, by different paths ({listed_twice})")
+        passed_over = [*passed_over, PassedOver.of(TWICE, [rows[i].key for i in again])]
+        gone = set(again)
+        kept = [i for i in range(len(rows)) if i not in gone]
+        dataset = listed(name, folder, [rows[i] for i in kept], **fields)
+        statuses = [statuses[i] for i in kept]
+    return replace(dataset, passed_over=tuple(passed_over or ()), **_stamps(statuses))
+
+
+def _refuse_contradictions(name: str, pairs: Sequence[tuple[Row, Row]]) -> None:
+    """Raise DatasetError where two paths to one file disagree about what it shows, or in which split it is."""
+    for what, field in (("under two labels", "class_name"), ("in two splits", "split")):
+        wrong = [f"{one.key} = {other.key}" for one, other in pairs if getattr(one, field) != getattr(other, field)]
+        if wrong:
+            raise DatasetError(f"{name}: {len(wrong)} files are {what}, by links to one file ({some(wrong)})")
 
 
 def listed(
@@ -106,43 +105,69 @@ def _read_file(files: tuple[str, ...], keys: tuple[str, ...], index: int) -> Ima
 
 
 def stamped(dataset: Dataset) -> Dataset:
-    """The dataset with a stamp of its files: a digest of their sizes and modification times.
+    """The dataset with stamps of its files: digests of their sizes and times.
 
-    It is cheap, and another one when a file is replaced. Raises DatasetError naming the files that do not exist.
+    Raises DatasetError naming the files that do not exist or cannot be read.
     """
-    digest, missing = hashlib.sha256(), []
+    return replace(dataset, **_stamps(_statuses(dataset)))
+
+
+def _stamps(statuses: Sequence[os.stat_result]) -> dict[str, str]:
+    """`source_stamp`: sizes and modification times, equal for copies that keep them. `local_stamp`: with the times of
+    change, which the system sets itself whenever a file is written, replaced or renamed."""
+    digests: dict[str, Any] = {"source_stamp": hashlib.sha256(), "local_stamp": hashlib.sha256()}
+    for status in statuses:
+        digests["source_stamp"].update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+        digests["local_stamp"].update(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
+    return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def _statuses(dataset: Dataset) -> list[os.stat_result]:
+    """What the system says of each file, which costs one question a file; none is opened."""
+    found, missing, unreadable = [], [], []
     for key, file in zip(dataset.keys, dataset.files, strict=True):
         try:
-            status = os.stat(file)
-            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+            found.append(os.stat(file))
         except (FileNotFoundError, NotADirectoryError):
             missing.append(key)
+        except OSError as error:
+            unreadable.append(f"{key}: {error.strerror}")
+        else:
+            if reason := _unfit(file, found[-1]):
+                unreadable.append(f"{key}: {reason}")
     if missing:
         raise DatasetError(missing_files(dataset, missing)) from FileNotFoundError(missing[0])
-    return replace(dataset, source_stamp=digest.hexdigest())
+    if unreadable:
+        raise DatasetError(f"{dataset.name}: {len(unreadable)} files cannot be read ({some(unreadable)})")
+    return found
+
+
+def _unfit(file: str, status: os.stat_result) -> str | None:
+    """Why a path leads to nothing that can be read; a file that all may read is not asked about again."""
+    if not stat.S_ISREG(status.st_mode):
+        return "a folder" if stat.S_ISDIR(status.st_mode) else "not a file"
+    for_all = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
+    if status.st_mode & for_all != for_all and not os.access(file, os.R_OK):
+        return "Permission denied"
+    return None
+
+
+def _written_otherwise(dataset: Dataset, missing: Sequence[str]) -> bool:
+    """Whether the first missing file is there under the same name to the eye, as archives made on a Mac have it."""
+    file = dataset.files[dataset.keys.index(missing[0])]
+    forms = {unicodedata.normalize(form, file) for form in ("NFC", "NFD")} if utf8(file) else set()
+    return any(os.path.exists(form) for form in forms)
 
 
 def missing_files(dataset: Dataset, missing: Sequence[str]) -> str:
     """The sentence for files that do not exist, with the first few of their keys."""
     folder = os.path.commonpath([os.path.dirname(file) for file in dataset.files])
-    why = (
-        ""
-        if len(missing) < SEVERAL
-        else ": the lists and the images do not belong together, or only a part was extracted"
-    )
+    if _written_otherwise(dataset, missing):
+        why = ": files of these names are there in another Unicode form of the letters (NFC, NFD); rename them"
+    elif len(missing) < SEVERAL:
+        why = ""
+    else:
+        why = ": the lists and the images do not belong together, or only a part was extracted"
     return (
         f"{dataset.name}: {len(missing)} of {len(dataset)} files are missing in {folder}{why} ({some(list(missing))})"
     )
-
-
-def image_files(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted; hidden files (`._a.jpg`, `.cache/`) are left out."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name)
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(found)

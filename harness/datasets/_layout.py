@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from harness.datasets import DatasetError, some
-from harness.datasets._files import IMAGE_SUFFIXES
 from harness.datasets._standard import Standard
+from harness.datasets._walk import IMAGE, Walk, clutter
 
 DEPTH = 3  # levels of folders that are looked through: data, its folders and theirs
 ARCHIVES = (".tgz", ".tar", ".tar.gz", ".zip")
@@ -43,26 +44,46 @@ def absent(name: str, data: Path, standard: Standard, what: str) -> DatasetError
     return DatasetError(f"{name}: there is no {what} in {data}{unpack}\n{standard.advice}")
 
 
-def lines(path: Path) -> list[list[str]]:
-    """The words of each line of a text file that holds any."""
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    return [words for line in text.splitlines() if (words := line.split())]
+def text(name: str, path: Path) -> str:
+    """A text file in UTF-8, or in UTF-16 with a byte order mark; line ends as they are in it.
+
+    Raises DatasetError of dataset `name` where it cannot be read, with the line that is not in UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{name}: {path}: {error.strerror}") from error
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        words = ascii(content.splitlines()[line - 1][:60])[1:] if encoding == "utf-8-sig" else error.reason
+        raise DatasetError(f"{name}: {path} is not in UTF-8: line {line} holds {words}; save it as UTF-8") from error
 
 
-def class_folders(folder: Path) -> dict[str, list[str]]:
-    """The image files of each class folder in `folder`, both in alphabetical order; folders without any left out."""
+def lines(name: str, path: Path) -> list[list[str]]:
+    """The words of each line of a text file that holds any. Raises DatasetError as `text` does."""
+    return [words for line in text(name, path).splitlines() if (words := line.split())]
+
+
+def class_folders(walk: Walk, folder: Path) -> dict[str, list[str]]:
+    """The image files in and below each class folder in `folder`, as paths from there, both in alphabetical order.
+
+    Folders without any are left out. walk: notes what is passed over; `folder` lies in its root.
+    """
+    above = folder.relative_to(walk.root).as_posix().removeprefix(".")
+    folders, links, _ = walk.entries(above)
     found = {}
-    for entry in _listed(folder):
-        if entry.is_dir():
-            files = [file.name for file in _listed(Path(entry)) if is_image(file.name)]
-            if files:
-                found[entry.name] = files
+    for path in sorted(folders + links):
+        if images := walk.images(path, ("", above)):
+            found[path.rpartition("/")[2]] = [os.path.relpath(image, path) for image in images]
     return found
 
 
 def is_image(name: str) -> bool:
     """Whether a file's name is that of an image; `._a.jpg`, which macOS leaves behind, is none."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    return not clutter(name) and IMAGE.fullmatch(os.path.splitext(name)[1]) is not None
 
 
 def refuse_split_folders(name: str, data: Path, standard: Standard) -> None:
@@ -73,7 +94,7 @@ def refuse_split_folders(name: str, data: Path, standard: Standard) -> None:
         return
     images, classes = [], []
     for folder in (train, test):
-        found = class_folders(folder)
+        found = class_folders(Walk(str(data)), folder)
         images.append(sum(map(len, found.values())))
         classes.append(set(found))
     if not all(images):
@@ -99,7 +120,10 @@ def _entries(data: Path) -> Iterator[os.DirEntry]:
 
 
 def _listed(folder: Path) -> list[os.DirEntry]:
-    """What lies in a folder, without what is hidden or made by macOS."""
-    with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith((".", "__MACOSX"))]
+    """What lies in a folder, without what is hidden or made by a system. Raises DatasetError where it is closed."""
+    try:
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not clutter(entry.name)]
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be looked into: {error.strerror}") from error
     return sorted(shown, key=lambda entry: entry.name)

@@ -8,12 +8,14 @@ Wah, Branson, Welinder, Perona, Belongie: The Caltech-UCSD Birds-200-2011 Datase
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from harness.datasets import Dataset, DatasetError, some
 from harness.datasets._files import Row, listed
 from harness.datasets._layout import absent, class_folders, inside, lines, locate, refuse_split_folders
 from harness.datasets._standard import CLASSIFICATION, Standard
+from harness.datasets._walk import Walk
 
 NEEDS_DATA = True
 STANDARD = Standard(
@@ -50,9 +52,9 @@ def index(data: Path) -> Dataset:
 
     Raises DatasetError where neither is there, and where the lists contradict each other.
     """
-    lists = locate(data, "images.txt")
+    lists, walk = locate(data, "images.txt"), Walk(str(data))
     if lists is None:
-        folder, keys = _class_folders(data)
+        folder, keys = _class_folders(walk, data)
     else:
         folder, keys = inside(lists.parent, "images") or lists.parent / "images", _listed_keys(lists, data)
     strange = [key for key in keys if not CLASS_FOLDER.match(key)]
@@ -61,7 +63,7 @@ def index(data: Path) -> Dataset:
             f"cub200: {len(strange)} images lie in no folder like 001.Black_footed_Albatross ({some(strange)})"
         )
     rows = [Row(key, key.partition("/")[0], "train" if int(key[:3]) <= 100 else "test") for key in keys]
-    return listed("cub200", folder, rows)
+    return replace(listed("cub200", folder, rows), passed_over=walk.passed_over)
 
 
 def _listed_keys(lists: Path, data: Path) -> list[str]:
@@ -85,17 +87,18 @@ def _listed_keys(lists: Path, data: Path) -> list[str]:
 
 def _pairs(path: Path) -> dict[str, str]:
     """The lines `number value` of a file."""
-    found = lines(path)
+    found = lines("cub200", path)
     if bad := [" ".join(words) for words in found if len(words) != 2]:
         raise DatasetError(f"cub200: {len(bad)} lines of {path} are not `number value` ({some(bad, 2)})")
     return dict(found)
 
 
-def _class_folders(data: Path) -> tuple[Path, list[str]]:
+def _class_folders(walk: Walk, data: Path) -> tuple[Path, list[str]]:
     """The folder images/ and the images in its class folders, as mirrors have them that leave the lists out."""
     refuse_split_folders("cub200", data, STANDARD)
     folder = locate(data, "images") or data
-    found = class_folders(folder)
+    found = class_folders(walk, folder)
+    walk.refuse_unreadable("cub200")
     if not any(map(CLASS_FOLDER.match, found)):
         raise absent("cub200", data, STANDARD, "images.txt, nor images/ with a folder for each class,")
     return folder, [f"{name}/{file}" for name, files in found.items() for file in files]

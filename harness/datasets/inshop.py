@@ -65,7 +65,7 @@ def index(data: Path, *, resolution: str = "low") -> Dataset:
 
 def _rows(path: Path) -> list[Row]:
     """The lines of the partition: their number in the first line, the columns in the second, padded with spaces."""
-    found = lines(path)
+    found = lines("inshop", path)
     if len(found) < 2 or len(found[0]) != 1 or not found[0][0].isdigit() or found[1] != HEADER:
         raise DatasetError(f"inshop: {path} does not begin with a number of images and `{' '.join(HEADER)}`")
     announced, rows = int(found[0][0]), found[2:]

@@ -23,11 +23,14 @@ import numpy as np
 from PIL import Image
 
 from harness.datasets import Dataset, DatasetError
-from harness.datasets._files import decode
+from harness.datasets._decode import decode
+from harness.datasets._walk import Walk
 from harness.splits import held_out
 
 NEEDS_DATA = True
 
+NO_DRAWINGS = "files that are no drawings"
+AGAIN = "copies of a drawing of the same character"
 CHARACTER = re.compile(r"character\d+")
 
 
@@ -36,13 +39,16 @@ def load(data: Path | None, cache: Path) -> Dataset:
 
     Raises DatasetError when none are found, when a zip is damaged, and when two different drawings have one name.
     """
+    walk = Walk(str(data))
     drawings: dict[str, bytes] = {}
     seen: set[tuple[str, bytes]] = set()
-    for source, key, content in _drawings(data):
+    for source, key, content in _drawings(data, walk):
         if drawings.get(key, content) != content:
             raise DatasetError(f"omniglot: two different drawings are named {key}, one of them in {source}")
         identity = (_character(key), hashlib.sha256(content).digest())
-        if identity not in seen:
+        if identity in seen:
+            walk.passed[AGAIN].append(f"{source}: {key}")
+        else:
             seen.add(identity)
             drawings[key] = content
     if not drawings:
@@ -68,22 +74,40 @@ def load(data: Path | None, cache: Path) -> Dataset:
         groups=alphabets,
         mirrored=False,
         source_stamp=hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest(),
+        passed_over=walk.passed_over,
     )
 
 
-def _drawings(data: Path) -> Iterator[tuple[str, str, bytes]]:
+def _drawings(data: Path, walk: Walk) -> Iterator[tuple[str, str, bytes]]:
     """Where it lies, `<alphabet>/<character>/<file>` and the file's bytes, for every drawing below `data`."""
-    for path in [data] if data.is_file() else sorted(data.rglob("*.zip")):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                for member in sorted(archive.namelist()):
-                    if (key := _key(member)) is not None:
-                        yield str(path), key, archive.read(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise DatasetError(f"omniglot: {path} is damaged ({error}); fetch it again") from error
-    for path in sorted(data.rglob("*.png")) if data.is_dir() else []:
-        if (key := _key(path.as_posix())) is not None:
-            yield str(path), key, path.read_bytes()
+    files = walk.files() if data.is_dir() else []
+    walk.refuse_unreadable("omniglot")
+    is_archive = {file: file.lower().endswith(".zip") for file in files}
+    for path in [data / file for file in files if is_archive[file]] if data.is_dir() else [data]:
+        yield from _packed(path, walk)
+    for file in files:
+        if (key := _key(f"{data.as_posix()}/{file}")) is not None:
+            try:
+                yield str(data / file), key, (data / file).read_bytes()
+            except OSError as error:
+                raise DatasetError(f"omniglot: {data / file}: {error.strerror}") from error
+        elif not is_archive[file]:
+            walk.passed[NO_DRAWINGS].append(file)
+
+
+def _packed(path: Path, walk: Walk) -> Iterator[tuple[str, str, bytes]]:
+    """The drawings in an archive, as `_drawings` gives them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in sorted(archive.namelist()):
+                if (key := _key(member)) is not None:
+                    yield str(path), key, archive.read(member)
+                elif not member.endswith("/"):
+                    walk.passed[NO_DRAWINGS].append(f"{path.name}: {member}")
+    except OSError as error:
+        raise DatasetError(f"omniglot: {path}: {error.strerror}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise DatasetError(f"omniglot: {path} is damaged ({error}); fetch it again") from error
 
 
 def _key(path: str) -> str | None:

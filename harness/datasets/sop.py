@@ -54,7 +54,7 @@ def index(data: Path) -> Dataset:
 
 def _lines(path: Path) -> list[tuple[str, str]]:
     """(path, class number) of every line after the header."""
-    header, *found = lines(path) or [[]]
+    header, *found = lines("sop", path) or [[]]
     bad = [" ".join(words) for words in found if len(words) != 4 or not words[1].isdigit()]
     if header != HEADER or bad:
         what = f"{len(bad)} lines like {some(bad, 2)}" if bad else f"the first line {' '.join(header)!r}"

@@ -63,15 +63,14 @@ def test_damaged_missing_and_equal_files_are_all_found(tmp_path):
     assert f"{dataset.keys[0]} = {dataset.keys[20]}" in equal
 
 
-def test_damage_inside_a_file_is_found_by_decoding(tmp_path):
+def test_damage_inside_a_file_is_found(tmp_path):
     file = io.BytesIO()
     Image.effect_noise((64, 64), 60).convert("RGB").save(file, "PNG")
     broken = bytearray(file.getvalue())
     broken[len(broken) // 2] ^= 255
     data = folder.write(tmp_path)
     (data / "ant" / "1.png").write_bytes(broken)
-    assert doctor.examine("folder", data).sound
-    found = doctor.examine("folder", data, thorough=True)
+    found = doctor.examine("folder", data)
     assert [problem.partition(":")[0] for problem in found.unreadable] == ["ant/1.png"]
 
 
@@ -154,3 +153,28 @@ def test_options_of_the_commands(capsys, tmp_path):
     assert "'resolution' is not written KEY=VALUE" in capsys.readouterr().err
     assert cli.main(["doctor", "inshop", "--data", str(tmp_path), "--option", "resolution=1"]) == cli.FAILED
     assert "resolution = 1, expected something like 'low'" in capsys.readouterr().out
+
+
+def test_two_training_classes_are_refused_as_by_a_plan(tmp_path):
+    for split, names in (("train", "ab"), ("test", "cd")):
+        for name in names:
+            for number in (1, 2):
+                folder.image(tmp_path / split / name / f"{number}.png")
+    found = doctor.examine("folder", tmp_path)
+    assert sentences(found) == [
+        "folder: 2 training classes, 2 of them for validation: at least 2 must remain to train on"
+    ]
+    assert not found.sound
+
+
+def test_equal_pixels_in_two_kinds_of_file_are_found_when_asked(tmp_path):
+    data = folder.write(tmp_path)
+    dataset = datasets.load("folder", data)
+    one, other = (Path(dataset.files[list(dataset.split).index(split)]) for split in ("train", "test"))
+    Image.open(one).save(other.with_suffix(".bmp"))
+    other.unlink()
+    assert doctor.examine("folder", data).sound
+    assert not [said for said in sentences(doctor.examine("folder", data), "W") if "in two splits" in said]
+    said = [said for said in sentences(doctor.examine("folder", data, thorough=True), "W") if "in two splits" in said]
+    assert len(said) == 1
+    assert said[0].startswith("folder: 1 images lie in two splits, pixel for pixel (")

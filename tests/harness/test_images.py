@@ -1,6 +1,7 @@
 """Images decoded once: whole, mapped, shared, and built again when damaged."""
 
 import errno
+import os
 import threading
 from dataclasses import replace
 
@@ -10,9 +11,11 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as vision
 
+from harness import datasets
 from harness.cache import CacheError
 from harness.datasets import DatasetError
 from harness.images import disk_bytes, open_images
+from tests.harness.datasets.sources import folder as folders
 from tests.harness.pictures import Pictures, noise
 
 
@@ -124,6 +127,14 @@ def test_unreadable_images_are_all_named_and_nothing_is_kept(tmp_path):
     assert not list(tmp_path.glob("*.bin"))
 
 
+def test_of_many_unreadable_images_some_are_named(tmp_path):
+    with pytest.raises(DatasetError) as caught:
+        open_images(Pictures(broken=range(100)).dataset, 8, tmp_path)
+    said = str(caught.value).splitlines()
+    assert len(said) == 22
+    assert said[-1] == "  and 80 more, all of which `metrix-bench doctor toy` names"
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CacheError, match=r"cannot write the cache in .*file/cache: Not a directory"):
@@ -157,3 +168,19 @@ def test_of_a_very_long_image_the_middle_is_kept(tmp_path):
     assert stored.shape == (3, 56, 14)
     rows = 4 * stored[0, :, 0].double()
     assert (rows[0].item(), rows[-1].item()) == (pytest.approx(486, abs=6), pytest.approx(514, abs=6))
+
+
+def test_a_replaced_file_of_the_same_size_and_time_is_decoded_again(tmp_path):
+    folder = folders.write(tmp_path / "data")
+    file = folder / "ant" / "1.png"
+    before = datasets.load("folder", folder)
+    first = open_images(before, 8, tmp_path)
+    times = file.stat()
+    Image.new("RGB", (12, 12), (9, 8, 7)).save(file)
+    file.write_bytes(file.read_bytes().ljust(times.st_size, b"\0"))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = datasets.load("folder", folder)
+    assert before.source_stamp == after.source_stamp, "sizes and times are the same"
+    second = open_images(after, 8, tmp_path)
+    assert first.path != second.path
+    assert second.array[list(after.keys).index("ant/1.png"), :, 0, 0].tolist() == [9, 8, 7]

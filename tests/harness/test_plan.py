@@ -12,7 +12,11 @@ import timm
 import torch
 
 from harness.config import Grid, GridError
+from harness.datasets import PassedOver
 from harness.plan import make_plan, relative_costs
+from harness.record import Run
+from harness.trial import run_trial
+from tests.harness.datasets.sources import folder
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -117,3 +121,37 @@ def test_a_file_of_weights_is_opened_by_the_plan_and_again_when_it_is_another(dr
         f"backbones: the weights file {weights} is a pointer of git-lfs, not the weights themselves: fetch them with "
         "git lfs pull",
     )
+
+
+OWN = [
+    *("datasets=[folder]", "losses=[contrastive]", "levels=[baseline]", "floors=[pixels]", "seeds=[0]"),
+    *("batch_size=4", "examples_per_class=2", "compute_matched=false"),
+]
+
+
+def test_what_is_passed_over_is_in_the_plan_and_in_the_record(tmp_path):
+    data = folder.write(tmp_path / "data")
+    for path in sorted(data.glob("*/?.png")):
+        folder.image(path.with_name(f"more-{path.name}"))
+    changes = [*OWN, "backbones=[test_resnet]"]
+    plan = make_plan(Grid.load("quick", changes), data, tmp_path / "cache")
+    assert plan.notes == (
+        "folder: 8 files and folders of an operating system or a storage box passed over (ant/._1.png, bee/._1.png, "
+        "cat/._1.png, dog/._1.png, elk/._1.png and 3 more)",
+        "folder: 8 files that are no images passed over (ant/notes.txt, bee/notes.txt, cat/notes.txt, dog/notes.txt, "
+        "elk/notes.txt and 3 more)",
+    )
+    pixels = next(trial for trial in plan.trials if trial.arm.loss == "pixels")
+    run_trial(pixels, tmp_path / "run", data, tmp_path / "cache")
+    (record,) = Run(tmp_path / "run").records()
+    (one, other) = record.data.passed_over
+    assert (one.count, other.count) == (8, 8)
+    names = tuple(f"{name}/notes.txt" for name in ("ant", "bee", "cat", "dog", "elk"))
+    assert other == PassedOver("files that are no images", 8, names)
+
+
+def test_a_name_that_no_record_can_hold_is_refused_before_work(tmp_path):
+    data = folder.write(tmp_path / "data")
+    os.rename(data / "ant" / "1.png", os.fsencode(data / "ant") + b"/caf\xe9.png")
+    with pytest.raises(GridError, match=r"1 files have names that are not UTF-8 \(ant/caf\\xe9.png\)"):
+        make_plan(Grid.load("quick", [*OWN, "backbones=[test_resnet]"]), data, tmp_path / "cache")

@@ -64,3 +64,16 @@ def test_the_official_small_sets():
     alphabets = [{dataset.groups[c] for c in dataset.labels[split == s]} for s in ("train", "validation", "test")]
     assert [len(a) for a in alphabets] == [3, 1, 4]
     assert dataset.read(0).size == (105, 105)
+
+
+def test_what_is_no_drawing_is_counted(tmp_path):
+    source.write(tmp_path)
+    (tmp_path / "readme.txt").touch()
+    (tmp_path / "Greek" / "character01").mkdir(parents=True)
+    (tmp_path / "Greek" / "character01" / "0001_01.PNG").touch()
+    (tmp_path / ".DS_Store").touch()
+    found = {one.reason: one.count for one in datasets.load("omniglot", tmp_path).passed_over}
+    assert found.pop("copies of a drawing of the same character") > 0
+    assert found.pop("files and folders of an operating system or a storage box") == 1
+    assert found.pop("files that are no drawings") >= 2
+    assert found == {}

@@ -62,3 +62,10 @@ def test_a_missing_or_empty_list_is_named(tmp_path):
     (home / "Ebay_test.txt").unlink()
     with pytest.raises(DatasetError, match=r"sop: there is no Ebay_test\.txt in"):
         datasets.load("sop", tmp_path)
+
+
+def test_a_list_that_is_not_utf8_names_its_line(tmp_path):
+    path = write(tmp_path) / "Stanford_Online_Products" / "Ebay_test.txt"
+    path.write_bytes(path.read_bytes().replace(b"chair_final/", b"chaise_fran\xe7aise/", 1))
+    with pytest.raises(DatasetError, match=r"Ebay_test\.txt is not in UTF-8: line \d+ holds .*fran\\xe7aise"):
+        datasets.load("sop", tmp_path, allow_nonstandard=True)
