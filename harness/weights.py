@@ -113,6 +113,8 @@ def _known_otherwise(path: Path) -> str | None:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not size:
         return "is empty"
+    if (header := _safetensors_header(path)) is not None:  # first: its length may look like the sign of another kind
+        return _cut_off(size, header)
     if head.startswith(b"version https://git-lfs"):
         return "is a pointer of git-lfs, not the weights themselves: fetch them with git lfs pull"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
@@ -120,8 +122,6 @@ def _known_otherwise(path: Path) -> str | None:
     if text.startswith(b"{"):
         several = '"weight_map"' in path.read_text(errors="replace")
         return "is JSON, " + ("the index of weights in several files" if several else "not weights")
-    if (header := _safetensors_header(path)) is not None:
-        return _cut_off(size, header)
     if head.startswith(b"PK\x03\x04"):
         return _of_zip(path)
     packed = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"Rar!": "rar", b"7z\xbc\xaf": "7z"}

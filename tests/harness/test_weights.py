@@ -152,6 +152,20 @@ def test_wrappers_are_unwrapped_and_said(tmp_path, state, wrap, said):
     assert torch.equal(model.backbone.state_dict()["layer4.0.bn2.running_var"], state["layer4.0.bn2.running_var"])
 
 
+def test_a_header_length_that_looks_like_json_is_a_length(tmp_path, state):
+    """123 is the code of an opening brace: a header of 123 + 256 n bytes begins with one."""
+    path = tmp_path / "w.safetensors"
+    save_file(state, path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    more = (123 - length) % 256
+    path.write_bytes(
+        (length + more).to_bytes(8, "little") + content[8 : 8 + length] + b" " * more + content[8 + length :]
+    )
+    assert path.read_bytes()[:1] == b"{"
+    assert torch.equal(loaded(path).backbone.conv1[0].weight, state["conv1.0.weight"])
+
+
 def test_safetensors_are_told_by_their_content(tmp_path, state):
     save_file(state, tmp_path / "w.ckpt")
     assert torch.equal(loaded(tmp_path / "w.ckpt").backbone.conv1[0].weight, state["conv1.0.weight"])
