@@ -311,7 +311,7 @@ def backward(model: Parallel, criterion: nn.Module, check: Callable[[], None] = 
 
 
 def devices(ranks: int, asked: str | None) -> list[torch.device]:
-    """The device of each rank: cuda:0, cuda:1, … or the processor. DeviceError where it is not there, or too few are."""
+    """The device of each rank: cuda:0, cuda:1, … or the processor. DeviceError where there are not so many."""
     if ranks < 1:
         raise DeviceError(f"ranks = {ranks}; a trial has at least one")
     device = present(asked or ("cuda" if torch.cuda.is_available() else "cpu"))

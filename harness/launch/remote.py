@@ -30,7 +30,7 @@ def relay(address: str, words: Sequence[str], files: Mapping[str, str], screen: 
     `files` are texts that go along: where a word, or one of the texts, names one of them, the head reads that text.
     Ctrl-C here is Ctrl-C there; a second one, or a lost connection, leaves it running, and `metrix-bench status` and
     `stop` reach it all the same. Raises RunError where the head cannot be reached, or not any more, and for a grid
-    that includes a file outside this folder.
+    that includes a file outside its folder.
     """
     words, files = portable(words, files)
     environment.prepare(address)
@@ -70,18 +70,18 @@ def relay(address: str, words: Sequence[str], files: Mapping[str, str], screen: 
 def portable(words: Sequence[str], files: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """The words and files with names that stay within the folder in which the head writes them.
 
-    A file that a word names may lie anywhere, and goes by its last name. What a text names keeps its name: RunError
-    where that is absolute or leads upwards.
+    The grid, which is the first file, may lie anywhere and goes by its last name. What it includes is named from its
+    folder, and keeps that name: RunError where it is absolute or leads upwards.
     """
-    named = {name: Path(name).name if name in words and _leads_out(name) else name for name in files}
-    if out := [name for name, new in named.items() if _leads_out(new)]:
+    grid, *included = files or [""]
+    if out := [name for name in included if _leads_out(name)]:
         raise RunError(
             f"the grid includes {', '.join(out)}, which the head of a cluster cannot be sent: name included grids "
-            "by a path below the folder that the command is typed in"
+            "by a path below the folder of the grid"
         )
-    if twice := {new for new in named.values() if list(named.values()).count(new) > 1}:
-        raise RunError(f"two files would both be {twice.pop()} on the head of the cluster: give one another name")
-    return [named.get(word, word) for word in words], {named[name]: text for name, text in files.items()}
+    short = Path(grid).name
+    named = {short: files[grid], **{name: files[name] for name in included}} if files else {}
+    return [short if files and word == grid else word for word in words], named
 
 
 def _leads_out(name: str) -> bool:
