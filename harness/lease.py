@@ -133,7 +133,7 @@ def _refuse_alive(storage: Folder | Bucket, found: bytes) -> None:
 
 def _in_use(storage: Folder | Bucket, lease: bytes | None) -> str:
     who = (holder(lease) if lease else None) or "another process"
-    return f"{storage.place} is in use by {who}; wait for it, or choose another folder with OUT=…"
+    return f"{storage.place} is in use by {who}; wait for it, or choose another folder with --out (OUT=… of make)"
 
 
 def content(holder: Holder) -> bytes:
@@ -159,5 +159,5 @@ def this_boot() -> str:
     """This kernel since it started, and the set of process numbers seen here (containers share a kernel)."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     with suppress(OSError):
-        return f"{boot.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{boot.read_text(encoding='utf-8').strip()} {os.readlink('/proc/self/ns/pid')}"
     return "unknown"

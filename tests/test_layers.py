@@ -157,6 +157,21 @@ def test_losses_metrix_and_metrics_need_no_timm_and_a_trial_no_ray_faiss_or_optu
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_text_is_read_and_written_as_utf_8_whatever_the_terminal_speaks(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            given = {word.arg for word in node.keywords}
+            modes = [
+                a.value for a in (*node.args, *(w.value for w in node.keywords if w.arg == "mode")) if is_mode(a)
+            ]
+            opens = name in ("open", "fdopen") and (modes or not node.args) and "b" not in "".join(modes)
+            if name in ("read_text", "write_text") or opens:
+                assert "encoding" in given, f"line {node.lineno}: {ast.unparse(node)} names no encoding"
+            assert "text" not in given or "run" not in name, f"line {node.lineno}: name an encoding, not text=True"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_read_as_data_and_never_as_code(path):
     """No pickle is opened: arrays and weights that others wrote could run anything."""
     own_pipe = path.name == "parallel.py"  # to processes that it starts itself; no file is read

@@ -114,7 +114,7 @@ class Command:
         for name, text in files.items():
             path = self._folder / "grids" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         # An environment that this worker got from ray would make the driver believe it is a worker, too.
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_JOB", "RAY_RAYLET"))}
         if (SOURCES / "pyproject.toml").exists():  # a checkout, which need not be installed
@@ -122,7 +122,7 @@ class Command:
         clean["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # `auto` is this cluster, not another one here
         (self._folder / "grids").mkdir(exist_ok=True)
         output = self._folder / "output"
-        with output.open("w") as file:
+        with output.open("w", encoding="utf-8") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "harness.cli", *words],
                 stdin=subprocess.DEVNULL,
@@ -132,7 +132,7 @@ class Command:
                 env=clean,
                 start_new_session=True,
             )
-        self._output = output.open(errors="replace")
+        self._output = output.open(encoding="utf-8", errors="replace")
 
     def next(self, seconds: float) -> tuple[str, int | None]:
         """What it has said since it was asked last, after `seconds` at most, and its exit code once it has ended."""
