@@ -1,6 +1,7 @@
 """The arrows go one way, and each dependency comes in through one file."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -162,9 +163,9 @@ def test_text_is_read_and_written_as_utf_8_whatever_the_terminal_speaks(path):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
             given = {word.arg for word in node.keywords}
-            modes = [
-                a.value for a in (*node.args, *(w.value for w in node.keywords if w.arg == "mode")) if is_mode(a)
-            ]
+            values = [getattr(word, "value", None) for word in node.args]
+            values += [getattr(word.value, "value", None) for word in node.keywords if word.arg == "mode"]
+            modes = [value for value in values if isinstance(value, str) and re.fullmatch(r"[rwax]b?\+?", value)]
             opens = name in ("open", "fdopen") and (modes or not node.args) and "b" not in "".join(modes)
             if name in ("read_text", "write_text") or opens:
                 assert "encoding" in given, f"line {node.lineno}: {ast.unparse(node)} names no encoding"
