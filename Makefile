@@ -4,13 +4,24 @@ VENV    ?= .venv
 PYTHON  ?= python3
 GRID    ?= quick
 DATA    ?=
-OUT     ?= results/runs/$(notdir $(basename $(GRID)))
+OUT     ?= results/runs/$(shell basename -- $(call quoted,$(GRID)) | sed 's/\.[^.]*$$//')
 ADDRESS ?=
 ARGS    ?=
 
+quoted = '$(subst ','\'',$(1))'
+digest = $(shell cat $(1) | sha256sum | cut -c1-16)
+
+ifneq ($(words $(VENV)),1)
+$(error VENV=$(VENV): name a folder without blanks, which make cannot follow)
+endif
+
+# A stamp names what was installed by its digest. It depends on no file: those of a fresh checkout are always newer.
+STAMP := $(VENV)/.installed-$(call digest,pyproject.toml constraints.txt)
+S3    := build/s3/.installed-$(call digest,tests/s3-server.txt)
+AUDIT := build/audit/.tried-2.10.1
 BIN   := $(abspath $(VENV))/bin
-STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
-BENCH := PYTHONPATH=$(CURDIR) $(BIN)/python -m harness.cli
+PY    := PYTHONPATH=$(call quoted,$(CURDIR)) $(call quoted,$(BIN)/python)
+BENCH := $(PY) -m harness.cli
 
 .DEFAULT_GOAL := help
 .PHONY: help setup benchmark report readme test lowest s3 soak perf lint format clean
@@ -18,65 +29,66 @@ BENCH := PYTHONPATH=$(CURDIR) $(BIN)/python -m harness.cli
 help:  ## explain the targets (what `make` alone does)
 	@echo "metrix-bench: a fair benchmark of deep metric learning"; echo
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo; echo "  GRID=$(GRID)  DATA=folder  OUT=$(OUT)  VENV=$(VENV)  ARGS='--seeds 0 --set epochs=2'"
+	@echo; echo "  GRID=quick  DATA=folder  OUT=results/runs/quick  VENV=.venv  ARGS='--seeds 0 --set epochs=2'"
 	@echo "  ADDRESS=auto, host:port or ray://host:10001 runs it on a ray cluster: clusters/README.md"
 	@echo "  grids: $(notdir $(basename $(wildcard harness/grids/*.yaml)))"
 
 setup: $(STAMP)  ## make the virtual environment and install everything (five minutes, once)
 
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,tune]"
-	touch $(STAMP)
+$(STAMP):
+	test -x $(call quoted,$(BIN)/python) || $(PYTHON) -m venv $(call quoted,$(VENV))
+	$(call quoted,$(BIN)/python) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,tune]"
+	touch $(call quoted,$(STAMP))
 
 benchmark: $(STAMP)  ## run GRID (default: quick, 10 minutes on 2 cores) and write its leaderboard to OUT
-	@$(BENCH) run $(GRID) --out '$(OUT)' $(if $(DATA),--data $(DATA)) $(if $(ADDRESS),--address $(ADDRESS)) $(ARGS)
+	@$(BENCH) run $(call quoted,$(GRID)) --out $(call quoted,$(OUT)) $(if $(DATA),--data $(call quoted,$(DATA))) \
+		$(if $(ADDRESS),--address $(call quoted,$(ADDRESS))) $(ARGS)
 
 report: $(STAMP)  ## write the leaderboard of OUT again from its records
-	@$(BENCH) report '$(OUT)' $(ARGS)
+	@$(BENCH) report $(call quoted,$(OUT)) $(ARGS)
 
 readme:  ## put the leaderboard of OUT into README.md
 	@sed -i -e '/results:begin/,/results:end/{//!d}' README.md
-	@sed -e '/^# /d' -e 's/^## /### /' $(OUT)/leaderboard.md > README.md.part
+	@sed -e '/^# /d' -e 's/^## /### /' $(call quoted,$(OUT)/leaderboard.md) > README.md.part
 	@sed -i -e '/results:begin/r README.md.part' README.md && rm README.md.part
 
 test: $(STAMP)  ## run the tests (thirteen minutes on 2 cores; ARGS='-m slow' runs those that start whole clusters, twenty more)
-	@PYTHONPATH=$(CURDIR) $(BIN)/python -m pytest $(ARGS)
+	@$(PY) -m pytest $(ARGS)
 
 lowest:  ## run the tests of what computes with the lowest versions that pyproject.toml allows, in an environment of its own
 	test -x build/lowest/bin/python || $(PYTHON) -m venv build/lowest
 	build/lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python --resolution lowest-direct \
 		-r pyproject.toml --extra dev --extra tune
-	@PYTHONPATH=$(CURDIR) build/lowest/bin/python -m pytest tests/baselines tests/metrix \
+	@PYTHONPATH=$(call quoted,$(CURDIR)) build/lowest/bin/python -m pytest tests/baselines tests/metrix \
 		$(addprefix tests/harness/,datasets metrics reports test_comparisons.py test_figures.py test_images.py test_models.py \
 		test_retrieval.py test_search.py test_spread.py test_statistics.py test_storage.py test_tables.py test_trial.py) $(ARGS)
 
-s3: build/s3/.installed  ## install the S3 server that tests of buckets need, in an environment of its own
+s3: $(S3)  ## install the S3 server that tests of buckets need, in an environment of its own
 
-build/s3/.installed: tests/s3-server.txt
+$(S3):
 	$(PYTHON) -m venv build/s3
 	build/s3/bin/python -m pip install --quiet --disable-pip-version-check -r tests/s3-server.txt
 	touch $@
 
 soak: $(STAMP)  ## disturb a grid on a cluster of this machine, check its books (ARGS='--minutes 5'), then try every fault
-	@PYTHONPATH=$(CURDIR) $(BIN)/python -m tests.cluster.soak $(ARGS)
-	@PYTHONPATH=$(CURDIR) $(BIN)/python -m pytest -m slow tests/cluster
+	@$(PY) -m tests.cluster.soak $(ARGS)
+	@$(PY) -m pytest -m slow tests/cluster
 
 perf: $(STAMP)  ## measure speed and memory, printed as ratios within one run
 	@for file in tests/performance/[a-z]*.py; do \
-		PYTHONPATH=$(CURDIR) $(BIN)/python -m tests.performance.$$(basename $$file .py) || exit 1; done
+		$(PY) -m tests.performance.$$(basename $$file .py) || exit 1; done
 
-lint: $(STAMP) build/audit/.tried  ## check style, errors that a linter finds, and dependencies for known vulnerabilities
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/python tests/dependencies.py build/audit/bin/pip-audit constraints.txt
+lint: $(STAMP) $(AUDIT)  ## check style, errors that a linter finds, and dependencies for known vulnerabilities
+	@$(call quoted,$(BIN)/ruff) check . && $(call quoted,$(BIN)/ruff) format --check .
+	@$(PY) tests/dependencies.py build/audit/bin/pip-audit constraints.txt
 
-build/audit/.tried:
-	-$(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+$(AUDIT):
+	-$(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==$(subst build/audit/.tried-,,$(AUDIT))
 	mkdir -p build/audit && touch $@
 
 format: $(STAMP)  ## rewrite the sources in the project's format
-	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+	@$(call quoted,$(BIN)/ruff) check --fix . ; $(call quoted,$(BIN)/ruff) format .
 
 clean:  ## remove the virtual environment and caches; results stay
 	rm -rf .venv .pytest_cache .ruff_cache build *.egg-info

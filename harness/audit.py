@@ -37,7 +37,7 @@ def audit(run: Run) -> tuple[Finding, ...]:
 def studies(search: Run, ended: Sequence[Record | Failure], records: Iterable[Record]) -> Iterator[Study]:
     """The search of every tuned arm, from what it declared, its trials that have ended, and the final records."""
     path = search.folder / "study.json"
-    declared = json.loads(path.read_text()) if search.pull(path) else {}
+    declared = json.loads(path.read_text(encoding="utf-8")) if search.pull(path) else {}
     tried, used = defaultdict(lambda: defaultdict(list)), defaultdict(list)
     for one in ended:
         tried["/".join(one.trial.cell)][one.trial.whole.id].append(one.trial)

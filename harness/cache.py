@@ -81,7 +81,7 @@ def remembered(folder: Path, key: Any, find: Callable[[], Any], worth: Callable[
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-            aside.write_text(json.dumps(found))
+            aside.write_text(json.dumps(found), encoding="utf-8")
             aside.replace(path)
     return found
 

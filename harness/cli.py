@@ -1,40 +1,88 @@
 """The command line: `metrix-bench run quick`. Every option is a setting of the grid or a place on disk."""
 
 import argparse
+import errno
 import json
+import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import storage
-from harness.config import Grid, GridError, Images, grids, texts
-from harness.record import Run, RunError
+from harness.cache import default_folder
+from harness.config import Grid, Images, Trial, grids, texts
+from harness.errors import UserError
+from harness.record import Record, Run, RunError, differences
 
-OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+if TYPE_CHECKING:
+    from harness.plan import Plan
+
+OK, FAILED, WRONG_INPUT, INTERRUPTED, CLOSED = 0, 1, 2, 130, 141
 LISTS = ("losses", "levels", "backbones", "datasets", "arms", "seeds")
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 a trial failed, 2 wrong input, 130 interrupted."""
+    """Run one command; returns the exit code: 0 done, 1 a trial failed or a fault of the program, 2 wrong input, 130
+    interrupted, 141 nobody reads what it prints.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a sign that the terminal lacks must not cost what was computed
     arguments = parser().parse_args(words)
     arguments.words = sys.argv[1:] if words is None else words
     try:
-        return arguments.command(arguments)
-    except (GridError, RunError, ValueError, ModuleNotFoundError) as error:
-        print(f"metrix-bench: {error}", file=sys.stderr)
-        return WRONG_INPUT
-    except PermissionError as error:
-        print(f"metrix-bench: {error.filename}: {error.strerror}", file=sys.stderr)
-        return WRONG_INPUT
+        code = arguments.command(arguments)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("metrix-bench: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or python would complain once more when it ends
+        return CLOSED
+    except Exception as error:
+        sentence = _sentence(error, arguments)
+        if arguments.debug or sentence is None:
+            traceback.print_exc()
+        print(f"metrix-bench: {sentence or FAULT}", file=sys.stderr)
+        return FAILED if sentence is None else WRONG_INPUT
+
+
+FAULT = "this is a fault of the program and not of what you typed: please report it with the lines above"
+
+
+def _sentence(error: Exception, arguments: argparse.Namespace) -> str | None:
+    """What the user can do about an error, in words; None for a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not isinstance(error, OSError):
+        return None
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (isinstance(error.filename, str) and _is_named(Path(error.filename), arguments)):
+        return f"{error.filename or 'the disk'}: {error.strerror}"
+    return None
+
+
+def _is_named(path: Path, arguments: argparse.Namespace) -> bool:
+    """Whether a path lies in, or above, one that the command line names, or where runs and the cache lie."""
+    given = [value for key, value in vars(arguments).items() if key != "words"]
+    values = [item for value in given for item in (value if isinstance(value, list) else [value])]
+    places = [Path(value) for value in values if isinstance(value, str | Path)]
+    path = Path(os.path.abspath(path))
+    for place in map(os.path.abspath, (*places, "results/runs", default_folder())):
+        if path.is_relative_to(place) or Path(place).is_relative_to(path):
+            return True
+    return False
 
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     top = argparse.ArgumentParser(prog="metrix-bench", description="A fair benchmark of deep metric learning.")
+    top.add_argument("--debug", action="store_true", help="show where in the program an error was raised")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _commands_that_run(commands)
     _commands_that_read_runs(commands)
@@ -58,11 +106,14 @@ def _commands_that_run(commands) -> None:
     trial = _command(commands, trial_command, "trial", "run one arm of a grid in this process, without ray")
     _grid_options(trial)
     trial.add_argument("--arm", required=True, help="such as contrastive or 'multi_similarity+embedding'")
-    trial.add_argument("--seed", type=int, default=0)
-    trial.add_argument("--fold", type=int, help="only this of the grid's folds, from 1 (default: all of them)")
+    trial.add_argument("--seed", type=_whole(0), default=0)
+    trial.add_argument("--fold", type=_whole(1), help="only this of the grid's folds, from 1 (default: all of them)")
     trial.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
     trial.add_argument(
-        "--ranks", type=int, default=1, help="GPUs, or processes without one, that share each batch (default: 1)"
+        "--ranks",
+        type=_whole(1),
+        default=1,
+        help="GPUs, or processes without one, that share each batch (default: 1)",
     )
     trial.add_argument("--out", type=_place, help="run folder, or s3://bucket/prefix (default: results/runs/GRID)")
 
@@ -81,7 +132,7 @@ def _cluster_options(command: argparse.ArgumentParser) -> None:
         metavar="auto|HOST:PORT|ray://HOST:PORT",
         help="a ray cluster: that of this machine, or one to send the command to (default: this machine alone)",
     )
-    command.add_argument("--device", choices=("cpu",), help="leave GPUs alone (default: use them)")
+    command.add_argument("--device", type=_cpu, metavar="cpu", help="leave GPUs alone (default: use them)")
 
 
 def _commands_that_read_runs(commands) -> None:
@@ -148,7 +199,7 @@ def _commands_about_data(commands) -> None:
     prepare = _command(commands, prepare_command, "prepare", "decode the images of a dataset, once for all trials")
     _dataset_options(prepare)
     prepare.add_argument(
-        "--side", type=int, default=Images().stored_px, metavar="PX", help="shorter side (default: %(default)s)"
+        "--side", type=_whole(1), default=Images().stored_px, metavar="PX", help="shorter side (default: %(default)s)"
     )
 
     listing = _command(commands, list_command, "list", "list what a grid may name")
@@ -161,6 +212,7 @@ def _command(commands, function: Callable, name: str, words: str) -> argparse.Ar
         name, allow_abbrev=False, help=words, description=(words[0].upper() + words[1:] + ".")
     )
     command.set_defaults(command=function)
+    command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return command
 
 
@@ -192,6 +244,31 @@ def _place(text: str) -> str | Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _whole(least: int) -> Callable[[str], int]:
+    """What reads a whole number from `least`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+        return int(text)
+
+    return read
+
+
+def _cpu(text: str) -> str:
+    if text != "cpu":
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: a grid runs on every GPU there is, and --device cpu leaves them alone; metrix-bench trial "
+            "runs one arm on one device"
+        )
+    return text
+
+
+def _names(text: str | None) -> list[str]:
+    """Names between commas; a comma inside brackets belongs to an arm."""
+    return [] if text is None else [name.strip() for name in re.split(r",(?![^\[]*\])", text)]
+
+
 def _option(text: str) -> tuple[str, Any]:
     """An option of a dataset; numbers, true and false are read as such."""
     key, equals, value = text.partition("=")
@@ -204,7 +281,7 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _grid(arguments: argparse.Namespace) -> Grid:
-    only = {field: text.split(",") for field in LISTS if (text := getattr(arguments, field))}
+    only = {field: names for field in LISTS if (names := _names(getattr(arguments, field)))}
     return Grid.load(arguments.grid, arguments.set, only)
 
 
@@ -233,7 +310,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.data,
         arguments.cache,
         watch=terminal.view,
-        track=arguments.track.split(",") if arguments.track else (),
+        track=_names(arguments.track),
         address=arguments.address,
         device=arguments.device,
     )
@@ -251,19 +328,24 @@ def _elsewhere(arguments: argparse.Namespace) -> int | None:
     words[place : place + (1 if "=" in words[place] else 2)] = ["--address", "auto"]
     place = getattr(arguments, "run", None) or arguments.out
     if place is None or (isinstance(place, Path) and not place.is_absolute()):
-        raise ValueError(
+        raise UserError(
             f"the run folder {place or 'results/runs/…'} would be sought wherever the head runs commands: name a "
             "whole path of the cluster, or a bucket"
         )
     for option in ("data", "cache"):
         if (path := getattr(arguments, option)) is not None and not path.is_absolute():
-            raise ValueError(f"--{option} {path} would be sought wherever the head runs commands: name a whole path")
+            raise UserError(f"--{option} {path} would be sought wherever the head runs commands: name a whole path")
     return remote.relay(arguments.address, words, texts(getattr(arguments, "grid", "")))
 
 
 def _conclude(outcome, grid: Grid, folder: str | Path, arguments: argparse.Namespace) -> int:
     """Write and show the leaderboard, say what is left, and return the exit code."""
     _report([folder], Run(folder), data=arguments.data, cache=arguments.cache)
+    done = {trial.id for trial in outcome.plan.trials} - outcome.ran
+    if outcome.plan.trials and not outcome.missing and not outcome.ran:
+        print(f"already done: all {len(done)} trials had their records before, and nothing was run")
+    for sentence in _unchanged([r for r in outcome.records if r.id in done], outcome.plan.trials):
+        print(sentence)
     if outcome.interrupted:
         left = f"{outcome.missing} trials" if outcome.plan.trials else "a search"
         print(f"interrupted with {left} to go; the same command continues where it stopped")
@@ -283,12 +365,25 @@ def _conclude(outcome, grid: Grid, folder: str | Path, arguments: argparse.Names
     return OK
 
 
+def _unchanged(records: Sequence[Record], trials: Sequence[Trial]) -> Iterator[str]:
+    """What was asked of finished trials that they do not do again."""
+    asked = {trial.id: trial for trial in trials}
+    for name in ("keep", "analysis"):
+        told = {(getattr(r.trial, name), getattr(asked[r.id], name)) for r in records if r.id in asked}
+        for before, now in sorted(told, key=str):
+            if before != now:
+                yield (
+                    f"{name} {now} was asked for, and finished trials stay as they are, with {name} {before}: name "
+                    "another folder with --out to run them again"
+                )
+
+
 def retry_command(arguments: argparse.Namespace) -> int:
     """Run the trials of a run folder that failed again, and write its leaderboard."""
     from harness.launch import supervised
 
     if not arguments.failed and not arguments.only:
-        raise ValueError("retry needs --failed, or --only with a part of the ids")
+        raise UserError("retry needs --failed, or --only with a part of the ids")
     if (elsewhere := _elsewhere(arguments)) is not None:
         return elsewhere
     return supervised(lambda: _retry(arguments), arguments.words, arguments.address)
@@ -304,7 +399,7 @@ def _retry(arguments: argparse.Namespace) -> int:
         print(f"{run.place}: nothing has failed" + (f" with {arguments.only!r} in its id" if arguments.only else ""))
         return OK
     if not (grids := run.asked().grids):
-        raise ValueError(f"{run.place} remembers no grid: its trials ran one by one, as metrix-bench trial does")
+        raise UserError(f"{run.place} remembers no grid: its trials ran one by one, as metrix-bench trial does")
     worst = OK
     for grid in grids:
         outcome = run_grid(
@@ -351,46 +446,103 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
 
 def trial_command(arguments: argparse.Namespace) -> int:
-    """Run one trial of a grid here and print its scores."""
-    from harness.config import Arm
-    from harness.plan import make_plan
-    from harness.trial import Sources, steps
+    """Run one arm of a grid here, print its scores and keep its records where those of the grid lie."""
+    from harness.launch import refuse_strangers
+    from harness.parallel import devices
 
-    grid = _grid(arguments).model_copy(update={"seeds": (arguments.seed,)})
-    label = Arm.parse(arguments.arm).label
-    named = [trial for trial in grid.trials() if trial.arm.label == label or _short(trial) == arguments.arm]
-    if not named:
-        grid = grid.model_copy(update={"arms": (arguments.arm,), "losses": (), "floors": ()})
-        named = grid.trials()
-    if arguments.fold is not None:
-        if arguments.fold not in range(1, (grid.folds or 0) + 1):
-            have = f"has folds 1 to {grid.folds}" if grid.folds else "has no folds; --set folds=4 gives it some"
-            raise ValueError(f"--fold {arguments.fold}: grid {grid.name} {have}")
-        named = [trial for trial in named if trial.fold == arguments.fold]
-    plan = make_plan(grid.model_copy(update={"floors": grid.floors}), arguments.data, arguments.cache)
-    folder = _folder(arguments, grid)
-    run = Run(folder, warn=print)
+    devices(arguments.ranks, arguments.device)
+    grid = _grid(arguments)
+    plan = _chosen(grid, arguments)
+    run = Run(_folder(arguments, grid), warn=print)
+    if arguments.out is None and (apart := differences(Grid.load(arguments.grid).trials(), plan.trials)):
+        listed = "\n  ".join(apart)
+        raise RunError(
+            f"{run.place} is for grid {grid.name} as it is written:\n  {listed}\nName another folder with --out"
+        )
+    run.require_own()
     run.prepare()
     for note in plan.notes:
         print(note)
-    for trial in [trial for trial in named if trial in plan.trials]:
-        print(trial.id)
-        sources = Sources(
-            folder,
-            arguments.data,
-            arguments.cache,
-            arguments.device,
-            grid=(("name", grid.name), ("version", grid.version)),
-            identity=run.identity,
-            ranks=arguments.ranks,
+    with run.lock():
+        refuse_strangers(run, grid, plan.trials)
+        return max(_run_here(trial, run, grid, arguments) for trial in plan.trials)
+
+
+def _chosen(grid: Grid, arguments: argparse.Namespace) -> "Plan":
+    """The plan of the named arm, seed and fold. UserError where there are none, and why."""
+    from harness.config import Arm
+    from harness.plan import make_plan
+
+    if grid.protocol == "tuned":
+        raise UserError(
+            f"grid {grid.name} searches the settings of its arms, which metrix-bench run does; "
+            "--set protocol=fair runs one with the settings as they are written"
         )
+    if arguments.fold is not None and arguments.fold not in range(1, (grid.folds or 0) + 1):
+        have = f"has folds 1 to {grid.folds}" if grid.folds else "has no folds; --set folds=4 gives it some"
+        raise UserError(f"--fold {arguments.fold}: grid {grid.name} {have}")
+    label = Arm.parse(arguments.arm).label
+    grid = _each(grid, seeds=(arguments.seed,))
+    if not any(_is_arm(trial, label, arguments.arm) for trial in grid.trials()):
+        grid = _each(grid, arms=(arguments.arm,), levels=(), floors=())
+    plan = make_plan(grid, arguments.data, arguments.cache)
+    reasons = [reason for *_, arm, reason in plan.refused if arm == label or arm.partition("[")[0] == arguments.arm]
+    trials = [
+        trial
+        for trial in plan.trials
+        if _is_arm(trial, label, arguments.arm) and arguments.fold in (None, trial.fold)
+    ]
+    if not trials:
+        raise UserError(
+            f"--arm {arguments.arm}: " + (reasons[0] if reasons else f"grid {grid.name} runs no such arm")
+        )
+    return replace(plan, trials=tuple(trials))
+
+
+def _each(grid: Grid, **changes: Any) -> Grid:
+    """The grid with other settings, in its parts too."""
+    parts = tuple(_each(part, **changes) for part in grid.parts)
+    return grid.model_copy(update={**changes, "parts": parts})
+
+
+def _is_arm(trial: Trial, label: str, short: str) -> bool:
+    return trial.arm.label == label or _short(trial) == short
+
+
+def _run_here(trial: Trial, run: Run, grid: Grid, arguments: argparse.Namespace) -> int:
+    """Run one trial in this process, unless it is done; its exit code."""
+    from harness.trial import Sources, kind_of, steps
+
+    print(trial.id)
+    before = run.record(trial)
+    sources = Sources(
+        run.address,
+        arguments.data,
+        arguments.cache,
+        arguments.device,
+        grid=(("name", grid.name), ("version", grid.version)),
+        identity=run.identity,
+        ranks=arguments.ranks,
+    )
+    try:
         for progress in steps(trial, sources):
             epoch = progress.curve[-1]
             scores = "  ".join(f"{name} {value:.4f}" for name, value in epoch.validation.items())
-            print(f"epoch {epoch.epoch}/{trial.schedule.epochs}  loss {epoch.loss:.4f}  validation: {scores}")
-        record = run.record(trial)
-        print("test: " + "  ".join(f"{name} {value:.4f}" for name, value in record.test.items()))
-        print(f"record: {run.where(run.record_path(trial))}")
+            loss = "" if epoch.loss is None else f"  loss {epoch.loss:.4f}"
+            print(f"epoch {epoch.epoch}/{trial.schedule.epochs}{loss}  validation: {scores}", flush=True)
+    except Exception as error:
+        if isinstance(error, UserError | OSError) or (kind := kind_of(error)) == "error":
+            raise
+        run.fail(trial, kind, str(error), traceback.format_exc())
+        print(f"metrix-bench: {trial.id} failed, {kind}: {error}", file=sys.stderr)
+        return FAILED
+    record = run.record(trial)
+    if before is not None:
+        print(f"already done: its record is of {record.finished}, and nothing was run")
+        for sentence in _unchanged([record], [trial]):
+            print(sentence)
+    print("test: " + "  ".join(f"{name} {value:.4f}" for name, value in record.test.items()))
+    print(f"record: {run.where(run.record_path(trial))}")
     return OK
 
 
@@ -422,11 +574,11 @@ def logs_command(arguments: argparse.Namespace) -> int:
 
 
 def _only_one(part: str, names: Sequence[str], run: Run) -> str:
-    """The one name that has `part` in it, or is `part`; ValueError with those to choose from otherwise."""
+    """The one name that has `part` in it, or is `part`; UserError with those to choose from otherwise."""
     found = [name for name in names if name == part] or [name for name in names if part in name]
     if len(found) != 1:
         listed = "\n  ".join(found or names or ["(there is none yet)"])
-        raise ValueError(f"{part!r} names {len(found)} trials of {run.place}; name one of\n  {listed}")
+        raise UserError(f"{part!r} names {len(found)} trials of {run.place}; name one of\n  {listed}")
     return found[0]
 
 
@@ -449,12 +601,13 @@ def report_command(arguments: argparse.Namespace) -> int:
 
     only = parse(arguments.only)
     if len(arguments.runs) > 1 and arguments.out is None:
-        raise ValueError("a report of several runs needs a folder to write to: --out FOLDER")
+        raise UserError("a report of several runs needs a folder to write to: --out FOLDER")
     filters = "-".join(f"{key}={','.join(values)}" for key, values in only.items())
     target = Run(arguments.out or arguments.runs[0])
     if filters and arguments.out is None:
         target = target.sub(f"only/{filters.replace('/', '_')}")
-    formats, metrics = ((text or "").split(",") if text else () for text in (arguments.format, arguments.metrics))
+    formats, metrics = _names(arguments.format), _names(arguments.metrics)
+    target.require_own(("leaderboard.", "figures"))
     _report(arguments.runs, target, only, formats, metrics, arguments.data, arguments.cache)
     return OK
 
@@ -548,7 +701,7 @@ def audit_command(arguments: argparse.Namespace) -> int:
         terminal.table("fairness rules", columns, [(r.id, r.severity, r.title, r.reason) for r in rules.found()])
         return OK
     if arguments.run is None:
-        raise ValueError("audit needs a run folder, or --rules")
+        raise UserError("audit needs a run folder, or --rules")
     from harness.audit import audit
 
     run = _existing(arguments.run)
@@ -574,7 +727,7 @@ def verify_command(arguments: argparse.Namespace) -> int:
         print(f"{verdict.state:8} {verdict.id}: {verdict}", flush=True)
         verdicts.append(verdict)
     if not verdicts:
-        raise ValueError(f"{run.place} has no record of a test with {arguments.only!r} in its id")
+        raise UserError(f"{run.place} has no record of a test with {arguments.only!r} in its id")
     good = sum(verdict.state == "matches" for verdict in verdicts)
     print(f"{good} of {len(verdicts)} match")
     return OK if good == len(verdicts) else FAILED
@@ -680,7 +833,7 @@ def _stages(pattern: str | None):
     from harness import models
 
     if pattern is None:
-        raise ValueError("list stages needs a backbone: metrix-bench list stages resnet50")
+        raise UserError("list stages needs a backbone: metrix-bench list stages resnet50")
     return f"stages of {pattern}", ("stage",), [(stage,) for stage in models.stages(pattern)]
 
 

@@ -9,6 +9,8 @@ valid one, all mistakes of a file at once.
 import hashlib
 import itertools
 import json
+import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from harness import registry
 from harness.errors import UserError
@@ -25,6 +27,7 @@ FLOORS = ("untrained", "pixels")
 LEVELS = ("baseline", "embedding", "feature", "input")
 CENTRE_SHARE = 224 / 256  # the customary test crop
 THUMBNAIL_PX = 64  # up to this side an image is shown whole
+OF_AN_INCLUDING_GRID = ("name", "version", "about", "resources")  # all that a grid sets which includes others
 SHARED_BY_A_LOSS = ("lr", "schedule", "step_epochs", "gamma")  # may differ between losses, never within one
 
 
@@ -37,16 +40,33 @@ class GridError(UserError):
 
 
 class Value(BaseModel):
-    """A frozen setting that refuses what it does not know."""
+    """A frozen setting that refuses what it does not know, values of another type and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _listed(cls, content: Any) -> Any:
+        """Files write a tuple as a list, which strict types would refuse."""
+        if not isinstance(content, dict):
+            return content
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+
+
+def _finite(options: dict[str, Any]) -> dict[str, Any]:
+    """Refuse NaN and infinity among options, whose types only their owner knows."""
+    for key, value in _flat(options):
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise ValueError(f"{key} is {value}; a number must be finite")
+    return options
 
 
 class Choice(Value):
     """An entry of a register with its keyword options, written `name` or `{name: …, options: {…}}`."""
 
     name: str
-    options: dict[str, Any] = {}
+    options: Annotated[dict[str, Any], AfterValidator(_finite)] = {}
 
 
 def _named(value: Any) -> Any:
@@ -89,7 +109,7 @@ class Level(Value):
     stage: str | None = None
     pairs: Literal["alternate", "pos-neg", "anc-neg", "pos-pos", "neg-neg"] = "alternate"
     weight: float = Field(0.4, ge=0)
-    alpha: float = Field(2.0, gt=0)
+    alpha: float = Field(2.0, gt=0, le=1000)
     renormalize: bool = True
     lambda_per: Literal["batch", "example"] = "batch"
     hardest: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
@@ -109,7 +129,7 @@ class Choosable(Level):
 class Model(Value):
     """The embedder around the backbone: pooling, a linear head to `dim`, l2-normalisation."""
 
-    dim: int = Field(512, ge=1)
+    dim: int = Field(512, ge=1, le=2**16)
     pooling: Literal["avg", "max", "avg+max", "token"] = "avg"
     norm: Literal["train", "frozen"] = "train"
 
@@ -124,8 +144,8 @@ class Images(Value):
     """
 
     path: Literal["cache", "classical"] = "cache"
-    side_px: int = Field(224, ge=8)
-    cache_side_px: int | None = Field(None, ge=8)
+    side_px: int = Field(224, ge=8, le=4096)
+    cache_side_px: int | None = Field(None, ge=8, le=8192)
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
     flip: bool | Literal["auto"] = "auto"
@@ -146,6 +166,9 @@ class Images(Value):
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale is {list(self.crop_scale)}; it must rise within (0, 1]")
+        low, high = self.crop_ratio
+        if not 0 < low <= high:
+            raise ValueError(f"crop_ratio is {list(self.crop_ratio)}; it must rise from a number above 0")
         if self.cache_side_px is not None and self.cache_side_px < self.side_px:
             raise ValueError(f"cache_side_px {self.cache_side_px} is smaller than side_px {self.side_px}")
         return self
@@ -154,7 +177,7 @@ class Images(Value):
 class Training(Value):
     """How long, on what batches and with what steps. Equal for every arm of a table, but for a loss's own lr."""
 
-    epochs: int = Field(60, ge=1)
+    epochs: int = Field(60, ge=1, le=1_000_000)
     batch_size: int = Field(100, ge=2)
     sampler: Literal["balanced", "shuffle"] = "balanced"
     examples_per_class: int = Field(5, ge=1)
@@ -167,7 +190,7 @@ class Training(Value):
     warmup_epochs: int = Field(0, ge=0)
     clip_value: float | None = Field(10.0, gt=0)
     precision: Literal["float32", "bf16"] = "float32"
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=1024)
 
     @model_validator(mode="after")
     def _check(self):
@@ -187,7 +210,7 @@ class Resources(Value):
 
     cpus_per_trial: int = Field(1, ge=1)
     gpus_per_trial: float | Literal["auto"] = "auto"
-    retries: int = Field(2, ge=0)
+    retries: int = Field(2, ge=0, le=1000)
     epoch_timeout_s: float = Field(3600, gt=0)
 
     @model_validator(mode="after")
@@ -206,7 +229,7 @@ class Search(Value):
     training seed of all search trials; final seeds must differ.
     """
 
-    trials: int = Field(8, ge=2)
+    trials: int = Field(8, ge=2, le=10_000)
     round_of: int = Field(4, ge=1)
     search_seed: int = Field(1000, ge=0)
     lr_range: tuple[float, float] = (0.1, 10.0)
@@ -233,30 +256,39 @@ class Arm(Value):
     loss: str
     options: dict[str, Any] = {}
     metrix: Level | None = None
-    longer: float = Field(1.0, gt=0)
+    longer: float = Field(1.0, gt=0, le=1000)
     tuned: str | None = None  # the arm as the grid declares it, where a search has chosen its settings
 
     @classmethod
     def parse(cls, text: str) -> "Arm":
-        """The arm that `text` writes, complete with its loss's defaults; ValueError says what is wrong with it."""
+        """The arm that `text` writes, complete with its loss's defaults; GridError says what is wrong with it."""
         bracket = r"(?:\[([^\]]*)\])?"
-        match = re.fullmatch(rf"([\w:]+){bracket}(?:\+(\w+){bracket})?(?:@([\d.]+)x)?", text.strip())
+        match = re.fullmatch(rf"([\w:]+){bracket}(?:\+(\w+){bracket})?(?:@(\d+\.?\d*)x)?", text.strip())
+        where = f"arm {text!r}"
         if not match:
-            raise ValueError(f"arm {text!r} is not written loss, loss+level or loss[key=value]+level[key=value]")
+            raise GridError(where, ["it is not written loss, loss+level or loss[key=value]+level[key=value]"])
         loss, options, at, level, longer = match.groups()
-        metrix = None if at in (None, "baseline") else Level(at=at, **_pairs(level))
-        return cls.of(loss, _pairs(options), metrix).model_copy(update={"longer": float(longer or 1)})
+        try:
+            metrix = None if at in (None, "baseline") else Level(**{"at": at, **_pairs(where, level)})
+            arm = cls.of(loss, _pairs(where, options), metrix)
+            return arm if longer is None else cls(**{**dict(arm), "longer": float(longer)})
+        except ValidationError as error:
+            raise GridError(where, _sentences(error, Level if error.title == "Level" else cls)) from None
 
     @classmethod
     def of(cls, loss: str, options: dict[str, Any], metrix: Level | None = None) -> "Arm":
-        """The arm of a loss, its `options` completed with the defaults (so that an id holds every value)."""
+        """The arm of a loss, its `options` completed with the defaults (so that an id holds every value).
+
+        Raises RegisterError for an unknown loss, GridError for options that it does not have.
+        """
         if loss in FLOORS:
             if options or metrix:
-                raise ValueError(f"{loss} is a floor: it takes neither options nor a level")
+                raise GridError(f"arm {loss!r}", [f"{loss} is a floor: it takes neither options nor a level"])
             return cls(loss=loss)
         defaults = registry.loss(loss).parameters
         if strange := [key for key in options if key not in defaults]:
-            raise ValueError("; ".join(registry.unknown(f"parameter of {loss}", k, defaults) for k in strange))
+            problems = [registry.unknown(f"parameter of {loss}", key, defaults) for key in strange]
+            raise GridError(f"loss {loss!r}", problems)
         return cls(loss=loss, options={**defaults, **options}, metrix=metrix)
 
     @property
@@ -423,8 +455,9 @@ class Grid(Value):
     records. `folds` (none: one fixed validation split) runs every cell and seed that many times, each time with
     another part of the training classes for validation; the score of the seed is the mean (Musgrave et al. 2020, A
     Metric Learning Reality Check). `ks` are the K of R@K, such as [1, 10] (none: those customary for the dataset).
-    A file with `include: [grid, …]` runs several grids as one, its `parts`, which say everything but name, version
-    and resources.
+    A file with `include: [grid, …]` runs several grids as one, its `parts`: names that ship, or paths from the folder
+    of the including file. Such a file sets nothing but `name`, `version`, `about`
+    and `resources`; all else is said by the parts.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
@@ -437,7 +470,7 @@ class Grid(Value):
     levels: tuple[Choosable, ...] = Field(LEVELS, validate_default=True)
     arms: tuple[str, ...] = ()
     floors: tuple[Literal["untrained", "pixels"], ...] = FLOORS
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((0, 1, 2), min_length=1)
     folds: int | None = Field(None, ge=2)
     metrix: Level = Level()
     model: Model = Model()
@@ -460,7 +493,7 @@ class Grid(Value):
             shared = shared.model_dump()
         if not isinstance(levels, list | tuple) or not isinstance(shared or {}, dict):
             return content
-        return {**content, "levels": [_level(item, shared or {}) for item in levels]}
+        return {**content, "levels": tuple(_level(item, shared or {}) for item in levels)}
 
     @classmethod
     def load(
@@ -472,44 +505,65 @@ class Grid(Value):
         `only` keeps the named entries of a list: {"losses": ["contrastive"], "seeds": ["0", "1"]}.
         Raises GridError with every problem found, each in one sentence.
         """
+        return cls._read(find(source), list(overrides), only or {}, ())
+
+    @classmethod
+    def _read(
+        cls, path: Path, overrides: list[str], only: dict[str, Sequence[str]], above: tuple[Path, ...]
+    ) -> "Grid":
+        """The grid of a file; `above` are the files that include it."""
         from harness import rules  # which look at trials, and so import this file
 
-        path = find(source)
-        try:
-            content = yaml.load(path.read_text(), _Loader)
-        except yaml.YAMLError as error:
-            raise GridError(str(path), [f"it is not YAML: {error}".replace("\n", " ")]) from None
-        if not isinstance(content, dict):
-            raise GridError(str(path), ["it holds no settings; see the grids that ship for an example"])
-        if isinstance(content.get("include"), list):
-            return cls._joined(content, overrides, only or {})
+        content = _content(path)
+        if "include" in content:
+            return cls._joined(path, content, overrides, only, above)
         problems = [p for text in overrides if (p := _override(content, text))]
-        problems += _narrow(content, only or {})
+        problems += _narrow(content, only)
         problems += [finding.sentence for finding in rules.over_grid(content)]
         try:
             grid = cls.model_validate(content)
         except ValidationError as error:
-            raise GridError(str(path), [*problems, *_sentences(error, content), *_strangers(content)]) from None
+            raise GridError(str(path), [*problems, *_sentences(error), *_strangers(content)]) from None
         if problems := [*problems, *_strangers(content), *grid._contradictions()]:
             raise GridError(str(path), problems)
         return grid
 
     @classmethod
-    def _joined(cls, content: dict[str, Any], overrides: Iterable[str], only: dict[str, Sequence[str]]) -> "Grid":
+    def _joined(
+        cls,
+        path: Path,
+        content: dict[str, Any],
+        overrides: list[str],
+        only: dict[str, Sequence[str]],
+        above: tuple[Path, ...],
+    ) -> "Grid":
         """The grid that runs the included ones, or those of them that hold the wanted datasets."""
-        overrides, wanted = list(overrides), set(only.get("datasets", ()))
+        above, wanted = (*above, path.resolve()), set(only.get("datasets", ()))
         rest = {field: names for field, names in only.items() if field != "datasets"}
-        parts = [cls.load(name, overrides, rest) for name in content["include"]]
+        parts, problems = [], _not_of_an_including_grid(content)
+        for name in _included(content):
+            try:
+                file = find(name, path.parent)
+                if file.resolve() in above:
+                    circle = " → ".join(each.name for each in (*above, file))
+                    raise GridError(name, [f"a grid cannot include itself: {circle}"])
+                parts.append(cls._read(file, overrides, rest, above))
+            except GridError as error:
+                problems += [f"include: {name}: {problem}" for problem in error.problems]
         held = {dataset.name for part in parts for dataset in part.datasets}
-        if unknown := sorted(wanted - held):
-            raise GridError(
-                content["name"], [registry.unknown("dataset of this grid", name, held) for name in unknown]
-            )
+        if not problems:
+            problems += [registry.unknown("dataset of this grid", name, held) for name in sorted(wanted - held)]
+            problems += _apart(parts)
+        if problems:
+            raise GridError(str(path), problems)
         parts = [part for part in parts if not wanted or wanted & {dataset.name for dataset in part.datasets}]
         first = parts[0].model_dump(mode="json", exclude={"name", "version", "about", "datasets", "parts"})
-        own = {key: content[key] for key in ("name", "version", "about", "resources") if key in content}
+        own = {key: content[key] for key in OF_AN_INCLUDING_GRID if key in content}
         datasets = [dataset for part in parts for dataset in part.datasets]
-        return cls.model_validate({**first, **own, "datasets": datasets, "parts": parts})
+        try:
+            return cls.model_validate({**first, **own, "datasets": datasets, "parts": parts})
+        except ValidationError as error:
+            raise GridError(str(path), _sentences(error)) from None
 
     def _contradictions(self) -> list[str]:
         found = []
@@ -537,7 +591,8 @@ class Grid(Value):
     def trials(self) -> list[Trial]:
         """Every trial of the product, seeds outermost, folds innermost: a partial run has whole seeds first."""
         if self.parts:
-            return sorted((trial for part in self.parts for trial in part.trials()), key=lambda trial: trial.seed)
+            trials = {trial.id: trial for part in self.parts for trial in part.trials()}
+            return sorted(trials.values(), key=lambda trial: trial.seed)
         cells = [
             (dataset, backbone.model_copy(update={"stage": None, "lr_scale": 1.0}), arm, training)
             for dataset, backbone in itertools.product(self.datasets, self.backbones)
@@ -597,41 +652,157 @@ def grids() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def find(source: str | Path) -> Path:
-    """The file of a grid: a path that exists, or the name of one that ships. Raises GridError with near names."""
-    path = Path(source)
+def find(source: str | Path, folder: Path = Path()) -> Path:
+    """The file of a grid: a path from `folder` that exists, or the name of one that ships.
+
+    Raises GridError with near names.
+    """
+    path = folder / source
     if path.is_file():
         return path
     if (name := str(source).removesuffix(".yaml")) in grids():
         return grids()[name]
+    if path.is_dir():
+        raise GridError(str(source), ["it is a folder; a grid is a YAML file"])
     raise GridError(str(source), [registry.unknown("grid file, nor grid", str(source), grids())])
 
 
 def texts(source: str | Path) -> dict[str, str]:
-    """What a grid is read from, less the grids that ship: the name of a file as it was written → its text.
+    """What a grid is read from, less the grids that ship: the name of a file → its text.
 
-    Of a file that cannot be read as a grid this is all there is: whoever loads it says what is wrong.
+    The first is `source`, as it is written; the others are those that it includes, named from its folder. Of a file
+    that cannot be read as a grid this is all there is: whoever loads it says what is wrong.
     """
-    if not Path(source).is_file():
-        return {}
-    found = {str(source): (text := Path(source).read_text())}
-    try:
-        content = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        return found
-    included = content.get("include") if isinstance(content, dict) else None
-    for name in included if isinstance(included, list) else ():
-        found |= texts(str(name))
+    found: dict[str, str] = {}
+    _add_texts(found, Path(source), str(source), Path())
     return found
 
 
+def _add_texts(found: dict[str, str], path: Path, name: str, folder: Path) -> None:
+    """Add the file `path`, called `name`, and those that it includes, which lie at paths from `folder`."""
+    if name in found or not path.is_file():
+        return
+    found[name] = path.read_bytes().decode("utf-8-sig", errors="replace")
+    content, _ = _parsed(found[name])
+    for included in _included(content) if isinstance(content, dict) else ():
+        below = os.path.normpath(folder / included)
+        _add_texts(found, path.parent / included, below, Path(below).parent)
+
+
+def _included(content: dict[str, Any]) -> list[str]:
+    names = content.get("include")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _not_of_an_including_grid(content: dict[str, Any]) -> list[str]:
+    """What a grid says that only those may say which it includes, and what is wrong with the list of those."""
+    own, problems = (*OF_AN_INCLUDING_GRID, "include"), []
+    others = [key for key in content if key not in own]
+    if settings := [key for key in others if key in Grid.model_fields]:
+        problems.append(
+            f"{', '.join(settings)}: a grid that includes others sets nothing but {', '.join(OF_AN_INCLUDING_GRID)}; "
+            "write it in the included grids, or on the command line, which holds for all of them"
+        )
+    problems += [f"{key}: " + registry.unknown("setting", key, own) for key in others if key not in settings]
+    names = content["include"]
+    if not isinstance(names, list) or not names or len(_included(content)) < len(names):
+        problems.append(f"include: {names!r} is not a list of grids, such as [quick, mine.yaml]")
+    return problems
+
+
+def _apart(parts: Sequence["Grid"]) -> list[str]:
+    """What two parts of a grid would run under different settings: one table cannot hold both results."""
+    tables: dict[tuple, tuple[str, Any]] = {}
+    cells: dict[tuple, tuple[str, Any]] = {}
+    found: dict[str, None] = {}
+    for part in parts:
+        for trial in part.trials():
+            repeated = (*trial.cell, trial.seed, trial.fold)
+            for known, key, content in ((tables, trial.cell[:2], trial.shared), (cells, repeated, trial.id)):
+                first, before = known.setdefault(key, (part.name, content))
+                if before != content:
+                    place = " with ".join(trial.cell[:2])
+                    found[f"include: {first} and {part.name} run {place} under different settings"] = None
+    return list(found)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The settings that the file of a grid holds, as it writes them. Raises GridError where it holds none."""
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
+        raise GridError(str(path), [f"it is not UTF-8 text: line {line} holds the byte {byte:#x}"]) from None
+    content, problems = _parsed(text)
+    if not problems and not isinstance(content, dict):
+        problems = ["it holds no settings; see the grids that ship for an example"]
+    elif not problems and "parts" in content:
+        problems = ["parts: no such setting; a grid runs others as its parts with include: [grid, …]"]
+    if problems:
+        raise GridError(str(path), problems)
+    empty = {key for key in SECTIONS if key in content and content[key] is None}
+    return {key: value for key, value in content.items() if key not in empty}
+
+
+def _parsed(text: str) -> tuple[Any, list[str]]:
+    """What YAML says, and what is wrong with it."""
+    try:
+        loader = _Loader(text)
+        return loader.get_single_data(), loader.problems
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        said = " ".join(filter(None, (error.context, error.problem)))
+        if "\\t" in said:
+            said += "; indent with spaces"
+        if "expected a single document" in said:
+            said = "it holds several documents (---); a grid is one"
+        return None, [f"it is not YAML: line {mark.line + 1}, column {mark.column + 1}: {said}"]
+    except Exception as error:  # its constructors raise anything on a wrong tag
+        return None, [f"it is not YAML: {error}".replace("\n", " ")]
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everybody expects (YAML 1.1 reads it as text)."""
+    """YAML as people expect it: 1e-3 is a number, 010 is not eight, 1:30 is not ninety, 2020-01-01 is a text.
+
+    `problems` are keys that are written twice in one mapping, of which YAML would take the last.
+    """
+
+    def __init__(self, text: str):
+        self.problems: list[str] = []
+        super().__init__(text)
+
+    def compose_node(self, parent, index):
+        node = super().compose_node(parent, index)
+        if node.end_mark is None:  # an alias of what is not yet complete
+            raise yaml.MarkedYAMLError(problem="an anchor that contains itself", problem_mark=node.start_mark)
+        return node
+
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        first: dict[str, yaml.ScalarNode] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":  # a mapping may merge several others
+                continue
+            if (before := first.setdefault(key.value, key)) is not key:
+                lines = f"line {before.start_mark.line + 1} and in line {key.start_mark.line + 1}"
+                self.problems.append(f"{key.value}: it is written twice, in {lines}")
+        return node
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+_NUMBERS = {
+    "int": re.compile(r"^[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
+    "float": re.compile(
+        r"^[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*(?=[eE]))([eE][-+]?\d+)?$"
+        r"|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    sign: [(tag, regexp) for tag, regexp in resolvers if tag.rpartition(":")[2] not in (*_NUMBERS, "timestamp")]
+    for sign, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _pattern, list("-+.0123456789"))
 
 
 def _brackets(options: dict[str, Any]) -> str:
@@ -646,13 +817,21 @@ def _plain(value: Any) -> str:
     )
 
 
-def _pairs(text: str | None) -> dict[str, Any]:
+def _pairs(where: str, text: str | None) -> dict[str, Any]:
+    """The options in the brackets of an arm; GridError names the arm by `where`."""
     found = {}
     for part in filter(None, (text or "").split(",")):
-        key, equals, value = part.partition("=")
+        key, equals, written = part.partition("=")
+        value, problems = (None, []) if written.strip() == "none" else _parsed(written)
         if not equals:
-            raise ValueError(f"{part!r} is not written key=value")
-        found[key.strip()] = None if value.strip() == "none" else yaml.load(value, _Loader)
+            problems = [f"{part!r} is not written key=value"]
+        elif key.strip() in found:
+            problems = [f"{key.strip()} is written twice"]
+        elif isinstance(value, float) and not math.isfinite(value):
+            problems = [f"{key.strip()} is {value}; a number must be finite"]
+        if problems:
+            raise GridError(where, problems)
+        found[key.strip()] = value
     return found
 
 
@@ -669,14 +848,14 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _leaves(field.annotation, f"{prefix}{name}.")
-        else:
+        elif name != "parts":  # which a file includes
             yield f"{prefix}{name}"
 
 
 def _override(content: dict[str, Any], text: str) -> str | None:
     """Apply one `key=value` to the raw content; a sentence when it cannot be."""
     key, equals, value = text.partition("=")
-    if not equals:
+    if not equals or not key:
         return f"--set {text}: it is written key=value, such as epochs=20"
     leaves = list(_leaves(Grid))
     matches = [leaf for leaf in leaves if leaf == key] or [leaf for leaf in leaves if leaf.rpartition(".")[2] == key]
@@ -686,10 +865,15 @@ def _override(content: dict[str, Any], text: str) -> str | None:
         )
     if len(matches) > 1:
         return f"--set {text}: {key} could be {' or '.join(matches)}"
+    read, problems = _parsed(value)
+    if problems:
+        return f"--set {text}: {'; '.join(problems)}"
     *parents, last = matches[0].split(".")
     for parent in parents:
         content = content.setdefault(parent, {})
-    content[last] = yaml.load(value, _Loader)
+        if not isinstance(content, dict):
+            return None  # whoever checks the file says that it is no section
+    content[last] = read
     return None
 
 
@@ -700,14 +884,22 @@ def _narrow(content: dict[str, Any], only: dict[str, Sequence[str]]) -> list[str
     """
     problems = []
     for field, wanted in only.items():
-        listed = content.get(field, Grid.model_fields[field].default) or ()
-        name_of = {str(item.get("name", item.get("at")) if isinstance(item, dict) else item): item for item in listed}
+        listed = content.get(field, Grid.model_fields[field].default)
+        if not isinstance(listed, list | tuple):
+            continue  # whoever checks the file says that it is no list
+        names = [str(item.get("name", item.get("at")) if isinstance(item, dict) else item) for item in listed]
+        if field == "seeds":
+            problems += [f"--seeds {name}: a seed is a whole number" for name in wanted if not name.isdecimal()]
+            content[field] = [int(name) for name in wanted if name.isdecimal()]
+            continue
         for name in wanted:
-            if name not in name_of and field != "seeds" and not _is_loss(field, name):
-                problems.append(
-                    f"--{field} {name}: " + registry.unknown(f"entry of the grid's {field}", name, name_of)
-                )
-        content[field] = [name_of.get(name, name) for name in wanted]
+            if name not in names and not _is_loss(field, name):
+                unknown = registry.unknown(f"entry of the grid's {field}", name, names)
+                if not names:
+                    unknown = f"the grid lists no {field}{OTHERWISE.get(field, '')}"
+                problems.append(f"--{field} {name}: {unknown}")
+        content[field] = [item for item, name in zip(listed, names, strict=True) if name in wanted]
+        content[field] += [name for name in wanted if name not in names]
     return problems
 
 
@@ -719,8 +911,11 @@ def _strangers(content: dict[str, Any]) -> list[str]:
     """Names of losses, arms and datasets that do not exist, and hyperparameters they do not have."""
     problems = []
     for choice in _choices(content, "losses"):
-        problems += _complaint(lambda c=choice: Arm.of(c["name"], c.get("options") or {}), "losses")
-    for text in content.get("arms") or ():
+        options = choice.get("options")
+        options = options if isinstance(options, dict) else {}
+        problems += _complaint(lambda c=choice, o=options: Arm.of(c["name"], o), "losses")
+    arms = content.get("arms")
+    for text in arms if isinstance(arms, list) else ():
         problems += _complaint(lambda t=text: Arm.parse(str(t)), "arms")
     for choice in _choices(content, "datasets"):
         problems += _complaint(lambda c=choice: registry.entry("harness.datasets", c["name"], "dataset"), "datasets")
@@ -736,36 +931,85 @@ def _choices(content: dict[str, Any], field: str) -> list[dict[str, Any]]:
 def _complaint(attempt, where: str) -> list[str]:
     try:
         attempt()
-    except ValidationError as error:
-        return [f"{where}: {p}" for p in _sentences(error, {}, Level)]
-    except ValueError as error:
+    except GridError as error:
+        return [f"{where}: {problem}" for problem in error.problems]
+    except UserError as error:
         return [f"{where}: {error}"]
     return []
 
 
-def _sentences(error: ValidationError, content: dict[str, Any], model: type[BaseModel] = Grid) -> list[str]:
-    """Pydantic's findings in the words of the file."""
-    found = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            owner = _model_at(model, item["loc"][:-1])
-            found.append(f"{where}: " + registry.unknown("setting", item["loc"][-1], owner.model_fields))
-        elif item["type"] == "missing":
-            found.append(f"{where}: this setting is needed")
-        elif item["type"] == "value_error":
-            found.append(f"{where}: {item['ctx']['error']}")
+def _sentences(error: ValidationError, model: type[BaseModel] = Grid) -> list[str]:
+    """Pydantic's findings in the words of the file: one sentence a setting, whatever the types it may have."""
+    found: dict[str, list[str]] = {}  # how a sentence begins → its ends, where a value may be of several types
+    items = error.errors()
+    shared = [item["loc"][1:] for item in items if item["loc"][:1] == ("metrix",)]
+    for item in items:
+        loc, kind, value = item["loc"], item["type"], item["input"]
+        if (loc[:1] == ("levels",) and loc[2:] in shared) or (kind == "too_short" and value):
+            continue  # it follows from a finding of its own: every level takes what `metrix` says
+        place, owner = _place(model, loc)
+        where = "".join(f"{part}." for part in (loc if kind == "extra_forbidden" else place))[:-1]
+        start = f"{where}: " if where else ""
+        choices = re.findall(r"'([^']*)'", item["ctx"]["expected"]) if kind == "literal_error" else []
+        if kind == "extra_forbidden":
+            found[start + registry.unknown("setting", loc[-1], owner.model_fields.keys() - {"parts"})] = [""]
+        elif kind == "missing" and isinstance(loc[-1], str):
+            found[f"{start}this setting is needed"] = [""]
+        elif kind == "value_error":
+            found[f"{start}{item['ctx']['error']}"] = [""]
+        elif len(choices) > 1 and isinstance(value, str):
+            key = next((part for part in reversed(place) if isinstance(part, str)), "")
+            word = {"at": "level", "floors": "floor"}.get(key, key)
+            found[start + registry.unknown(word, value, choices)] = [""]
         else:
-            found.append(f"{where}: {item['input']!r} does not fit: {item['msg'].lower()}")
-    return found
+            wanted = WANTED.get(kind, item["msg"].replace("Input should", "it should"))
+            found.setdefault(f"{start}{_shown(value)} does not fit: ", []).append(wanted)
+    return [begin + ", or ".join(ends) for begin, ends in found.items()]
 
 
-def _model_at(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel]:
-    """The model that the keys `loc` of a file lead to, through lists and annotations."""
+def _shown(value: Any) -> str:
+    """A value of a file in a sentence, as the file would write it, and not all of a long one."""
+    if isinstance(value, bool | None):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _place(
+    model: type[BaseModel] | None, loc: Sequence[str | int]
+) -> tuple[tuple[str | int, ...], type[BaseModel] | None]:
+    """The part of a finding's place that stands in the file, and what is written there where it is settings.
+
+    What follows in `loc` names one type of several, or a key that there is not.
+    """
+    place: list[str | int] = []
     for part in loc:
-        if isinstance(part, str) and part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-            while not isinstance(annotation, type) or not issubclass(annotation, BaseModel):
-                annotation = get_args(annotation)[0]
-            model = annotation
-    return model
+        if isinstance(part, str):
+            if model is None or part not in model.model_fields:
+                break
+            model = _model_in(model.model_fields[part].annotation)
+        place.append(part)
+    return tuple(place), model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The settings that an annotation holds, be it in a list or beside None; None where it holds none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for part in get_args(annotation) if (model := _model_in(part))), None)
+
+
+WANTED = {  # in the words of a file, where pydantic speaks of Python's types
+    "tuple_type": "it should be a list, written [a, b]",
+    "model_type": "it should be settings, written key: value",
+    "dict_type": "it should be settings, written key: value",
+    "string_type": "it should be a text, in quotes where YAML reads something else",
+    "bool_type": "it should be true or false",
+    "int_type": "it should be a whole number",
+    "float_type": "it should be a number",
+    "missing": "an entry is missing",
+}
+OTHERWISE = {
+    "arms": ": choose among its losses and levels with --losses and --levels, or run metrix-bench trial --arm"
+}
+SECTIONS = {name for name, field in Grid.model_fields.items() if _model_in(field.annotation) is field.annotation}

@@ -132,7 +132,7 @@ def _refuse_alive(storage: Folder | Bucket, found: bytes) -> None:
 
 def _in_use(storage: Folder | Bucket, lease: bytes | None) -> str:
     who = (holder(lease) if lease else None) or "another process"
-    return f"{storage.place} is in use by {who}; wait for it, or choose another folder with OUT=…"
+    return f"{storage.place} is in use by {who}; wait for it, or choose another folder with --out (OUT=… of make)"
 
 
 def content(holder: Holder) -> bytes:

@@ -431,11 +431,11 @@ class Ranks(AbstractContextManager):
         """What ended a rank, and whether memory ran out."""
         path = self._folder / f"{rank}.json"
         if path.exists():
-            words = json.loads(path.read_text())
+            words = json.loads(path.read_text(encoding="utf-8"))
             return words["error"], words["out of memory"]
         code = self._processes[rank].returncode
         how = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with status {code}"
-        log = (self._folder / f"{rank}.log").read_text(errors="replace").strip().splitlines()
+        log = (self._folder / f"{rank}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return f"ended {how}{': ' + log[-1] if log else ''}", False
 
     def _abort_when_alone(self) -> None:
@@ -491,6 +491,6 @@ def _follow() -> None:
     except BaseException as error:
         traceback.print_exc()
         said = {"error": f"{type(error).__name__}: {error}", "out of memory": out_of_memory(error)}
-        (folder / f"{rank}.json").write_text(json.dumps(said))
+        (folder / f"{rank}.json").write_text(json.dumps(said), encoding="utf-8")
         os._exit(1)
     os._exit(0)  # without the end of an interpreter, in which a process group may wait for others

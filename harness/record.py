@@ -194,7 +194,7 @@ class Asked(Stored):
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write beside, flush to the disk, rename into place: readers see all of it or nothing."""
     text = json.dumps(content, indent=1, allow_nan=False)
-    storage.put(path, lambda aside: aside.write_text(text))
+    storage.put(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 class Run:
@@ -458,6 +458,15 @@ class Run:
         self.identity = self._storage.claim()
         self._storage.recognise(self.identity)
 
+    def require_own(self, besides: tuple[str, ...] = ()) -> None:
+        """Raise RunError where this place holds what is no run; names that begin as in `besides` may lie there."""
+        if self.exists():
+            return
+        strange = sorted(name for name in self._storage.holds() if not name.startswith((".", "lost+found", *besides)))
+        if strange:
+            listed = ", ".join(strange[:3]) + (f" and {len(strange) - 3} more" if len(strange) > 3 else "")
+            raise RunError(f"{self.place} is no run and holds other things ({listed}): name a new or an empty folder")
+
     def seen_here(self, identity: str) -> str | None:
         """What keeps this machine from working in the run folder of this identity; None where nothing does."""
         host, place = storage.this_host(), self.place
@@ -490,7 +499,7 @@ class Run:
         died is taken over when its lease has not been renewed for a while. `host` and `every_s`: see `lease.hold`.
         """
         since = now()
-        with (self.folder / "lock").open("a+") as file:
+        with (self.folder / "lock").open("a+", encoding="utf-8") as file:
             flocked = host is None and self._flocked(file)
             if flocked:
                 file.truncate(0)
@@ -512,7 +521,8 @@ class Run:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise RunError(
-                f"{self.place} is in use by {holder}; wait for it, or choose another folder with OUT=…"
+                f"{self.place} is in use by {holder}; wait for it, or choose another folder with --out "
+                "(OUT=… of make)"
             ) from None
         return True
 
@@ -523,11 +533,21 @@ def conflicts(records: Iterable[Record], trials: Iterable[Trial]) -> list[str]:
     Two results of one cell, seed and fold, or two values of a factor that a table must share, would make a table that
     compares unlike things.
     """
+    found = _differences((record.trial for record in records), trials)
+    return [f"{sentence} ({n} record{'s' * (n > 1)})" for sentence, n in found.items()]
+
+
+def differences(before: Iterable[Trial], trials: Iterable[Trial]) -> list[str]:
+    """The same for trials that have no records: what they were and are now."""
+    return list(_differences(before, trials))
+
+
+def _differences(before: Iterable[Trial], trials: Iterable[Trial]) -> dict[str, int]:
+    """Each difference, and how often it occurs."""
     planned = {(*trial.cell, trial.seed, trial.fold): trial for trial in trials}
     tables = {trial.cell[:2]: trial for trial in planned.values()}
-    differences: dict[str, int] = {}
-    for record in records:
-        trial = record.trial
+    found: dict[str, int] = {}
+    for trial in before:
         twin, other = planned.get((*trial.cell, trial.seed, trial.fold)), tables.get(trial.cell[:2])
         if other is not None and other.shared != trial.shared:
             old, new = trial.shared, other.shared
@@ -539,10 +559,10 @@ def conflicts(records: Iterable[Record], trials: Iterable[Trial]) -> list[str]:
             pairs = [(f"{trial.arm.label} {k}", old[k], new[k]) for k in ("arm", "training") if old[k] != new[k]]
         else:
             continue
-        for key, before, after in pairs:
-            sentence = f"{key} was {before} and is now {after}"
-            differences[sentence] = differences.get(sentence, 0) + 1
-    return [f"{sentence} ({n} record{'s' * (n > 1)})" for sentence, n in differences.items()]
+        for key, was, now_is in pairs:
+            sentence = f"{key} was {was} and is now {now_is}"
+            found[sentence] = found.get(sentence, 0) + 1
+    return found
 
 
 def now() -> str:

@@ -62,7 +62,7 @@ def space(trial: Trial, settings: Search) -> Space:
 def declare(run: Run, studies: "dict[tuple, Study]", chosen: dict[tuple, dict] | None = None) -> None:
     """Write the spaces, and at the end what was chosen, to study.json; refuse to change a space that was declared."""
     path = run.folder / "study.json"
-    before = json.loads(path.read_text()) if run.pull(path) else {}
+    before = json.loads(path.read_text(encoding="utf-8")) if run.pull(path) else {}
     content = {}
     for cell, study in studies.items():
         name, declared = "/".join(cell), study.declared
@@ -70,7 +70,7 @@ def declare(run: Run, studies: "dict[tuple, Study]", chosen: dict[tuple, dict] |
         if old and {key: old.get(key) for key in declared} != declared:
             raise RunError(
                 f"FAIR-09 {path} declares another search for {name}; a search is not changed while it runs: name "
-                "another folder with OUT=…, or go back to the old settings"
+                "another folder with --out (OUT=… of make), or go back to the old settings"
             )
         content[name] = {**old, **declared, **({"chosen": chosen[cell], "best": study.best} if chosen else {})}
     write_json(path, {**before, **content})

@@ -137,7 +137,7 @@ def _require_here(place: Path | str) -> None:
     if (root := _root(place)) is None:
         return
     try:
-        found = (root / MARKER).read_text()
+        found = (root / MARKER).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         raise Vanished(f"{root / MARKER} is not there") from None
     if found != _identities[root]:
@@ -194,7 +194,7 @@ def this_boot() -> str:
     """This kernel since it started, and the set of process numbers seen here (containers share a kernel)."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     with suppress(OSError):
-        return f"{boot.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{boot.read_text(encoding="utf-8").strip()} {os.readlink('/proc/self/ns/pid')}"
     return "unknown"
 
 
@@ -307,14 +307,14 @@ class Folder:
             self.probe()
         except OSError as error:
             raise RunError(
-                f"cannot write in {self.place}: {error.strerror}; choose another folder with OUT=…"
+                f"cannot write in {self.place}: {error.strerror}; choose another folder with --out (OUT=… of make)"
             ) from None
 
     def claim(self) -> str:
         """The identity of this folder, given to it now where it has none; of two who do so at once, one wins."""
         if (found := self.read(MARKER)) is None:
             aside = scratch(self.folder / MARKER)
-            aside.write_text(secrets.token_hex(16))
+            aside.write_text(secrets.token_hex(16), encoding="utf-8")
             try:
                 os.link(aside, self.folder / MARKER)
             except FileExistsError:
@@ -332,7 +332,7 @@ class Folder:
     def probe(self) -> None:
         """Write and remove a file; OSError where that cannot be done."""
         probe = scratch(self.folder / "probe")
-        probe.write_text("")
+        probe.write_text("", encoding="utf-8")
         probe.unlink()
 
     def read(self, name: str) -> bytes | None:
@@ -361,6 +361,12 @@ class Folder:
     def names(self, folder: Path) -> set[str]:
         """The names of the files in `folder`, without fetching them."""
         return {path.name for path in self.pull_all(folder)}
+
+    def holds(self) -> set[str]:
+        """The names of whatever lies in the folder. RunError where it is a file."""
+        if self.folder.is_file():
+            raise RunError(f"{self.place} is a file; a run is a folder")
+        return {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
 
     def folders_with(self, folder: str, name: str) -> set[str]:
         """The names of the folders in `folder` that hold a file `name`."""
@@ -565,6 +571,11 @@ class Bucket:
     def _put(self, key: str, content: Any) -> None:
         with self._opened[0].open_output_stream(key) as stream:
             stream.write(content)
+
+    def holds(self) -> set[str]:
+        """The first part of the names of whatever lies at this place."""
+        selector = _pyarrow_fs().FileSelector(self._opened[1], allow_not_found=True)
+        return {info.base_name for info in self._do(lambda: self._opened[0].get_file_info(selector), patience_s=0)}
 
     def folders_with(self, folder: str, name: str) -> set[str]:
         """The names of the folders in `folder` that hold an object `name`."""

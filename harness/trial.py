@@ -429,7 +429,7 @@ class TestCurve:
         return {"epoch": int(epoch), **curve[epoch]}
 
     def _read(self) -> dict[str, dict[str, float]]:
-        return json.loads(self.path.read_text()) if self.path.exists() else {}
+        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
 
 
 @lru_cache(maxsize=1)
@@ -725,7 +725,7 @@ def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
 
 
@@ -733,5 +733,5 @@ def driver(device: torch.device) -> str | None:
     """The version of the GPU's driver as its kernel module states it; None on a processor, "unknown" without one."""
     if device.type != "cuda":
         return None
-    found = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text()) if DRIVER.exists() else None
+    found = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text(encoding="utf-8")) if DRIVER.exists() else None
     return found.group() if found else "unknown"

@@ -120,7 +120,7 @@ def _known_otherwise(path: Path) -> str | None:
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "is a web page, not weights: the download gave a page in place of the file"
     if text.startswith(b"{"):
-        several = '"weight_map"' in path.read_text(errors="replace")
+        several = '"weight_map"' in path.read_text(encoding="utf-8", errors="replace")
         return "is JSON, " + ("the index of weights in several files" if several else "not weights")
     if head.startswith(b"PK\x03\x04"):
         return _of_zip(path)

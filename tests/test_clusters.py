@@ -56,8 +56,8 @@ def test_make_hands_the_address_on():
         text=True,
         check=True,
     ).stdout
-    assert "run smoke --out 'results/runs/smoke'" in said
-    assert "--address ray://head:10001" in said
+    assert "run 'smoke' --out 'results/runs/smoke'" in said
+    assert "--address 'ray://head:10001'" in said
 
 
 def test_the_slurm_script_is_a_shell_script():

@@ -1,6 +1,7 @@
 """The arrows go one way, and each dependency comes in through one file."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,21 @@ def test_what_a_failed_process_wrote_to_standard_error_is_not_lost(path):
             given = {word.arg: ast.unparse(word.value) for word in node.keywords}
             assert not {"capture_output", "check"} <= {name for name in given if given[name] == "True"}, node.lineno
             assert given.get("stderr") != "subprocess.DEVNULL", node.lineno
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_text_is_read_and_written_as_utf_8_whatever_the_terminal_speaks(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            given = {word.arg for word in node.keywords}
+            values = [getattr(word, "value", None) for word in node.args]
+            values += [getattr(word.value, "value", None) for word in node.keywords if word.arg == "mode"]
+            modes = [value for value in values if isinstance(value, str) and re.fullmatch(r"[rwax]b?\+?", value)]
+            opens = name in ("open", "fdopen") and (modes or not node.args) and "b" not in "".join(modes)
+            if name in ("read_text", "write_text") or opens:
+                assert "encoding" in given, f"line {node.lineno}: {ast.unparse(node)} names no encoding"
+            assert "text" not in given or "run" not in name, f"line {node.lineno}: name an encoding, not text=True"
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))

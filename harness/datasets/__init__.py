@@ -162,7 +162,9 @@ def _opened(
             raise DatasetError(registry.unknown(f"option of dataset {name!r}", option, known))
         _check_type(name, option, value, known[option])
     if module.NEEDS_DATA and data is None:
-        raise DatasetError(f"dataset {name!r} reads your own copy: say where it lies (data=…)")
+        raise DatasetError(
+            f"dataset {name!r} reads your own copy: say where it lies with --data FOLDER (data=… in Python)"
+        )
     if module.NEEDS_DATA:
         try:
             os.stat(data)

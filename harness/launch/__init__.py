@@ -147,6 +147,8 @@ def ready(out: str | Path, notes: list[str]) -> Run:
     run = Run(out, notes.append, identity=supervise.known_run())
     if run.identity is not None:
         storage.patiently(lambda: None, run.folder)
+    else:
+        run.require_own()
     run.prepare()
     return run
 
@@ -204,8 +206,8 @@ def refuse_strangers(run: Run, grid: Grid, trials: Sequence[Trial]) -> None:
         listed = "\n  ".join(differences)
         raise RunError(
             f"{run.place} holds results of other settings:\n  {listed}\n"
-            "Results under different settings do not share a table: name another folder with OUT=…, or go back to "
-            "the old settings."
+            "Results under different settings do not share a table: name another folder with --out (OUT=… of "
+            "make), or go back to the old settings."
         )
 
 
@@ -219,7 +221,10 @@ def quiet(log: Path) -> Iterator[TextIO]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
-    with log.open("a") as file, os.fdopen(os.dup(kept[0]), "w", buffering=1) as screen:
+    with (
+        log.open("a", encoding="utf-8") as file,
+        os.fdopen(os.dup(kept[0]), "w", buffering=1, encoding=sys.stdout.encoding, errors="replace") as screen,
+    ):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:

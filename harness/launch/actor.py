@@ -113,7 +113,7 @@ class Log:
 
     def _opened(self) -> TextIO:
         storage.make(self._path.parent)
-        return self._path.open("a", buffering=1)
+        return self._path.open("a", buffering=1, encoding="utf-8")
 
     def say(self, text: str) -> None:
         """Write a line with the time, in UTC. A log that cannot be written stops no trial."""

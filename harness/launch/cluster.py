@@ -286,7 +286,7 @@ def alone() -> Iterator[None]:
     with scratch("ray") as folder:
         token = folder / "token"
         token.touch(mode=0o600)
-        token.write_text(_own_token())
+        token.write_text(_own_token(), encoding="utf-8")
         before = os.environ.get("RAY_AUTH_TOKEN_PATH")
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
         _silence()
@@ -358,7 +358,8 @@ def _require_token(address: str, head: str) -> None:
             [sys.executable, "-c", OPEN_PROBE, head],
             env={**without, "RAY_AUTH_MODE": "disabled"},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=60,
             check=False,
         )

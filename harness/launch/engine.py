@@ -485,7 +485,7 @@ def _in_short(error: object) -> str:
 
 def _error_text(trial: "tune.experiment.Trial") -> str:
     path = trial.error_file
-    return Path(path).read_text() if path and Path(path).exists() else ""
+    return Path(path).read_text(encoding="utf-8") if path and Path(path).exists() else ""
 
 
 def _look_around() -> None:

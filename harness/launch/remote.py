@@ -29,7 +29,7 @@ def relay(address: str, words: Sequence[str], files: Mapping[str, str], screen: 
     `files` are texts that go along: where a word, or one of the texts, names one of them, the head reads that text.
     Ctrl-C here is Ctrl-C there; a second one, or a lost connection, leaves it running, and `metrix-bench status` and
     `stop` reach it all the same. Raises RunError where the head cannot be reached, or not any more, and for a grid
-    that includes a file outside this folder.
+    that includes a file outside its folder.
     """
     words, files = portable(words, files)
     environment.prepare(address)
@@ -69,18 +69,18 @@ def relay(address: str, words: Sequence[str], files: Mapping[str, str], screen: 
 def portable(words: Sequence[str], files: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """The words and files with names that stay within the folder in which the head writes them.
 
-    A file that a word names may lie anywhere, and goes by its last name. What a text names keeps its name: RunError
-    where that is absolute or leads upwards.
+    The grid, which is the first file, may lie anywhere and goes by its last name. What it includes is named from its
+    folder, and keeps that name: RunError where it is absolute or leads upwards.
     """
-    named = {name: Path(name).name if name in words and _leads_out(name) else name for name in files}
-    if out := [name for name, new in named.items() if _leads_out(new)]:
+    grid, *included = files or [""]
+    if out := [name for name in included if _leads_out(name)]:
         raise RunError(
             f"the grid includes {', '.join(out)}, which the head of a cluster cannot be sent: name included grids "
-            "by a path below the folder that the command is typed in"
+            "by a path below the folder of the grid"
         )
-    if twice := {new for new in named.values() if list(named.values()).count(new) > 1}:
-        raise RunError(f"two files would both be {twice.pop()} on the head of the cluster: give one another name")
-    return [named.get(word, word) for word in words], {named[name]: text for name, text in files.items()}
+    short = Path(grid).name
+    named = {short: files[grid], **{name: files[name] for name in included}} if files else {}
+    return [short if files and word == grid else word for word in words], named
 
 
 def _leads_out(name: str) -> bool:
@@ -114,7 +114,7 @@ class Command:
         for name, text in files.items():
             path = folder / "grids" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         # An environment that this worker got from ray would make the driver believe it is a worker, too.
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_JOB", "RAY_RAYLET"))}
         if (SOURCES / "pyproject.toml").exists():  # a checkout, which need not be installed
@@ -122,7 +122,7 @@ class Command:
         clean["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # `auto` is this cluster, not another one here
         (folder / "grids").mkdir(exist_ok=True)
         output = folder / "output"
-        with output.open("w") as file:
+        with output.open("w", encoding="utf-8") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "harness.cli", *words],
                 stdin=subprocess.DEVNULL,
@@ -133,7 +133,7 @@ class Command:
                 start_new_session=True,
                 pass_fds=[self._scratch.lock],  # it may outlive this process
             )
-        self._output = output.open(errors="replace")
+        self._output = output.open(encoding="utf-8", errors="replace")
 
     def next(self, seconds: float) -> tuple[str, int | None]:
         """What it has said since it was asked last, after `seconds` at most, and its exit code once it has ended."""

@@ -30,13 +30,13 @@ class Unreachable(RunError):
 def known_run() -> str | None:
     """The identity of the run folder that the driver before this one worked in; None for a first one."""
     note = _note()
-    return note.read_text() if note is not None and note.exists() else None
+    return note.read_text(encoding="utf-8") if note is not None and note.exists() else None
 
 
 def remember_run(identity: str) -> None:
     """Leave word for a driver after this one: while the folder is away it shall wait, not make another."""
     if (note := _note()) is not None:
-        note.write_text(identity)
+        note.write_text(identity, encoding="utf-8")
 
 
 def _note() -> Path | None:
@@ -59,9 +59,9 @@ def _reported(run: Callable[[], int], report: Path) -> int:
     try:
         code = run()
     except BaseException as error:
-        report.write_text(type(error).__name__)
+        report.write_text(type(error).__name__, encoding="utf-8")
         raise
-    report.write_text("returned")
+    report.write_text("returned", encoding="utf-8")
     return code
 
 
@@ -85,7 +85,7 @@ def _watched(words: Sequence[str], report: Path) -> int:
                 [sys.executable, "-m", "harness.cli", *words], env={**os.environ, REPORT: str(report)}
             )
             code = child.wait()
-            said = report.read_text() if report.exists() else ""
+            said = report.read_text(encoding="utf-8") if report.exists() else ""
             waits = said in PASSING and lost_at is not None and time.monotonic() - lost_at < BACK_WITHIN_S
             if not said:
                 lost_at, deaths = time.monotonic(), deaths + 1

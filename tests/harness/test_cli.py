@@ -1,9 +1,17 @@
 """What a newcomer gets wrong, and the sentence that says so before anything runs."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from harness.cli import main
 from harness.config import grids
+from harness.record import Run
+
+ROOT = Path(__file__).parent.parent.parent
 
 GRID = """
 name: tiny
@@ -131,3 +139,123 @@ def test_stages_of_a_backbone(run):
     code, text = run("list", "stages", "test_resnet")
     assert code == 0
     assert "layer1" in text
+
+
+TINY = """
+name: mine
+datasets: [{name: glyphs, options: {classes: 16}}]
+backbones: [test_resnet]
+losses: [contrastive, triplet]
+levels: [baseline, input]
+floors: []
+seeds: [0]
+model: {dim: 16}
+images: {side_px: 32}
+training: {epochs: 1, batch_size: 20, lr: 1.0e-3, schedule: constant}
+"""
+
+
+@pytest.fixture
+def here(tmp_path, capsys, monkeypatch):
+    """Runs a command in an empty folder that holds the grid `mine.yaml`; its exit code and what it said."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(TINY)
+
+    def here(*words):
+        try:
+            code = main(list(words))
+        except SystemExit as ended:
+            code = ended.code
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return here
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--arm triplet+input", "triplet+input: triplet has no Metrix form: "),
+        ("--arm contrastive+embeding", "no level named 'embeding'; did you mean 'embedding'?"),
+        ("--arm contrastve", "no loss named 'contrastve'; did you mean 'contrastive'?"),
+        ("--arm contrastive --device gpu", "no device 'gpu' on this machine; there are: cpu"),
+        ("--arm contrastive --device cuda:77", "no device 'cuda:77' on this machine; there are: cpu"),
+        ("--arm contrastive --seed -1", "'-1' is not a whole number from 0"),
+        ("--arm contrastive --ranks 0", "'0' is not a whole number from 1"),
+        ("--arm contrastive --set protocol=tuned", "searches the settings of its arms, which metrix-bench run does"),
+    ],
+)
+def test_a_trial_that_cannot_run_says_why(here, words, sentence):
+    code, text = here("trial", "mine.yaml", *words.split())
+    assert code == 2, text
+    assert sentence in text
+    assert "Traceback" not in text
+
+
+def test_a_trial_does_not_poison_the_folder_of_its_grid(here, tmp_path):
+    code, text = here("trial", "mine.yaml", "--arm", "contrastive", "--set", "epochs=2")
+    assert (code, "training.epochs was 1 and is now 2" in text, "--out" in text) == (2, True, True)
+    assert not (tmp_path / "results").exists()
+    code, text = here("trial", "mine.yaml", "--arm", "contrastive")
+    assert (code, "already done" in text) == (0, False), text
+    code, text = here("trial", "mine.yaml", "--arm", "contrastive", "--set", "keep=weights")
+    assert (code, "already done: its record is of " in text) == (0, True)
+    assert "keep weights was asked for, and finished trials stay as they are, with keep embeddings" in text
+    out = ("--out", "results/runs/mine")
+    code, text = here("trial", "mine.yaml", "--arm", "triplet", "--set", "batch_size=40", *out)
+    assert (code, "training.batch_size was 20 and is now 40" in text, "--out" in text) == (2, True, True), text
+    with Run(tmp_path / "results/runs/mine").lock():
+        code, text = here("trial", "mine.yaml", "--arm", "triplet")
+    assert (code, "is in use by process" in text) == (2, True)
+
+
+def test_a_trial_that_diverges_is_a_sentence_and_a_failure(here, tmp_path):
+    words = ("--set", "lr=1e30", "--set", "clip_value=null", "--set", "epochs=3", "--out", "out")
+    code, text = here("trial", "mine.yaml", "--arm", "contrastive", *words)
+    assert (code, "Traceback" in text) == (1, False), text
+    assert "failed, diverged: the loss is nan at epoch " in text
+    assert [failure.kind for failure in Run(tmp_path / "out").failures()] == ["diverged"]
+
+
+@pytest.mark.parametrize("words", ["run mine.yaml --out full", "trial mine.yaml --arm contrastive --out full"])
+def test_a_folder_that_holds_other_things_is_no_run_folder(here, tmp_path, words):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.tex").touch()
+    code, text = here(*words.split())
+    assert code == 2
+    assert "full is no run and holds other things (thesis.tex): name a new or an empty folder" in text
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
+def test_a_fault_of_the_program_is_a_traceback_and_a_request(here, monkeypatch):
+    def broken(*_):
+        raise ValueError("of a library")
+
+    monkeypatch.setattr("harness.cli._grid", broken)
+    code, text = here("plan", "mine.yaml")
+    assert code == 1
+    assert "Traceback" in text
+    assert text.endswith("not of what you typed: please report it with the lines above\n")
+
+
+@pytest.mark.parametrize("words", [("--debug", "plan", "qick"), ("plan", "qick", "--debug"), ("plan", "qick")])
+def test_debug_shows_where_an_error_was_raised(here, words):
+    code, text = here(*words)
+    assert (code, "Traceback" in text) == (2, "--debug" in words)
+    assert "did you mean 'quick'" in text
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_of_another_encoding_shows_what_it_can(encoding, tmp_path):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    words = [sys.executable, "-m", "harness.cli", "list", "grids"]
+    done = subprocess.run(words, env=environment, capture_output=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"quick" in done.stdout
+
+
+def test_nobody_who_reads_is_no_traceback():
+    words = f"{sys.executable} -m harness.cli audit --rules | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout in ("1\n", "141\n")

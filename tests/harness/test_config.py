@@ -160,12 +160,12 @@ def test_overrides_leave_files_as_they_are(load):
     ("change", "sentence"),
     [
         ("seeds: [0, 0]", "seeds: 0 is listed twice"),
-        ("folds: 1", "folds: 1 does not fit: input should be greater than or equal to 2"),
+        ("folds: 1", "folds: 1 does not fit: it should be greater than or equal to 2"),
         ("folds: 4\nprotocol: paper", "folds: 4 folds of validation classes, and protocol paper has no validation"),
         ("training: {batch_size: 101}", "batch_size 101 is not a multiple of examples_per_class 5"),
         ("images: {crop_scale: [0.9, 0.2]}", "crop_scale is [0.9, 0.2]"),
         ("metrix: {at: input}", "the levels of a grid stand in `levels`"),
-        ("arms: ['contrastive+feture']", "'feture' does not fit"),
+        ("arms: ['contrastive+feture']", "no level named 'feture'; did you mean 'feature'?"),
         ("arms: ['contrastive[margin]']", "'margin' is not written key=value"),
         ("datasets: 3", "datasets: 3 does not fit"),
     ],
@@ -215,3 +215,130 @@ def test_level_has_the_keywords_and_defaults_of_metrix():
 @pytest.mark.parametrize("name", grids())
 def test_every_grid_that_ships_is_valid(name):
     assert Grid.load(name).name == name
+
+
+MISTAKES = {
+    "seeds: 3": "seeds: 3 does not fit: it should be a list, written [a, b]",
+    "seeds: 0-4": "seeds: '0-4' does not fit: it should be a list, written [a, b]",
+    "seeds: [010]": "seeds.0: '010' does not fit: it should be a whole number",
+    "seeds:": "seeds: nothing does not fit: it should be a list, written [a, b]",
+    "training: {lr: .nan}": "training.lr: nan does not fit: it should be a finite number",
+    "training: {lr: 1e309}": "training.lr: inf does not fit: it should be a finite number",
+    "training: {lr: '3'}": "training.lr: '3' does not fit: it should be a number",
+    "training: {lr: true}": "training.lr: true does not fit: it should be a number",
+    "training: {epochs: true}": "training.epochs: true does not fit: it should be a whole number",
+    "training: {epochs: 3.5}": "training.epochs: 3.5 does not fit: it should be a whole number",
+    "training: {epochs: 1:30}": "training.epochs: '1:30' does not fit: it should be a whole number",
+    "training: {clip_value: .inf}": "training.clip_value: inf does not fit: it should be a finite number",
+    "training: 3": "training: 3 does not fit: it should be settings, written key: value",
+    "model: {dim: 1000000000}": "model.dim: 1000000000 does not fit: it should be less than or equal to 65536",
+    "metrix: {alpha: .inf}": "metrix.alpha: inf does not fit: it should be a finite number",
+    "images: {crop_scale: [0.5, .nan]}": "images.crop_scale.1: nan does not fit: it should be a finite number",
+    "losses: [{name: triplet, options: {margin: .inf}}]": "losses.0.options: margin is inf; a number must be finite",
+    "levels: feature": "levels: 'feature' does not fit: it should be a list, written [a, b]",
+    "floors: [untraned]": "floors.0: no floor named 'untraned'; did you mean 'untrained'?",
+    "protocol: fiar": "protocol: no protocol named 'fiar'; did you mean 'fair'?",
+    "name: yes": "name: true does not fit: it should be a text, in quotes where YAML reads something else",
+    "resources: {gpus_per_trial: x}": "resources.gpus_per_trial: 'x' does not fit: it should be a number, or "
+    "it should be 'auto'",
+    "arms: contrastive": "arms: 'contrastive' does not fit: it should be a list, written [a, b]",
+    "arms: ['contrastive[margin=1,margin=2]']": "arms: margin is written twice",
+    "arms: ['contrastive@0x']": "arms: longer: 0.0 does not fit: it should be greater than 0",
+    "parts: []": "parts: no such setting; a grid runs others as its parts with include: [grid, …]",
+    "training: {epochs: 3, epochs: 4}": "epochs: it is written twice, in line 6 and in line 6",
+    "seeds: [0]\nseeds: [1]": "seeds: it is written twice, in line 6 and in line 7",
+    "about: &a [*a]": "it is not YAML: line 7, column 8: an anchor that contains itself",
+    "---\nname: other": "it is not YAML: line 7, column 1: it holds several documents (---); a grid is one",
+}
+
+
+@pytest.mark.parametrize("change", MISTAKES, ids=str)
+def test_each_mistake_is_one_sentence_in_the_words_of_the_file(load, change):
+    key = change.partition(":")[0]
+    lines = [line for line in GOOD.strip().splitlines() if not line.startswith(f"{key}:")]
+    assert problems(load, "\n".join([*lines, change])) == (MISTAKES[change],)
+
+
+def test_keys_written_twice_are_named_with_their_lines_and_merged_ones_are_not(load):
+    text = GOOD + "model: &m\n  dim: 8\n  dim: 16\n"
+    assert problems(load, text) == ("dim: it is written twice, in line 9 and in line 10",)
+    merged = GOOD.replace("losses: [", "losses: [{<<: {lr: 1.0e-2}, lr: 2.0e-2, name: triplet}, ")
+    assert load(merged).losses[0].lr == 0.02
+
+
+@pytest.mark.parametrize("section", ["training", "metrix", "model", "images", "resources", "search"])
+def test_a_section_left_empty_is_as_good_as_none(load, section):
+    text = "\n".join(line for line in GOOD.splitlines() if not line.startswith(section)) + f"\n{section}:\n"
+    assert load(text, "epochs=3", "lr=1e-3", "metrix.weight=0.3") == load(GOOD, "metrix.weight=0.3")
+
+
+def test_what_is_written_for_a_setting_on_the_command_line_is_yaml_too(load):
+    assert problems(load, GOOD, "lr=[1")[0].startswith("--set lr=[1: it is not YAML: line 1, column 3")
+    assert problems(load, GOOD, "lr=1e309") == ("training.lr: inf does not fit: it should be a finite number",)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"name: a\nabout: caf\xe9\n", "it is not UTF-8 text: line 2 holds the byte 0xe9"),
+        (b"\x89PNG\r\n", "it is not UTF-8 text: line 1 holds the byte 0x89"),
+        (b"", "it holds no settings; see the grids that ship for an example"),
+        (b"\0", "it is not YAML: unacceptable character #x0000"),
+    ],
+)
+def test_a_file_that_is_no_grid(tmp_path, data, problem):
+    (tmp_path / "grid.yaml").write_bytes(data)
+    with pytest.raises(GridError) as caught:
+        Grid.load(tmp_path / "grid.yaml")
+    assert caught.value.problems[0].startswith(problem)
+    with pytest.raises(GridError, match="it is a folder; a grid is a YAML file"):
+        Grid.load(tmp_path)
+
+
+def test_names_keep_all_that_they_fit(load):
+    text = GOOD + "levels: [baseline, {at: feature, stage: layer3}, {at: feature, hardest: 3}]\n"
+    labels = [str(level) for level in load(text, levels=["feature"]).levels]
+    assert labels == ["feature[stage=layer3]", "feature[hardest=3]"]
+    assert problems(load, GOOD, seeds=["0-4"])[0] == "--seeds 0-4: a seed is a whole number"
+    assert problems(load, GOOD, arms=["contrastive"])[0] == (
+        "--arms contrastive: the grid lists no arms: choose among its losses and levels with --losses and --levels, "
+        "or run metrix-bench trial --arm"
+    )
+
+
+def test_a_grid_that_includes_others_sets_nothing_that_they_set(load):
+    found = problems(load, "name: all\ninclude: [quick]\nseeds: [0]\ntraining: {epochs: 1}\ntrainig: {}\n")
+    assert found == (
+        "seeds, training: a grid that includes others sets nothing but name, version, about, resources; write it in "
+        "the included grids, or on the command line, which holds for all of them",
+        "trainig: no setting named 'trainig'; there are: about, include, name, resources, version",
+    )
+    assert problems(load, "name: all\ninclude: quick\n") == (
+        "include: 'quick' is not a list of grids, such as [quick, mine.yaml]",
+    )
+    assert problems(load, "include: [quick]\n") == ("name: this setting is needed",)
+
+
+def test_included_files_lie_where_the_including_file_lies(tmp_path, monkeypatch):
+    (tmp_path / "grids/parts").mkdir(parents=True)
+    (tmp_path / "grids/all.yaml").write_text("name: all\ninclude: [parts/one.yaml]\n")
+    (tmp_path / "grids/parts/one.yaml").write_text("name: one\ninclude: [two.yaml]\n")
+    (tmp_path / "grids/parts/two.yaml").write_text(GOOD)
+    (tmp_path / "two.yaml").write_text("name: another\n")
+    monkeypatch.chdir(tmp_path)
+    assert len(Grid.load("grids/all.yaml").trials()) == len(Grid.load("grids/parts/two.yaml").trials()) > 0
+    (tmp_path / "grids/parts/two.yaml").write_text("name: two\ninclude: [../all.yaml]\n")
+    with pytest.raises(GridError, match=r"cannot include itself: all\.yaml → one\.yaml → two\.yaml → all\.yaml"):
+        Grid.load("grids/all.yaml")
+
+
+def test_two_included_grids_may_not_disagree_within_a_table(load, tmp_path):
+    for name, epochs in (("one", 3), ("two", 4)):
+        (tmp_path / f"{name}.yaml").write_text(
+            GOOD.replace("name: small", f"name: {name}").replace("epochs: 3", f"epochs: {epochs}")
+        )
+    assert problems(load, "name: both\ninclude: [one.yaml, two.yaml]\n") == (
+        "include: one and two run glyphs with test_resnet under different settings",
+    )
+    same = load("name: both\ninclude: [one.yaml, one.yaml]\n")
+    assert len(same.trials()) == len(load(GOOD).trials())

@@ -92,7 +92,7 @@ def test_what_is_no_copy_at_all_gets_advice(tmp_path):
         assert "What goes where" not in sentences(found)[0]
         assert re.search("What goes where: .*\n  Where it is: ", found.advice)
     assert doctor.examine("cub200", None).findings[0].sentence == (
-        "dataset 'cub200' reads your own copy: say where it lies (data=…)"
+        "dataset 'cub200' reads your own copy: say where it lies with --data FOLDER (data=… in Python)"
     )
 
 

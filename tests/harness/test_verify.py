@@ -159,7 +159,9 @@ def test_data_that_nobody_gave(run, record, monkeypatch):
     from harness import datasets
 
     def refuse(*args):
-        raise datasets.DatasetError("dataset 'cub200' reads your own copy: say where it lies (data=…)")
+        raise datasets.DatasetError(
+            "dataset 'cub200' reads your own copy: say where it lies with --data FOLDER (data=… in Python)"
+        )
 
     monkeypatch.setattr("harness.trial.open_dataset", refuse)
     found = contrastive(run)

@@ -151,7 +151,7 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     done = subprocess.run(
         [*words, sys.executable, "-c", CLOSED, str(tmp_path)],
         cwd=Path(__file__).parents[3],
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )

@@ -1,0 +1,59 @@
+"""What make hands on to the program, and when it installs anything."""
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs make with an environment whose python prints what it is called with, a word a line."""
+    (tmp_path / "env/bin").mkdir(parents=True)
+    python = tmp_path / "env/bin/python"
+    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    python.chmod(0o755)
+    sources = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
+    stamp = tmp_path / f"env/.installed-{hashlib.sha256(sources).hexdigest()[:16]}"
+    stamp.touch()
+    os.utime(stamp, (0, 0))  # older than every file of the checkout
+
+    def make(*words):
+        done = subprocess.run(
+            ["make", "--no-print-directory", f"VENV={tmp_path / 'env'}", *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stdout.splitlines() if done.returncode == 0 else done.stderr
+
+    return make
+
+
+def test_blanks_and_quotes_reach_the_program_and_an_old_stamp_installs_nothing(make):
+    words = make("benchmark", "GRID=my grids/it's mine.yaml", "DATA=a folder's", "ADDRESS=a b", "ARGS=--set epochs=2")
+    assert words == [
+        *("-m", "harness.cli", "run", "my grids/it's mine.yaml", "--out", "results/runs/it's mine"),
+        *("--data", "a folder's", "--address", "a b", "--set", "epochs=2"),
+    ]
+    assert make("benchmark") == ["-m", "harness.cli", "run", "quick", "--out", "results/runs/quick"]
+    assert make("report", "OUT=a b") == ["-m", "harness.cli", "report", "a b"]
+
+
+def test_an_environment_with_a_blank_in_its_name_is_refused_in_words(make):
+    assert "name a folder without blanks" in make("benchmark", "VENV=a b")
+
+
+def test_no_stamp_depends_on_the_time_of_a_file():
+    rules = [
+        line
+        for line in (ROOT / "Makefile").read_text().splitlines()
+        if line.startswith(("$(STAMP)", "$(S3)", "$(AUDIT)"))
+    ]
+    assert len(rules) == 3
+    assert [rule for rule in rules if rule.partition(":")[2].strip()] == []
