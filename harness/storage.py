@@ -194,7 +194,7 @@ def this_boot() -> str:
     """This kernel since it started, and the set of process numbers seen here (containers share a kernel)."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     with suppress(OSError):
-        return f"{boot.read_text(encoding="utf-8").strip()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{boot.read_text(encoding='utf-8').strip()} {os.readlink('/proc/self/ns/pid')}"
     return "unknown"
 
 
