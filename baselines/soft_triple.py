@@ -4,8 +4,8 @@
     ℓ(a) = −log( e^{κ(S_y−δ)} / (e^{κ(S_y−δ)} + Σ_{c≠y} e^{κS_c}) )
     L    = mean ℓ  +  τ/(C·K(K−1)) Σ_c Σ_{t<u} √(2 + 1e-5 − 2⟨w_ct,w_cu⟩)
 
-Qian, Shang, Sun, Hu, Tan, Jin, Li, "SoftTriple loss: deep metric learning without triplet sampling", ICCV 2019. They
-call the scale κ λ. The constant under the root is from their code.
+Qian, Shang, Sun, Hu, Tan, Jin, Li, "SoftTriple loss: deep metric learning without triplet sampling", ICCV 2019. Their
+λ is the scale κ here. The constant under the root is from their code.
 
 Metrix: the mixed example is the anchor; its label y over the classes is λ and 1 − λ on the two,
 −log( Σ y_c e^{κ(S_c−δ)} / (Σ_{y_c>0} e^{κ(S_c−δ)} + Σ_{y_c=0} e^{κS_c}) ). The regulariser is part of the clean loss
