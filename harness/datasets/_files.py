@@ -106,15 +106,17 @@ def _read_file(files: tuple[str, ...], keys: tuple[str, ...], index: int) -> Ima
 
 
 def stamped(dataset: Dataset) -> Dataset:
-    """The dataset with a stamp of its files: a digest of their sizes and modification times.
+    """The dataset with a stamp of its files: a digest of their sizes and of the times of their last changes.
 
-    It is cheap, and another one when a file is replaced. Raises DatasetError naming the files that do not exist.
+    It is cheap, and another one when a file is replaced, also by one of the same size whose modification time was
+    set, as unpacking an archive does: the time of the last change cannot be set. Raises DatasetError naming the
+    files that do not exist.
     """
     digest, missing = hashlib.sha256(), []
     for key, file in zip(dataset.keys, dataset.files, strict=True):
         try:
             status = os.stat(file)
-            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
         except (FileNotFoundError, NotADirectoryError):
             missing.append(key)
     if missing:
