@@ -145,11 +145,10 @@ function recallCurves(block, rows) {
 function meanCurve(row) {
   const curves = curvesOf(row).filter(curve => curve.validation);
   if (!curves.length) return null;
-  const length = Math.min(...curves.map(curve => curve.epochs.length));
   const points = [];
-  for (let i = 0; i < length; i++) {
-    const values = curves.map(curve => curve.validation[i]).filter(value => value !== null);
-    if (values.length === curves.length) points.push([curves[0].epochs[i], values.reduce((a, b) => a + b) / values.length]);
+  for (const epoch of curves[0].epochs) {
+    const values = curves.map(curve => curve.validation[curve.epochs.indexOf(epoch)]).filter(value => value != null);
+    if (values.length === curves.length) points.push([epoch, values.reduce((a, b) => a + b) / values.length]);
   }
   return points;
 }
@@ -158,7 +157,7 @@ function validationCurves(block, rows) {
   const lines = rows.map(row => [row, meanCurve(row)]).filter(([, points]) => points && points.length > 1);
   if (!lines.length) return "";
   const all = lines.flatMap(([, points]) => points);
-  const frame = axes([1, Math.max(...all.map(p => p[0]))], widened(all.map(p => p[1])), ["epoch", `validation ${block.selected}, percent`]);
+  const frame = axes([Math.min(...all.map(p => p[0])), Math.max(...all.map(p => p[0]))], widened(all.map(p => p[1])), ["epoch", `validation ${block.selected}, percent`]);
   const html = lines.map(([row, points]) => `<polyline class="trace" style="stroke:${colour(row)}" points="${points.map(([e, v]) => `${frame.x(e).toFixed(1)},${frame.y(v).toFixed(1)}`).join(" ")}"><title>${plain(row.full)}</title></polyline>`).join("");
   return figure("<b>Learning curves</b>, mean over seeds", frame.html + html, HIGH, legend(lines.map(([row]) => row)));
 }
@@ -185,7 +184,7 @@ function learning(title, curves, behind, what) {
   const all = [...curves, ...behind].filter(curve => curve[what]);
   if (!all.length) return "";
   const values = all.flatMap(curve => curve[what]).filter(value => value !== null);
-  const frame = axes([1, Math.max(2, ...all.map(curve => curve.epochs[curve.epochs.length - 1]))], widened(values), ["epoch", ""]);
+  const frame = axes([Math.min(...all.map(curve => curve.epochs[0])), Math.max(2, ...all.map(curve => curve.epochs[curve.epochs.length - 1]))], widened(values), ["epoch", ""]);
   const path = curve => curve.epochs.map((e, i) => (curve[what][i] === null ? "" : `${frame.x(e).toFixed(1)},${frame.y(curve[what][i]).toFixed(1)}`)).join(" ");
   let html = frame.html + behind.filter(curve => curve[what]).map(curve => `<polyline class="behind" points="${path(curve)}"/>`).join("");
   curves.filter(curve => curve[what]).forEach((curve, i) => {
