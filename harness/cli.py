@@ -358,7 +358,8 @@ def _conclude(outcome, grid: Grid, folder: str | Path, arguments: argparse.Names
         if outcome.missing > failed:
             print(f"{outcome.missing - failed} were not run; metrix-bench run does")
         return FAILED if failed else OK
-    filled = sum(record.cost.wall_s for record in outcome.records if record.id in outcome.ran)
+    costs = [record.cost for record in outcome.records if record.id in outcome.ran]
+    filled = sum(cost.wall_s if cost.attempt_s is None else cost.attempt_s for cost in costs)
     if outcome.slots and filled and grid.protocol != "tuned":  # a search leaves its records elsewhere
         share, slots = filled / (outcome.slots * outcome.wall_s), f"{round(outcome.slots, 1):g}"
         print(f"trials filled {share:.0%} of the time of {slots} slots")
@@ -526,10 +527,10 @@ def _run_here(trial: Trial, run: Run, grid: Grid, arguments: argparse.Namespace)
     )
     try:
         for progress in steps(trial, sources):
-            epoch = progress.curve[-1]
-            scores = "  ".join(f"{name} {value:.4f}" for name, value in epoch.validation.items())
-            loss = "" if epoch.loss is None else f"  loss {epoch.loss:.4f}"
-            print(f"epoch {epoch.epoch}/{trial.schedule.epochs}{loss}  validation: {scores}", flush=True)
+            for epoch in progress.curve[-2:] if progress.epoch == 1 else progress.curve[-1:]:
+                scores = "  ".join(f"{name} {value:.4f}" for name, value in epoch.validation.items())
+                loss = "before training" if epoch.loss is None else f"loss {epoch.loss:.4f}"
+                print(f"epoch {epoch.epoch}/{trial.schedule.epochs}  {loss}  validation: {scores}", flush=True)
     except Exception as error:
         if isinstance(error, UserError | OSError) or (kind := kind_of(error)) == "error":
             raise

@@ -147,7 +147,7 @@ class Point:
     """An epoch as reports read it, in a third of the memory: a large collection has hundreds of thousands."""
 
     epoch: int
-    loss: float
+    loss: float | None
     lr: float
     validation: dict[str, float]
     train_s: float

@@ -128,7 +128,8 @@ def _saved(figure: Any, path: Path) -> Path:
 
 def _learning(left: Any, right: Any, record: Record) -> None:
     epochs = [epoch.epoch for epoch in record.curve]
-    left.plot(epochs, [epoch.loss for epoch in record.curve], color=COLORS[0])
+    trained = [epoch for epoch in record.curve if epoch.loss is not None]
+    left.plot([epoch.epoch for epoch in trained], [epoch.loss for epoch in trained], color=COLORS[0])
     left.set(ylabel="training loss")
     for name, color in zip(("R@1", "MAP@R"), COLORS, strict=False):
         if name in record.curve[0].validation:
@@ -299,12 +300,15 @@ def learning_curves(figure: Any, block: Block) -> bool:
     """Validation score over epochs, the mean over the seeds of a row."""
     axes, drawn = figure.subplots(), []
     for row in block.trained[:MOST_ROWS]:
-        curves = [[e.validation.get(FAIR.metric) for e in record.curve] for record in row.parts if record.curve]
-        length = min(map(len, curves), default=0)
-        if length < 2 or any(value is None for curve in curves for value in curve):
+        curves = [
+            {epoch.epoch: epoch.validation.get(FAIR.metric) for epoch in record.curve}
+            for record in row.parts
+            if record.curve
+        ]
+        epochs = sorted(set.intersection(*map(set, curves))) if curves else []
+        if len(epochs) < 2 or any(value is None for curve in curves for value in curve.values()):
             continue
-        epochs = [epoch.epoch for epoch in row.parts[0].curve[:length]]
-        means = [100 * sum(values) / len(values) for values in zip(*(c[:length] for c in curves), strict=True)]
+        means = [100 * sum(curve[epoch] for curve in curves) / len(curves) for epoch in epochs]
         axes.plot(epochs, means, color=LEVELS.get(row.level, LEVELS["baseline"])[0], alpha=0.85)
         drawn.append(row)
     axes.set(ylabel=f"validation {FAIR.metric}, %")

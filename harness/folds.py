@@ -125,8 +125,9 @@ def _unlike(folds: Iterable[Record]) -> str:
     for fold in folds:
         values["protocol"].append(fold.protocol)
         values["the evaluator"].append(fold.provenance.get("evaluator"))
-        values["the data"].append((fold.data.index_fingerprint, fold.data.pixel_fingerprint))
-        values["the network's weights"].append(fold.weights)
+        data = fold.data
+        values["the data"].append((data.index_fingerprint, data.pixel_fingerprint, data.content_fingerprint))
+        values["the network's weights"].append((fold.weights, fold.provenance.get("initial_weights")))
     return " and ".join(what for what, some in values.items() if any(value != some[0] for value in some))
 
 
@@ -160,9 +161,15 @@ def _sum(costs: Sequence[Cost]) -> Cost:
             **total,
             "images_per_s": seen / total["train_s"] if total["train_s"] else None,
             "forward_passes_per_step": math.fsum(passes),
-            "peak_gb": max(cost.peak_gb for cost in costs),
+            "attempt_s": _total([cost.attempt_s for cost in costs]),
+            "peak_gb": max((cost.peak_gb for cost in costs if cost.peak_gb is not None), default=None),
         }
     )
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    """The sum; None where one is not known."""
+    return None if None in values else math.fsum(values)
 
 
 def _undivided(counts: dict[str, int]) -> dict[str, int]:

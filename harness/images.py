@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.cache import CacheError, building
+from harness.cache import CacheError, building, remembered
 from harness.datasets import Dataset, DatasetError
 
 LAYOUT = b"images-3"  # changes when the file, or the decoded pixels of the same files, would
@@ -43,9 +43,15 @@ class Images:
     pixels: np.ndarray  # (bytes,) uint8
     sizes: np.ndarray  # (n, 2) height and width
     path: Path
+    sums: np.ndarray  # (n,) crc32 of each image's pixels, as they were when they were decoded
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over sizes and sums of all images in order: equal on every machine where the pixels are."""
+        return hashlib.sha256(self.sizes.tobytes() + self.sums.tobytes()).hexdigest()
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -85,6 +91,7 @@ class Originals:
     """The images of a dataset as their files hold them, decoded anew for every batch: the classical path."""
 
     dataset: Dataset
+    fingerprint: str = ""  # of what the files hold; see `contents`
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -145,6 +152,24 @@ def open_images(
     return images
 
 
+def contents(dataset: Dataset, cache: Path) -> str:
+    """What tells the images of a dataset from others under the same names: sha256 over the bytes of their files.
+
+    The files are read once for each `stamp`. A dataset that is no files has its `pixel_fingerprint` or stamp.
+    """
+    if dataset.files is None:
+        return dataset.pixel_fingerprint or dataset.source_stamp
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        for file in dataset.files:
+            digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
+        return digest.hexdigest()
+
+    names = hashlib.sha256("\0".join(dataset.files).encode(errors="surrogateescape")).hexdigest()
+    return remembered(cache, ["contents", names, dataset.stamp], read)
+
+
 def images_path(dataset: Dataset, side_px: int, cache: Path) -> Path:
     """The file of `open_images`: named by what decides its bytes: the images in order, not labels."""
     content = (dataset.pixel_fingerprint, dataset.source_stamp, dataset.local_stamp, *dataset.keys)
@@ -187,7 +212,7 @@ def _stored(path: Path, count: int) -> Images | None:
             file.seek(length)
             sizes = np.fromfile(file, dtype="<u4", count=2 * count).reshape(count, 2)
             sums = np.fromfile(file, dtype="<u4", count=count)
-        stored = Images(np.memmap(path, dtype=np.uint8, mode="r", shape=(length,)), sizes, path)
+        stored = Images(np.memmap(path, dtype=np.uint8, mode="r", shape=(length,)), sizes, path, sums)
     except (OSError, ValueError):
         return None
     if stored.offsets[-1] != length:

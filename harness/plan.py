@@ -104,6 +104,7 @@ def _network_problems(trials: list[Trial], cache: Path | None) -> tuple[list[str
     found, notes, hubs = {}, {}, [os.environ.get(name) for name in HUBS]
     for network, model, *rest in asked.values():
         key = ["network", *_builders(), network.model_dump(mode="json"), model.model_dump(mode="json"), *rest, hubs]
+        key.append(_state(network.pretrained))
         about = remembered(cache or default_folder(), key, partial(_looked_at, network, model, *rest), _in_order)
         found |= {f"backbones: {problem}": None for problem in about["problems"]}
         if about["said"]:
@@ -130,6 +131,14 @@ def _looked_at(network: Backbone, model: Model, side_px: int, stage: str | None,
         reason = metrix.refusal("contrastive", at="feature", stage=stage, hardest=hardest, stages=stages)
         wrong = [reason] if reason else []
     return {"problems": wrong, "weights": weights and str(weights), "stamp": _stamp(weights), "said": said}
+
+
+def _state(file: bool | str) -> list[int] | None:
+    """Size and time of the last change of the weights' file that a network names; None where it names none."""
+    if isinstance(file, bool) or not Path(file).is_file():
+        return None
+    status = Path(file).stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _in_order(about: dict) -> bool:
@@ -222,8 +231,8 @@ def matched_baselines(trials: Sequence[Trial], cache: Path | None = None) -> lis
 def relative_costs(trials: Sequence[Trial], data: Path | None = None, cache: Path | None = None) -> dict[str, float]:
     """What each trial costs, trial id → floating-point operations of its network, counted without running it.
 
-    Training (a forward and a backward, which counts twice, of every image and mixed row), validation after each epoch
-    and the test. Good for an order, and for the time left once some trials have finished.
+    Training (a forward and a backward, which counts twice, of every image and mixed row), validation before the first
+    epoch and after each, and the test. Good for an order, and for the time left once some trials have finished.
     """
     costs = {}
     for cell in alike(trials):
@@ -242,7 +251,7 @@ def _operations(trial: Trial, data: Path | None, cache: Path | None) -> float:
     if trial.arm.at == "floor":
         return pass_flops * (images["validation"] + images["test"])
     rows = 3 * images["train"] * _passes(trial, cache) + images["validation"]
-    return pass_flops * (trial.schedule.epochs * rows + images["test"])
+    return pass_flops * (images["validation"] + trial.schedule.epochs * rows + images["test"])
 
 
 def _flops(trial: Trial, stage: str | None, cache: Path | None) -> tuple[float, float]:

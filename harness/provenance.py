@@ -4,10 +4,23 @@ import functools
 import hashlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+TRAINS = (  # what decides the bits of a trained network and which epoch is chosen, beside the trial's settings
+    "baselines",
+    "metrix",
+    *(
+        f"harness/{name}.py"
+        for name in ("train", "trial", "loading", "images", "models", "streams", "splits", "spread")
+    ),
+    *(f"harness/{name}.py" for name in ("selection", "retrieval", "chunked", "parallel", "pml")),
+    "harness/datasets",
+    "harness/metrics",
+)
+TRAINS_WITH = ("torch", "torchvision", "timm", "numpy", "pillow")
 PACKAGES = ("torch", "torchvision", "timm", "ray", "faiss-cpu", "numpy", "scipy", "pillow", "metrix-bench")
 
 
@@ -54,10 +67,25 @@ def _revision() -> dict[str, Any]:
 
 def code_digest() -> str:
     """sha256 over the Python sources of baselines, metrix and harness as they are now, names included."""
+    return _digest(("baselines", "metrix", "harness"))
+
+
+@functools.cache
+def training_versions() -> dict[str, str]:
+    """What a training may not change on its way: the versions of what computes it, and a digest of its own code.
+
+    Reports, launching and the command line are no part of it.
+    """
+    packages = provenance()["packages"]
+    return {**{name: packages[name] for name in TRAINS_WITH}, "the training code": _digest(TRAINS)}
+
+
+def _digest(places: Sequence[str]) -> str:
+    """sha256 over the Python sources at these places (files, or folders with all below), names included."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for package in ("baselines", "metrix", "harness"):
-        for path in sorted((root / package).rglob("*.py")):
+    for place in places:
+        for path in sorted((root / place).rglob("*.py")) or [root / place]:
             digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -58,11 +58,12 @@ class Stored(BaseModel):
 class Epoch(Stored):
     """One epoch of training: mean loss over its steps, learning rate, validation scores in [0, 1], seconds.
 
-    `spread`: std and effective rank of the validation embeddings (see `harness.spread`).
+    `spread`: std and effective rank of the validation embeddings (see `harness.spread`). Epoch 0 is the network
+    before its first step: it has no loss, and is never chosen. Curves of older records begin at epoch 1.
     """
 
     epoch: int
-    loss: float
+    loss: float | None
     lr: float
     validation: dict[str, float]
     train_s: float
@@ -71,16 +72,24 @@ class Epoch(Stored):
 
 
 class Cost(Stored):
-    """What the trial took. `train_s` is the time of training steps, without checkpoints, validation and test."""
+    """What the trial took, over all attempts.
+
+    `train_s` is the time of training steps, without checkpoints, validation and test. `wall_s` is the time from start
+    to record. Of an attempt that was killed it counts the part up to its last checkpoint: what came after left no
+    trace. `attempt_s`: what of it the last attempt took. `peak_gb` is that of this process, of rank 0 where several
+    share the batch: memory allocated on its GPU, or resident memory on a processor; None where the system does not
+    say (see `harness.memory`).
+    """
 
     train_s: float = 0.0
     checkpoint_s: float = 0.0
     wall_s: float = 0.0
+    attempt_s: float | None = None
     images_per_s: float | None = None
     steps: int = 0
     images_seen: int = 0
     forward_passes_per_step: float = 0.0
-    peak_gb: float = 0.0
+    peak_gb: float | None = None
     parameters: int = 0
 
 
@@ -88,11 +97,15 @@ class Data(Stored):
     """Which data: sizes and fingerprints of what was trained, selected and tested on.
 
     Of the `test_asked` images that are queries, `test_queries` have a positive and `test_excluded` have none.
-    `distinct_classes`: in all splits together. `passed_over`: what lay among the images and is no part of the data.
+    `distinct_classes`: in all splits together. `content_fingerprint` tells the pixels from others under the same
+    names, as far as they were read for this trial; `source_stamp` is the dataset's `stamp`. `passed_over`: what lay
+    among the images and is no part of the data.
     """
 
     index_fingerprint: str
     pixel_fingerprint: str | None = None
+    content_fingerprint: str | None = None
+    source_stamp: str | None = None
     split_fingerprint: str
     images: dict[str, int]
     classes: dict[str, int]
@@ -289,8 +302,8 @@ class Run:
         self.pull_all(self.checkpoints(trial))
 
     def push_checkpoints(self, trial: Trial) -> None:
-        """Store the checkpoints of a trial; what it would continue from comes last."""
-        for path in sorted(self.checkpoints(trial).glob("[!.]*"), key=lambda path: path.name == "last.safetensors"):
+        """Store the checkpoints of a trial; what it would continue from comes first."""
+        for path in sorted(self.checkpoints(trial).glob("[!.]*"), key=lambda path: path.name != "last.safetensors"):
             self.push(path)
 
     def drop_checkpoints(self, trial: Trial) -> None:

@@ -60,14 +60,18 @@ PROTOCOLS = {protocol.name: protocol for protocol in (FAIR, PAPER, SEARCH, TUNED
 
 
 def select(curve: Sequence[Epoch], metric: str = FAIR.metric) -> int:
-    """The epoch with the highest validation `metric`, the earliest on ties."""
-    if not curve:
-        raise ValueError("there is no epoch to select from")
-    return max(curve, key=lambda epoch: (epoch.validation[metric], -epoch.epoch)).epoch
+    """The epoch of training with the highest validation `metric`, the earliest on ties."""
+    return max(_trained(curve), key=lambda epoch: (epoch.validation[metric], -epoch.epoch)).epoch
 
 
 def last(curve: Sequence[Epoch]) -> int:
-    """The last epoch, whatever its scores."""
-    if not curve:
+    """The last epoch of training, whatever its scores."""
+    return _trained(curve)[-1].epoch
+
+
+def _trained(curve: Sequence[Epoch]) -> list[Epoch]:
+    """The epochs after the starting point, epoch 0."""
+    trained = [epoch for epoch in curve if epoch.epoch > 0]
+    if not trained:
         raise ValueError("there is no epoch to select from")
-    return curve[-1].epoch
+    return trained

@@ -157,8 +157,8 @@ class Row:
 
     @property
     def peak_gb(self) -> float | None:
-        """Mean peak memory; None without a record."""
-        return _mean([r.cost.peak_gb for r in self.records])
+        """Mean peak memory; None without a record that knows it."""
+        return _mean([r.cost.peak_gb for r in self.records if r.cost.peak_gb is not None])
 
     @property
     def parameters(self) -> int | None:

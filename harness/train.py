@@ -5,15 +5,16 @@ The test split is not an argument here. What the loop gets of validation is a fu
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from baselines.form import NotFinite
-from harness import checkpoint
+from harness import checkpoint, memory
 from harness.config import Training, Trial
 from harness.images import Images, Originals
 from harness.loading import Augmentation, batches
@@ -32,6 +33,8 @@ class Progress:
     """What a run has behind it: its curve and the counts that FAIR-07 compares. Resumed with the checkpoint.
 
     `chunked`: the epoch at which memory ran out and the rows at a time since then; None while whole batches fit.
+    `origin`: what this training may not change on its way (see `harness.trial.origin_of`). `earlier_s`: what attempts
+    before this one took, as far as a checkpoint tells; this one began at `began` on the clock `time.perf_counter`.
     """
 
     curve: list[Epoch] = field(default_factory=list)
@@ -40,6 +43,39 @@ class Progress:
     mixed_rows: int = 0
     checkpoint_s: float = 0.0
     chunked: tuple[int, int] | None = None
+    origin: dict[str, str] = field(default_factory=dict)
+    earlier_s: float = 0.0
+    peak_gb: float | None = 0.0
+    began: float = field(default_factory=lambda: time.perf_counter())
+
+    @property
+    def epoch(self) -> int:
+        """The last epoch that has ended; 0 before the first."""
+        return self.curve[-1].epoch if self.curve else 0
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds that all attempts took until now."""
+        return self.earlier_s + time.perf_counter() - self.began
+
+    def note_peak(self, gb: float | None) -> None:
+        """Take in the peak of this attempt so far; None, not known, stays."""
+        self.peak_gb = None if None in (gb, self.peak_gb) else max(gb, self.peak_gb)
+
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint holds of it; see `resumed`."""
+        content = {**vars(self), "curve": [epoch.model_dump() for epoch in self.curve], "earlier_s": self.wall_s}
+        del content["began"]
+        return content
+
+    def resumed(self, content: Mapping[str, Any]) -> "Progress":
+        """The progress of a checkpoint, gone on with by an attempt that has nothing behind it but this one."""
+        curve = [Epoch(**epoch) for epoch in content["curve"]]
+        found = Progress(**{**content, "curve": curve, "began": self.began})
+        found.chunked = found.chunked or self.chunked
+        found.earlier_s = max(found.earlier_s, self.earlier_s)
+        found.note_peak(self.peak_gb)
+        return found
 
 
 def save(
@@ -50,13 +86,15 @@ def save(
     now: Progress,
     choose: Callable[[Sequence[Epoch]], int],
 ) -> None:
-    """The chosen weights first, then the state to resume from: a crash between the two repeats the epoch, no more."""
-    epoch = now.curve[-1].epoch
-    if choose(now.curve) == epoch:
-        checkpoint.save(folder / "best.safetensors", {"model": model.state_dict()}, {"epoch": epoch})
-    meta = {**vars(now), "curve": [e.model_dump() for e in now.curve]}
-    sections = {"model": model.state_dict(), "criterion": criterion.state_dict(), "optimizer": optimizer.state_dict()}
-    checkpoint.save(folder / "last.safetensors", sections, meta)
+    """The state to resume from first, then the chosen weights where they are those of this epoch.
+
+    In this order an epoch whose weights were kept is never repeated: `train` makes the chosen weights again from the
+    state where a crash came between the two.
+    """
+    learnt = {"model": model.state_dict(), "criterion": criterion.state_dict()}
+    checkpoint.save(folder / "last.safetensors", {**learnt, "optimizer": optimizer.state_dict()}, now.content())
+    if choose(now.curve) == now.epoch:
+        checkpoint.save(folder / "best.safetensors", learnt, {"epoch": now.epoch})
 
 
 def train(
@@ -74,26 +112,29 @@ def train(
     *,
     backward: Callable[[Tensor], None] = Tensor.backward,
     save: Callable[..., None] = save,
-    chunked: tuple[int, int] | None = None,
+    fresh: Progress | None = None,
 ) -> Iterator[Progress]:
     """Train `model` under `criterion` on images[indices] with `labels` (n,) in 0 … classes−1; yield after each epoch.
 
     Continues from `folder`/last.safetensors where it exists, bit for bit on the CPU with the same thread count, and
     leaves the weights of the epoch that `choose` takes from the curve in `folder`/best.safetensors. `validate` gives
-    the scores and the spread of the validation embeddings. `criterion` has
-    `objective(model, images, labels) -> scalar`. When it continues, the state it continues from is yielded first.
-    `backward` leaves the gradients of a loss, `save` keeps what an epoch gave; `chunked` is noted in the progress.
-    Raises Diverged when the loss stops being finite.
+    the scores and the spread of the validation embeddings; the curve begins with those before the first step.
+    `criterion` has `objective(model, images, labels) -> scalar`. When it continues, the state it continues from is
+    yielded first. `backward` leaves the gradients of a loss, `save` keeps what an epoch gave; `fresh` is the progress
+    of a training that has just begun. Raises Diverged when the loss stops being finite.
     """
     settings = trial.schedule
     groups = [{"params": list(model.parameters()), "lr": settings.lr}, *criterion.parameter_groups(settings.lr)]
     optimizer = OPTIMIZERS[settings.optimizer](groups, settings.lr, weight_decay=settings.weight_decay, fused=True)
     base = [group["lr"] for group in optimizer.param_groups]
-    progress = _resume(folder, model, criterion, optimizer)
-    progress.chunked = progress.chunked or chunked
+    progress = _resume(folder, model, criterion, optimizer, fresh or Progress())
     if progress.curve:
+        if choose(progress.curve) == progress.epoch:
+            save(folder, model, criterion, optimizer, progress, choose)  # the last attempt may have died half way
         yield progress
-    for epoch in range(len(progress.curve) + 1, settings.epochs + 1):
+    else:
+        progress.curve.append(_validated(validate, epoch=0, loss=None, lr=0.0, train_s=0.0))
+    for epoch in range(progress.epoch + 1, settings.epochs + 1):
         began, scale = time.perf_counter(), step_size(settings, epoch)
         for group, lr in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = lr * scale
@@ -108,23 +149,20 @@ def train(
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == len(losses):
                 _require_finite(losses[: step + 1], epoch)
         progress.steps += len(losses)
-        trained = time.perf_counter()
-        scores, extent = validate()
-        progress.curve.append(
-            Epoch(
-                epoch=epoch,
-                loss=losses.mean().item(),
-                lr=settings.lr * scale,
-                validation=scores,
-                train_s=trained - began,
-                validation_s=time.perf_counter() - trained,
-                spread=extent,
-            )
-        )
+        known = {"epoch": epoch, "loss": losses.mean().item(), "lr": settings.lr * scale}
+        progress.curve.append(_validated(validate, **known, train_s=time.perf_counter() - began))
+        progress.note_peak(memory.peak_gb(device))
         saving = time.perf_counter()
         save(folder, model, criterion, optimizer, progress, choose)
         progress.checkpoint_s += time.perf_counter() - saving
         yield progress
+
+
+def _validated(validate: Callable[[], tuple[dict[str, float], dict[str, float]]], **known: Any) -> Epoch:
+    """An epoch of which all but the validation is known."""
+    began = time.perf_counter()
+    scores, extent = validate()
+    return Epoch(**known, validation=scores, spread=extent, validation_s=time.perf_counter() - began)
 
 
 def _shown(
@@ -201,11 +239,13 @@ def _require_finite(losses: Tensor, epoch: int) -> None:
     raise Diverged(f"the loss is {losses[step].item()} at epoch {epoch}, step {step + 1}; {last}")
 
 
-def _resume(folder: Path, model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+def _resume(
+    folder: Path, model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, fresh: Progress
+) -> Progress:
     if not (folder / "last.safetensors").exists():
-        return Progress()
+        return fresh
     sections, meta = checkpoint.load(folder / "last.safetensors")
     model.load_state_dict(sections["model"])
     criterion.load_state_dict(sections["criterion"])
     optimizer.load_state_dict(sections["optimizer"])
-    return Progress(**{**meta, "curve": [Epoch(**e) for e in meta["curve"]]})
+    return fresh.resumed(meta)

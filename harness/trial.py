@@ -10,10 +10,10 @@ import gc
 import hashlib
 import json
 import re
-import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -26,19 +26,19 @@ from torch import Tensor, nn
 
 import baselines
 import metrix
-from harness import checkpoint, datasets, parallel, pml, retrieval, rules, scorable, splits
+from harness import checkpoint, datasets, memory, models, parallel, pml, retrieval, rules, scorable, splits
 from harness.analysis import analyse
 from harness.cache import default_folder
 from harness.chunked import Chunked, out_of_memory
 from harness.config import Choice, GridError, Trial
 from harness.datasets import Dataset, DatasetError
 from harness.errors import UserError
-from harness.images import Images, Originals, open_images
+from harness.images import Images, Originals, contents, open_images
 from harness.ledger import Ledger
 from harness.loading import Augmentation
 from harness.models import Embedder, ModelError, Unavailable
-from harness.provenance import provenance
-from harness.record import Cost, Data, Record, Run, now, write_json
+from harness.provenance import provenance, training_versions
+from harness.record import Cost, Data, Epoch, Record, Run, now, write_json
 from harness.selection import FAIR, PROTOCOLS, Protocol
 from harness.spread import spread
 from harness.storage import StorageError
@@ -124,24 +124,26 @@ def steps(
             "a row at least"
         )
     refuse(evaluator_faults())
-    began, epoch = time.perf_counter(), 1
-    run.pull_checkpoints(trial)
-    chunked = drop_broken(run.checkpoints(trial), run).get("chunked")
+    progress = fresh = Progress()
+    if trial.arm.at != "floor":
+        run.pull_checkpoints(trial)
+        fresh.origin = origin_of(trial, sources)
+        fresh.chunked = resumable(trial, run, fresh.origin).get("chunked")
     if sources.chunk_rows:
-        chunked = (0, sources.chunk_rows)
+        fresh.chunked = (0, sources.chunk_rows)
     try:
-        for progress in attempt(trial, sources, run, chunked, began):
-            epoch = len(progress.curve) + 1
+        for progress in attempt(trial, sources, run, fresh):
             yield progress
         return
     except Exception as error:
-        if chunked or not out_of_memory(error) or (sources.gpu_share or 1) < 1:
+        if fresh.chunked or not out_of_memory(error) or (sources.gpu_share or 1) < 1:
             raise
     gc.collect()  # here the error is gone, and with the frames of its traceback the network that did not fit
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    chunked = (epoch, max(1, trial.schedule.batch_size // (CHUNKS * sources.ranks)))
-    yield from attempt(trial, sources, run, chunked, began)
+    chunked = (progress.epoch + 1, max(1, trial.schedule.batch_size // (CHUNKS * sources.ranks)))
+    again = Progress(chunked=chunked, origin=fresh.origin, earlier_s=progress.wall_s, peak_gb=progress.peak_gb)
+    yield from attempt(trial, sources, run, again)
 
 
 def kind_of(error: Exception) -> str:
@@ -167,13 +169,16 @@ def _may_pass(error: BaseException | None) -> bool:
     return False
 
 
-def attempt(
-    trial: Trial, sources: Sources, run: Run, chunked: tuple[int, int] | None, began: float
-) -> Iterator[Progress]:
-    """`steps`, for a trial without a record; `chunked` as in Progress, epoch 0 for chunks that were asked for."""
-    protocol, folder = PROTOCOLS[trial.protocol], run.checkpoints(trial)
+def attempt(trial: Trial, sources: Sources, run: Run, fresh: Progress) -> Iterator[Progress]:
+    """`steps`, for a trial without a record; `fresh` is the progress of one that nothing can be continued of.
+
+    Its `chunked` has epoch 0 for chunks that were asked for.
+    """
+    protocol, folder, chunked = PROTOCOLS[trial.protocol], run.checkpoints(trial), fresh.chunked
+    if not memory.begin(parallel.devices(sources.ranks, sources.device)[0]):
+        fresh.peak_gb = None
     bench = Bench.of(trial, sources, chunked)
-    progress, criterion = Progress(chunked=chunked), None
+    progress, criterion = fresh, None
     seen = TestCurve(folder / "test_curve.json")
     if trial.arm.at != "floor":
         criterion, backward, together = bench.criterion(), Tensor.backward, bench
@@ -184,12 +189,15 @@ def attempt(
                 together = bench.divided()
                 backward = parallel.backward(together.model, criterion, ranks.check)
             validate = partial(together.scores, "validation")
-            for progress in together.train(criterion, validate, folder, backward=backward, chunked=chunked):
+            for progress in together.train(criterion, validate, folder, backward=backward, fresh=fresh):
                 if protocol.watches_test:
-                    seen.add(progress.curve[-1].epoch, lambda: read_test(bench, run).values)
+                    weights = checkpoint.state_digest(bench.model.state_dict())
+                    seen.add(progress.epoch, weights, lambda: read_test(bench, run).values)
+                pushing = time.perf_counter()
                 run.push_checkpoints(trial)
+                progress.checkpoint_s += time.perf_counter() - pushing
                 yield progress
-    run.finish(conclude(bench, run, progress, criterion, seen, sources, began))
+    run.finish(conclude(bench, run, progress, criterion, seen, sources))
     if trial.keep != "weights":
         run.drop_checkpoints(trial)
         seen.path.unlink(missing_ok=True)
@@ -218,13 +226,13 @@ def conclude(
     criterion: nn.Module | None,
     seen: "TestCurve",
     sources: Sources,
-    began: float,
 ) -> Record:
     """Select the epoch, read the test split where the protocol reads it, and say all of it in one record."""
     trial, protocol = bench.trial, PROTOCOLS[bench.trial.protocol]
     chosen = protocol.choose(progress.curve) if progress.curve else None
-    validation = progress.curve[chosen - 1].validation if chosen else bench.scores("validation")[0]
-    tested_epoch = load_best(bench.model, run.checkpoints(trial), chosen) if chosen else None
+    by_epoch = {epoch.epoch: epoch.validation for epoch in progress.curve}
+    validation = by_epoch[chosen] if chosen else bench.scores("validation")[0]
+    tested_epoch = load_best(bench.model, run.checkpoints(trial), chosen, criterion) if chosen else None
     test = read_test(bench, run) if protocol.reads_test else None
     notes = (
         *bench.asked.notes.values(),
@@ -247,7 +255,7 @@ def conclude(
         test_spread=test.spread if test and trial.arm.loss != "pixels" else {},
         test_checkpoints=test.checkpoints if test else 1,
         curve=progress.curve,
-        cost=cost(bench, progress, time.perf_counter() - began),
+        cost=cost(bench, progress),
         data=description(bench, test),
         effective=criterion.effective(bench.model) if trial.arm.metrix else {},
         analysis=analysis(bench, test, criterion) if test and trial.analysis else {},
@@ -333,8 +341,6 @@ class Bench:
         """Open the data, build the network, choose the device."""
         torch.set_num_threads(trial.training.threads)
         device = parallel.devices(sources.ranks, sources.device)[rank]
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
         dataset = open_dataset(trial.dataset, sources.data, sources.cache)
         images = images_of(trial, dataset, sources)
         split = split_of(dataset, PROTOCOLS[trial.protocol], trial.fold, trial.folds)
@@ -403,16 +409,23 @@ class Bench:
 
 
 class TestCurve:
-    """Test scores by epoch, for protocols that record them: written here, read by nobody but the record."""
+    """Test scores by epoch, for protocols that record them: written here, read by nobody but the record.
+
+    Each stands beside the digest of its weights: an epoch that is repeated after a crash may end in others.
+    """
 
     def __init__(self, path: Path):
         self.path = path
 
-    def add(self, epoch: int, score: Callable[[], dict[str, float]]) -> None:
-        """Keep the scores of an epoch, unless a run that was interrupted has them already."""
-        curve = self._read()
-        if str(epoch) not in curve:
-            write_json(self.path, {**curve, str(epoch): score()})
+    def add(self, epoch: int, weights: str, score: Callable[[], dict[str, float]]) -> None:
+        """Keep the scores of an epoch, unless those of these weights are there; forget later epochs, which are
+        trained again."""
+        before = self._read()
+        curve = {earlier: row for earlier, row in before.items() if int(earlier) <= epoch}
+        if curve.get(str(epoch), {}).get("weights") != weights:
+            curve[str(epoch)] = {"weights": weights, "scores": score()}
+        if curve != before:
+            write_json(self.path, curve)
 
     @property
     def best(self) -> dict[str, float] | None:
@@ -420,7 +433,7 @@ class TestCurve:
 
         Where R@1 is not among the scores, the least K that is counts in its place.
         """
-        curve = self._read()
+        curve = {epoch: row["scores"] for epoch, row in self._read().items()}
         if not curve:
             return None
         recalls = (metric for metric in next(iter(curve.values())) if metric.startswith("R@"))
@@ -428,7 +441,7 @@ class TestCurve:
         epoch = max(curve, key=lambda e: (curve[e][metric], -int(e)))
         return {"epoch": int(epoch), **curve[epoch]}
 
-    def _read(self) -> dict[str, dict[str, float]]:
+    def _read(self) -> dict[str, dict[str, Any]]:
         return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
 
 
@@ -458,9 +471,10 @@ def images_of(
     trial: Trial, dataset: Dataset, sources: Sources, announce: Callable[[str], None] | None = None
 ) -> Images | Originals:
     """The pixels of a trial: decoded ones (now, where no trial has needed them before), or the files themselves."""
+    cache = sources.cache or default_folder()
     if trial.images.path == "classical":
-        return Originals(dataset)
-    return open_images(dataset, trial.images.stored_px, sources.cache or default_folder(), announce=announce)
+        return Originals(dataset, contents(dataset, cache))
+    return open_images(dataset, trial.images.stored_px, cache, announce=announce)
 
 
 def prepare_images(trials: Sequence[Trial], sources: Sources, announce: Callable[[str], None]) -> None:
@@ -558,31 +572,139 @@ def augmentation(trial: Trial, model: nn.Module, dataset: Dataset) -> Augmentati
     )
 
 
-def drop_broken(folder: Path, run: Run) -> dict[str, Any]:
-    """What the last checkpoint says of the run, {} where there is none.
+def origin_of(trial: Trial, sources: Sources) -> dict[str, str]:
+    """What a training may not change on its way and its settings do not tell: data, weights, what computes them.
 
-    One that cannot be read is set aside, named, so that the trial starts anew instead of failing.
+    split    fingerprint of the division: names, classes and splits of all images
+    images   fingerprint of the pixels, or of the files that are decoded anew each time
+    weights  sha256 of the weights' file to begin with; "initial" where they are drawn
+    and the versions of `harness.provenance.training_versions`
     """
-    meta = {}
-    for name in ("best.safetensors", "last.safetensors"):
-        path = folder / name
-        if not path.exists():
+    dataset = open_dataset(trial.dataset, sources.data, sources.cache)
+    split = split_of(dataset, PROTOCOLS[trial.protocol], trial.fold, trial.folds)
+    return {
+        "split": split_fingerprint(dataset, split),
+        "images": images_of(trial, dataset, sources).fingerprint,
+        "weights": weights_digest(trial),
+        **training_versions(),
+    }
+
+
+def other_origins(records: Iterable[Record], trials: Sequence[Trial], sources: Sources) -> list[str]:
+    """How records were made from other data or weights than these trials would be: a sentence for each difference.
+
+    Records of datasets that no trial uses are left alone. Pixels are compared only where the stamp of the files says
+    that they may be others, since they have to be decoded for it.
+    """
+    planned = {(trial.dataset.name, trial.backbone.name): trial for trial in trials}
+    behind: dict[str, dict[str, str]] = {}
+    found: Counter[str] = Counter()
+    for record in records:
+        old, data = record.trial, record.data
+        trial = planned.get((old.dataset.name, old.backbone.name))
+        if trial is None or trial.dataset != old.dataset:
             continue
-        try:
-            _, meta = checkpoint.load(path)
-        except checkpoint.CheckpointError as error:
-            run.set_aside(folder, f"{error}; the trial starts anew")
-            return {}
+        key = repr(
+            (old.dataset, old.backbone, old.images, old.protocol, old.fold, old.folds, old.arm.loss == "pixels")
+        )
+        key += f"{data.source_stamp} {data.content_fingerprint is None}"
+        if key not in behind:
+            behind[key] = _behind(record, trial, sources)
+        was = {
+            "split": data.split_fingerprint,
+            "images": data.content_fingerprint,
+            "weights": record.provenance.get("initial_weights"),
+        }
+        now_ = {name: value for name, value in behind[key].items() if was[name] is not None}
+        found.update(f"{old.dataset.name}: {clause}" for clause in changed(was, now_))
+    return [f"{sentence} ({n} record{'s' * (n > 1)})" for sentence, n in found.items()]
+
+
+def _behind(record: Record, trial: Trial, sources: Sources) -> dict[str, str]:
+    """What a record would be made from now, as far as that can be told; as `origin_of`."""
+    old, found = record.trial, {}
+    dataset = open_dataset(old.dataset, sources.data, sources.cache)
+    found["split"] = split_fingerprint(dataset, split_of(dataset, PROTOCOLS[old.protocol], old.fold, old.folds))
+    if record.data.content_fingerprint and record.data.source_stamp != dataset.stamp:
+        found["images"] = images_of(old, dataset, sources).fingerprint
+    if old.arm.loss != "pixels" and old.backbone == trial.backbone and old.backbone.pretrained:
+        found["weights"] = weights_digest(old)
+    return found
+
+
+def weights_digest(trial: Trial) -> str:
+    """sha256 of the file that a trial's network begins with, "initial" where its weights are drawn."""
+    backbone = trial.backbone
+    if backbone.pretrained is False:
+        return "initial"
+    if backbone.pretrained is True:
+        return checkpoint.digest(models.fetch(backbone.name, True, backbone.options, trial.images.side_px))
+    return checkpoint.digest(backbone.pretrained)
+
+
+def resumable(trial: Trial, run: Run, origin: Mapping[str, str]) -> dict[str, Any]:
+    """What the last checkpoint of a trial says of it, {} where there is none to continue from.
+
+    Checkpoints that cannot be read, that lack the chosen weights or that are of another `origin` are set aside, with
+    a sentence, so that the trial starts anew: it would end in a network that no settings describe.
+    """
+    folder = run.checkpoints(trial)
+    if not (folder / "last.safetensors").exists():
+        return {}
+    try:
+        _, meta = checkpoint.load(folder / "last.safetensors")
+        curve = [Epoch(**epoch) for epoch in meta["curve"]]
+        if (chosen := PROTOCOLS[trial.protocol].choose(curve)) != curve[-1].epoch:
+            chosen_weights(folder, chosen)
+    except checkpoint.CheckpointError as error:
+        run.set_aside(folder, f"{error}; the trial starts anew")
+        return {}
+    before = meta.get("origin")
+    wrong = changed(before, origin) if before else ["it does not say of what data, weights and code it is"]
+    if wrong:
+        told = f"the checkpoint of {trial.id} after epoch {curve[-1].epoch}"
+        run.set_aside(folder, f"{told} cannot be continued: {'; '.join(wrong)}; the trial starts anew")
+        return {}
     return meta
 
 
-def load_best(model: nn.Module, folder: Path, chosen: int) -> int:
-    """Load the weights of the chosen epoch and return the epoch that their file names."""
+ORIGINS = {"split": "the division of the data", "images": "the images", "weights": "the weights to begin with"}
+
+
+def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """In what two origins differ, a clause each, both values named."""
+    return [
+        f"{ORIGINS.get(name, name)} changed from {_short(before.get(name))} to {_short(value)}"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]
+
+
+def _short(value: str | None) -> str:
+    """A version, or the beginning of a digest."""
+    return "not recorded" if value is None else value[:12] if len(value) == 64 else value
+
+
+def chosen_weights(folder: Path, chosen: int) -> dict[str, Any]:
+    """The sections ("model", "criterion") of the chosen epoch's checkpoint; CheckpointError for another epoch's."""
     sections, meta = checkpoint.load(folder / "best.safetensors")
     if meta["epoch"] != chosen:
         raise checkpoint.CheckpointError(f"{folder}/best.safetensors is of epoch {meta['epoch']}, not {chosen}")
+    return sections
+
+
+def load_best(model: nn.Module, folder: Path, chosen: int, criterion: nn.Module | None = None) -> int:
+    """Load the weights of the chosen epoch, and what the criterion had learnt by then; return the epoch.
+
+    Raises CheckpointError where the file is of another epoch, or was written before it held the criterion.
+    """
+    sections = chosen_weights(folder, chosen)
     model.load_state_dict(sections["model"])
-    return meta["epoch"]
+    if criterion is not None:
+        if "criterion" not in sections:
+            raise checkpoint.CheckpointError(f"{folder}/best.safetensors does not hold what the loss had learnt")
+        criterion.load_state_dict(sections["criterion"])
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -678,6 +800,8 @@ def description(bench: Bench, test: TestRead | None) -> Data:
     return Data(
         index_fingerprint=dataset.index_fingerprint,
         pixel_fingerprint=dataset.pixel_fingerprint,
+        content_fingerprint=bench.images.fingerprint,
+        source_stamp=dataset.stamp,
         split_fingerprint=split_fingerprint(dataset, split),
         images={name: int((split == name).sum()) for name in names},
         classes={name: len(np.unique(dataset.labels[split == name])) for name in names},
@@ -689,23 +813,21 @@ def description(bench: Bench, test: TestRead | None) -> Data:
     )
 
 
-def cost(bench: Bench, progress: Progress, wall_s: float) -> Cost:
+def cost(bench: Bench, progress: Progress) -> Cost:
     """Seconds, images, forward passes: rows × the share of the network they cross ÷ batch (FAIR-07)."""
     train_s = sum(epoch.train_s for epoch in progress.curve)
     rows = progress.images_seen + progress.mixed_rows * crossed(bench)
-    if bench.device.type == "cuda":
-        peak_gb = torch.cuda.max_memory_allocated(bench.device) / 1e9
-    else:
-        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    progress.note_peak(memory.peak_gb(bench.device))
     return Cost(
         train_s=train_s,
         checkpoint_s=progress.checkpoint_s,
-        wall_s=wall_s,
+        wall_s=progress.wall_s,
+        attempt_s=progress.wall_s - progress.earlier_s,
         images_per_s=progress.images_seen / train_s if train_s else None,
         steps=progress.steps,
         images_seen=progress.images_seen,
         forward_passes_per_step=rows / progress.images_seen if progress.images_seen else 0.0,
-        peak_gb=peak_gb,
+        peak_gb=progress.peak_gb,
         parameters=sum(p.numel() for p in bench.model.parameters()),
     )
 

@@ -146,7 +146,8 @@ def _compare_weights(
     except checkpoint.CheckpointError as error:
         found.differs.append(str(error))
         return
-    if bench.dataset.index_fingerprint != record.data.index_fingerprint:
+    known = (record.data.index_fingerprint, record.data.content_fingerprint or bench.images.fingerprint)
+    if (bench.dataset.index_fingerprint, bench.images.fingerprint) != known:
         found.missing.append(
             "the weights have the recorded digest and were not run: these are not the data of the row"
         )

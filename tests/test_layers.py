@@ -46,6 +46,7 @@ LAYERS = [  # what may be imported: the own layer's neighbours and everything ab
         "harness.weights",
         "harness.pml",
         "harness.checkpoint",
+        "harness.memory",
         "harness.retrieval",
         "harness.train",
         "harness.chunked",

@@ -93,6 +93,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def stamp(self) -> str:
+        """Changes on this machine whenever the source may have; equal stamps mean equal sources."""
+        return self.local_stamp or self.source_stamp
+
     @cached_property
     def index_fingerprint(self) -> str:
         """sha256 over the sorted rows (key, class name, split, role): equal for equal benchmarks."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from harness.launch.cluster import Cluster
     from harness.lease import Lease
     from harness.plan import Plan
+    from harness.trial import Sources
 
 __all__ = ["Outcome", "Unseen", "View", "run_grid", "supervised"]
 
@@ -98,6 +99,7 @@ def run_grid(
         )
         with run.lock() as held:
             tidy(run)
+            refuse_other_data([run, run.sub("search")], plan.trials, sources)
             if grid.protocol != "tuned":
                 refuse_strangers(run, grid, plan.trials)
             before = {record.id for record in run.records()}
@@ -193,6 +195,20 @@ def conclude(run: Run, held: Lease) -> None:
     run.forget_stop()
     run.sweep(ended=True)
     run.push(run.folder / "driver.log")
+
+
+def refuse_other_data(runs: Sequence[Run], trials: Sequence[Trial], sources: Sources) -> None:
+    """Raise RunError when records were made from other data or weights than are there now, those of searches too."""
+    from harness.trial import other_origins
+
+    for run in runs:
+        if differences := other_origins(run.records(), trials, sources):
+            listed = "\n  ".join(differences)
+            raise RunError(
+                f"{run.place} holds results from other data:\n  {listed}\n"
+                "Results from different data do not share a table: name another folder with OUT=…, or bring the old "
+                "data back."
+            )
 
 
 def refuse_strangers(run: Run, grid: Grid, trials: Sequence[Trial]) -> None:

@@ -67,7 +67,9 @@ class TrialActor(tune.Trainable):
             self._log.say("finished: " + "  ".join(f"{name} {value:.4f}" for name, value in record.test.items()))
             self._release()
             return {"done": True, "score": record.test.get("R@1", math.nan), "seconds": record.cost.wall_s}
-        epoch = last.curve[-1]
+        epoch, start = last.curve[-1], last.curve[0]
+        if len(last.curve) == 2 and start.validation and not start.epoch:
+            self._log.say(f"before training  validation {FAIR.metric} {start.validation[FAIR.metric]:.4f}")
         score = epoch.validation.get(FAIR.metric, math.nan)
         self._log.say(
             f"epoch {epoch.epoch}/{trial.schedule.epochs}  loss {epoch.loss:.6g}  lr {epoch.lr:.3g}  "

@@ -55,6 +55,23 @@ def same_data(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield f"{name}: {len(by_copy)} different copies of the data ({said}).", ids(fewest)
 
 
+@rule("FAIR-01", "E", over="records")
+def same_pixels(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every row has the same pixels under the same names of images."""
+    copies: dict[tuple[str, ...], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in results.records:
+        if content := record.data.content_fingerprint:  # older records do not tell
+            images, chosen = record.trial.images, record.trial.dataset
+            decoder = record.provenance.get("packages", {}).get("pillow")
+            key = chosen.name, record.data.index_fingerprint, images.path, str(images.stored_px), str(decoder)
+            copies[key][content].append(record)
+    for (name, *_), by_content in copies.items():
+        if len(by_content) > 1:
+            said = "; ".join(f"{content[:12]}: {len(records)} records" for content, records in by_content.items())
+            fewest = min(by_content.values(), key=len)
+            yield f"{name}: {len(by_content)} sets of pixels under the same names of images ({said}).", ids(fewest)
+
+
 @rule("FAIR-01", "W", over="records")
 def nonstandard_size(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Rows of a benchmark in another size say so."""

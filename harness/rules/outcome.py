@@ -17,7 +17,7 @@ from harness.statistics import NOISE
 
 if TYPE_CHECKING:
     from harness.config import Trial
-    from harness.record import Failure, Record
+    from harness.record import Epoch, Failure, Record
 
 COLLAPSED = 0.01  # of √(1/d), the embedding std where directions are spread evenly
 ONE_DIRECTION = 1.5  # effective rank below which a single direction carries the embedding
@@ -74,7 +74,7 @@ def not_collapsed(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
 def _shrunk(record: Record) -> Iterator[str]:
     """Where the spread of the embeddings fell below what a working network has, and stayed there to the end."""
     least = COLLAPSED / math.sqrt(record.trial.model.dim)
-    spreads = [(f" from epoch {epoch.epoch}", epoch.spread) for epoch in record.curve if epoch.spread]
+    spreads = [(f" from epoch {epoch.epoch}", epoch.spread) for epoch in _trained(record) if epoch.spread]
     spreads = spreads or [("", record.test_spread)]
     for name, bound, digits in (("embedding std", least, ".0e"), ("effective rank", ONE_DIRECTION, ".2f")):
         since, value = None, math.nan
@@ -85,12 +85,17 @@ def _shrunk(record: Record) -> Iterator[str]:
             yield f"{name} {_exponent(f'{value:{digits}}')}{since}: collapsed"
 
 
+def _trained(record: Record) -> list[Epoch]:
+    """The epochs of a record's training, without its starting point."""
+    return [epoch for epoch in record.curve if epoch.epoch > 0]
+
+
 def _scores(record: Record) -> Iterator[str]:
     """Scores that are no numbers, and a first neighbour that is right less often than by chance."""
     broken = sorted(name for name, value in record.test.items() if not math.isfinite(value))
     if broken:
         yield f"{some(broken)} not finite"
-    broken = [e.epoch for e in record.curve if e.loss is not None and not math.isfinite(e.loss)]
+    broken = [epoch.epoch for epoch in _trained(record) if not math.isfinite(epoch.loss)]
     if broken:
         yield f"loss not finite at epoch {broken[0]}"
     images, classes = record.data.images.get("test", 0), record.data.classes.get("test", 0)

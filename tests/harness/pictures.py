@@ -21,6 +21,17 @@ def to_image(pixels, size=None):
     return Image.fromarray(pixels[:, :height, :width].permute(1, 2, 0).contiguous().numpy())
 
 
+def class_folders(folder, classes, images, first=0, suffix=".png", shade=0, side=16):
+    """`folder`, with a folder for each class in it: `classes` of them from number `first`, a colour each, noisy."""
+    for c in range(first, first + classes):
+        (folder / f"c{c:02d}").mkdir(parents=True, exist_ok=True)
+        for i in range(images):
+            colour = np.array([53 * c, 97 * c + shade, 151 * c]) % 256
+            pixels = colour + np.random.default_rng([c, i]).normal(0, 25, (side, side, 3))
+            Image.fromarray(pixels.clip(0, 255).astype("u1")).save(folder / f"c{c:02d}" / f"{i}{suffix}")
+    return folder
+
+
 class Pictures:
     """A dataset of n images whose readings are counted; some cannot be read."""
 

@@ -81,6 +81,21 @@ def test_the_overview_is_one_picture(board, tmp_path):
     assert draw_overview(leaderboard([]), tmp_path / "none.svg") is None
 
 
+def test_learning_curves_are_the_mean_at_each_epoch_that_all_seeds_have(make_trial, make_record, tmp_path):
+    """Curves of older records begin at epoch 1, others at the starting point."""
+    older, newer = (make_record(make_trial(seed=seed), 0.5) for seed in (0, 1))
+    start = older.curve[0].model_copy(update={"epoch": 0, "loss": None, "validation": {"R@1": 0.0, "MAP@R": 0.0}})
+    late = tuple(epoch.model_copy(update={"validation": {"R@1": 0.1, "MAP@R": 0.9}}) for epoch in newer.curve)
+    newer = newer.model_copy(update={"curve": (start, *late)})
+    (block,) = leaderboard([older, newer]).blocks
+    with figures._figure("test", 3.0) as figure:
+        assert figures.learning_curves(figure, block)
+        ((line,),) = (list(axes.lines) for axes in figure.axes)
+        assert line.get_xdata().tolist() == [1, 2]
+        assert line.get_ydata().tolist() == pytest.approx([50.0, 55.0])  # (10 + 90) / 2, (20 + 90) / 2
+    assert figures.draw_trial(newer, tmp_path / "one.svg").exists()
+
+
 def test_a_board_with_too_little_for_a_figure_has_none(make_trial, make_record, tmp_path):
     alone = leaderboard([make_record(make_trial(), 0.5, curve=(), selected_epoch=None)])
     assert draw_leaderboard(alone, tmp_path, (".png",)) == [

@@ -129,6 +129,13 @@ def test_folds_of_two_evaluators_are_not_averaged(series):
     found = row(leaderboard(records))
     assert (found.state, found.cells) == ("fail", {})
     assert found.reason == "seed 0 failed (unlike folds: they differ in the evaluator)"
+    for change, what in (
+        ({"provenance": {**records[0].provenance, "initial_weights": "y"}}, "the network's weights"),
+        ({"data": records[1].data.model_copy(update={"content_fingerprint": "y"})}, "the data"),
+    ):
+        other = records[1].model_copy(update={"provenance": records[0].provenance})
+        found = row(leaderboard([records[0], other.model_copy(update=change)]))
+        assert found.reason == f"seed 0 failed (unlike folds: they differ in {what})"
 
 
 def test_a_table_with_folds_is_not_one_without(series, make_trial, make_record):

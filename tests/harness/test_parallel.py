@@ -319,7 +319,7 @@ def test_a_trial_of_two_ranks_scores_what_one_does_and_is_resumed(tiny, tmp_path
     running.close()
     assert gone(rank)
     record = run_trial(trial, tmp_path, ranks=2)
-    assert [e.loss for e in record.curve] == pytest.approx([e.loss for e in alone.curve], rel=1e-3)
+    assert [e.loss for e in record.curve[1:]] == pytest.approx([e.loss for e in alone.curve[1:]], rel=1e-3)
     assert record.test["MAP@R"] == pytest.approx(alone.test["MAP@R"], abs=1e-3)
     assert record.test["R@1"] == pytest.approx(alone.test["R@1"], abs=0.01)  # two of 234 queries
     assert (record.provenance["ranks"], alone.provenance["ranks"]) == (2, 1)

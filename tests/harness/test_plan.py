@@ -69,6 +69,21 @@ def test_a_wrong_network_is_wrong_again(drawn):
             make_plan(Grid.load("quick", [*SMALL, "backbones=[{name: test_resnet, stage: layer9}]"]), cache=drawn)
 
 
+def test_weights_that_were_replaced_are_looked_at_again(drawn, tmp_path, monkeypatch):
+    from harness import plan
+
+    looked, weights = [], tmp_path / "weights.safetensors"
+    monkeypatch.setattr(
+        plan, "_looked_at", lambda *network: looked.append(network) or {"problems": [], "weights": str(weights)}
+    )
+    changes = [*SMALL, f"backbones=[{{name: test_resnet, pretrained: {weights}}}]"]
+    for content, looks in ((b"one", 1), (b"one", 1), (b"two", 2)):
+        if not weights.exists() or weights.read_bytes() != content:
+            weights.write_bytes(content)
+        plan._network_problems([t for t in Grid.load("quick", changes).trials() if t.arm.at == "baseline"], drawn)
+        assert len(looked) == looks, content
+
+
 def test_weights_that_went_away_are_missed(drawn, tmp_path):
     weights = tmp_path / "weights.pth"
     torch.save(timm.create_model("test_resnet").state_dict(), weights)

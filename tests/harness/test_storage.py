@@ -83,7 +83,7 @@ def test_a_disk_that_stays_full_keeps_the_previous_checkpoint(tiny, small_disk, 
     with pytest.raises(CheckpointError, match=r"waited 0 s for room on .*Nothing that was computed is lost"):
         next(running)
     fill.unlink()
-    assert [len(progress.curve) for progress in steps(trial, Sources(disk / "run"))] == [1, 2, 3]
+    assert [progress.epoch for progress in steps(trial, Sources(disk / "run"))] == [1, 2, 3]
 
 
 def test_a_run_folder_that_goes_away_is_waited_for_and_never_made_anew(tiny, tmp_path, capfd):
@@ -237,8 +237,8 @@ from pathlib import Path
 from harness.config import Trial
 from harness.trial import Sources, steps
 for progress in steps(Trial.model_validate_json(sys.argv[1]), Sources(sys.argv[2], cache=Path(sys.argv[3]))):
-    print(len(progress.curve), flush=True)
-    if sys.argv[4:] == [str(len(progress.curve))]: os.kill(os.getpid(), 9)
+    print(progress.epoch, flush=True)
+    if sys.argv[4:] == [str(progress.epoch)]: os.kill(os.getpid(), 9)
 """
 
 

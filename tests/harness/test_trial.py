@@ -38,12 +38,12 @@ def test_an_interrupted_trial_ends_in_the_same_bits(arm, tiny, tmp_path):
     whole = run_trial(trial, tmp_path / "whole")
     for _ in range(2):  # stopped after an epoch, twice; each time what was in memory is lost
         running = steps(trial, Sources(tmp_path / "parts"))
-        epochs = [len(next(running).curve) for _ in range(2)]
+        epochs = [next(running).epoch for _ in range(2)]
         torch.rand(3)
     assert epochs == [2, 3]  # the second one begins with the state it was left, after epoch 2
     parts = run_trial(trial, tmp_path / "parts")
     assert outcome(parts) == outcome(whole)
-    assert len(parts.curve) == 3
+    assert [epoch.epoch for epoch in parts.curve] == [0, 1, 2, 3]
     a, b = (Run(tmp_path / name).checkpoints(trial) / "last.safetensors" for name in ("whole", "parts"))
     (one, _), (two, _) = checkpoint.load(a), checkpoint.load(b)
     for section in ("model", "criterion"):
@@ -107,7 +107,8 @@ def test_protocol_paper_trains_on_all_classes_and_records_the_best_test_epoch_be
     next(steps(trial, Sources(tmp_path)))
     record = run_trial(trial, tmp_path)
     assert record.data.classes == {"train": 16, "test": 16}
-    assert (record.selected_epoch, len(record.curve), record.validation) == (3, 3, {})
+    assert (record.selected_epoch, [e.epoch for e in record.curve], record.validation) == (3, [0, 1, 2, 3], {})
+    assert [epoch.validation for epoch in record.curve] == [{}] * 4
     assert 1 <= record.best_test_epoch["epoch"] <= 3
     assert record.best_test_epoch["R@1"] >= record.test["R@1"]
     assert record.notes == ()
@@ -127,7 +128,7 @@ def test_a_search_trial_never_reads_the_test_split(tiny, tmp_path):
 def test_a_baseline_that_trains_longer_has_every_milestone_scaled(tiny, tmp_path):
     trial = tiny("contrastive@2x", epochs=2, schedule="step", step_epochs=1, gamma=0.5)
     record = run_trial(trial, tmp_path)
-    assert [epoch.lr for epoch in record.curve] == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4])
+    assert [epoch.lr for epoch in record.curve] == pytest.approx([0, 1e-3, 1e-3, 5e-4, 5e-4])
     assert (record.level, record.baseline, record.arm) == ("longer", "contrastive", "contrastive@2x")
 
 
@@ -165,17 +166,6 @@ def test_a_loss_that_is_not_finite_stops_the_trial_with_the_step(tiny, tmp_path)
         run_trial(tiny("contrastive", lr=1e30), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["last", "best"])
-def test_a_checkpoint_cut_in_half_is_set_aside_and_the_trial_starts_anew(name, tiny, tmp_path):
-    trial = tiny(epochs=2)
-    next(steps(trial, Sources(tmp_path)))
-    path = Run(tmp_path).checkpoints(trial) / f"{name}.safetensors"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    record = run_trial(trial, tmp_path)
-    assert outcome(record) == outcome(run_trial(trial, tmp_path / "undisturbed"))
-    assert len(list((tmp_path / "set_aside").iterdir())) == 1
-
-
 def test_floors_train_nothing_and_are_the_same_for_every_loss(tiny, tmp_path):
     untrained, pixels = (run_trial(tiny(floor), tmp_path) for floor in ("untrained", "pixels"))
     assert (untrained.curve, untrained.selected_epoch, untrained.cost.steps) == ((), None, 0)
@@ -187,9 +177,13 @@ def test_selection_takes_the_highest_validation_score_and_the_earliest_on_ties()
         Epoch(epoch=e, loss=0.0, lr=0.1, validation={"MAP@R": s, "R@1": 1 - s}, train_s=0, validation_s=0)
         for e, s in ((1, 0.2), (2, 0.5), (3, 0.5), (4, 0.1))
     ]
-    assert selection.select(curve) == 2
-    with pytest.raises(ValueError, match="no epoch"):
-        selection.select([])
+    assert (selection.select(curve), selection.last(curve)) == (2, 4)
+    start = Epoch(epoch=0, loss=None, lr=0.0, validation={"MAP@R": 0.9, "R@1": 1}, train_s=0, validation_s=0)
+    assert selection.select([start, *curve]) == 2, "the starting point is never chosen"
+    for nothing in ([], [start]):
+        for choose in (selection.select, selection.last):
+            with pytest.raises(ValueError, match="no epoch"):
+                choose(nothing)
 
 
 def test_schedules():

@@ -37,7 +37,7 @@ def main() -> None:
         outcome = run_grid(grid, folder, watch=lambda screen: watch)
     filled = sum(record.cost.wall_s for record in outcome.records)
     epoch_s = min(
-        record.curve[0].train_s + record.curve[0].validation_s for record in outcome.records if record.curve
+        record.curve[1].train_s + record.curve[1].validation_s for record in outcome.records if record.curve
     )
     what = "quick grid" if options.full else "quick grid, one loss and seed"
     slots = f"{round(outcome.slots, 1):g}"

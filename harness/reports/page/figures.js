@@ -153,11 +153,10 @@ function recallCurves(block, rows) {
 function meanCurve(row) {
   const curves = curvesOf(row).filter(curve => curve.validation);
   if (!curves.length) return null;
-  const length = Math.min(...curves.map(curve => curve.epochs.length));
   const points = [];
-  for (let i = 0; i < length; i++) {
-    const values = curves.map(curve => curve.validation[i]).filter(value => value !== null);
-    if (values.length === curves.length) points.push([curves[0].epochs[i], values.reduce((a, b) => a + b) / values.length]);
+  for (const epoch of curves[0].epochs) {
+    const values = curves.map(curve => curve.validation[curve.epochs.indexOf(epoch)]).filter(value => value != null);
+    if (values.length === curves.length) points.push([epoch, values.reduce((a, b) => a + b) / values.length]);
   }
   return points;
 }

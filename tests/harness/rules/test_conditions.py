@@ -89,3 +89,11 @@ def test_one_evaluator_and_one_protocol_in_a_table(make_clean):
     found = [f for f in rules.over_tables([rules.Table("table 1", records=records)]) if f.rule == "FAIR-25"]
     assert found[0].sentence.endswith(f"2 evaluators in one table: {'d' * 12} (2), {'e' * 12} (1).")
     assert found[0].records == (records[2].id,)
+
+
+def test_records_of_another_division_of_the_same_data_are_named(make_clean, said):
+    records = [make_clean(seed=seed, data={"split_fingerprint": "ab"[seed > 1] * 64}) for seed in range(3)]
+    (found,) = said(8, records)
+    assert found[1].endswith(
+        f"1 record with data.split_fingerprint = {'b' * 12}, others {'a' * 12}: moved to their own table."
+    )

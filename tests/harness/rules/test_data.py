@@ -109,3 +109,20 @@ def test_classes_that_do_not_add_up(make_clean, said):
         ("E", "FAIR-02 glyphs: 3 classes in more than one split.")
     ]
     assert said(2, [make_clean(data={"distinct_classes": None})]) == []
+
+
+def test_other_pixels_under_the_same_names(make_clean, make_trial, said):
+    records = [make_clean(seed=seed, data={"content_fingerprint": "ab"[seed > 1] * 64}) for seed in range(3)]
+    assert said(1, records) == [
+        (
+            "E",
+            f"FAIR-01 glyphs: 2 sets of pixels under the same names of images ({'a' * 12}: 2 records; {'b' * 12}: 1 "
+            "records).",
+        )
+    ]
+    older = [make_clean(seed=3), records[0]]
+    assert said(1, older) == [], "older records do not tell"
+    larger = make_trial(seed=4)
+    larger = larger.model_copy(update={"images": larger.images.model_copy(update={"cache_side_px": 64})})
+    other_size = make_clean(trial=larger, data={"content_fingerprint": "c" * 64})
+    assert said(1, [records[0], other_size]) == [], "other pixels of the same images"

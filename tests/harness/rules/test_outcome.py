@@ -46,6 +46,10 @@ def test_a_collapsed_embedding_is_named_from_the_epoch_on(make_clean, said):
         ("W", f"FAIR-22 {CELL} seed 0: embedding std 3e-7 from epoch 4: collapsed."),
     ]
     assert said(22, [spreads(make_clean(), [(3e-7, 9), (0.2, 9)])]) == [], "it recovered"
+    late = spreads(make_clean(), [(3e-7, 9), (3e-7, 9), (3e-7, 9)])
+    start = late.curve[0].model_copy(update={"epoch": 0, "loss": None})
+    late = late.model_copy(update={"curve": (start, *late.curve)})
+    assert said(22, [late])[0][1].endswith("embedding std 3e-7 from epoch 1: collapsed."), "epoch 0 is no training"
     record = spreads(make_clean(), [(0.2, 9), (0.2, 1.2)])
     assert said(22, [record])[0][1].endswith("effective rank 1.20 from epoch 2: collapsed.")
     record = make_clean(test_spread={"embedding std": 1e-5, "effective rank": 8}, curve=())
