@@ -20,6 +20,7 @@ from harness.record import Record, Run, RunError, differences
 
 if TYPE_CHECKING:
     from harness.plan import Plan
+    from harness.trial import Sources
 
 OK, FAILED, WRONG_INPUT, INTERRUPTED, CLOSED = 0, 1, 2, 130, 141
 LISTS = ("losses", "levels", "backbones", "datasets", "arms", "seeds")
@@ -448,8 +449,9 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
 def trial_command(arguments: argparse.Namespace) -> int:
     """Run one arm of a grid here, print its scores and keep its records where those of the grid lie."""
-    from harness.launch import refuse_strangers
+    from harness.launch import refuse_other_data, refuse_strangers
     from harness.parallel import devices
+    from harness.trial import Sources
 
     devices(arguments.ranks, arguments.device)
     grid = _grid(arguments)
@@ -464,9 +466,19 @@ def trial_command(arguments: argparse.Namespace) -> int:
     run.prepare()
     for note in plan.notes:
         print(note)
+    sources = Sources(
+        run.address,
+        arguments.data,
+        arguments.cache,
+        arguments.device,
+        grid=(("name", grid.name), ("version", grid.version)),
+        identity=run.identity,
+        ranks=arguments.ranks,
+    )
     with run.lock():
         refuse_strangers(run, grid, plan.trials)
-        return max(_run_here(trial, run, grid, arguments) for trial in plan.trials)
+        refuse_other_data([run], plan.trials, sources)
+        return max(_run_here(trial, run, sources) for trial in plan.trials)
 
 
 def _chosen(grid: Grid, arguments: argparse.Namespace) -> "Plan":
@@ -510,21 +522,12 @@ def _is_arm(trial: Trial, label: str, short: str) -> bool:
     return trial.arm.label == label or _short(trial) == short
 
 
-def _run_here(trial: Trial, run: Run, grid: Grid, arguments: argparse.Namespace) -> int:
+def _run_here(trial: Trial, run: Run, sources: "Sources") -> int:
     """Run one trial in this process, unless it is done; its exit code."""
-    from harness.trial import Sources, kind_of, steps
+    from harness.trial import kind_of, steps
 
     print(trial.id)
     before = run.record(trial)
-    sources = Sources(
-        run.address,
-        arguments.data,
-        arguments.cache,
-        arguments.device,
-        grid=(("name", grid.name), ("version", grid.version)),
-        identity=run.identity,
-        ranks=arguments.ranks,
-    )
     try:
         for progress in steps(trial, sources):
             for epoch in progress.curve[-2:] if progress.epoch == 1 else progress.curve[-1:]:

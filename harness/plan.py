@@ -104,7 +104,6 @@ def _network_problems(trials: list[Trial], cache: Path | None) -> tuple[list[str
     found, notes, hubs = {}, {}, [os.environ.get(name) for name in HUBS]
     for network, model, *rest in asked.values():
         key = ["network", *_builders(), network.model_dump(mode="json"), model.model_dump(mode="json"), *rest, hubs]
-        key.append(_state(network.pretrained))
         about = remembered(cache or default_folder(), key, partial(_looked_at, network, model, *rest), _in_order)
         found |= {f"backbones: {problem}": None for problem in about["problems"]}
         if about["said"]:
@@ -133,24 +132,17 @@ def _looked_at(network: Backbone, model: Model, side_px: int, stage: str | None,
     return {"problems": wrong, "weights": weights and str(weights), "stamp": _stamp(weights), "said": said}
 
 
-def _state(file: bool | str) -> list[int] | None:
-    """Size and time of the last change of the weights' file that a network names; None where it names none."""
-    if isinstance(file, bool) or not Path(file).is_file():
-        return None
-    status = Path(file).stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
 def _in_order(about: dict) -> bool:
     """Whether a network had no problems, and its weights are still the file they were."""
     return not about["problems"] and _stamp(about["weights"]) == about["stamp"]
 
 
 def _stamp(file: str | Path | None) -> list[int] | None:
-    """Size and time of a file, which tell another from it; None where there is none."""
+    """Size and times of a file, which tell another from it; None where there is none."""
     if file is None or not Path(file).is_file():
         return None
-    return [(known := Path(file).stat()).st_size, known.st_mtime_ns]
+    status = Path(file).stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _builders() -> list[str]:

@@ -206,8 +206,8 @@ def refuse_other_data(runs: Sequence[Run], trials: Sequence[Trial], sources: Sou
             listed = "\n  ".join(differences)
             raise RunError(
                 f"{run.place} holds results from other data:\n  {listed}\n"
-                "Results from different data do not share a table: name another folder with OUT=…, or bring the old "
-                "data back."
+                "Results from different data do not share a table: name another folder with --out "
+                "(OUT=… of make), or bring the old data back."
             )
 
 
