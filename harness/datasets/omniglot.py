@@ -47,7 +47,7 @@ def load(data: Path | None, cache: Path) -> Dataset:
             raise DatasetError(f"omniglot: two different drawings are named {key}, one of them in {source}")
         identity = (_character(key), hashlib.sha256(content).digest())
         if identity in seen:
-            walk.passed[AGAIN].append(f"{source}: {key}")
+            walk.passed[AGAIN].append(f"{Path(source).relative_to(data)}: {key}")
         else:
             seen.add(identity)
             drawings[key] = content
