@@ -73,9 +73,12 @@ def test_weights_that_were_replaced_are_looked_at_again(drawn, tmp_path, monkeyp
     from harness import plan
 
     looked, weights = [], tmp_path / "weights.safetensors"
-    monkeypatch.setattr(
-        plan, "_looked_at", lambda *network: looked.append(network) or {"problems": [], "weights": str(weights)}
-    )
+
+    def look(*network):
+        looked.append(network)
+        return {"problems": [], "weights": str(weights), "stamp": plan._stamp(weights), "said": ""}
+
+    monkeypatch.setattr(plan, "_looked_at", look)
     changes = [*SMALL, f"backbones=[{{name: test_resnet, pretrained: {weights}}}]"]
     for content, looks in ((b"one", 1), (b"one", 1), (b"two", 2)):
         if not weights.exists() or weights.read_bytes() != content:

@@ -483,8 +483,8 @@ def test_what_is_done_from_other_data_is_not_mixed_with(where, grid, data, tmp_p
         f"{place / where} holds results from other data:\n"
         f"  folder: the division of the data changed from {split[:12]} to {now['split'][:12]} (1 record)\n"
         f"  folder: the images changed from {images[:12]} to {now['images'][:12]} (1 record)\n"
-        "Results from different data do not share a table: name another folder with --out (OUT=… of make), or bring the old data "
-        "back."
+        "Results from different data do not share a table: name another folder with --out (OUT=… of make), or bring "
+        "the old data back."
     )
 
 
