@@ -4,6 +4,7 @@ VENV    ?= .venv
 PYTHON  ?= python3
 GRID    ?= quick
 DATA    ?=
+WEIGHTS ?=
 OUT     ?= results/runs/$(notdir $(basename $(GRID)))
 ADDRESS ?=
 ARGS    ?=
@@ -13,7 +14,7 @@ STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | sha256s
 BENCH := PYTHONPATH=$(CURDIR) $(BIN)/python -m harness.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup benchmark report readme test s3 soak perf lint format clean
+.PHONY: help setup benchmark report readme test s3 soak perf gpu lint format clean
 
 help:  ## explain the targets (what `make` alone does)
 	@echo "metrix-bench: a fair benchmark of deep metric learning"; echo
@@ -57,6 +58,9 @@ soak: $(STAMP)  ## disturb a grid on a cluster of this machine, check its books 
 perf: $(STAMP)  ## measure speed and memory, printed as ratios within one run
 	@for file in tests/performance/[a-z]*.py; do \
 		PYTHONPATH=$(CURDIR) $(BIN)/python -m tests.performance.$$(basename $$file .py) || exit 1; done
+
+gpu: $(STAMP)  ## test and measure this machine's GPU (eight minutes; DATA=photographs WEIGHTS=NETWORK.safetensors, ARGS)
+	@PYTHONPATH=$(CURDIR) $(BIN)/python -m tests.gpu $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(ARGS)
 
 lint: $(STAMP) build/audit/.tried  ## check style, errors that a linter finds, and dependencies for known vulnerabilities
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -20,6 +20,8 @@ def table(lines: Sequence[dict[str, Any]], head: dict[str, Any], command: str) -
     ran = [line for line in ends.values() if line["outcome"] != "skipped"]
     skipped = [line for line in ends.values() if line["outcome"] == "skipped"]
     parts = [title(own, head), about(head, command)]
+    where = head.get("device", "")
+    measured = f"measured on a {where}" if where.startswith("stand-in") else "measured"
     parts.append(rows(("figure", measured), ((cell(f["what"]), cell(value_of(f))) for f in figures.values())))
     parts.append(
         rows(
@@ -54,7 +56,8 @@ def about(head: dict[str, Any], command: str) -> str:
     return (
         f"`{command}`; {head['device']}, driver {head['driver']}, torch {head['torch']}{cuda}, timm {head['timm']}, "
         f"Python {head['python']}, {head['cores']} cores, revision {head['revision']}{changed}. "
-        f"Data: {head['data']}; weights: {head['weights']}. Medians, in brackets the least and the most of n rounds.{missing}{caution}"
+        f"Data: {head['data']}; weights: {head['weights']}. Medians, in brackets the least and the most of n rounds."
+        f"{missing}{caution}"
     )
 
 

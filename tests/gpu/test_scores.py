@@ -41,7 +41,7 @@ def on(place: Place, embeddings, labels, gallery=None, **options) -> Evaluation:
     """`evaluate` on the place's device."""
 
     def moved(some):
-        return None if some is None else torch.tensor(np.asarray(some)).to(place.device)
+        return None if some is None else torch.from_numpy(np.array(some)).to(place.device)
 
     return evaluate(moved(embeddings), labels, gallery=moved(gallery), engine="torch", **options)
 
