@@ -59,7 +59,7 @@ def skips(place):
 PLAN = tuple(
     Piece(name, f"{__name__}:{name}", needs_s, limit_s)
     for name, needs_s, limit_s in (
-        ("says_and_hangs", 0, 1),
+        ("says_and_hangs", 0, 0.2),
         ("dies", 0, 60),
         ("fails", 0, 60),
         ("wants", 0, 60),
@@ -71,7 +71,7 @@ PLAN = tuple(
 
 @pytest.fixture
 def pictures(tmp_path):
-    draw(tmp_path / "pictures", *STAND_IN.drawn)
+    draw(tmp_path / "pictures", *STAND_IN.few, *STAND_IN.drawn_px)
     return tmp_path / "pictures"
 
 
@@ -86,7 +86,7 @@ def test_the_whole_command_ends_well_on_a_stand_in_with_the_promised_packages_al
     (tmp_path / "hidden").mkdir()
     hide = f"import sys\nfor name in {NOT_PROMISED!r}: sys.modules[name] = None\n"
     (tmp_path / "hidden/sitecustomize.py").write_text(hide)
-    command = [sys.executable, "-m", "tests.gpu", "--stand-in", "--out", tmp_path / "out", "--minutes", "5"]
+    command = [sys.executable, "-m", "tests.gpu", "--stand-in", "--out", tmp_path / "out", "--minutes", "20"]
     done = subprocess.run(
         [*command, "--data", tmp_path / "pictures.zip", "--weights", weights],
         cwd=ROOT,
@@ -142,7 +142,7 @@ def test_a_piece_that_hangs_dies_or_fails_stops_no_other(tmp_path, capsys):
         "skips": "skipped",
         "test_passes": "passed",
     }
-    assert ends["says_and_hangs"]["why"] == "after 6 s: it was ended at its time limit"
+    assert ends["says_and_hangs"]["why"].endswith(" s: it was ended at its time limit")
     assert ends["dies"]["why"].endswith("its process ended with 7; log.txt has its last words")
     assert ends["fails"]["why"] == "ValueError: it is wrong"
     assert ends["wants"]["why"] == "it needs the package a_package_that_nobody_has, which is not installed"

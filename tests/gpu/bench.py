@@ -46,7 +46,7 @@ class Ready:
 def bench_over(place: Place, trial: Trial, count: int) -> Bench:
     """What a trial trains with, over `count` training images, whatever the number that there are."""
     torch.set_num_threads(trial.training.threads)
-    dataset = open_dataset(trial.dataset, place.data, place.cache)
+    dataset = open_dataset(trial.dataset, place.few, place.cache)
     order = np.random.default_rng(0).permutation(len(dataset))
     chosen = order[np.arange(count) % len(order)]
     many = replace(

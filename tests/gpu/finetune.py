@@ -41,7 +41,7 @@ def finetune(place: Place) -> None:
                 left_out.append(f"{arm} seed {seed}")
                 continue
             began = time.perf_counter()
-            record = place.run(trial, RUN)
+            record = place.run(trial, RUN, data=place.data)
             if f"{trial.id}.json" not in kept:
                 took[arm] = time.perf_counter() - began
                 keep(packed, Run(folder).record_path(trial))

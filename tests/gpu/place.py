@@ -43,7 +43,8 @@ class Sizes:
     gallery: int  # embeddings that are scored
     epoch_images: int
     test_images: int
-    drawn: tuple[int, int, int, int]  # classes, images a class, width, height of drawn pictures
+    few: tuple[int, int]  # classes and images a class of all trials but the fine-tuned ones, at most
+    drawn_px: tuple[int, int]  # width and height of drawn pictures
     tuned_epochs: int
     tuned_seeds: int
 
@@ -63,7 +64,8 @@ CARD = Sizes(
     gallery=60_502,  # the test split of Stanford Online Products
     epoch_images=5_864,  # of CUB-200-2011, training and test
     test_images=5_924,
-    drawn=(60, 20, 500, 375),
+    few=(60, 20),
+    drawn_px=(500, 375),
     tuned_epochs=5,
     tuned_seeds=3,
 )
@@ -82,7 +84,8 @@ STAND_IN = Sizes(
     gallery=300,
     epoch_images=30,
     test_images=20,
-    drawn=(20, 6, 64, 48),
+    few=(20, 6),
+    drawn_px=(64, 48),
     tuned_epochs=1,
     tuned_seeds=1,
 )
@@ -143,12 +146,32 @@ class Place:
             aside = self.scratch / "data.part"
             shutil.rmtree(aside, ignore_errors=True)  # of a process that was ended while it wrote
             if self.given is None:
-                draw(aside, *self.sizes.drawn)
+                draw(aside, *self.sizes.few, *self.sizes.drawn_px)
             else:
                 with zipfile.ZipFile(self.given) as packed:
                     packed.extractall(aside)
             aside.rename(folder)
         return folder
+
+    @cached_property
+    def few(self) -> Path:
+        """The first images of the first classes, so that times do not depend on how much data was given."""
+        classes, each = self.sizes.few
+        folder, aside = self.scratch / "few", self.scratch / "few.part"
+        if not folder.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+            for path in [path for path in sorted(self.data.glob("[!.]*")) if path.is_dir()][:classes]:
+                (aside / path.name).mkdir(parents=True)
+                for file in sorted(path.glob("[!.]*"))[:each]:
+                    (aside / path.name / file.name).symlink_to(file.resolve())
+            aside.rename(folder)
+        return folder
+
+    @property
+    def sampler(self) -> str:
+        """Balanced batches where the training classes (two fifths of all) suffice for five images of each."""
+        classes = 2 / 5 * len(list(self.few.iterdir()))
+        return "balanced" if 5 * classes >= self.sizes.batch else "shuffle"
 
     def measured(self, what: str, unit: str, values: Sequence[float]) -> None:
         """Note the median of what was measured in several rounds, with the least and the most."""
@@ -176,6 +199,7 @@ class Place:
     def large(self, network: str, arm: str = "contrastive", seed: int = 0, path: str = "cache", **training) -> Trial:
         """A trial as benchmarks have it: images of 224 px, batches of 100, bfloat16."""
         settings = {"epochs": 1, "batch_size": self.sizes.batch, "lr": 1e-4, "schedule": "constant", **training}
+        settings["sampler"] = self.sampler
         return Trial(
             dataset=Choice(name="folder"),
             backbone=self.backbone(network),
@@ -188,8 +212,9 @@ class Place:
         )
 
     def sources(self, run: str, device: str | torch.device | None = None, **others: Any) -> Sources:
-        """Where a trial finds the data, with its run folder `run` among the scratch files."""
-        return Sources(self.scratch / run, self.data, self.cache, str(device or self.device), **others)
+        """Where a trial finds a part of the data, with its run folder `run` among the scratch files."""
+        others = {"data": self.few, "cache": self.cache, "device": str(device or self.device), **others}
+        return Sources(self.scratch / run, **others)
 
     def run(self, trial: Trial, run: str, device: str | torch.device | None = None, **others: Any) -> Record:
         """Run a trial to its record, in the run folder `run`."""

@@ -16,7 +16,7 @@ COUNT = 24
 
 def test_both_paths_show_what_they_show_on_the_cpu(place: Place) -> None:
     """Crops drawn by one generator differ by less than one of 255 grey values on average, on both paths."""
-    dataset = datasets.load("folder", place.data, place.cache)
+    dataset = datasets.load("folder", place.few, place.cache)
     augmentation = Augmentation(place.sizes.side_px, (0.5,) * 3, (0.5,) * 3, centre_share=0.875)
     cached = open_images(dataset, round(place.sizes.side_px / 0.875), place.cache)
     chosen = np.linspace(0, len(dataset) - 1, COUNT).astype(int)

@@ -33,7 +33,8 @@ def test_the_peak_memory_is_the_one_recorded(place: Place) -> None:
     reserved = torch.cuda.max_memory_reserved(place.device) / GB
     place.note("the same, as the allocator held it", reserved, "GB")
     place.note("the same, as the device had it in use", used["peak_gb"], "GB")
-    assert large.cost.peak_gb <= reserved <= used["peak_gb"] + 0.1
+    assert large.cost.peak_gb <= reserved <= 1.02 * used["peak_gb"] + 0.2
+    empty(place)
     small = place.run(place.small(), "peak")
     place.note("peak memory of a small trial after it", small.cost.peak_gb, "GB")
     assert small.cost.peak_gb < 0.25 * large.cost.peak_gb, "it has the peak of the trial before it"
