@@ -59,12 +59,12 @@ def skips(place):
 PLAN = tuple(
     Piece(name, f"{__name__}:{name}", needs_s, limit_s)
     for name, needs_s, limit_s in (
+        ("test_passes", 0, 60),  # first, so that the time of the import is not that of the one that hangs
         ("says_and_hangs", 0, 0.2),
         ("dies", 0, 60),
         ("fails", 0, 60),
         ("wants", 0, 60),
         ("skips", 0, 60),
-        ("test_passes", 0, 60),
     )
 )
 
