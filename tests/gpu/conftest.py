@@ -18,4 +18,4 @@ def place(tmp_path_factory):
     if not torch.cuda.is_available():
         pytest.skip("there is no GPU; make gpu ARGS=--stand-in tries these tests on the processor")
     folder = tmp_path_factory.mktemp("gpu")
-    return Place(torch.device("cuda"), folder / "scratch", folder)
+    return Place(torch.device("cuda", 0), folder / "scratch", folder)

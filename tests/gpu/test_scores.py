@@ -32,7 +32,7 @@ def test_a_large_embedding_scores_the_same_on_both(place: Place) -> None:
         place.note(f"{size}: queries ranked otherwise than on the CPU", other, f"of {len(here.best_ranks):,}")
         place.note(f"{size}: the largest difference of a score", apart, "")
         assert there.engine == "torch"
-        assert apart < 2e-5, f"{there.values}, on the CPU {here.values}"
+        assert apart < 1e-4, f"{there.values}, on the CPU {here.values}"
         near = here.best_ranks <= 100
         assert (here.best_ranks[near] != there.best_ranks[near]).mean() < 1e-3
 

@@ -52,7 +52,7 @@ def main() -> None:
         say(answers, head={"refused": f"torch sees no GPU ({built}); --stand-in tries the command without one"})
         return
     place = Place(
-        torch.device("cpu" if settings["stand_in"] else "cuda"),
+        torch.device("cpu") if settings["stand_in"] else torch.device("cuda", 0),
         Path(settings["scratch"]),
         Path(settings["out"]),
         settings["data"] and Path(settings["data"]),
@@ -94,13 +94,12 @@ def end_of(piece: Piece, place: Place) -> dict[str, str]:
 
 def head(place: Place) -> dict[str, Any]:
     """What a figure must name: card, driver, versions, cores, revision, data."""
-    device = torch.device("cpu") if place.stand_in else torch.device("cuda", 0)
     revision = provenance()
     classes = [folder for folder in sorted(place.data.iterdir()) if folder.is_dir()]
     count = sum(1 for folder in classes for file in folder.iterdir())
     return {
-        "device": "stand-in: cpu" if place.stand_in else device_name(device),
-        "driver": driver(device) or "none",
+        "device": "stand-in: cpu" if place.stand_in else device_name(place.device),
+        "driver": driver(place.device) or "none",
         "torch": torch.__version__,
         "cuda": torch.version.cuda if not place.stand_in else None,
         "cudnn": attempted(torch.backends.cudnn.version) if not place.stand_in else None,
