@@ -4,6 +4,7 @@ VENV    ?= .venv
 PYTHON  ?= python3
 GRID    ?= quick
 DATA    ?=
+WEIGHTS ?=
 OUT     ?= results/runs/$(shell basename -- $(call quoted,$(GRID)) | sed 's/\.[^.]*$$//')
 ADDRESS ?=
 ARGS    ?=
@@ -24,7 +25,7 @@ PY    := PYTHONPATH=$(call quoted,$(CURDIR)) $(call quoted,$(BIN)/python)
 BENCH := $(PY) -m harness.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup benchmark report readme test lowest s3 soak perf lint format clean
+.PHONY: help setup benchmark report readme test lowest s3 soak perf gpu lint format clean
 
 help:  ## explain the targets (what `make` alone does)
 	@echo "metrix-bench: a fair benchmark of deep metric learning"; echo
@@ -78,6 +79,9 @@ soak: $(STAMP)  ## disturb a grid on a cluster of this machine, check its books 
 perf: $(STAMP)  ## measure speed and memory, printed as ratios within one run
 	@for file in tests/performance/[a-z]*.py; do \
 		$(PY) -m tests.performance.$$(basename $$file .py) || exit 1; done
+
+gpu: $(STAMP)  ## test and measure this machine's GPU (eight minutes; DATA=photographs WEIGHTS=NETWORK.safetensors, ARGS)
+	@$(PY) -m tests.gpu $(if $(DATA),--data $(call quoted,$(DATA))) $(if $(WEIGHTS),--weights $(call quoted,$(WEIGHTS))) $(ARGS)
 
 lint: $(STAMP) $(AUDIT)  ## check style, errors that a linter finds, and dependencies for known vulnerabilities
 	@$(call quoted,$(BIN)/ruff) check . && $(call quoted,$(BIN)/ruff) format --check .

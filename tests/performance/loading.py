@@ -25,6 +25,7 @@ from harness.datasets._files import Row, from_files
 from harness.images import Images, Originals, open_images, resized
 from harness.loading import Augmentation, batches
 from tests.harness.datasets.sources import sop
+from tests.performance._pictures import photograph
 
 AIM_PATHS, AIM_BUILD, AIM_OPEN_S, AIM_OPEN_MB, AIM_DOCTOR_S = 2.5, 0.9, 1.0, 100, 60
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -182,10 +183,7 @@ def photographs(folder: Path, count: int) -> Dataset:
     folder.mkdir()
     for i in range(count):
         width, height = (500, 375) if i % 2 else (375, 500)
-        coarse = generator.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((width, height)))
-        pixels = (smooth + generator.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=85)
+        photograph(generator, width, height).save(folder / f"{i}.jpg", quality=85)
         rows.append(Row(f"{i}.jpg", "any", "train"))
     return from_files("photographs", folder, rows)
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 import baselines
 from baselines.weights import Weights
 from metrix import Metrix, refusal
+from tests.performance import _clock
 
 NEARLY_FREE = (
     "contrastive",
@@ -194,17 +194,15 @@ def take_turns(
     variants: dict[str, Callable[[], Tensor]], rounds: int, leaf: Tensor, repeat: int = 10
 ) -> dict[str, float]:
     """Median seconds of forward and backward of each variant, the variants taking turns."""
-    seconds = {name: [] for name in variants}
-    for variant in variants.values():
-        variant().backward()
-    for _ in range(rounds):
-        for name, variant in variants.items():
-            marks = [time.perf_counter()]
-            for _ in range(repeat):
-                leaf.grad = None
-                variant().backward()
-                marks.append(time.perf_counter())
-            seconds[name].append(min(b - a for a, b in pairwise(marks)))
+
+    def step(variant: Callable[[], Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            leaf.grad = None
+            variant().backward()
+
+        return run
+
+    seconds = _clock.take_turns({name: step(variant) for name, variant in variants.items()}, rounds, repeat)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 

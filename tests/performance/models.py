@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from harness import models
 from harness.models import Embedder
+from tests.performance._clock import take_turns
 
 NETWORKS = (("test_resnet", 32, 100), ("test_vit", 32, 100), ("resnet18", 64, 50))
 DIM = 128
@@ -35,7 +36,8 @@ def main() -> None:
         model = Embedder(name, dim=DIM, pretrained=False, side_px=side_px, generator=0).train()
         size = {"img_size": side_px} if "img_size" in model._anatomy.options else {}
         bare = timm.create_model(name, num_classes=DIM, **size).train()
-        seconds = _take_turns(_variants(bare, model, torch.randn(batch, 3, side_px, side_px)), rounds)
+        variants = _variants(bare, model, torch.randn(batch, 3, side_px, side_px))
+        seconds = take_turns({key: _backward_too(step) for key, step in variants.items()}, rounds)
         plain = seconds["embedder"]
         print(
             f"  {name}, {batch} images of {side_px} px: bare {_ms(seconds['bare'])}, embedder {_ms(plain)}, "
@@ -59,15 +61,8 @@ def _variants(bare: nn.Module, model: Embedder, images: Tensor) -> dict[str, Cal
     return steps | {stage: joint(stage) for stage in model.stages()}
 
 
-def _take_turns(steps: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 1):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step().sum().backward()
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+def _backward_too(step: Callable[[], Tensor]) -> Callable[[], None]:
+    return lambda: step().sum().backward()
 
 
 def _ratio(of: list[float], to: list[float]) -> float:

@@ -40,7 +40,7 @@ def main() -> None:
         f" (aim: at most {AIM} × the product, under {AIM_GB:.0f} GB above the embeddings)"
     )
     for name, spread in (("trained", 2.2), ("untrained", 100.0)):
-        embeddings, labels = _products_like(images, options.dim, spread)
+        embeddings, labels = products_like(images, options.dim, spread)
         for engine in options.engines:
             retrieve = partial(evaluate, embeddings, labels, ks=KS, engine=engine)
             before = _resident_gb()
@@ -65,7 +65,7 @@ def _seconds(call, *arguments) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def _products_like(images: int, dim: int, spread: float):
+def products_like(images: int, dim: int, spread: float):
     """Class centres plus noise of `spread`, in classes of 2 to 9 images (5.3 on average)."""
     import numpy as np
 

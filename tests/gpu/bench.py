@@ -1,0 +1,91 @@
+"""Training over as many images as a measurement wants, and over a batch that lies ready on the device."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.config import Trial
+from harness.images import Images, Originals
+from harness.record import Epoch
+from harness.trial import Bench, augmentation, embedder, images_of, open_dataset
+from tests.gpu.place import Place
+
+
+@dataclass(frozen=True)
+class Again:
+    """`count` images: those of `images` in a random order, as often as it takes."""
+
+    images: Images | Originals
+    chosen: np.ndarray  # (count,)
+
+    def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Any:
+        """See `Images.batch`."""
+        return self.images.batch(self.chosen[np.asarray(indices)], device)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Images and augmentation in one that give the same batch, which lies on the device, every time."""
+
+    pixels: Tensor
+
+    def batch(self, indices: Any, device: Any = None) -> Tensor:
+        """The batch."""
+        return self.pixels
+
+    def train(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The batch as it is."""
+        return images
+
+
+def bench_over(place: Place, trial: Trial, count: int) -> Bench:
+    """What a trial trains with, over `count` training images, whatever the number that there are."""
+    torch.set_num_threads(trial.training.threads)
+    dataset = open_dataset(trial.dataset, place.few, place.cache)
+    order = np.random.default_rng(0).permutation(len(dataset))
+    chosen = order[np.arange(count) % len(order)]
+    many = replace(
+        dataset, keys=tuple(map(str, range(count))), labels=dataset.labels[chosen], split=np.full(count, "train")
+    )
+    images = Again(images_of(trial, dataset, place.sources("benches")), chosen)
+    model = embedder(trial).to(place.device)
+    return Bench(trial, many, many.split, images, model, augmentation(trial, model, dataset), place.device)
+
+
+def with_ready_batch(bench: Bench) -> Bench:
+    """The same without the way from files to batches: what training takes where no batch is waited for."""
+    pixels = one_batch(bench)[0]
+    return replace(bench, images=Ready(pixels), augmentation=Ready(pixels))
+
+
+def one_batch(bench: Bench) -> tuple[Tensor, Tensor]:
+    """A training batch on the device: images (n, 3, side, side) and labels (n,), five of each class."""
+    part, size = bench.part("train"), bench.trial.training.batch_size
+    order = np.argsort(part.labels, kind="stable")
+    starts = [np.flatnonzero(part.labels[order] == c)[:5] for c in np.unique(part.labels)]
+    rows = order[np.concatenate(starts)[:size]]
+    generator = torch.Generator(bench.device).manual_seed(0)
+    images = bench.augmentation.train(bench.images.batch(part.indices[rows], bench.device), generator)
+    return images, torch.as_tensor(part.labels[rows]).to(bench.device)
+
+
+def train(bench: Bench) -> list[Epoch]:
+    """Train without validation and checkpoints; the epochs after the first, which warms up."""
+    with TemporaryDirectory() as folder:
+        for progress in bench.train(bench.criterion(), unscored, Path(folder), save=unsaved):
+            curve = progress.curve
+    return [epoch for epoch in curve if epoch.epoch > 1]
+
+
+def unscored() -> tuple[dict[str, float], dict[str, float]]:
+    """Stands for validation."""
+    return {"MAP@R": 0.0}, {}
+
+
+def unsaved(*_: Any) -> None:
+    """Stands for the writing of a checkpoint."""

@@ -1,0 +1,260 @@
+"""What things cost on a GPU: networks bare and in a trial, levels, losses, evaluation, an epoch, torch.compile."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from unittest import SkipTest
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import metrix
+from harness.config import Arm
+from harness.retrieval import evaluate
+from harness.trial import Bench, objective
+from tests.gpu.bench import bench_over, one_batch, train, with_ready_batch
+from tests.gpu.place import Place
+from tests.performance import losses as made
+from tests.performance._clock import take_turns, wait_for
+from tests.performance.retrieval import products_like
+
+LEVELS = ("embedding", "feature", "feature[stage={stage}]", "input")
+KS = (1, 10, 100, 1000)
+
+
+def resnet(place: Place) -> None:
+    """Images a second of the ResNet."""
+    network(place, place.sizes.networks[0])
+
+
+def vit(place: Place) -> None:
+    """Images a second of the vision transformer."""
+    network(place, place.sizes.networks[1])
+
+
+def efficientnet(place: Place) -> None:
+    """Images a second of the EfficientNet."""
+    network(place, place.sizes.networks[2])
+
+
+def network(place: Place, name: str) -> None:
+    """Images a second of the bare network, and of a trial by both ways to a batch, with the share of waiting.
+
+    A trial waits for data as long as its steps take longer than the same steps on a batch that lies ready.
+    """
+    sizes = place.sizes
+    at = f"{name}, {sizes.side_px} px, bf16, batch {sizes.batch}"
+    seconds = take_turns({"bare": bare(place, name)}, sizes.rounds, sizes.repeat, place.device)["bare"]
+    place.measured(f"{at}, bare: forward, backward, optimiser", "images/s", [sizes.batch / s for s in seconds])
+    for path in ("cache", "classical"):
+        trial = place.large(name, path=path, epochs=sizes.epochs + 1)
+        bench = bench_over(place, trial, sizes.steps * sizes.batch)
+        if path == "cache":
+            ready = steps_a_second(with_ready_batch(bench))
+            place.measured(f"{at}, trial, a ready batch", "images/s", [sizes.batch * rate for rate in ready])
+        rates = steps_a_second(bench)
+        cores = f", {place.cores} cores" if path == "classical" else ""
+        place.measured(f"{at}, trial, {path} path{cores}", "images/s", [sizes.batch * rate for rate in rates])
+        share = [max(0.0, 1 - rate / ready_rate) for rate, ready_rate in zip(rates, ready, strict=True)]
+        place.measured(f"{at}, trial, {path} path{cores}: waiting for data", "of the time", share)
+
+
+def steps_a_second(bench: Bench) -> list[float]:
+    """Training steps a second in each epoch but the first."""
+    steps = len(bench.dataset) // bench.trial.training.batch_size
+    return [steps / epoch.train_s for epoch in train(bench)]
+
+
+def bare(place: Place, name: str) -> Callable[[], None]:
+    """A step of timm's own network, channels last, under bfloat16 autocast with fused AdamW, on a ready batch."""
+    sizes, device = place.sizes, place.device
+    size = {"img_size": sizes.side_px} if "vit" in name else {}
+    model = timm.create_model(name, num_classes=sizes.dim, **size).train()
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    images = torch.randn(sizes.batch, 3, sizes.side_px, sizes.side_px, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = model(images).float().square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def levels(place: Place) -> None:
+    """Seconds of a step with Metrix at each level over those of its baseline, on a ready batch of the ResNet."""
+    name = place.sizes.networks[0]
+    for loss in ("contrastive", "multi_similarity"):
+        bench = bench_over(place, place.large(name, loss), 2 * place.sizes.batch)
+        arms = [loss, *(f"{loss}+{level.format(stage='layer3')}" for level in LEVELS)]
+        steps = {arm: step(bench, objective_of(bench, arm)) for arm in arms}
+        seconds = take_turns(steps, place.sizes.rounds, place.sizes.repeat, place.device)
+        place.measured(f"{name}, a step of {loss}", "ms", [1e3 * s for s in seconds[loss]])
+        for arm in arms[1:]:
+            place.measured(f"{name}, a step of {arm} ÷ baseline", "×", ratios(seconds[arm], seconds[loss]))
+
+
+def objective_of(bench: Bench, arm: str) -> nn.Module:
+    """The objective of another arm on the same bench."""
+    trial = bench.trial.model_copy(update={"arm": Arm.parse(arm)})
+    return objective(trial, int(bench.part("train").labels.max()) + 1).to(bench.device)
+
+
+def step(bench: Bench, criterion: nn.Module, model: nn.Module | None = None) -> Callable[[], None]:
+    """A training step on one batch that lies ready."""
+    model = bench.model if model is None else model
+    images, labels = one_batch(bench)
+    groups = [{"params": list(bench.model.parameters())}, *criterion.parameter_groups(1e-4)]
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
+    criterion.train()
+
+    def run() -> None:
+        with torch.autocast(bench.device.type, torch.bfloat16):
+            loss = criterion.objective(model, images, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return run
+
+
+class Nothing(nn.Module):
+    """A network that does nothing to its rows (n, d), so that only the criterion's own time is left."""
+
+    def stages(self) -> tuple[str, str]:
+        """A stage before the last, and the last."""
+        return "first", "last"
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The rows."""
+        return rows
+
+    def forward_to(self, stage: str, rows: Tensor) -> Tensor:
+        """The rows."""
+        return rows
+
+    def forward_from(self, stage: str, maps: Tensor) -> Tensor:
+        """The rows."""
+        return maps
+
+    def forward_joint(self, stage: str, rows: Tensor, mix: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The rows, and the mixed ones."""
+        return rows, mix(rows)
+
+
+def criteria(place: Place) -> None:
+    """Milliseconds, forward and backward, of losses and of Metrix at every level, without a network."""
+    for name in place.sizes.timed_losses:
+        for n in place.sizes.loss_batches:
+            variants = criteria_of(place, name, n)
+            seconds = take_turns(variants, place.sizes.rounds, place.sizes.repeat, place.device)
+            at = f"{name}, n = {n}, d = {made.DIM}"
+            place.measured(f"{at}, loss alone", "ms", [1e3 * s for s in seconds["baseline"]])
+            for level in list(variants)[1:]:
+                place.measured(f"{at}, loss and Metrix at {level}", "ms", [1e3 * s for s in seconds[level]])
+                ratio = ratios(seconds[level], seconds["baseline"])
+                place.measured(f"{at}, loss and Metrix at {level} ÷ loss", "×", ratio)
+
+
+def criteria_of(place: Place, name: str, n: int) -> dict[str, Callable[[], None]]:
+    """Forward and backward of a loss over n embeddings, five of each class, plain and at each level."""
+    embeddings, labels = made.batch(n // 5)
+    leaf, labels = embeddings.detach().to(place.device).requires_grad_(), labels.to(place.device)
+    nothing = Nothing()
+    plain = made.create(name, n // 5).to(place.device)
+    criteria: dict[str, nn.Module] = {"baseline": plain}
+    for level in LEVELS:
+        options = Arm.parse(f"{name}+{level.format(stage='first')}").metrix.model_dump()
+        if metrix.refusal(name, **options) is None:
+            criteria[level.format(stage="first")] = metrix.Metrix(plain, **options)
+
+    def run(criterion: nn.Module) -> None:
+        leaf.grad = None
+        criterion.objective(nothing, leaf, labels).backward()
+
+    return {level: lambda criterion=criterion: run(criterion) for level, criterion in criteria.items()}
+
+
+def evaluation(place: Place) -> None:
+    """Seconds and peak memory of the evaluation at the size of Stanford Online Products, on the device."""
+    sizes, device = place.sizes, place.device
+    embeddings, labels = products_like(sizes.gallery, sizes.dim, 2.2)
+    moved = torch.from_numpy(embeddings).to(device)
+    ks = [k for k in KS if k < sizes.gallery]
+    if not place.stand_in:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    seconds = take_turns(
+        {"": lambda: evaluate(moved, labels, ks=ks, engine="torch")}, min(3, sizes.rounds), device=device
+    )[""]
+    at = f"evaluation of {sizes.gallery:,} × {sizes.dim}, R@1 to R@{ks[-1]} and MAP@R"
+    place.measured(at, "s", seconds)
+    if not place.stand_in:
+        above = torch.cuda.max_memory_allocated(device) - before
+        place.note(f"{at}: peak memory above the embeddings", above / 1e9, "GB")
+    product = take_turns({"": lambda: blocks(moved)}, min(3, sizes.rounds), device=device)[""]
+    place.measured(f"one float32 product of {sizes.gallery:,} × {sizes.dim} with itself", "s", product)
+
+
+def blocks(embeddings: Tensor) -> None:
+    """The similarities of all to all in blocks, which are thrown away."""
+    for queries in embeddings.split(1024):
+        torch.mm(queries, embeddings.T)
+
+
+def epoch(place: Place) -> None:
+    """Seconds of an epoch of the size of CUB-200-2011, and of a look at a test split of its size."""
+    sizes = place.sizes
+    name = sizes.networks[0]
+    trial = place.large(name, epochs=3)
+    bench = bench_over(place, trial, sizes.epoch_images)
+    at = f"{name}, {sizes.side_px} px, bf16, batch {sizes.batch}, cache path"
+    place.measured(f"{at}: an epoch of {sizes.epoch_images:,} images", "s", [epoch.train_s for epoch in train(bench)])
+    every = torch.arange(sizes.test_images) % sizes.epoch_images
+    labels = bench.dataset.labels[every.numpy()]
+
+    def score() -> None:
+        evaluate(bench.embed(every), labels, ks=(1, 2, 4, 8))
+
+    seconds = take_turns({"": score}, 1, device=place.device)[""]
+    place.measured(f"{at}: {sizes.test_images:,} test images embedded in float32 and scored", "s", seconds)
+
+
+def compiled(place: Place) -> None:
+    """A step with torch.compile over one without, and the seconds of compiling."""
+    for name in place.sizes.networks[:2]:
+        bench = bench_over(place, place.large(name), 2 * place.sizes.batch)
+        criterion = bench.criterion()
+        plain = step(bench, criterion)
+        faster = step(bench, criterion, torch.compile(bench.model, backend="eager" if place.stand_in else "inductor"))
+        began = time.perf_counter()
+        try:
+            faster()
+        except Exception as error:  # whatever the compiler raises, such as for want of a C compiler
+            raise SkipTest(f"torch.compile failed on {name}: {_first_line(error)}") from error
+        wait_for(place.device)
+        place.note(f"{name}, torch.compile, the first step", time.perf_counter() - began, "s")
+        seconds = take_turns(
+            {"off": plain, "on": faster}, place.sizes.rounds, place.sizes.repeat, device=place.device
+        )
+        for state, times in seconds.items():
+            place.measured(
+                f"{name}, a step, torch.compile {state}", "images/s", [place.sizes.batch / s for s in times]
+            )
+        place.measured(f"{name}, a step, torch.compile on ÷ off", "×", ratios(seconds["on"], seconds["off"]))
+
+
+def ratios(of: Sequence[float], to: Sequence[float]) -> list[float]:
+    """Round by round."""
+    return [a / b for a, b in zip(of, to, strict=True)]
+
+
+def _first_line(error: Exception) -> str:
+    with suppress(IndexError):
+        return str(error).strip().splitlines()[0]
+    return type(error).__name__
