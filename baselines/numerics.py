@@ -13,16 +13,21 @@ from torch.autograd import Function
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Autocast and TF32 off: a similarity of 0.999 is worth nothing in three digits when it is multiplied by 75."""
-    precision = torch.get_float32_matmul_precision()
-    if precision != "highest":
-        torch.set_float32_matmul_precision("highest")
+    """Turn autocast and TF32 off: a similarity of 0.999 is worth nothing in three digits when multiplied by 75.
+
+    The switches are those of each backend. torch's older one, `set_float32_matmul_precision`, sets them as well, and
+    cannot be read once a caller has used them.
+    """
+    switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        if precision != "highest":
-            torch.set_float32_matmul_precision(precision)
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
 
 
 def first_derivative_only(backward: Callable) -> Callable:
@@ -85,18 +90,18 @@ class _Gram(Function):
     @staticmethod
     def forward(ctx, z: Tensor) -> Tensor:
         ctx.save_for_backward(z)
-        return (z @ z.T).clamp_(-1.0, 1.0)
+        return (z @ z.mT).clamp_(-1.0, 1.0)
 
     @staticmethod
     @first_derivative_only
     def backward(ctx, gradient: Tensor) -> Tensor:
         (z,) = ctx.saved_tensors
         with full_precision(z.device):
-            return (gradient + gradient.T) @ z
+            return (gradient + gradient.mT) @ z
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine similarities (rows of a, rows of b) of unit vectors, in [−1, 1].
+    """Cosine similarities (rows of a, rows of b) of unit vectors, in [−1, 1]; of a with itself in batches, too.
 
     The clamp only removes rounding, so it lets the gradient through: two equal images keep theirs.
     """

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from baselines.form import Batch, Loss, proxies, within
-from baselines.numerics import first_derivative_only
+from baselines.numerics import cosine, first_derivative_only
 from baselines.weights import Weights, total
 
 
@@ -73,7 +73,7 @@ class SoftTriple(Loss):
         if k == 1 or self.tau == 0:
             return loss
         centres = batch.proxies.view(k, classes, -1).transpose(0, 1)
-        cosines = centres @ centres.transpose(1, 2)
+        cosines = cosine(centres, centres)
         distances = (2 + 1e-5 - 2 * cosines).sqrt().triu(diagonal=1)
         return loss + self.tau / (classes * k * (k - 1)) * distances.sum()
 
