@@ -449,7 +449,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
 def trial_command(arguments: argparse.Namespace) -> int:
     """Run one arm of a grid here, print its scores and keep its records where those of the grid lie."""
-    from harness.launch import refuse_other_data, refuse_strangers
+    from harness.launch import comparable
     from harness.parallel import devices
     from harness.trial import Sources
 
@@ -476,8 +476,7 @@ def trial_command(arguments: argparse.Namespace) -> int:
         ranks=arguments.ranks,
     )
     with run.lock():
-        refuse_strangers(run, grid, plan.trials)
-        refuse_other_data([run], plan.trials, sources)
+        comparable(run, grid, plan.trials, sources)
         return max(_run_here(trial, run, sources) for trial in plan.trials)
 
 

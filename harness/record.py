@@ -33,6 +33,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from harness import lease, storage
 from harness.config import Grid, Trial
 from harness.datasets import PassedOver
+from harness.errors import some
 from harness.lease import Lease
 from harness.storage import RunError
 
@@ -477,8 +478,10 @@ class Run:
             return
         strange = sorted(name for name in self._storage.holds() if not name.startswith((".", "lost+found", *besides)))
         if strange:
-            listed = ", ".join(strange[:3]) + (f" and {len(strange) - 3} more" if len(strange) > 3 else "")
-            raise RunError(f"{self.place} is no run and holds other things ({listed}): name a new or an empty folder")
+            raise RunError(
+                f"{self.place} is not a run and holds other things ({some(strange, 3)}): name a new or an empty "
+                "folder"
+            )
 
     def seen_here(self, identity: str) -> str | None:
         """What keeps this machine from working in the run folder of this identity; None where nothing does."""

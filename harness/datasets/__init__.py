@@ -30,8 +30,7 @@ from PIL import Image
 from harness import registry
 from harness.cache import default_folder
 from harness.datasets import _labels
-from harness.datasets._labels import printable
-from harness.errors import UserError
+from harness.errors import UserError, printable, some
 from harness.scorable import CUSTOMARY, Scope
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 ROLES = ("query", "gallery")
-EXAMPLES = 5  # of what is named in a message
+EXAMPLES = 5  # of what is passed over
 
 
 class DatasetError(UserError):
@@ -66,7 +65,7 @@ class PassedOver:
         return cls(reason, len(paths), tuple(map(printable, sorted(paths)[:EXAMPLES])))
 
     def __str__(self) -> str:
-        return f"{self.count} {self.reason} passed over ({some(list(self.examples), of=self.count)})"
+        return f"{self.count} {self.reason} passed over ({some(self.examples, of=self.count)})"
 
 
 @dataclass(frozen=True)
@@ -265,12 +264,6 @@ def _role_problems(dataset: Dataset) -> Iterator[str]:
         yield f"{dataset.name}: {len(blank)} test images are neither query nor gallery ({some(blank)})"
     if problem := Scope.of(dataset.labels[test], dataset.role[test]).problem("test"):
         yield f"{dataset.name}: {problem}"
-
-
-def some(words: list[str], most: int = EXAMPLES, of: int | None = None) -> str:
-    """The first few of many words (`of` so many), for a message that can be printed: 'a, b, c and 4 more'."""
-    more = (len(words) if of is None else of) - len(words[:most])
-    return ", ".join(map(printable, words[:most])) + (f" and {more} more" if more > 0 else "")
 
 
 def _options(module: ModuleType) -> dict[str, Any]:

@@ -223,7 +223,7 @@ def test_a_folder_that_holds_other_things_is_no_run_folder(here, tmp_path, words
     (tmp_path / "full/thesis.tex").touch()
     code, text = here(*words.split())
     assert code == 2
-    assert "full is no run and holds other things (thesis.tex): name a new or an empty folder" in text
+    assert "full is not a run and holds other things (thesis.tex): name a new or an empty folder" in text
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 

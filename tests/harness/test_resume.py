@@ -9,7 +9,7 @@ from harness import checkpoint, memory, storage, train
 from harness import trial as trials
 from harness.audit import audit
 from harness.config import Backbone, Choice, Grid
-from harness.launch import refuse_other_data, run_grid
+from harness.launch import comparable, run_grid
 from harness.record import Run, RunError
 from harness.trial import Sources, run_trial, steps
 from harness.verify import verify
@@ -467,17 +467,17 @@ def grid(tmp_path):
     )
 
 
-@pytest.mark.parametrize("where", ["", "search"])
-def test_what_is_done_from_other_data_is_not_mixed_with(where, grid, data, tmp_path):
+@pytest.mark.parametrize(("where", "protocol"), [("", "fair"), ("search", "tuned")])
+def test_what_is_done_from_other_data_is_not_mixed_with(where, protocol, grid, data, tmp_path):
     place = tmp_path / "run"
     (trial,) = grid.trials()
     record = run_trial(trial, place / where, data)
-    sources, runs = Sources(place, data), [Run(place), Run(place).sub("search")]
-    refuse_other_data(runs, grid.trials(), sources)
+    sources, grid = Sources(place, data), grid.model_copy(update={"protocol": protocol})
+    assert comparable(Run(place), grid, grid.trials(), sources) == ({trial.id} if not where else set())
     class_folders(data, classes=4, images=5, first=12)
     now = trials.origin_of(trial, sources)
     with pytest.raises(RunError) as refused:
-        refuse_other_data(runs, grid.trials(), sources)
+        comparable(Run(place), grid, grid.trials(), sources)
     split, images = record.data.split_fingerprint, record.data.content_fingerprint
     assert str(refused.value) == (
         f"{place / where} holds results from other data:\n"
