@@ -1,4 +1,4 @@
-"""Files of weights that others wrote: what a file really is, and which of its tensors a network wants.
+"""Files of weights that others wrote: what a file really is, and which of its tensors a network needs.
 
 A file may hold the weights themselves, or a checkpoint around them (`{"state_dict": …}`), under the names of a model
 that held the network (`model.conv1.weight`). What is unwrapped is said, and done only where it is unambiguous.
@@ -103,7 +103,7 @@ def misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) ->
         name = wrong[0]
         said.append(f"{len(wrong)} have another shape ({name} {shapes[name]} in place of {tuple(expected[name])})")
     if further:
-        said.append(f"{len(further)} are of no layer of it ({some(further, SHOWN)})")
+        said.append(f"{len(further)} belong to no layer of it ({some(further, SHOWN)})")
     return ", ".join(said)
 
 
@@ -154,7 +154,7 @@ def _cut_off(size: int, header: int) -> str | None:
 def _of_zip(path: Path) -> str | None:
     """What a zip archive is, torch's own aside."""
     if not zipfile.is_zipfile(path):
-        return f"is cut off: it has {path.stat().st_size:,} bytes and lacks its end; fetch it again"
+        return f"is cut off: it has {path.stat().st_size:,} bytes and its end is missing; download it again"
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith("constants.pkl") for name in names):

@@ -53,9 +53,9 @@ class DatasetError(UserError):
 
 @dataclass(frozen=True)
 class PassedOver:
-    """Things that lie among the images and are not part of the dataset; a folder counts as one, whatever it holds."""
+    """Files and folders among the images that are not part of the dataset. A folder counts as one."""
 
-    reason: str  # what they are, such as "files that are no images"
+    reason: str  # what they are, such as "files that are not images"
     count: int
     examples: tuple[str, ...]  # paths of the first few
 
@@ -85,9 +85,9 @@ class Dataset:
     pixel_fingerprint: str | None = None  # sha256 over the decoded pixels, where that is cheap
     source_stamp: str = ""  # changes when the source's bytes do: digests, or sizes and times of the files
     local_stamp: str = ""  # of files: changes too when one is replaced by another of its size and time
-    files: tuple[str, ...] | None = None  # where image i lies, where images are files
+    files: tuple[str, ...] | None = None  # the file of image i, where images are files
     deviations: tuple[str, ...] = ()  # what tells it from the published benchmark of its name
-    passed_over: tuple[PassedOver, ...] = ()  # what lies there and is not part of it, by reason
+    passed_over: tuple[PassedOver, ...] = ()  # files and folders that are not part of it, by reason
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -132,7 +132,7 @@ def load(name: str, data: Path | str | None = None, cache: Path | str | None = N
     """Load the index of a dataset and check it (see `check`).
 
     name: one of `names()`.
-    data: where the user's copy lies; not looked at by datasets that need none (`describe(name).needs_data`).
+    data: where the user's copy is; not looked at by datasets that need none (`describe(name).needs_data`).
     cache: folder for what is computed once, by default `~/.cache/metrix-bench`.
     options: the dataset's own, see `describe(name).options`.
 
@@ -167,7 +167,7 @@ def _opened(
         _check_type(name, option, value, known[option])
     if module.NEEDS_DATA and data is None:
         raise DatasetError(
-            f"dataset {name!r} reads your own copy: say where it lies with --data FOLDER (data=… in Python)"
+            f"dataset {name!r} reads your own copy: say where it is with --data FOLDER (data=… in Python)"
         )
     if module.NEEDS_DATA:
         try:
@@ -233,7 +233,8 @@ def _label_problems(dataset: Dataset) -> Iterator[str]:
     """Labels that nobody would spell this way on purpose, and those that are one label to the eye."""
     labels = [label for label in dataset.class_names if _labels.utf8(label)]
     if faults := [said for label in labels if (said := _labels.fault(label))]:
-        yield f"{dataset.name}: {len(faults)} labels hold what cannot be seen: {some(faults)}"
+        what = "labels begin or end with a blank, or hold invisible characters"
+        yield f"{dataset.name}: {len(faults)} {what}: {some(faults)}"
     if groups := _labels.look_alikes(labels):
         named = [" and ".join(map(_labels.shown, group)) for group in groups]
         yield f"{dataset.name}: labels that {_labels.ALIKE}: {some(named)}. {_labels.REMEDY}"

@@ -37,7 +37,7 @@ def fault(label: str) -> str | None:
             continue
         if _unseen(sign) or (unicodedata.category(sign) == "Zs" and sign not in BLANKS):
             name = unicodedata.name(sign, "a control character")
-            return f"{label!a} holds U+{ord(sign):04X} {name}, which cannot be seen"
+            return f"{label!a} holds U+{ord(sign):04X} {name}, which is invisible"
     return None
 
 

@@ -184,7 +184,9 @@ def watched(
 def require(held: Lease, run: Run) -> None:
     """Raise RunError where another driver has the run by now."""
     if held.lost:
-        raise RunError(f"{run.place} was taken over by another driver, which found this one silent; it goes on")
+        raise RunError(
+            f"another driver took over {run.place}, because this one did not respond; the run continues there"
+        )
 
 
 def conclude(run: Run, held: Lease) -> None:
