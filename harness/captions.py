@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.comparisons import ALPHA, Column, Variance
 from harness.config import Trial
+from harness.errors import some
 from harness.record import Record
 from harness.selection import PROTOCOLS
 from harness.statistics import LEAST_SEEDS, Interval, PairedDifference
@@ -459,10 +460,9 @@ def _own_words(rows: Sequence["Row"]) -> Iterator[Note]:
         yield Note(f"{note} ({listed(f'{arm} seed {seed}' for arm, seed in who)}).", arms)
 
 
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """The names with commas, the first few of many."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def listed(names: Iterable[str]) -> str:
+    """The names as a caption has room for them."""
+    return some(names, 8)
 
 
 def _set(values: Iterable[int]) -> str:

@@ -53,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return FAILED if sentence is None else WRONG_INPUT
 
 
-FAULT = "this is a fault of the program and not of what you typed: please report it with the lines above"
+FAULT = "this is a bug in metrix-bench and not in what you typed: please report it with the lines above"
 
 
 def _sentence(error: Exception, arguments: argparse.Namespace) -> str | None:
@@ -69,7 +69,7 @@ def _sentence(error: Exception, arguments: argparse.Namespace) -> str | None:
 
 
 def _is_named(path: Path, arguments: argparse.Namespace) -> bool:
-    """Whether a path lies in, or above, one that the command line names, or where runs and the cache lie."""
+    """Whether a path is in or above one that the command line names, the folder of runs, or the cache."""
     given = [value for key, value in vars(arguments).items() if key != "words"]
     values = [item for value in given for item in (value if isinstance(value, list) else [value])]
     places = [Path(value) for value in values if isinstance(value, str | Path)]
@@ -140,11 +140,11 @@ def _commands_that_read_runs(commands) -> None:
     status = _command(commands, status_command, "status", "say what a run has done, does, lacks, and for how long")
     status.add_argument("run", type=_place, help="run folder, from any machine that sees it")
 
-    logs = _command(commands, logs_command, "logs", "print what befell a trial, attempt by attempt")
+    logs = _command(commands, logs_command, "logs", "print what happened in a trial, attempt by attempt")
     logs.add_argument("run", type=_place, help="run folder")
     logs.add_argument("trial", help="the trial's id, or a part of it that no other has")
 
-    stop = _command(commands, stop_command, "stop", "ask the driver of a run, wherever it is, to end it in order")
+    stop = _command(commands, stop_command, "stop", "ask the driver of a run, wherever it is, to end it cleanly")
     stop.add_argument("run", type=_place, help="run folder")
 
     report = _command(commands, report_command, "report", "write the leaderboard of run folders again")
@@ -330,12 +330,12 @@ def _elsewhere(arguments: argparse.Namespace) -> int | None:
     place = getattr(arguments, "run", None) or arguments.out
     if place is None or (isinstance(place, Path) and not place.is_absolute()):
         raise UserError(
-            f"the run folder {place or 'results/runs/…'} would be sought wherever the head runs commands: name a "
-            "whole path of the cluster, or a bucket"
+            f"the run folder {place or 'results/runs/…'} would be looked up on the head of the cluster: give an "
+            "absolute path there, or a bucket"
         )
     for option in ("data", "cache"):
         if (path := getattr(arguments, option)) is not None and not path.is_absolute():
-            raise UserError(f"--{option} {path} would be sought wherever the head runs commands: name a whole path")
+            raise UserError(f"--{option} {path} is looked up on the head of the cluster: give an absolute path there")
     return remote.relay(arguments.address, words, texts(getattr(arguments, "grid", "")))
 
 
@@ -344,7 +344,7 @@ def _conclude(outcome, grid: Grid, folder: str | Path, arguments: argparse.Names
     _report([folder], Run(folder), data=arguments.data, cache=arguments.cache)
     done = {trial.id for trial in outcome.plan.trials} - outcome.ran
     if outcome.plan.trials and not outcome.missing and not outcome.ran:
-        print(f"already done: all {len(done)} trials had their records before, and nothing was run")
+        print(f"already done: all {len(done)} trials had records, and nothing was run")
     for sentence in _unchanged([r for r in outcome.records if r.id in done], outcome.plan.trials):
         print(sentence)
     if outcome.interrupted:
@@ -368,15 +368,15 @@ def _conclude(outcome, grid: Grid, folder: str | Path, arguments: argparse.Names
 
 
 def _unchanged(records: Sequence[Record], trials: Sequence[Trial]) -> Iterator[str]:
-    """What was asked of finished trials that they do not do again."""
+    """What finished trials were asked to do differently, a sentence each: they do not run again."""
     asked = {trial.id: trial for trial in trials}
     for name in ("keep", "analysis"):
         told = {(getattr(r.trial, name), getattr(asked[r.id], name)) for r in records if r.id in asked}
         for before, now in sorted(told, key=str):
             if before != now:
                 yield (
-                    f"{name} {now} was asked for, and finished trials stay as they are, with {name} {before}: name "
-                    "another folder with --out to run them again"
+                    f"{name}={now} does not change finished trials, which have {name}={before}: name another folder "
+                    "with --out to run them again"
                 )
 
 
@@ -427,8 +427,6 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
     grid = _grid(arguments)
     plan = make_plan(grid, arguments.data, arguments.cache)
-    for note in plan.notes:
-        print(note)
     done = {record.id: record for record in Run(_folder(arguments, grid)).records()}
     seconds = estimate(plan, tuple(done.values()), arguments.data, arguments.cache)
     terminal.table(
@@ -448,8 +446,8 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
 
 def trial_command(arguments: argparse.Namespace) -> int:
-    """Run one arm of a grid here, print its scores and keep its records where those of the grid lie."""
-    from harness.launch import refuse_other_data, refuse_strangers
+    """Run one arm of a grid here, print its scores and keep its records with those of the grid."""
+    from harness.launch import comparable
     from harness.parallel import devices
     from harness.trial import Sources
 
@@ -476,8 +474,7 @@ def trial_command(arguments: argparse.Namespace) -> int:
         ranks=arguments.ranks,
     )
     with run.lock():
-        refuse_strangers(run, grid, plan.trials)
-        refuse_other_data([run], plan.trials, sources)
+        comparable(run, grid, plan.trials, sources)
         return max(_run_here(trial, run, sources) for trial in plan.trials)
 
 
@@ -542,7 +539,7 @@ def _run_here(trial: Trial, run: Run, sources: "Sources") -> int:
         return FAILED
     record = run.record(trial)
     if before is not None:
-        print(f"already done: its record is of {record.finished}, and nothing was run")
+        print(f"already done: its record is from {record.finished}, and nothing was run")
         for sentence in _unchanged([record], [trial]):
             print(sentence)
     print("test: " + "  ".join(f"{name} {value:.4f}" for name, value in record.test.items()))
@@ -581,7 +578,7 @@ def _only_one(part: str, names: Sequence[str], run: Run) -> str:
     """The one name that has `part` in it, or is `part`; UserError with those to choose from otherwise."""
     found = [name for name in names if name == part] or [name for name in names if part in name]
     if len(found) != 1:
-        listed = "\n  ".join(found or names or ["(there is none yet)"])
+        listed = "\n  ".join(found or names or ["(there are none yet)"])
         raise UserError(f"{part!r} names {len(found)} trials of {run.place}; name one of\n  {listed}")
     return found[0]
 

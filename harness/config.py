@@ -341,7 +341,7 @@ def _ks(value: Any) -> Any:
     if value is None:
         return None
     if not isinstance(value, list | tuple) or not value:
-        raise ValueError(f"{value!r} is not a list of the K of R@K, such as [1, 10]")
+        raise ValueError(f"{_shown(value)} is not a list of the K of R@K, such as [1, 10]")
     if wrong := [k for k in value if isinstance(k, bool) or not isinstance(k, int) or k < 1]:
         raise ValueError(f"{wrong[0]!r} of {list(value)} is not a whole number from 1")
     if (rising := sorted(set(value))) != list(value):

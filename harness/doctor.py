@@ -214,4 +214,4 @@ def _duplicates(dataset: Dataset, looks: list[Look], how: str) -> Iterator[Findi
             under_two_labels.append(f"{dataset.keys[j]} = {dataset.keys[i]}")
     for pairs, where in ((in_two_splits, "in two splits"), (under_two_labels, "under two labels of a split")):
         if pairs:
-            yield Finding("W", f"{dataset.name}: {len(pairs)} images lie {where}, {how} ({some(pairs)})")
+            yield Finding("W", f"{dataset.name}: {len(pairs)} images are {where}, {how} ({some(pairs)})")

@@ -31,7 +31,7 @@ from harness.datasets import Dataset, DatasetError
 LAYOUT = b"images-3"  # changes when the file, or the decoded pixels of the same files, would
 FOOTER = struct.Struct("<8sQQ")  # layout, images, bytes of pixels
 CHECKED_IMAGES = 64  # whose sums are compared when a file is opened
-SAMPLED_IMAGES = 64  # from which its size is foretold
+SAMPLED_IMAGES = 64  # from which its size is estimated
 MOST_NAMED = 20  # images that cannot be read
 LONGEST = 4  # longer side over shorter side up to which an image is kept whole
 

@@ -1,23 +1,23 @@
-"""The most memory that a piece of work took: of a GPU, or of this process where it runs on a processor."""
+"""The peak memory of a piece of work: of a GPU, or of this process where it runs on a processor."""
 
 from pathlib import Path
 
 import torch
 
 REFERENCES, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-RESET_PEAK = "5"  # what `clear_refs` takes to begin the peak of resident memory anew (Linux, proc(5))
+RESET_PEAK = "5"  # written to `clear_refs`, it resets the peak of resident memory (Linux, proc(5))
 
 
 def begin(device: torch.device) -> bool:
-    """Begin to count anew; whether `peak_gb` will tell of the work that follows.
+    """Reset the peak, and return whether `peak_gb` will be that of the work that follows.
 
-    On a processor only Linux can do that, and not every container is allowed to.
+    On a processor only Linux can reset it, and some containers forbid it.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
-        REFERENCES.write_text(RESET_PEAK)
+        REFERENCES.write_text(RESET_PEAK, encoding="ascii")
         return _resident_gb() is not None
     except OSError:
         return False
@@ -35,7 +35,7 @@ def peak_gb(device: torch.device) -> float | None:
 
 def _resident_gb() -> float | None:
     try:
-        lines = STATUS.read_text().splitlines()
+        lines = STATUS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     found = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)

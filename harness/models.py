@@ -35,7 +35,7 @@ class ModelError(UserError):
 
 
 class Unavailable(ModelError):
-    """Weights that are not here, nor to be had at the moment; later, or on another machine, they may be."""
+    """Weights that are not on this machine and cannot be fetched now. Another attempt or machine may have them."""
 
 
 class _NotMixable(Exception):
@@ -107,7 +107,7 @@ def fetch(
 ) -> Path | None:
     """The weights' file of this choice of network, fetched now if it is not here yet; None for initial weights.
 
-    Raises Unavailable where published weights are neither on this machine nor to be had.
+    Raises Unavailable where published weights are not on this machine and cannot be fetched.
     """
     return _weights_file(anatomy(backbone, options, side_px), pretrained)
 

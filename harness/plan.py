@@ -21,9 +21,9 @@ from harness.record import Record
 from harness.selection import PROTOCOLS
 from harness.trial import embedder, evaluator_faults, objective, open_dataset, scores_of, split_of, splits_of
 
-CODE = code_digest()  # of what was imported, whatever becomes of the files
+CODE = code_digest()  # of what was imported, even if the files change afterwards
 UNKNOWN_CLASSES = 2  # a loss is built with, where the data cannot be opened
-HUBS = ("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME")  # where published weights are sought
+HUBS = ("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME")  # where published weights are looked for
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,10 @@ def refusal(arm: Arm) -> str | None:
 
 
 def _network_problems(trials: list[Trial], cache: Path | None) -> tuple[list[str], list[str]]:
-    """Backbones, pooling, weights and stages that do not exist or do not fit, and what is unwrapped of weights.
+    """Backbones, pooling, weights and stages that do not exist or do not fit, and what was unwrapped of weights.
 
-    Published weights are fetched here, and every file of weights is opened once.
-
-    That nothing was wrong stays known while the code and the packages are the same: looking imports timm.
+    Published weights are fetched here, and every file of weights is opened once. A network without problems is
+    remembered while the code and the packages are the same, because looking at it imports timm.
     """
     asked = {}
     for t in trials:
@@ -152,10 +151,10 @@ def _builders() -> list[str]:
 
 
 def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -> tuple[list[str], list[str]]:
-    """What keeps trials from their data, and what is to be known of the data and is left out.
+    """What is wrong with the data of trials, and notes on what is left out of them.
 
-    Datasets that are missing, broken or unfair; splits that cannot be scored; batches that cannot be drawn; losses
-    that do not take their options, with as many classes as they would train on.
+    Wrong are datasets that are missing, broken or unfair, splits that cannot be scored, batches that cannot be drawn,
+    and losses that refuse their options or number of classes.
     """
     problems, notes = [], []
     for choice in dict.fromkeys(trial.dataset.model_dump_json() for trial in trials):

@@ -50,7 +50,7 @@ def facts(
     visible = _gpus()
     if counted_gpus > visible and sources.device is None:
         problems.append(
-            f"the cluster counts {counted_gpus:g} GPUs here and torch sees {visible}: mend the driver, or start the "
+            f"the cluster counts {counted_gpus:g} GPUs here and torch sees {visible}: fix the driver, or start the "
             "node with --num-gpus=0"
         )
     for name, folder in (("run folder", run.folder), ("cache", cache)):

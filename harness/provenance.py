@@ -72,9 +72,9 @@ def code_digest() -> str:
 
 @functools.cache
 def training_versions() -> dict[str, str]:
-    """What a training may not change on its way: the versions of what computes it, and a digest of its own code.
+    """What must stay the same during a training: the versions of its packages, and a digest of its own code.
 
-    Reports, launching and the command line are no part of it.
+    Reports, launching and the command line are not part of it.
     """
     packages = provenance()["packages"]
     return {**{name: packages[name] for name in TRAINS_WITH}, "the training code": _digest(TRAINS)}

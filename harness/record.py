@@ -7,7 +7,7 @@ A run folder holds
     checkpoints/<trial id>/      of trials under way
     per_query/<trial id>.npz     outcomes of every test query, embeddings and image ids of the one test read
     plan.json                    the grids that ran here and the combinations that have no Metrix form
-    logs/<trial id>.log          what befell a trial, attempt by attempt
+    logs/<trial id>.log          what happened in a trial, attempt by attempt
     state.json                   what the driver is doing, renewed every few seconds while it runs
     memory.json                  GPU memory that trials were measured to need
     stop                         somebody asks the driver to stop
@@ -33,6 +33,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from harness import lease, storage
 from harness.config import Grid, Trial
 from harness.datasets import PassedOver
+from harness.errors import some
 from harness.lease import Lease
 from harness.storage import RunError
 
@@ -395,7 +396,7 @@ class Run:
         return {name.removesuffix(".log") for name in self._storage.names(self.folder / "logs")}
 
     def log(self, trial_id: str) -> str:
-        """What befell a trial, as far as it was written."""
+        """What happened in a trial, as far as it was written."""
         return (self._storage.read(f"logs/{trial_id}.log") or b"").decode(errors="replace")
 
     def begun(self) -> set[str]:
@@ -417,7 +418,7 @@ class Run:
         return (json.loads(text), self._storage.age_s("state.json")) if text else None
 
     def ask_to_stop(self) -> None:
-        """Ask the driver, wherever it runs, to end the run in order."""
+        """Ask the driver, wherever it runs, to end the run cleanly."""
         self._storage.write("stop", now().encode())
 
     def asked_to_stop(self) -> bool:
@@ -472,13 +473,15 @@ class Run:
         self._storage.recognise(self.identity)
 
     def require_own(self, besides: tuple[str, ...] = ()) -> None:
-        """Raise RunError where this place holds what is no run; names that begin as in `besides` may lie there."""
+        """Raise RunError where this place is neither a run nor empty; `besides` begin names that may be there."""
         if self.exists():
             return
         strange = sorted(name for name in self._storage.holds() if not name.startswith((".", "lost+found", *besides)))
         if strange:
-            listed = ", ".join(strange[:3]) + (f" and {len(strange) - 3} more" if len(strange) > 3 else "")
-            raise RunError(f"{self.place} is no run and holds other things ({listed}): name a new or an empty folder")
+            raise RunError(
+                f"{self.place} is not a run and holds other things ({some(strange, 3)}): name a new or an empty "
+                "folder"
+            )
 
     def seen_here(self, identity: str) -> str | None:
         """What keeps this machine from working in the run folder of this identity; None where nothing does."""

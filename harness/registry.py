@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from types import ModuleType
 
-from harness.errors import UserError
+from harness.errors import UserError, some
 
 
 class RegisterError(UserError):
@@ -33,8 +33,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
     if near:
         return f"no {kind} named {str(name)!r}; did you mean {' or '.join(map(repr, near))}?"
-    listed = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
-    return f"no {kind} named {str(name)!r}; there are: {listed or 'none'}"
+    return f"no {kind} named {str(name)!r}; there are: {some(known, 20) or 'none'}"
 
 
 @functools.cache  # a plan asks for each trial, and the register looks into its folder every time

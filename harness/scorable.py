@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.errors import some
+
 if TYPE_CHECKING:
     from harness.datasets import Dataset
 
@@ -111,8 +113,7 @@ def _remedy(dataset: Dataset, images: np.ndarray, name: str) -> str:
     if name != "validation" or (dataset.split == "validation").any():
         return ""
     names = sorted({dataset.class_names[c] for c in dataset.labels[images]})
-    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return (
-        f"; the validation classes follow from the class names ({listed}): give some of them a second image, take "
-        "them out, or name a validation split in a manifest"
+        f"; the validation classes follow from the class names ({some(names)}): give some of them a second "
+        "image, take them out, or name a validation split in a manifest"
     )

@@ -1,7 +1,7 @@
-"""Folders in /tmp for as long as a process uses them; what killed ones left is swept by a later one.
+"""Folders in /tmp that exist while a process uses them. A later process removes those that a killed one left.
 
-Whether one is in use the kernel says: each user holds a lock on it (flock), which ends with the process, however that
-ends. Process numbers would not do, since containers that share /tmp each have numbers of their own.
+Each process holds a lock (flock) on its folder, which the kernel releases when the process ends. Process ids cannot
+tell: containers that share /tmp have ids of their own.
 """
 
 import fcntl
@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 PLACE = Path("/tmp")  # not $TMPDIR, which may be long: a socket's path may not exceed 107 bytes
-OURS = re.compile(
-    r"metrix-(driver|head|ray|tune)-[a-z0-9_]+"
-)  # older versions locked nothing; theirs had one dash more
+# Older versions locked nothing; the names of their folders have one more dash.
+OURS = re.compile(r"metrix-(driver|head|ray|tune)-[a-z0-9_]+")
 
 
 class Scratch(NamedTuple):
-    """A folder, and the descriptor that keeps it from being swept; a child that inherits that keeps it as well."""
+    """A folder and the descriptor of its lock. A child process that inherits the descriptor keeps the folder, too."""
 
     folder: Path
     lock: int
@@ -46,7 +45,7 @@ def make(kind: str) -> Scratch:
 
 @contextmanager
 def scratch(kind: str) -> Iterator[Path]:
-    """A new folder that is gone on leaving."""
+    """A new folder, removed on leaving."""
     made = make(kind)
     try:
         yield made.folder

@@ -268,7 +268,9 @@ def named(place: str | Path) -> str | Path:
             "AWS_SECRET_ACCESS_KEY) or as a profile (AWS_PROFILE)"
         )
     if scheme not in SCHEMES:
-        raise RunError(f"{scheme}:// is no bucket; a run lies in a folder or at {', '.join(SCHEMES)}://bucket/prefix")
+        raise RunError(
+            f"{scheme}:// is not a bucket; a run is in a folder or at {', '.join(SCHEMES)}://bucket/prefix"
+        )
     return text
 
 
@@ -363,7 +365,7 @@ class Folder:
         return {path.name for path in self.pull_all(folder)}
 
     def holds(self) -> set[str]:
-        """The names of whatever lies in the folder. RunError where it is a file."""
+        """The names of everything in the folder. RunError where it is a file."""
         if self.folder.is_file():
             raise RunError(f"{self.place} is a file; a run is a folder")
         return {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
@@ -573,7 +575,7 @@ class Bucket:
             stream.write(content)
 
     def holds(self) -> set[str]:
-        """The first part of the names of whatever lies at this place."""
+        """The first part of the names of everything at this place."""
         selector = _pyarrow_fs().FileSelector(self._opened[1], allow_not_found=True)
         return {info.base_name for info in self._do(lambda: self._opened[0].get_file_info(selector), patience_s=0)}
 

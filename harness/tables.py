@@ -23,6 +23,7 @@ from harness.errors import UserError
 from harness.outcomes import ByClass
 from harness.published import Published
 from harness.record import Failure, Record
+from harness.rules import factors_of
 from harness.statistics import Interval, PairedDifference, RankInterval, mean_interval, paired_difference
 
 FIRST_METRICS = ("R@1", "MAP@R", "R-Precision")
@@ -356,17 +357,7 @@ class _Entry:
     @cached_property
     def factors(self) -> dict[str, Any]:
         """Whatever must be equal for two numbers to stand in one table (FAIR-08, FAIR-25), as far as it is known."""
-        known = {"folds": None, **self.trial.shared}
-        if self.record is not None:
-            data, origin = self.record.data, self.record.provenance
-            known |= {f"protocol.{key}": value for key, value in self.record.protocol.items()}
-            known["evaluator"] = origin.get("evaluator")
-            for print_ in ("index_fingerprint", "pixel_fingerprint", "split_fingerprint"):
-                known[f"data.{print_}"] = getattr(data, print_)
-            known["weights"] = self.record.weights
-            if self.trial.backbone.pretrained:
-                known["weights_digest"] = origin.get("initial_weights")
-        return known
+        return {"folds": None, **(self.trial.shared if self.record is None else factors_of(self.record))}
 
     @property
     def steps(self) -> dict[str, Any]:

@@ -30,11 +30,11 @@ class Diverged(RuntimeError):
 
 @dataclass
 class Progress:
-    """What a run has behind it: its curve and the counts that FAIR-07 compares. Resumed with the checkpoint.
+    """What a run has done so far: its curve and the counts that FAIR-07 compares. A checkpoint holds it.
 
     `chunked`: the epoch at which memory ran out and the rows at a time since then; None while whole batches fit.
-    `origin`: what this training may not change on its way (see `harness.trial.origin_of`). `earlier_s`: what attempts
-    before this one took, as far as a checkpoint tells; this one began at `began` on the clock `time.perf_counter`.
+    `origin`: what must stay the same during the training (see `harness.trial.origin_of`). `earlier_s`: the seconds of
+    earlier attempts, as far as a checkpoint tells. This attempt began at `began` on the clock `time.perf_counter`.
     """
 
     curve: list[Epoch] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Progress:
         return content
 
     def resumed(self, content: Mapping[str, Any]) -> "Progress":
-        """The progress of a checkpoint, gone on with by an attempt that has nothing behind it but this one."""
+        """The progress of a checkpoint, continued by this new attempt."""
         curve = [Epoch(**epoch) for epoch in content["curve"]]
         found = Progress(**{**content, "curve": curve, "began": self.began})
         found.chunked = found.chunked or self.chunked
@@ -176,8 +176,8 @@ def _shown(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the network is shown in an epoch: augmented images and classes, batch by batch; the same for every arm.
 
-    Every random stream is set anew for each step, torch's own (dropout, drop-path) included: nothing that an arm drew
-    before can move it, and a trial that is resumed needs no generator's state.
+    Every random stream is seeded again for each step, also that of torch (dropout, drop-path). So no earlier draw of
+    an arm can move it, and a resumed trial needs no state of a generator.
     """
     settings, name = trial.schedule, (trial.dataset.name, trial.backbone.name)
     generator = torch.Generator(device)

@@ -54,7 +54,7 @@ class Unfair(UserError):
     """A trial that a fairness rule forbids; the message is what the rule found."""
 
 
-REFUSED = (ModelError, DatasetError, GridError, Unfair)  # settings and data that cannot work, however often
+REFUSED = (ModelError, DatasetError, GridError, Unfair)  # settings and data that no retry makes work
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _may_pass(error: BaseException | None) -> bool:
 
 
 def attempt(trial: Trial, sources: Sources, run: Run, fresh: Progress) -> Iterator[Progress]:
-    """`steps`, for a trial without a record; `fresh` is the progress of one that nothing can be continued of.
+    """`steps`, for a trial without a record; `fresh` is the progress of one that has no checkpoint.
 
     Its `chunked` has epoch 0 for chunks that were asked for.
     """
@@ -205,7 +205,7 @@ def attempt(trial: Trial, sources: Sources, run: Run, fresh: Progress) -> Iterat
 
 
 def follow(rank: int, trial: Trial, sources: Sources, chunked: tuple[int, int] | None) -> None:
-    """What ranks 1, 2, … do of a trial: the same training, of which they keep and score nothing."""
+    """What ranks 1, 2, … do: the same training, without keeping or scoring anything."""
     bench = Bench.of(trial, sources, chunked, rank).divided()
     criterion, validation = bench.criterion(), bench.part("validation").indices
 
@@ -297,7 +297,7 @@ def remarks(bench: "Bench") -> tuple[str, ...]:
 
 
 def of_chunks(bench: "Bench", progress: Progress) -> tuple[str, ...]:
-    """What a row must say of itself whose batches did not fit."""
+    """What a row says of itself when its batches did not fit into memory."""
     if progress.chunked is None:
         return ()
     epoch, rows = progress.chunked
@@ -573,7 +573,7 @@ def augmentation(trial: Trial, model: nn.Module, dataset: Dataset) -> Augmentati
 
 
 def origin_of(trial: Trial, sources: Sources) -> dict[str, str]:
-    """What a training may not change on its way and its settings do not tell: data, weights, what computes them.
+    """What must stay the same during a training beside its settings: data, initial weights, code and packages.
 
     split    fingerprint of the division: names, classes and splits of all images
     images   fingerprint of the pixels, or of the files that are decoded anew each time
@@ -591,10 +591,10 @@ def origin_of(trial: Trial, sources: Sources) -> dict[str, str]:
 
 
 def other_origins(records: Iterable[Record], trials: Sequence[Trial], sources: Sources) -> list[str]:
-    """How records were made from other data or weights than these trials would be: a sentence for each difference.
+    """In what the data and weights of records differ from those of these trials now: a sentence for each difference.
 
-    Records of datasets that no trial uses are left alone. Pixels are compared only where the stamp of the files says
-    that they may be others, since they have to be decoded for it.
+    Records of datasets that no trial uses are left alone. Pixels are compared only where the stamp of the files
+    changed, because they have to be decoded for it.
     """
     planned = {(trial.dataset.name, trial.backbone.name): trial for trial in trials}
     behind: dict[str, dict[str, str]] = {}
@@ -645,8 +645,8 @@ def weights_digest(trial: Trial) -> str:
 def resumable(trial: Trial, run: Run, origin: Mapping[str, str]) -> dict[str, Any]:
     """What the last checkpoint of a trial says of it, {} where there is none to continue from.
 
-    Checkpoints that cannot be read, that lack the chosen weights or that are of another `origin` are set aside, with
-    a sentence, so that the trial starts anew: it would end in a network that no settings describe.
+    A checkpoint that cannot be read, lacks the chosen weights or has another `origin` is set aside with a sentence,
+    and the trial starts again: continued, it would end in a network that no settings describe.
     """
     folder = run.checkpoints(trial)
     if not (folder / "last.safetensors").exists():
@@ -657,18 +657,18 @@ def resumable(trial: Trial, run: Run, origin: Mapping[str, str]) -> dict[str, An
         if (chosen := PROTOCOLS[trial.protocol].choose(curve)) != curve[-1].epoch:
             chosen_weights(folder, chosen)
     except checkpoint.CheckpointError as error:
-        run.set_aside(folder, f"{error}; the trial starts anew")
+        run.set_aside(folder, f"{error}; the trial starts again")
         return {}
     before = meta.get("origin")
-    wrong = changed(before, origin) if before else ["it does not say of what data, weights and code it is"]
+    wrong = changed(before, origin) if before else ["it does not say which data, weights and code it comes from"]
     if wrong:
         told = f"the checkpoint of {trial.id} after epoch {curve[-1].epoch}"
-        run.set_aside(folder, f"{told} cannot be continued: {'; '.join(wrong)}; the trial starts anew")
+        run.set_aside(folder, f"{told} cannot be continued: {'; '.join(wrong)}; the trial starts again")
         return {}
     return meta
 
 
-ORIGINS = {"split": "the division of the data", "images": "the images", "weights": "the weights to begin with"}
+ORIGINS = {"split": "the division of the data", "images": "the images", "weights": "the initial weights"}
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Files of weights that others wrote: what a file really is, and which of its tensors a network wants.
+"""Files of weights that others wrote: what a file really is, and which of its tensors a network needs.
 
 A file may hold the weights themselves, or a checkpoint around them (`{"state_dict": …}`), under the names of a model
 that held the network (`model.conv1.weight`). What is unwrapped is said, and done only where it is unambiguous.
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from harness import checkpoint
+from harness.errors import some
 
 CONTAINERS = ("state_dict", "model", "")  # where weights are looked for first; "" is the file itself
 DEPTH = 3  # dictionaries within dictionaries that are looked through
@@ -60,7 +61,8 @@ def choose(content: Any, expected: Mapping[str, torch.Size], classifier: set[str
     """
     found = sorted(_dictionaries(content), key=lambda one: _rank(one[0]))
     if not found:
-        raise Misfit(f"holds no tensors, but {_listed(content) if isinstance(content, dict) else _kind(content)}")
+        held = some(map(str, content), SHOWN) if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise Misfit(f"holds no tensors, but {held}")
     whole = [(where, prefix) for where, tensors in found for prefix in _prefixes(tensors, expected)]
     if not whole:
         where, tensors = found[0]
@@ -75,7 +77,7 @@ def choose(content: Any, expected: Mapping[str, torch.Size], classifier: set[str
     others = [name for name in tensors if not name.startswith(prefix)]
     said = [f"read from {where!r}"] if where else []
     said += [f"prefix {prefix!r} stripped"] if prefix else []
-    said += [f"{len(others)} other tensors left out ({_listed(others)})"] if others else []
+    said += [f"{len(others)} other tensors left out ({some(others, SHOWN)})"] if others else []
     return Chosen(_without(own, classifier), ", ".join(said))
 
 
@@ -90,18 +92,18 @@ def misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) ->
     further = [name for name in own if name not in expected]
     if not shapes:
         return (
-            f"none of the {len(wanted)} tensors of this network is in it; its names are {_listed(tensors)}: the "
+            f"none of the {len(wanted)} tensors of this network is in it; its names are {some(tensors, SHOWN)}: the "
             "weights of another network"
         )
     said = [f"{len(shapes) - len(wrong)} of the {len(wanted)} tensors of this network are in it"]
     said += [f"under the prefix {prefix!r}"] if prefix else []
     if missing:
-        said.append(f"{len(missing)} are missing ({_listed(missing)})")
+        said.append(f"{len(missing)} are missing ({some(missing, SHOWN)})")
     if wrong:
         name = wrong[0]
         said.append(f"{len(wrong)} have another shape ({name} {shapes[name]} in place of {tuple(expected[name])})")
     if further:
-        said.append(f"{len(further)} are of no layer of it ({_listed(further)})")
+        said.append(f"{len(further)} belong to no layer of it ({some(further, SHOWN)})")
     return ", ".join(said)
 
 
@@ -129,7 +131,7 @@ def _known_otherwise(path: Path) -> str | None:
         if head.startswith(magic):
             return f"is a {name} archive: unpack it, and name the file of weights in it"
     if head[257:262] == b"ustar":
-        return f"is a tar archive ({_listed(_names_of_tar(path))}): unpack it, and name the file of weights in it"
+        return f"is a tar archive ({some(_names_of_tar(path), SHOWN)}): unpack it, and name the file of weights in it"
     if head.startswith(b"\x89HDF"):
         return "is an HDF5 file, such as Keras writes, not weights of torch"
     if not head.startswith(b"\x80") and head.isascii() and head.decode().isprintable():
@@ -152,7 +154,7 @@ def _cut_off(size: int, header: int) -> str | None:
 def _of_zip(path: Path) -> str | None:
     """What a zip archive is, torch's own aside."""
     if not zipfile.is_zipfile(path):
-        return f"is cut off: it has {path.stat().st_size:,} bytes and lacks its end; fetch it again"
+        return f"is cut off: it has {path.stat().st_size:,} bytes and its end is missing; download it again"
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith("constants.pkl") for name in names):
@@ -160,8 +162,8 @@ def _of_zip(path: Path) -> str | None:
     if any(name.endswith("data.pkl") for name in names):
         return None
     if names and all(name.endswith(".npy") for name in names):
-        return f"is an archive of numpy arrays ({_listed(names)}), not weights of torch"
-    return f"is a zip archive ({_listed(names)}): unpack it, and name the file of weights in it"
+        return f"is an archive of numpy arrays ({some(names, SHOWN)}), not weights of torch"
+    return f"is a zip archive ({some(names, SHOWN)}): unpack it, and name the file of weights in it"
 
 
 def _names_of_tar(path: Path) -> list[str]:
@@ -224,12 +226,3 @@ def _likeliest(tensors: Mapping[str, Tensor], wanted: list[str]) -> str:
 
 def _without(tensors: Mapping[str, Tensor], classifier: set[str]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name not in classifier}
-
-
-def _listed(names: Any) -> str:
-    names = [str(name) for name in names]
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _kind(content: Any) -> str:
-    return f"a {type(content).__name__}"

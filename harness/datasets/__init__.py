@@ -30,8 +30,7 @@ from PIL import Image
 from harness import registry
 from harness.cache import default_folder
 from harness.datasets import _labels
-from harness.datasets._labels import printable
-from harness.errors import UserError
+from harness.errors import UserError, printable, some
 from harness.scorable import CUSTOMARY, Scope
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 ROLES = ("query", "gallery")
-EXAMPLES = 5  # of what is named in a message
+EXAMPLES = 5  # of what is passed over
 
 
 class DatasetError(UserError):
@@ -54,9 +53,9 @@ class DatasetError(UserError):
 
 @dataclass(frozen=True)
 class PassedOver:
-    """Things that lie among the images and are not part of the dataset; a folder counts as one, whatever it holds."""
+    """Files and folders among the images that are not part of the dataset. A folder counts as one."""
 
-    reason: str  # what they are, such as "files that are no images"
+    reason: str  # what they are, such as "files that are not images"
     count: int
     examples: tuple[str, ...]  # paths of the first few
 
@@ -66,7 +65,7 @@ class PassedOver:
         return cls(reason, len(paths), tuple(map(printable, sorted(paths)[:EXAMPLES])))
 
     def __str__(self) -> str:
-        return f"{self.count} {self.reason} passed over ({some(list(self.examples), of=self.count)})"
+        return f"{self.count} {self.reason} passed over ({some(self.examples, of=self.count)})"
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,9 @@ class Dataset:
     pixel_fingerprint: str | None = None  # sha256 over the decoded pixels, where that is cheap
     source_stamp: str = ""  # changes when the source's bytes do: digests, or sizes and times of the files
     local_stamp: str = ""  # of files: changes too when one is replaced by another of its size and time
-    files: tuple[str, ...] | None = None  # where image i lies, where images are files
+    files: tuple[str, ...] | None = None  # the file of image i, where images are files
     deviations: tuple[str, ...] = ()  # what tells it from the published benchmark of its name
-    passed_over: tuple[PassedOver, ...] = ()  # what lies there and is not part of it, by reason
+    passed_over: tuple[PassedOver, ...] = ()  # files and folders that are not part of it, by reason
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -133,7 +132,7 @@ def load(name: str, data: Path | str | None = None, cache: Path | str | None = N
     """Load the index of a dataset and check it (see `check`).
 
     name: one of `names()`.
-    data: where the user's copy lies; not looked at by datasets that need none (`describe(name).needs_data`).
+    data: where the user's copy is; not looked at by datasets that need none (`describe(name).needs_data`).
     cache: folder for what is computed once, by default `~/.cache/metrix-bench`.
     options: the dataset's own, see `describe(name).options`.
 
@@ -168,7 +167,7 @@ def _opened(
         _check_type(name, option, value, known[option])
     if module.NEEDS_DATA and data is None:
         raise DatasetError(
-            f"dataset {name!r} reads your own copy: say where it lies with --data FOLDER (data=… in Python)"
+            f"dataset {name!r} reads your own copy: say where it is with --data FOLDER (data=… in Python)"
         )
     if module.NEEDS_DATA:
         try:
@@ -234,7 +233,8 @@ def _label_problems(dataset: Dataset) -> Iterator[str]:
     """Labels that nobody would spell this way on purpose, and those that are one label to the eye."""
     labels = [label for label in dataset.class_names if _labels.utf8(label)]
     if faults := [said for label in labels if (said := _labels.fault(label))]:
-        yield f"{dataset.name}: {len(faults)} labels hold what cannot be seen: {some(faults)}"
+        what = "labels begin or end with a blank, or hold invisible characters"
+        yield f"{dataset.name}: {len(faults)} {what}: {some(faults)}"
     if groups := _labels.look_alikes(labels):
         named = [" and ".join(map(_labels.shown, group)) for group in groups]
         yield f"{dataset.name}: labels that {_labels.ALIKE}: {some(named)}. {_labels.REMEDY}"
@@ -265,12 +265,6 @@ def _role_problems(dataset: Dataset) -> Iterator[str]:
         yield f"{dataset.name}: {len(blank)} test images are neither query nor gallery ({some(blank)})"
     if problem := Scope.of(dataset.labels[test], dataset.role[test]).problem("test"):
         yield f"{dataset.name}: {problem}"
-
-
-def some(words: list[str], most: int = EXAMPLES, of: int | None = None) -> str:
-    """The first few of many words (`of` so many), for a message that can be printed: 'a, b, c and 4 more'."""
-    more = (len(words) if of is None else of) - len(words[:most])
-    return ", ".join(map(printable, words[:most])) + (f" and {more} more" if more > 0 else "")
 
 
 def _options(module: ModuleType) -> dict[str, Any]:

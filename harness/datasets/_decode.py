@@ -44,8 +44,8 @@ def decode(source: str | Path | BinaryIO, key: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         pixels = int(re.search(r"\d+", str(error))[0])
         raise DatasetError(
-            f"{key}: it has {pixels:,} pixels, and {2 * Image.MAX_IMAGE_PIXELS:,} are the most that are read: store "
-            "it smaller; networks see a few hundred pixels a side"
+            f"{key}: it has {pixels:,} pixels, more than the limit of {2 * Image.MAX_IMAGE_PIXELS:,}: save it at a "
+            "smaller size; networks see a few hundred pixels a side"
         ) from error
     except Exception as error:  # Pillow's decoders raise anything from SyntaxError to struct.error on bad bytes
         with suppress(Exception):

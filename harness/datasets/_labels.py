@@ -14,18 +14,6 @@ REMEDY = "Spell one class in one way, and let two classes differ in more"
 BLANKS = " \u3000"  # the blank, and that of East Asian scripts
 
 
-def printable(text: str) -> str:
-    r"""The text in characters that any UTF-8 file or terminal takes: a byte that is no UTF-8 reads \xe9."""
-    plain = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(
-        _escaped(sign) if unicodedata.category(sign) in ("Cc", "Cs") and sign != "\n" else sign for sign in plain
-    )
-
-
-def _escaped(sign: str) -> str:
-    return sign.encode("unicode_escape").decode()
-
-
 def utf8(text: str) -> bool:
     """Whether a name can be written in UTF-8; a file's name can be any bytes."""
     try:
@@ -49,7 +37,7 @@ def fault(label: str) -> str | None:
             continue
         if _unseen(sign) or (unicodedata.category(sign) == "Zs" and sign not in BLANKS):
             name = unicodedata.name(sign, "a control character")
-            return f"{label!a} holds U+{ord(sign):04X} {name}, which cannot be seen"
+            return f"{label!a} holds U+{ord(sign):04X} {name}, which is invisible"
     return None
 
 

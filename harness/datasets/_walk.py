@@ -1,4 +1,4 @@
-"""What lies in a folder: every image file once, and by reason everything that is passed over.
+"""Everything in a folder: each image file once, and what is passed over by reason.
 
 Links to folders are followed. Whether a file is an image is told by a known suffix, and by its content otherwise:
 hundreds of thousands of files on a network need not be opened to be listed.
@@ -35,7 +35,7 @@ HIDDEN = "hidden files and folders"
 NO_FILES = "pipes, sockets and devices"
 EMPTY = "empty folders"
 LINKED = "links to a folder that is indexed already"
-NO_IMAGES = "files that are no images"
+NO_IMAGES = "files that are not images"
 
 
 def clutter(name: str) -> str | None:

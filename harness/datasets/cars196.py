@@ -120,7 +120,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         return loadmat(path)
     except Exception as error:  # on bad bytes scipy raises anything from IndexError to zlib.error
-        raise DatasetError(f"cars196: {path} is damaged or no MATLAB file ({error}); fetch it again") from error
+        raise DatasetError(f"cars196: {path} is damaged or no MATLAB file ({error}); download it again") from error
 
 
 def _class_names(variables: dict[str, np.ndarray], path: Path) -> list[str]:

@@ -60,7 +60,7 @@ def index(data: Path) -> Dataset:
     strange = [key for key in keys if not CLASS_FOLDER.match(key)]
     if strange:
         raise DatasetError(
-            f"cub200: {len(strange)} images lie in no folder like 001.Black_footed_Albatross ({some(strange)})"
+            f"cub200: {len(strange)} images are in no folder like 001.Black_footed_Albatross ({some(strange)})"
         )
     rows = [Row(key, key.partition("/")[0], "train" if int(key[:3]) <= 100 else "test") for key in keys]
     return replace(listed("cub200", folder, rows), passed_over=walk.passed_over)

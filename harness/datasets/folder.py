@@ -1,7 +1,7 @@
 """Your own images: one folder per class, or train/ and test/ (and validation/) with one folder per class in each.
 
-Images may lie deeper inside a class folder, and behind links. Whatever else lies there is passed over and counted:
-files that are no images, hidden ones, and what operating systems and storage boxes leave behind.
+Images may be deeper inside a class folder, and behind links. Everything else is passed over and counted: files that
+are not images, hidden files, and what operating systems and storage boxes leave behind.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from harness.splits import held_out
 
 NEEDS_DATA = True
 
-NO_DRAWINGS = "files that are no drawings"
+NO_DRAWINGS = "files that are not drawings"
 AGAIN = "copies of a drawing of the same character"
 CHARACTER = re.compile(r"character\d+")
 
@@ -107,7 +107,7 @@ def _packed(path: Path, walk: Walk) -> Iterator[tuple[str, str, bytes]]:
     except OSError as error:
         raise DatasetError(f"omniglot: {path}: {error.strerror}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise DatasetError(f"omniglot: {path} is damaged ({error}); fetch it again") from error
+        raise DatasetError(f"omniglot: {path} is damaged ({error}); download it again") from error
 
 
 def _key(path: str) -> str | None:

@@ -99,10 +99,7 @@ def run_grid(
         )
         with run.lock() as held:
             tidy(run)
-            refuse_other_data([run, run.sub("search")], plan.trials, sources)
-            if grid.protocol != "tuned":
-                refuse_strangers(run, grid, plan.trials)
-            before = {record.id for record in run.records()}
+            before = comparable(run, grid, plan.trials, sources)
             about = {"grid": grid.name, "address": address}
             with (
                 watched(run, about, held, watch, engine.interrupt) as view,
@@ -110,7 +107,8 @@ def run_grid(
             ):
                 trials = motor.searched(grid, plan.trials, run) if grid.protocol == "tuned" else plan.trials
                 if not motor.interrupted:
-                    refuse_strangers(run, grid, trials)
+                    if grid.protocol == "tuned":
+                        refuse_other_settings(run, run.records(), grid, trials)
                     run.remember(grid, trials, plan.refused)
                     motor.run([trial for trial in trials if only(trial)], run)
             conclude(run, held)
@@ -186,7 +184,9 @@ def watched(
 def require(held: Lease, run: Run) -> None:
     """Raise RunError where another driver has the run by now."""
     if held.lost:
-        raise RunError(f"{run.place} was taken over by another driver, which found this one silent; it goes on")
+        raise RunError(
+            f"another driver took over {run.place}, because this one did not respond; the run continues there"
+        )
 
 
 def conclude(run: Run, held: Lease) -> None:
@@ -197,23 +197,36 @@ def conclude(run: Run, held: Lease) -> None:
     run.push(run.folder / "driver.log")
 
 
-def refuse_other_data(runs: Sequence[Run], trials: Sequence[Trial], sources: Sources) -> None:
-    """Raise RunError when records were made from other data or weights than are there now, those of searches too."""
+def comparable(run: Run, grid: Grid, trials: Sequence[Trial], sources: Sources) -> set[str]:
+    """The ids of the records in a run folder, each of which may share a table with these trials.
+
+    The settings of a tuned grid's trials are only known after its search: those are left to `refuse_other_settings`.
+    Raises RunError where data, weights or settings differ, in the records of a search too.
+    """
+    records, search = run.records(), run.sub("search")
+    if grid.protocol == "tuned":
+        refuse_other_data(search, search.records(), trials, sources)
+    else:
+        refuse_other_settings(run, records, grid, trials)
+    refuse_other_data(run, records, trials, sources)
+    return {record.id for record in records}
+
+
+def refuse_other_data(run: Run, records: Sequence[Record], trials: Sequence[Trial], sources: Sources) -> None:
+    """Raise RunError when the records of a run were made from other data or weights than are there now."""
     from harness.trial import other_origins
 
-    for run in runs:
-        if differences := other_origins(run.records(), trials, sources):
-            listed = "\n  ".join(differences)
-            raise RunError(
-                f"{run.place} holds results from other data:\n  {listed}\n"
-                "Results from different data do not share a table: name another folder with --out "
-                "(OUT=… of make), or bring the old data back."
-            )
+    if differences := other_origins(records, trials, sources):
+        listed = "\n  ".join(differences)
+        raise RunError(
+            f"{run.place} holds results from other data:\n  {listed}\n"
+            "Results from different data do not share a table: name another folder with --out "
+            "(OUT=… of make), or bring the old data back."
+        )
 
 
-def refuse_strangers(run: Run, grid: Grid, trials: Sequence[Trial]) -> None:
-    """Raise RunError when the folder's records would stand in one table with what they cannot be compared with."""
-    records = run.records()
+def refuse_other_settings(run: Run, records: Sequence[Record], grid: Grid, trials: Sequence[Trial]) -> None:
+    """Raise RunError when the records of a run would stand in one table with what they cannot be compared with."""
     differences = conflicts(records, trials)
     versions = {record.grid.get("version") for record in records if record.grid.get("name") == grid.name}
     if others := sorted(versions - {grid.version}):

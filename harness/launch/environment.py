@@ -36,7 +36,7 @@ def prepare(address: str | None = None) -> None:
     alone = address is None
     if "ray" in sys.modules and _prepared_for is not alone:
         raise RunError(
-            "ray was imported before, and it reads once on which addresses to listen: start python anew and call "
+            "ray was imported before, and it reads once on which addresses to listen: restart python and call "
             "run_grid first, either with an address or without"
         )
     _prepared_for = alone

@@ -75,7 +75,7 @@ def portable(words: Sequence[str], files: Mapping[str, str]) -> tuple[list[str],
     grid, *included = files or [""]
     if out := [name for name in included if _leads_out(name)]:
         raise RunError(
-            f"the grid includes {', '.join(out)}, which the head of a cluster cannot be sent: name included grids "
+            f"the grid includes {', '.join(out)}, which cannot be sent to the head of a cluster: name included grids "
             "by a path below the folder of the grid"
         )
     short = Path(grid).name

@@ -27,7 +27,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness import registry
-from harness.rules._subjects import Average, Number, RankTest, Results, Study, Table
+from harness.rules._subjects import Average, Number, RankTest, Results, Study, Table, factors_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,7 @@ __all__ = [
     "Rule",
     "Study",
     "Table",
+    "factors_of",
     "found",
     "over_data",
     "over_evaluator",

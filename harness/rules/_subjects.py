@@ -69,14 +69,16 @@ class Comparable:
         return "/".join(self.place)
 
     def start_from(self, untrained: Record) -> None:
-        """Take the record of an untrained network if it is where this table's training began.
+        """Take the record of an untrained network if this table's training began there.
 
-        It is where all that is not training agrees, weights included; of two of a seed, the one whose training
-        settings agree too.
+        It did if all settings but those of training agree. Of two records of a seed, the one whose training settings
+        agree too is taken.
         """
+        if place_of(untrained.trial) != self.place:
+            return
         factors = {key: value for key, value in factors_of(untrained).items() if key != "weights"}
         differing = [key for key, value in factors.items() if self.factors.get(key, value) != value]
-        if place_of(untrained.trial) == self.place and all(key.startswith("training.") for key in differing):
+        if all(key.startswith("training.") for key in differing):
             if not differing:
                 self.untrained[untrained.trial.seed] = untrained
             self.untrained.setdefault(untrained.trial.seed, untrained)

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from harness.datasets import some
+from harness.errors import some
 from harness.rules import Number, Table, rule
 
 SAYS = re.compile(r"\d+(\.\d+)? % .*interval.* over (?P<n>\d+) \w+")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.config import SHARED_BY_A_LOSS
-from harness.datasets import some
+from harness.errors import some
 from harness.rules import Results, Table, rule
 from harness.rules._subjects import Comparable, cell_of, factors_of, ids
 

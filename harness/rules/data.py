@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness import datasets
-from harness.datasets import SPLITS, some
+from harness.datasets import SPLITS
+from harness.errors import some
 from harness.rules import Results, rule
 from harness.rules._subjects import ids
 

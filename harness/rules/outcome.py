@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.config import FLOORS
-from harness.datasets import some
+from harness.errors import some
 from harness.folds import named
 from harness.rules import Results, rule
 from harness.rules._subjects import cell_of, ids

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness.datasets import some
+from harness.errors import some
 from harness.rules import Results, rule
 from harness.rules._subjects import cell_of, ids
 from harness.selection import PROTOCOLS

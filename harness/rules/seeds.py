@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from harness.datasets import some
+from harness.errors import some
 from harness.rules import Results, rule
 from harness.rules._subjects import ids
 

@@ -199,8 +199,8 @@ def test_a_trial_does_not_poison_the_folder_of_its_grid(here, tmp_path):
     code, text = here("trial", "mine.yaml", "--arm", "contrastive")
     assert (code, "already done" in text) == (0, False), text
     code, text = here("trial", "mine.yaml", "--arm", "contrastive", "--set", "keep=weights")
-    assert (code, "already done: its record is of " in text) == (0, True)
-    assert "keep weights was asked for, and finished trials stay as they are, with keep embeddings" in text
+    assert (code, "already done: its record is from " in text) == (0, True)
+    assert "keep=weights does not change finished trials, which have keep=embeddings" in text
     out = ("--out", "results/runs/mine")
     code, text = here("trial", "mine.yaml", "--arm", "triplet", "--set", "batch_size=40", *out)
     assert (code, "training.batch_size was 20 and is now 40" in text, "--out" in text) == (2, True, True), text
@@ -223,7 +223,7 @@ def test_a_folder_that_holds_other_things_is_no_run_folder(here, tmp_path, words
     (tmp_path / "full/thesis.tex").touch()
     code, text = here(*words.split())
     assert code == 2
-    assert "full is no run and holds other things (thesis.tex): name a new or an empty folder" in text
+    assert "full is not a run and holds other things (thesis.tex): name a new or an empty folder" in text
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 

@@ -59,7 +59,7 @@ def test_damaged_missing_and_equal_files_are_all_found(tmp_path):
     nonstandard, equal = sentences(found, "W")
     assert nonstandard.startswith("FAIR-01 cub200: 16/16 images, expected 5864/5924.")
     assert nonstandard.endswith("This is not CUB-200-2011.")
-    assert equal.startswith("cub200: 1 images lie in two splits, byte for byte (")
+    assert equal.startswith("cub200: 1 images are in two splits, byte for byte (")
     assert f"{dataset.keys[0]} = {dataset.keys[20]}" in equal
 
 
@@ -92,7 +92,7 @@ def test_what_is_no_copy_at_all_gets_advice(tmp_path):
         assert "What goes where" not in sentences(found)[0]
         assert re.search("What goes where: .*\n  Where it is: ", found.advice)
     assert doctor.examine("cub200", None).findings[0].sentence == (
-        "dataset 'cub200' reads your own copy: say where it lies with --data FOLDER (data=… in Python)"
+        "dataset 'cub200' reads your own copy: say where it is with --data FOLDER (data=… in Python)"
     )
 
 
@@ -177,4 +177,4 @@ def test_equal_pixels_in_two_kinds_of_file_are_found_when_asked(tmp_path):
     assert not [said for said in sentences(doctor.examine("folder", data), "W") if "in two splits" in said]
     said = [said for said in sentences(doctor.examine("folder", data, thorough=True), "W") if "in two splits" in said]
     assert len(said) == 1
-    assert said[0].startswith("folder: 1 images lie in two splits, pixel for pixel (")
+    assert said[0].startswith("folder: 1 images are in two splits, pixel for pixel (")

@@ -156,8 +156,8 @@ def test_what_is_passed_over_is_in_the_plan_and_in_the_record(tmp_path):
     assert plan.notes == (
         "folder: 8 files and folders of an operating system or a storage box passed over (ant/._1.png, bee/._1.png, "
         "cat/._1.png, dog/._1.png, elk/._1.png and 3 more)",
-        "folder: 8 files that are no images passed over (ant/notes.txt, bee/notes.txt, cat/notes.txt, dog/notes.txt, "
-        "elk/notes.txt and 3 more)",
+        "folder: 8 files that are not images passed over (ant/notes.txt, bee/notes.txt, cat/notes.txt, "
+        "dog/notes.txt, elk/notes.txt and 3 more)",
     )
     pixels = next(trial for trial in plan.trials if trial.arm.loss == "pixels")
     run_trial(pixels, tmp_path / "run", data, tmp_path / "cache")
@@ -165,7 +165,7 @@ def test_what_is_passed_over_is_in_the_plan_and_in_the_record(tmp_path):
     (one, other) = record.data.passed_over
     assert (one.count, other.count) == (8, 8)
     names = tuple(f"{name}/notes.txt" for name in ("ant", "bee", "cat", "dog", "elk"))
-    assert other == PassedOver("files that are no images", 8, names)
+    assert other == PassedOver("files that are not images", 8, names)
 
 
 def test_a_name_that_no_record_can_hold_is_refused_before_work(tmp_path):

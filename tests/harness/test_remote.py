@@ -45,7 +45,7 @@ def test_names_stay_within_the_folder_they_are_written_in():
 
 @pytest.mark.parametrize("name", ["/etc/b.yaml", "../b.yaml", "parts/../../b.yaml"])
 def test_an_included_file_elsewhere_is_refused(name):
-    with pytest.raises(RunError, match=r"includes .*b\.yaml, which the head of a cluster cannot be sent"):
+    with pytest.raises(RunError, match=r"includes .*b\.yaml, which cannot be sent to the head of a cluster"):
         portable(["run", "all.yaml"], {"all.yaml": "a", name: "b"})
 
 

@@ -9,7 +9,7 @@ from harness import checkpoint, memory, storage, train
 from harness import trial as trials
 from harness.audit import audit
 from harness.config import Backbone, Choice, Grid
-from harness.launch import refuse_other_data, run_grid
+from harness.launch import comparable, run_grid
 from harness.record import Run, RunError
 from harness.trial import Sources, run_trial, steps
 from harness.verify import verify
@@ -72,7 +72,7 @@ def test_a_trial_does_not_continue_on_other_classes(tiny, data, tmp_path):
         f"the checkpoint of {trial.id} after epoch 2 cannot be continued: the division of the data changed from "
         f"{before[:12]} to {now[:12]}; the images changed from "
     )
-    assert "; the trial starts anew (kept as " in sentence
+    assert "; the trial starts again (kept as " in sentence
     (kept,) = set_aside(place)
     assert checkpoint.load(place / "set_aside" / kept / "last.safetensors")[1]["curve"][-1]["epoch"] == 2
     alone = run_trial(trial, tmp_path / "alone", data)
@@ -134,7 +134,7 @@ def test_a_trial_does_not_continue_from_other_weights(tiny, data, tmp_path):
     save_file({name: tensor * 2 if "conv1.0" in name else tensor for name, tensor in network.items()}, path)
     (sentence,) = begun(trial, tmp_path / "run", data)
     second = checkpoint.digest(path)
-    assert f": the weights to begin with changed from {first[:12]} to {second[:12]};" in sentence
+    assert f": the initial weights changed from {first[:12]} to {second[:12]};" in sentence
     assert run_trial(trial, tmp_path / "run", data).provenance["initial_weights"] == second
 
 
@@ -162,7 +162,9 @@ def test_a_checkpoint_of_an_older_version_is_set_aside(tiny, data, tmp_path):
         del meta[new]
     checkpoint.save(path, sections, {**meta, "curve": meta["curve"][1:]})
     (sentence,) = begun(trial, tmp_path / "run", data)
-    assert "after epoch 1 cannot be continued: it does not say of what data, weights and code it is;" in sentence
+    assert (
+        "after epoch 1 cannot be continued: it does not say which data, weights and code it comes from;" in sentence
+    )
 
 
 def test_what_trains_is_there_and_reports_are_no_part_of_it():
@@ -297,7 +299,7 @@ def test_a_checkpoint_that_cannot_be_continued_is_set_aside(broken, tiny, data, 
     said = []
     list(steps(trial, Sources(tmp_path / "run", data), said.append))
     (sentence,) = said
-    assert "; the trial starts anew (kept as " in sentence
+    assert "; the trial starts again (kept as " in sentence
     assert ("is of epoch 2, not 1" in sentence) == (broken == "other epoch")
     assert outcome(Run(tmp_path / "run").record(trial)) == outcome(run_trial(trial, tmp_path / "alone", data))
     assert len(set_aside(tmp_path / "run")) == 1
@@ -467,17 +469,17 @@ def grid(tmp_path):
     )
 
 
-@pytest.mark.parametrize("where", ["", "search"])
-def test_what_is_done_from_other_data_is_not_mixed_with(where, grid, data, tmp_path):
+@pytest.mark.parametrize(("where", "protocol"), [("", "fair"), ("search", "tuned")])
+def test_what_is_done_from_other_data_is_not_mixed_with(where, protocol, grid, data, tmp_path):
     place = tmp_path / "run"
     (trial,) = grid.trials()
     record = run_trial(trial, place / where, data)
-    sources, runs = Sources(place, data), [Run(place), Run(place).sub("search")]
-    refuse_other_data(runs, grid.trials(), sources)
+    sources, grid = Sources(place, data), grid.model_copy(update={"protocol": protocol})
+    assert comparable(Run(place), grid, grid.trials(), sources) == ({trial.id} if not where else set())
     class_folders(data, classes=4, images=5, first=12)
     now = trials.origin_of(trial, sources)
     with pytest.raises(RunError) as refused:
-        refuse_other_data(runs, grid.trials(), sources)
+        comparable(Run(place), grid, grid.trials(), sources)
     split, images = record.data.split_fingerprint, record.data.content_fingerprint
     assert str(refused.value) == (
         f"{place / where} holds results from other data:\n"

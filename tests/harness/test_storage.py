@@ -283,7 +283,7 @@ def test_a_trial_killed_on_one_machine_continues_on_another_from_the_bucket(
         ("s3://AKIA:s3cr3t@b/x", r"s3://…@b/x has credentials in it"),
         ("s3://AKIA:s3/cr3t@b/x", r"s3://…@b/x has credentials in it"),
         ("s3://AKIA:s3cr3t", r"s3://…@… has credentials in it"),
-        ("hdfs://b/x", r"hdfs:// is no bucket; a run lies in a folder or at s3, "),
+        ("hdfs://b/x", r"hdfs:// is not a bucket; a run is in a folder or at s3, "),
     ],
 )
 def test_places_that_are_refused(place, said, capsys):

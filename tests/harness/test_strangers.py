@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 
 from harness import datasets, doctor
 from harness.datasets import DatasetError
-from harness.datasets._labels import printable
+from harness.errors import printable
 from tests.harness import strangers
 
 patient = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

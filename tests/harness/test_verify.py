@@ -160,7 +160,7 @@ def test_data_that_nobody_gave(run, record, monkeypatch):
 
     def refuse(*args):
         raise datasets.DatasetError(
-            "dataset 'cub200' reads your own copy: say where it lies with --data FOLDER (data=… in Python)"
+            "dataset 'cub200' reads your own copy: say where it is with --data FOLDER (data=… in Python)"
         )
 
     monkeypatch.setattr("harness.trial.open_dataset", refuse)

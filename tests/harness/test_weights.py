@@ -99,7 +99,7 @@ FILES = {
     "under the prefix 'net.', 1 are missing (conv1.0.weight)": lambda path, state: torch.save(
         {name: tensor for name, tensor in under("net.", state).items() if name != "net.conv1.0.weight"}, path
     ),
-    "1 are of no layer of it (decoder.weight)": lambda path, state: torch.save(
+    "1 belong to no layer of it (decoder.weight)": lambda path, state: torch.save(
         {**state, "decoder.weight": torch.zeros(1)}, path
     ),
 }

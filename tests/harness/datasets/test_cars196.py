@@ -112,7 +112,7 @@ def test_half_of_the_classification_split_is_recognised():
 def test_a_damaged_annotation_file_is_named(tmp_path, damage):
     path = write(tmp_path) / "cars196" / "cars_annos.mat"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DatasetError, match=r"cars_annos\.mat is damaged or no MATLAB file .*; fetch it again"):
+    with pytest.raises(DatasetError, match=r"cars_annos\.mat is damaged or no MATLAB file .*; download it again"):
         datasets.load("cars196", tmp_path, **load)
 
 

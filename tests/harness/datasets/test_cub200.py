@@ -94,6 +94,6 @@ def test_images_outside_of_class_folders_are_named(tmp_path):
         path.unlink()
     photograph(tmp_path / "CUB_200_2011" / "images" / "birds" / "1.jpg", "birds", 1)
     with pytest.raises(
-        DatasetError, match=r"1 images lie in no folder like 001.Black_footed_Albatross \(birds/1.jpg"
+        DatasetError, match=r"1 images are in no folder like 001.Black_footed_Albatross \(birds/1.jpg"
     ):
         datasets.load("cub200", tmp_path)

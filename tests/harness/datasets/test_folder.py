@@ -117,7 +117,7 @@ def test_whatever_lies_there_is_indexed_or_counted(tmp_path):
             ("Thumbs.db", "__MACOSX", "ant/._1.png", "ant/@eaDir", "bee/._1.png"),
         ),
         "files in no class folder": (1, ("readme",)),
-        "files that are no images": (
+        "files that are not images": (
             10,
             ("ant/notes.txt", "bee/notes.txt", "cat/notes.txt", "cat/readme", "dog/notes.txt"),
         ),
@@ -183,7 +183,7 @@ def test_equal_files_under_two_labels_are_reported(tmp_path):
     (tmp_path / other / "1.png").write_bytes((tmp_path / one / "1.png").read_bytes())
     said = [finding.sentence for finding in doctor.examine("folder", tmp_path).findings]
     first, second = sorted((one, other))
-    assert f"folder: 1 images lie under two labels of a split, byte for byte ({first}/1.png = {second}/1.png)" in said
+    assert f"folder: 1 images are under two labels of a split, byte for byte ({first}/1.png = {second}/1.png)" in said
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,11 @@ def test_two_folders_for_one_split_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("ant ", "1 labels hold what cannot be seen: 'ant ' begins or ends with a blank"),
-        ("a\u200bnt", r"'a\u200bnt' holds U+200B ZERO WIDTH SPACE, which cannot be seen"),
+        (
+            "ant ",
+            "1 labels begin or end with a blank, or hold invisible characters: 'ant ' begins or ends with a blank",
+        ),
+        ("a\u200bnt", r"'a\u200bnt' holds U+200B ZERO WIDTH SPACE, which is invisible"),
         (
             "ANT",
             "labels that differ only in case, blanks or Unicode form: 'ANT' and 'ant'. Spell one class in one way",

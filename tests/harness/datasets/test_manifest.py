@@ -121,10 +121,10 @@ def test_one_mistake_in_many_rows_is_one_sentence(tmp_path):
     ("label", "words"),
     [
         ("ant ", "line 2: label 'ant ' begins or ends with a blank"),
-        ("a\u200bnt", r"line 2: label 'a\u200bnt' holds U+200B ZERO WIDTH SPACE, which cannot be seen"),
-        ("\ufeffant", r"line 2: label '\ufeffant' holds U+FEFF ZERO WIDTH NO-BREAK SPACE, which cannot be seen"),
-        ("an\u00a0t", r"line 2: label 'an\xa0t' holds U+00A0 NO-BREAK SPACE, which cannot be seen"),
-        ("an\x07t", r"line 2: label 'an\x07t' holds U+0007 a control character, which cannot be seen"),
+        ("a\u200bnt", r"line 2: label 'a\u200bnt' holds U+200B ZERO WIDTH SPACE, which is invisible"),
+        ("\ufeffant", r"line 2: label '\ufeffant' holds U+FEFF ZERO WIDTH NO-BREAK SPACE, which is invisible"),
+        ("an\u00a0t", r"line 2: label 'an\xa0t' holds U+00A0 NO-BREAK SPACE, which is invisible"),
+        ("an\x07t", r"line 2: label 'an\x07t' holds U+0007 a control character, which is invisible"),
     ],
 )
 def test_labels_with_what_cannot_be_seen_are_refused(tmp_path, label, words):

@@ -77,5 +77,5 @@ def test_what_is_no_drawing_is_counted(tmp_path):
     found = {one.reason: one.count for one in passed}
     assert found.pop("copies of a drawing of the same character") > 0
     assert found.pop("files and folders of an operating system or a storage box") == 1
-    assert found.pop("files that are no drawings") >= 2
+    assert found.pop("files that are not drawings") >= 2
     assert found == {}
