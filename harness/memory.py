@@ -17,7 +17,7 @@ def begin(device: torch.device) -> bool:
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
-        REFERENCES.write_text(RESET_PEAK)
+        REFERENCES.write_text(RESET_PEAK, encoding="ascii")
         return _resident_gb() is not None
     except OSError:
         return False
@@ -35,7 +35,7 @@ def peak_gb(device: torch.device) -> float | None:
 
 def _resident_gb() -> float | None:
     try:
-        lines = STATUS.read_text().splitlines()
+        lines = STATUS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     found = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
