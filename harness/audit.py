@@ -1,6 +1,5 @@
 """All fairness rules over a run folder: its grids, searches, records, tables, and the evaluator at hand."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,8 +35,7 @@ def audit(run: Run) -> tuple[Finding, ...]:
 
 def studies(search: Run, ended: Sequence[Record | Failure], records: Iterable[Record]) -> Iterator[Study]:
     """The search of every tuned arm, from what it declared, its trials that have ended, and the final records."""
-    path = search.folder / "study.json"
-    declared = json.loads(path.read_text(encoding="utf-8")) if search.pull(path) else {}
+    declared = search.declared()
     tried, used = defaultdict(lambda: defaultdict(list)), defaultdict(list)
     for one in ended:
         tried["/".join(one.trial.cell)][one.trial.whole.id].append(one.trial)

@@ -9,10 +9,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import storage
+from harness import registry, storage
 from harness.cache import default_folder
 from harness.config import Grid, Images, Trial, grids, texts
 from harness.errors import UserError
@@ -33,8 +35,9 @@ def main(words: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a sign that the terminal lacks must not cost what was computed
-    arguments = parser().parse_args(words)
-    arguments.words = sys.argv[1:] if words is None else words
+    words = sys.argv[1:] if words is None else words
+    arguments = _read(words)
+    arguments.words = words
     try:
         code = arguments.command(arguments)
         sys.stdout.flush()
@@ -51,6 +54,34 @@ def main(words: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"metrix-bench: {sentence or FAULT}", file=sys.stderr)
         return FAILED if sentence is None else WRONG_INPUT
+
+
+def _read(words: Sequence[str]) -> argparse.Namespace:
+    """The words of a command line as arguments; SystemExit after a sentence where they cannot be."""
+    top = parser()
+    for before, word in pairwise((top.prog, *words)):
+        option = re.fullmatch(r"(--\w+)=\s*", word)
+        if option or not word.strip():
+            top.error(f"the value after {option[1] if option else before} is empty; name one, or leave it out")
+    arguments, strange = top.parse_known_args(words)
+    if strange:
+        command = arguments.parser
+        options = [option for option in command._option_string_actions if option.startswith("--")]
+        word = strange[0].partition("=")[0]
+        stray = f"{word!r} is one word too many"
+        command.error(registry.unknown("option", word, options) if word.startswith("-") else stray)
+    return arguments
+
+
+class _Once(argparse.Action):
+    """Keep the value of an option; one that is given twice is refused, of which the first would be dropped."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = namespace.__dict__.setdefault("given", set())
+        if option_string is not None and self.dest in given:
+            raise argparse.ArgumentError(self, "it is given twice")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 FAULT = "this is a bug in metrix-bench and not in what you typed: please report it with the lines above"
@@ -107,7 +138,7 @@ def _commands_that_run(commands) -> None:
     trial = _command(commands, trial_command, "trial", "run one arm of a grid in this process, without ray")
     _grid_options(trial)
     trial.add_argument("--arm", required=True, help="such as contrastive or 'multi_similarity+embedding'")
-    trial.add_argument("--seed", type=_whole(0), default=0)
+    trial.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0)
     trial.add_argument("--fold", type=_whole(1), help="only this of the grid's folds, from 1 (default: all of them)")
     trial.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
     trial.add_argument(
@@ -130,6 +161,7 @@ def _commands_that_run(commands) -> None:
 def _cluster_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--address",
+        type=_address,
         metavar="auto|HOST:PORT|ray://HOST:PORT",
         help="a ray cluster: that of this machine, or one to send the command to (default: this machine alone)",
     )
@@ -205,14 +237,15 @@ def _commands_about_data(commands) -> None:
 
     listing = _command(commands, list_command, "list", "list what a grid may name")
     listing.add_argument("what", choices=sorted(LISTINGS), help="what to list")
-    listing.add_argument("pattern", nargs="?", help="backbones: a pattern such as 'resnet*'; stages: a backbone")
+    listing.add_argument("pattern", nargs="?", help="only names such as 'resnet*'; of stages: the backbone")
 
 
 def _command(commands, function: Callable, name: str, words: str) -> argparse.ArgumentParser:
     command = commands.add_parser(
         name, allow_abbrev=False, help=words, description=(words[0].upper() + words[1:] + ".")
     )
-    command.set_defaults(command=function)
+    command.register("action", None, _Once)
+    command.set_defaults(command=function, parser=command)
     command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return command
 
@@ -245,15 +278,22 @@ def _place(text: str) -> str | Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _whole(least: int) -> Callable[[str], int]:
-    """What reads a whole number from `least`."""
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """What reads a whole number from `least`, to `most`."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            upper = "" if most is None else f" to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}{upper}")
         return int(text)
 
     return read
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"auto|ray://.+|[^/]+:\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no address; it is auto, HOST:PORT or ray://HOST:PORT")
+    return text
 
 
 def _cpu(text: str) -> str:
@@ -266,8 +306,23 @@ def _cpu(text: str) -> str:
 
 
 def _names(text: str | None) -> list[str]:
-    """Names between commas; a comma inside brackets belongs to an arm."""
-    return [] if text is None else [name.strip() for name in re.split(r",(?![^\[]*\])", text)]
+    """Names between commas; a comma inside brackets belongs to an arm. UserError where one is empty."""
+    names = [] if text is None else [name.strip() for name in re.split(r",(?![^\[]*\])", text)]
+    if not all(names):
+        raise UserError(f"{text!r}: a name is missing beside a comma")
+    return names
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of a dataset. UserError for one given twice, and for a folder that the dataset would not read."""
+    from harness import datasets
+
+    keys = [key for key, _ in arguments.option]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise UserError(f"--option {twice} is given twice; give it once")
+    if arguments.data is not None and not datasets.describe(arguments.dataset).needs_data:
+        raise UserError(f"--data {arguments.data}: {arguments.dataset} is embedded and reads no folder; leave it out")
+    return dict(arguments.option)
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -423,14 +478,18 @@ def _retry(arguments: argparse.Namespace) -> int:
 def plan_command(arguments: argparse.Namespace) -> int:
     """Print the trials of a grid, which are done, and what the others will take."""
     from harness import terminal
+    from harness.launch import refuse_strangers
     from harness.plan import estimate, make_plan
+    from harness.reports import _wording as wording
 
     grid = _grid(arguments)
+    run = Run(_folder(arguments, grid), warn=_complain)
+    run.require_own()
     plan = make_plan(grid, arguments.data, arguments.cache)
-    done = {record.id: record for record in Run(_folder(arguments, grid)).records()}
+    done = {record.id: record for record in run.records()}
     seconds = estimate(plan, tuple(done.values()), arguments.data, arguments.cache)
     terminal.table(
-        f"{grid.name}: {len(plan.trials)} trials",
+        f"{grid.name}: {len(plan.trials)} trial{'s' * (len(plan.trials) != 1)}",
         ("trial", "epochs", "state", "seconds"),
         [
             (t.id, str(t.schedule.epochs), "done" if t.id in done else "to run", f"{seconds[t.id]:.0f}")
@@ -441,7 +500,8 @@ def plan_command(arguments: argparse.Namespace) -> int:
     for note in plan.notes:
         print(note)
     todo = [seconds[trial.id] for trial in plan.trials if trial.id not in done]
-    print(f"{len(todo)} to run, about {sum(todo) / 60:.0f} minutes on one slot of a machine like this one")
+    print(f"{len(todo)} to run, about {wording.seconds(sum(todo))} on one slot of a machine like this one")
+    refuse_strangers(run, grid, plan.trials)
     return OK
 
 
@@ -569,17 +629,23 @@ def logs_command(arguments: argparse.Namespace) -> int:
     run = _existing(arguments.run)
     search = run.sub("search")  # of a tuned grid
     home = {**dict.fromkeys(search.logged(), search), **dict.fromkeys(run.logged(), run)}
-    name = _only_one(arguments.trial, sorted(home), run)
+    name = _only_one(arguments.trial, sorted(home), run, "no log; metrix-bench run writes one of every trial")
     print(home[name].log(name), end="")
     return OK
 
 
-def _only_one(part: str, names: Sequence[str], run: Run) -> str:
-    """The one name that has `part` in it, or is `part`; UserError with those to choose from otherwise."""
+def _only_one(part: str, names: Sequence[str], run: Run, nothing: str) -> str:
+    """The one name that has `part` in it, or is `part`; UserError with those to choose from otherwise.
+
+    `nothing`: what to say where there are no names.
+    """
     found = [name for name in names if name == part] or [name for name in names if part in name]
+    if not names:
+        raise UserError(f"{run.place} holds {nothing}")
     if len(found) != 1:
-        listed = "\n  ".join(found or names or ["(there are none yet)"])
-        raise UserError(f"{part!r} names {len(found)} trials of {run.place}; name one of\n  {listed}")
+        listed = "\n  ".join(found or names)
+        count = f"{len(found)} trials" if found else "no trial"
+        raise UserError(f"{part!r} names {count} of {run.place}; name one of\n  {listed}")
     return found[0]
 
 
@@ -608,6 +674,8 @@ def report_command(arguments: argparse.Namespace) -> int:
     if filters and arguments.out is None:
         target = target.sub(f"only/{filters.replace('/', '_')}")
     formats, metrics = _names(arguments.format), _names(arguments.metrics)
+    for folder in arguments.runs:
+        _existing(folder)
     target.require_own(("leaderboard.", "figures"))
     _report(arguments.runs, target, only, formats, metrics, arguments.data, arguments.cache)
     return OK
@@ -720,15 +788,18 @@ def audit_command(arguments: argparse.Namespace) -> int:
 
 def verify_command(arguments: argparse.Namespace) -> int:
     """Print for every record whether what was kept gives its scores; 1 where one does not or a file is missing."""
+    from harness.parallel import devices
     from harness.verify import verify
 
+    devices(1, arguments.device)
     run = _existing(arguments.run)
     verdicts = []
     for verdict in verify(run, arguments.only, arguments.data, arguments.cache, arguments.device):
         print(f"{verdict.state:8} {verdict.id}: {verdict}", flush=True)
         verdicts.append(verdict)
     if not verdicts:
-        raise UserError(f"{run.place} has no record of a test with {arguments.only!r} in its id")
+        named = f" with {arguments.only!r} in its id" if arguments.only else ""
+        raise UserError(f"{run.place} has no record of a test{named}")
     good = sum(verdict.state == "matches" for verdict in verdicts)
     print(f"{good} of {len(verdicts)} match")
     return OK if good == len(verdicts) else FAILED
@@ -738,6 +809,7 @@ def doctor_command(arguments: argparse.Namespace) -> int:
     """Print what a copy of a dataset holds, what it should, and all that is wrong with it."""
     from harness import doctor, terminal
 
+    options = _options(arguments)
     with terminal.progress(f"looking at {arguments.dataset}") as progress:
         found = doctor.examine(
             arguments.dataset,
@@ -745,7 +817,7 @@ def doctor_command(arguments: argparse.Namespace) -> int:
             arguments.cache,
             thorough=arguments.thorough,
             progress=progress,
-            **dict(arguments.option),
+            **options,
         )
     if found.counts:
         columns = ("part", "images", "classes", *(("images expected", "classes expected") if found.expected else ()))
@@ -773,7 +845,7 @@ def prepare_command(arguments: argparse.Namespace) -> int:
     from harness.cache import default_folder
     from harness.images import open_images
 
-    dataset = datasets.load(arguments.dataset, arguments.data, arguments.cache, **dict(arguments.option))
+    dataset = datasets.load(arguments.dataset, arguments.data, arguments.cache, **_options(arguments))
     cache = arguments.cache or default_folder()
     with terminal.progress(f"decoding {dataset.name}") as progress:
         images = open_images(dataset, arguments.side, cache, progress, announce=print)
@@ -787,7 +859,7 @@ def draw_command(arguments: argparse.Namespace) -> int:
 
     run = _existing(arguments.run)
     records = {record.id: record for record in run.records()}
-    record = records[_only_one(arguments.trial, list(records), run)]
+    record = records[_only_one(arguments.trial, list(records), run, "no record yet")]
     drawn = draw_trial(record, arguments.to or run.folder / "figures" / f"{record.id}.pdf")
     if arguments.to is None:
         run.push(drawn)
@@ -800,6 +872,11 @@ def list_command(arguments: argparse.Namespace) -> int:
     from harness import terminal
 
     title, columns, rows = LISTINGS[arguments.what](arguments.pattern)
+    if arguments.what != "stages" and (pattern := arguments.pattern) is not None:
+        names = [row[0] for row in rows]
+        rows = [row for row in rows if fnmatchcase(row[0], pattern)]
+        if not rows:
+            raise UserError(registry.unknown(arguments.what, pattern, names))
     terminal.table(title, columns, rows)
     return OK
 
@@ -827,7 +904,7 @@ def _datasets(pattern: str | None):
 def _backbones(pattern: str | None):
     from harness import models
 
-    return "backbones", ("name",), [(name,) for name in models.names(pattern or "*")]
+    return "backbones", ("name",), [(name,) for name in models.names()]
 
 
 def _stages(pattern: str | None):

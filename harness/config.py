@@ -460,7 +460,7 @@ class Grid(Value):
     and `resources`; all else is said by the parts.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)
     version: int = Field(1, ge=1)
     about: str = ""
     protocol: Literal["fair", "paper", "tuned"] = "fair"
@@ -505,7 +505,10 @@ class Grid(Value):
         `only` keeps the named entries of a list: {"losses": ["contrastive"], "seeds": ["0", "1"]}.
         Raises GridError with every problem found, each in one sentence.
         """
-        return cls._read(find(source), list(overrides), only or {}, ())
+        file, overrides = find(source), list(overrides)
+        if problems := _set_twice(overrides):
+            raise GridError(str(file), problems)
+        return cls._read(file, overrides, only or {}, ())
 
     @classmethod
     def _read(
@@ -728,9 +731,11 @@ def _apart(parts: Sequence["Grid"]) -> list[str]:
 
 def _content(path: Path) -> dict[str, Any]:
     """The settings that the file of a grid holds, as it writes them. Raises GridError where it holds none."""
-    data = path.read_bytes()
     try:
+        data = path.read_bytes()
         text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise GridError(str(path), [f"it cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
         line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
         raise GridError(str(path), [f"it is not UTF-8 text: line {line} holds the byte {byte:#x}"]) from None
@@ -852,16 +857,32 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
             yield f"{prefix}{name}"
 
 
+def _meant(key: str) -> list[str]:
+    """The dotted keys that a key of the command line may stand for, whole or in short."""
+    leaves = list(_leaves(Grid))
+    return [leaf for leaf in leaves if leaf == key] or [leaf for leaf in leaves if leaf.rpartition(".")[2] == key]
+
+
+def _set_twice(overrides: Iterable[str]) -> list[str]:
+    """A sentence for each setting that the command line gives two values, of which one would be dropped."""
+    given, problems = {}, []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        setting = ", ".join(_meant(key)) or key
+        if given.setdefault(setting, value) != value:
+            problems.append(f"--set {text}: {setting} is set to {given[setting]} as well; set it once")
+    return problems
+
+
 def _override(content: dict[str, Any], text: str) -> str | None:
     """Apply one `key=value` to the raw content; a sentence when it cannot be."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        return f"--set {text}: it is written key=value, such as epochs=20"
-    leaves = list(_leaves(Grid))
-    matches = [leaf for leaf in leaves if leaf == key] or [leaf for leaf in leaves if leaf.rpartition(".")[2] == key]
-    if not matches:
+        return f"--set {text or repr(text)}: it is written key=value, such as epochs=20"
+    if not (matches := _meant(key)):
+        leaves = set(_leaves(Grid))
         return f"--set {text}: " + registry.unknown(
-            "setting", key, {*leaves, *(leaf.rpartition(".")[2] for leaf in leaves)}
+            "setting", key, leaves | {leaf.rpartition(".")[2] for leaf in leaves}
         )
     if len(matches) > 1:
         return f"--set {text}: {key} could be {' or '.join(matches)}"
@@ -890,7 +911,7 @@ def _narrow(content: dict[str, Any], only: dict[str, Sequence[str]]) -> list[str
         names = [str(item.get("name", item.get("at")) if isinstance(item, dict) else item) for item in listed]
         if field == "seeds":
             problems += [f"--seeds {name}: a seed is a whole number" for name in wanted if not name.isdecimal()]
-            content[field] = [int(name) for name in wanted if name.isdecimal()]
+            content[field] = [int(name) for name in wanted if name.isdecimal()] or listed
             continue
         for name in wanted:
             if name not in names and not _is_loss(field, name):
@@ -1008,6 +1029,8 @@ WANTED = {  # in the words of a file, where pydantic speaks of Python's types
     "int_type": "it should be a whole number",
     "float_type": "it should be a number",
     "missing": "an entry is missing",
+    "string_pattern_mismatch": "it should be letters, digits, '.', '_' and '-', and begin with a letter or digit",
+    "too_short": "it should have an entry",
 }
 OTHERWISE = {
     "arms": ": choose among its losses and levels with --losses and --levels, or run metrix-bench trial --arm"

@@ -9,6 +9,8 @@ import numpy as np
 
 from harness.storage import RunError
 
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what a damaged file of arrays raises
+
 
 @dataclass(frozen=True)
 class ByClass:
@@ -42,7 +44,7 @@ def by_class(path: Path, metrics: tuple[str, ...]) -> ByClass | None:
             if len(next(iter(found.values()))) != len(labels):  # some images are no query, or had no positive
                 places = {key: place for place, key in enumerate(stored["ids"].tolist())}
                 labels = labels[[places[key] for key in stored["queries"].tolist()]]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise RunError(f"{path} cannot be read as outcomes of queries ({error}); move it away") from None
     classes, members, counts = np.unique(labels, return_inverse=True, return_counts=True)
     sums = {m: np.bincount(members, weights=values, minlength=len(classes)) for m, values in found.items()}

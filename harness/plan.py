@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import metrix
-from harness import models, registry, rules
+from harness import datasets, models, registry, rules
 from harness.cache import default_folder, remembered
 from harness.config import Arm, Backbone, Grid, GridError, Model, Trial
 from harness.errors import UserError
@@ -175,6 +175,9 @@ def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -
         except UserError as error:  # a dataset that cannot be opened, or not be split so
             problems.append(f"datasets: {error}")
         problems += _loss_problems(some, classes)
+    read = {name: datasets.describe(name).needs_data for name in sorted({trial.dataset.name for trial in trials})}
+    if data is not None and read and not any(read.values()):
+        notes.append(f"--data {data} is not read: embedded are {', '.join(read)}")
     return list(dict.fromkeys(problems)), list(dict.fromkeys(notes))
 
 

@@ -342,18 +342,50 @@ class Run:
 
     def remember(self, grid: Grid, trials: Iterable[Trial], refused: Iterable[Sequence[str]]) -> None:
         """Keep what was asked for, so that a report can show what is missing. Several grids add up."""
-        before = self.asked()
+        path = self.folder / "plan.json"
+        try:
+            before = self._asked()
+        except ValidationError as error:
+            before = Asked()
+            self.set_aside(path, f"{path} cannot be read ({error.errors()[0]['msg']}) and is written anew")
         grids = [*(other for other in before.grids if other != grid), grid]
         derived = {trial.id for one in grids for trial in one.trials()}
         further = {t.id: t for t in (*before.further, *trials) if t.id not in derived}
         rows = dict.fromkeys([*before.refused, *map(tuple, refused)])
         asked = Asked(grids=grids, further=tuple(further.values()), refused=tuple(rows))
-        self._write(self.folder / "plan.json", asked)
+        self._write(path, asked)
 
     def asked(self) -> "Asked":
-        """What the grids that ran in this folder asked for; empty where none did."""
+        """What the grids that ran in this folder asked for; empty where none did, or where that cannot be read."""
+        try:
+            return self._asked()
+        except ValidationError as error:
+            path, why = self.where(self.folder / "plan.json"), error.errors()[0]["msg"]
+            self._warn(
+                f"{path} cannot be read ({why}), so what is missing is not shown; metrix-bench run writes it anew"
+            )
+            return Asked()
+
+    def _asked(self) -> "Asked":
         path = self.folder / "plan.json"
         return Asked.model_validate_json(path.read_bytes()) if self.pull(path) else Asked()
+
+    def declared(self) -> dict[str, dict[str, Any]]:
+        """What the searches in this folder declared and chose, by dataset/backbone/arm; {} where there was none.
+
+        Raises RunError where it cannot be read: without it nobody knows whether a search was changed.
+        """
+        path = self.folder / "study.json"
+        try:
+            found = json.loads(path.read_bytes()) if self.pull(path) else {}
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not all(isinstance(about, dict) for about in found.values()):
+            raise RunError(
+                f"{self.where(path)} cannot be read, which says what the searches declared: bring a copy of it back, "
+                "or move it away"
+            )
+        return found
 
     def finish(self, record: Record) -> None:
         """Write the record: from here on the trial is done."""
@@ -414,8 +446,8 @@ class Run:
 
     def state(self) -> tuple[dict[str, Any], float] | None:
         """What the driver said last, and how many seconds ago by the storage's own clock; None where none has."""
-        text = self._storage.read("state.json")
-        return (json.loads(text), self._storage.age_s("state.json")) if text else None
+        content = self._small("state.json", {"state", "driver", "updated"})
+        return (content, self._storage.age_s("state.json")) if content else None
 
     def ask_to_stop(self) -> None:
         """Ask the driver, wherever it runs, to end the run cleanly."""
@@ -431,12 +463,26 @@ class Run:
 
     def memory(self) -> dict[str, int]:
         """Bytes of GPU memory that trials were measured to need (see `harness.packing`)."""
-        text = self._storage.read("memory.json")
-        return json.loads(text) if text else {}
+        known = self._small("memory.json")
+        return {key: peak for key, peak in known.items() if isinstance(peak, int)}
 
     def keep_memory(self, peaks: dict[str, int]) -> None:
         """Keep what trials were measured to need."""
         self._storage.write("memory.json", json.dumps(peaks, indent=1).encode())
+
+    def _small(self, name: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+        """A small file that is renewed often; {} where there is none, or where it cannot be read, which is said."""
+        text = self._storage.read(name)
+        try:
+            content = json.loads(text) if text is not None else {}
+        except ValueError:
+            content = None
+        if isinstance(content, dict) and (text is None or content.keys() >= set(keys)):
+            return content
+        self._warn(
+            f"{self.where(self.folder / name)} cannot be read; it is passed over, and metrix-bench run writes it anew"
+        )
+        return {}
 
     def _write(self, path: Path, content: Stored) -> None:
         write_json(path, content.model_dump(mode="json"))
@@ -453,14 +499,29 @@ class Run:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            self.set_aside(path, f"{path} cannot be read ({error.errors()[0]['msg']}); its trial runs again")
+            first = error.errors()[0]
+            if first["loc"] == ("schema_version",) and isinstance(first["input"], int) and first["input"] > SCHEMA:
+                raise RunError(
+                    f"{self.where(path)} was written by a later version of metrix-bench (schema {first['input']}; "
+                    f"this one reads {SCHEMA}): install that version, or name another folder"
+                ) from None
+            self.set_aside(path, f"{path} cannot be read ({first['msg']}); its trial runs again")
             return None
 
     def set_aside(self, path: Path, why: str) -> None:
-        """Move a file or folder that cannot be used out of the way, keep it, and say so."""
+        """Move a file or folder that cannot be used out of the way, keep it, and say so.
+
+        In a folder that only lets itself be read, it stays where it is.
+        """
         aside = self.folder / "set_aside" / f"{path.name}.{time.time_ns()}"
-        storage.make(aside.parent)
-        path.replace(aside)
+        try:
+            storage.make(aside.parent)
+            path.replace(aside)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            self._warn(f"{why} (it stays where it is: {error.strerror})")
+            return
         self.push(aside)
         self._storage.drop(path)
         self._warn(f"{why} (kept as {self.where(aside)})")

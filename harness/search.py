@@ -5,7 +5,6 @@ lead to the same proposals, and a search that was interrupted continues where it
 test split.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -61,9 +60,7 @@ def space(trial: Trial, settings: Search) -> Space:
 
 def declare(run: Run, studies: "dict[tuple, Study]", chosen: dict[tuple, dict] | None = None) -> None:
     """Write the spaces, and at the end what was chosen, to study.json; refuse to change a space that was declared."""
-    path = run.folder / "study.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if run.pull(path) else {}
-    content = {}
+    path, before, content = run.folder / "study.json", run.declared(), {}
     for cell, study in studies.items():
         name, declared = "/".join(cell), study.declared
         old = before.get(name, {})

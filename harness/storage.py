@@ -326,6 +326,8 @@ class Folder:
             finally:
                 aside.unlink(missing_ok=True)
             found = self.read(MARKER)
+        if not found.isalnum():
+            raise RunError(f"{self.folder / MARKER} is damaged, which says what run this is: remove that file")
         return found.decode()
 
     def recognise(self, identity: str) -> None:

@@ -335,7 +335,9 @@ def leaderboard(
 
 
 def _known(metrics: Sequence[str], records: Sequence[Record]) -> None:
-    """Refuse the name of a metric that nothing was scored by."""
+    """Refuse the name of a metric that nothing was scored by, and one that is named twice."""
+    if len(set(metrics)) < len(metrics):
+        raise ReportError(f"a metric is named twice in {', '.join(metrics)}")
     have = {metric for record in records for metric in record.test}
     for metric in metrics if records else ():
         if metric not in have:

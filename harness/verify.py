@@ -15,7 +15,6 @@ the stored values are moved once more, at random by up to half a step, and twice
 makes, and three queries, is what the recomputed outcomes may differ from the stored ones.
 """
 
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 from harness import checkpoint
 from harness.datasets import DatasetError
 from harness.models import ModelError
+from harness.outcomes import UNREADABLE
 from harness.record import Record, Run
 from harness.retrieval import Evaluation
 from harness.trial import Bench, Sources, device_name, load_best, read_test, score_test
@@ -91,7 +91,7 @@ def _stored(path: Path, found: Verdict) -> dict[str, np.ndarray]:
             return dict(kept)
     except FileNotFoundError:
         found.missing.append(f"{path} is missing")
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         found.differs.append(f"{path} cannot be read: {error}")
     return {}
 

@@ -27,7 +27,7 @@ def find(word: str) -> ModuleType:
     found = {name: registry.entry(__name__, name, "report") for name in names()}
     short = {module.SUFFIX.lstrip("."): module for module in found.values()}
     if word not in found and word not in short:
-        raise registry.RegisterError(registry.unknown("report format", word, (*found, *short)))
+        raise registry.RegisterError(registry.unknown("report format", word, {*found, *short}))
     return found.get(word) or short[word]
 
 

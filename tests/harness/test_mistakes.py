@@ -1,0 +1,306 @@
+"""Wrong words and damaged files, command by command: a sentence, the right exit code, and never a traceback."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.cli import main
+from harness.config import Grid
+from harness.record import Run
+
+TINY = """
+name: mine
+datasets: [{name: glyphs, options: {classes: 16}}]
+backbones: [test_resnet]
+losses: [contrastive, triplet]
+levels: [baseline]
+floors: []
+seeds: [0]
+model: {dim: 16}
+images: {side_px: 32}
+training: {epochs: 1, batch_size: 20, lr: 1.0e-3, schedule: constant}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with the grid `mine.yaml`, and in `base` its run with one of two trials done."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "mine.yaml").write_text(TINY)
+    words = ["trial", str(folder / "mine.yaml"), "--arm", "contrastive", "--out", str(folder / "base")]
+    assert main(words) == 0
+    run, grid = Run(folder / "base"), Grid.load(folder / "mine.yaml")
+    run.remember(grid, grid.trials(), [])
+    run.write_state({"state": "ended", "driver": "process 1 on there", "updated": "2026-01-01T00:00:00Z"})
+    (run.folder / "logs").mkdir()
+    run.log_path(run.records()[0].id).write_text("attempt 1\n")
+    return folder
+
+
+@pytest.fixture
+def said(finished, tmp_path, capsys, monkeypatch):
+    """Run a command in a folder that holds `mine.yaml`, `base`, a file, an empty and a full folder."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.tex").touch()
+    monkeypatch.chdir(tmp_path)
+
+    def said(*words):
+        capsys.readouterr()
+        try:
+            code = main(list(words))
+        except SystemExit as ended:
+            code = ended.code
+        text = "".join(capsys.readouterr())
+        assert "Traceback" not in text
+        assert "fault of the program" not in text
+        return code, text
+
+    return said
+
+
+NO_RUN = "nowhere is not a run folder: it has no records/"
+FILE = "file is not a run folder: it has no records/"
+FULL = "full is no run and holds other things (thesis.tex): name a new or an empty folder"
+EMPTY = "is empty; name one, or leave it out"
+TWICE = "it is given twice"
+WRONG = {
+    "metrix-bench": "the following arguments are required: COMMAND",
+    "rnu quick": "invalid choice: 'rnu' (choose from 'run', 'plan', 'trial', 'retry', 'status',",
+    "plan qick": "qick: cannot run:\n  no grid file, nor grid named 'qick'; did you mean 'quick'?",
+    "plan nowhere.yaml": "no grid file, nor grid named 'nowhere.yaml'; there are: losses, omniglot, paper-all,",
+    "plan empty": "empty: cannot run:\n  it is a folder; a grid is a YAML file",
+    "plan file": "file: cannot run:\n  it holds no settings; see the grids that ship for an example",
+    "plan mine.yaml more": "'more' is one word too many",
+    "plan mine.yaml --otu x": "no option named '--otu'; did you mean '--out' or '--set'?",
+    "plan ''": f"the value after plan {EMPTY}",
+    "plan mine.yaml --out ''": f"the value after --out {EMPTY}",
+    "plan mine.yaml --data=": f"the value after --data {EMPTY}",
+    "run mine.yaml --address ''": f"the value after --address {EMPTY}",
+    "status ''": f"the value after status {EMPTY}",
+    "logs base ''": f"the value after base {EMPTY}",
+    "plan mine.yaml --data a --data b": f"argument --data: {TWICE}",
+    "plan mine.yaml --losses triplet --losses contrastive": f"argument --losses: {TWICE}",
+    "trial mine.yaml --arm triplet --seed 0 --seed 0": f"argument --seed: {TWICE}",
+    "plan mine.yaml --set epochs=2 --set epochs=3": "--set epochs=3: training.epochs is set to 2 as well",
+    "plan mine.yaml --set lr=1 --set training.lr=2": "--set training.lr=2: training.lr is set to 1 as well",
+    "plan mine.yaml --set epochs": "--set epochs: it is written key=value, such as epochs=20",
+    "plan mine.yaml --set =3": "--set =3: it is written key=value, such as epochs=20",
+    "plan mine.yaml --set epochs=": "training.epochs: nothing does not fit: it should be a whole number",
+    "plan mine.yaml --set name=a/b": "name: 'a/b' does not fit: it should be letters, digits, '.', '_' and '-'",
+    f"plan mine.yaml --set name={'n' * 101}": "does not fit: String should have at most 100 characters",
+    "plan mine.yaml --losses triplet,": "'triplet,': a name is missing beside a comma",
+    "plan mine.yaml --losses tripelt": "no entry of the grid's losses named 'tripelt'; did you mean 'triplet'?",
+    "plan mine.yaml --levels baselin": "no entry of the grid's levels named 'baselin'; did you mean 'baseline'?",
+    "plan mine.yaml --seeds x": "mine.yaml: cannot run:\n  --seeds x: a seed is a whole number\n",
+    "plan mine.yaml --seeds 0,0": "seeds: 0 is listed twice",
+    "plan mine.yaml --out file": "file is a file; a run is a folder",
+    "plan mine.yaml --out full": FULL,
+    "plan mine.yaml --out base --set dim=8": "base holds results of other settings:\n  model.dim was 16 and is now 8",
+    "plan mine.yaml --out ftp://a/b": "ftp:// is no bucket; a run lies in a folder or at s3, gs,",
+    "plan mine.yaml --cache file": "cannot write the cache in file: File exists",
+    "plan omniglot --data nowhere": "nowhere",
+    "run mine.yaml --out file": "file is a file; a run is a folder",
+    "run mine.yaml --track tensorbord": "no tracker named 'tensorbord'; did you mean 'tensorboard'?",
+    "run mine.yaml --address here": "'here' is no address; it is auto, HOST:PORT or ray://HOST:PORT",
+    "run mine.yaml --address ray:/x": "'ray:/x' is no address; it is auto, HOST:PORT or ray://HOST:PORT",
+    "run mine.yaml --device cuda": "'cuda': a grid runs on every GPU there is",
+    "trial mine.yaml": "the following arguments are required: --arm",
+    "trial mine.yaml --arm triplet+": "arm 'triplet+': cannot run:\n  it is not written loss, loss+level or",
+    "trial mine.yaml --arm triplet[foo=1]": "no parameter of triplet named 'foo'; there are: ",
+    "trial mine.yaml --arm triplet --seed 4294967296": "'4294967296' is not a whole number from 0 to 4294967295",
+    "trial mine.yaml --arm triplet --out file": "file is a file; a run is a folder",
+    "retry base": "retry needs --failed, or --only with a part of the ids",
+    "retry nowhere --failed": NO_RUN,
+    "retry file --failed": FILE,
+    "status nowhere": NO_RUN,
+    "status file": FILE,
+    "status mine.yaml": "mine.yaml is not a run folder: it has no records/",
+    "logs nowhere x": NO_RUN,
+    "logs base x": "'x' names no trial of base; name one of\n  glyphs-test_resnet-contrastive-s0-",
+    "stop nowhere": NO_RUN,
+    "report nowhere": NO_RUN,
+    "report file": FILE,
+    "report full": "full is not a run folder: it has no records/",
+    "report base nowhere --out new": NO_RUN,
+    "report base base": "a report of several runs needs a folder to write to: --out FOLDER",
+    "report base --out full": FULL,
+    "report base --out file": "file is a file; a run is a folder",
+    "report base --metrics foo": "no metric in these records named 'foo'; there are: MAP@R, R-Precision, R@1, R@2,",
+    "report base --metrics R@1,R@1": "a metric is named twice in R@1, R@1",
+    "report base --format latx": "no report format named 'latx'; did you mean 'latex'?",
+    "report base --format foo": "there are: comma_separated, csv, figures, html, latex, markdown, md, parquet, pdf,",
+    "report base --only foo=bar": "--only foo=bar: no filter named 'foo'; there are: arm, backbone, dataset, level,",
+    "report base --only dataset": "--only 'dataset' is not written key=value, such as dataset=cub200",
+    "report base --only dataset=glyps": "--only dataset: no dataset named 'glyps'; did you mean 'glyphs'?",
+    "report base --only seed=7": "--only seed: no seed named '7'; there are: 0",
+    "power nowhere": NO_RUN,
+    "trace base contrastiv": "no arm named 'contrastiv'; did you mean 'contrastive'?",
+    "audit": "audit needs a run folder, or --rules",
+    "audit file": FILE,
+    "verify nowhere": NO_RUN,
+    "verify base --only zzz": "base has no record of a test with 'zzz' in its id",
+    "verify base --device gpu": "no device 'gpu' on this machine; there are: cpu",
+    "draw base contrastive --to x.xyz": "x.xyz: a figure ends in .pdf, .svg, .png",
+    "draw base contrastive --to file/x.pdf": "file: File exists",
+    "draw nowhere x": NO_RUN,
+    "doctor cub20": "no dataset named 'cub20'; did you mean 'cub200'?",
+    "doctor glyphs --data file": "--data file: glyphs is embedded and reads no folder; leave it out",
+    "doctor glyphs --option x": "'x' is not written KEY=VALUE",
+    "doctor glyphs --option classes=3 --option classes=4": "--option classes is given twice; give it once",
+    "prepare glyphs --side 0": "'0' is not a whole number from 1",
+    "prepare folder --data empty": "folder: no class folders with images in empty",
+    "prepare omniglot": "dataset 'omniglot' reads your own copy: say where it lies with --data FOLDER",
+    "list lossses": "invalid choice: 'lossses' (choose from 'backbones', 'datasets', 'grids', 'losses', 'stages')",
+    "list losses contrastve": "no losses named 'contrastve'; did you mean 'contrastive'?",
+    "list backbones 'zzz*'": "no backbones named 'zzz*'; there are: ",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_wrong_words(said, line):
+    words = [word.strip("'") for word in line.split()]
+    code, text = said(*words[words[0] == "metrix-bench" :])
+    assert code == 2, text
+    assert WRONG[line] in text
+
+
+def test_a_set_that_says_the_same_twice_is_no_contradiction(said):
+    code, text = said("plan", "mine.yaml", "--set", "epochs=2", "--set", "training.epochs=2", "--out", "new")
+    assert (code, "mine: 2 trials" in text, "2 to run, about" in text) == (0, True, True)
+
+
+def test_a_folder_that_no_dataset_reads_is_named(said):
+    code, text = said("plan", "mine.yaml", "--data", "file")
+    assert code == 0
+    assert "--data file is not read: embedded are glyphs\n" in text
+
+
+def test_a_list_keeps_the_names_that_fit_a_pattern(said):
+    code, text = said("list", "losses", "con*")
+    assert (code, "contrastive" in text, "triplet" in text) == (0, True, False)
+
+
+def test_a_trial_alone_has_no_log(said):
+    shutil.rmtree("base/logs")
+    code, text = said("logs", "base", "contrastive")
+    assert (code, text) == (2, "metrix-bench: base holds no log; metrix-bench run writes one of every trial\n")
+
+
+READING = ("status base", "report base --format csv", "audit base", "power base", "stop base", "retry base --failed")
+
+
+@pytest.mark.parametrize("content", [b"", b"{broken", b"\xff\xfe", b"[]", b'{"grids": 3}'])
+def test_a_damaged_plan_is_said_and_stays_until_it_is_written_anew(said, content, tmp_path):
+    Path("base/plan.json").write_bytes(content)
+    for line in READING[:4]:
+        code, text = said(*line.split())
+        assert code == 0, text
+        assert "base/plan.json cannot be read (" in text
+        assert "), so what is missing is not shown; metrix-bench run writes it anew\n" in text
+    assert Path("base/plan.json").read_bytes() == content
+    words = []
+    run, grid = Run(tmp_path / "base", words.append), Grid.load(tmp_path / "mine.yaml")
+    run.remember(grid, grid.trials(), [])
+    assert len(run.asked().trials) == 2
+    assert [path.read_bytes() for path in Path("base/set_aside").iterdir()] == [content]
+    assert len(words) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{broken", b"\xff\xfe", b"[]", b'{"state": "running"}'])
+def test_a_damaged_state_is_said_and_passed_over(said, content):
+    Path("base/state.json").write_bytes(content)
+    for line in ("status base", "stop base"):
+        code, text = said(*line.split())
+        assert code == 0, text
+        assert "base/state.json cannot be read; it is passed over, and metrix-bench run writes it anew\n" in text
+
+
+def test_a_damaged_memory_is_said_and_measured_again(tmp_path):
+    words = []
+    run = Run(tmp_path, words.append)
+    assert run.memory() == {}
+    for content, kept in ((b"{broken", {}), (b"[1]", {}), (b'{"a": 7, "b": "x"}', {"a": 7})):
+        (tmp_path / "memory.json").write_bytes(content)
+        assert run.memory() == kept
+    sentence = f"{tmp_path}/memory.json cannot be read; it is passed over, and metrix-bench run writes it anew"
+    assert words == [sentence] * 2
+
+
+@pytest.mark.parametrize("content", [b"{broken", b"3", b'{"a": 1}'])
+def test_a_damaged_study_is_refused(said, content):
+    Path("base/search").mkdir()
+    Path("base/search/study.json").write_bytes(content)
+    code, text = said("audit", "base")
+    sentence = "cannot be read, which says what the searches declared: bring a copy of it back, or move it away\n"
+    assert (code, text) == (2, f"metrix-bench: base/search/study.json {sentence}")
+
+
+@pytest.mark.parametrize(
+    "line", [*READING, "plan mine.yaml --out base", "trial mine.yaml --arm contrastive --out base"]
+)
+def test_a_record_of_a_later_version_stays_where_it_is(said, line):
+    path = next(Path("base/records").iterdir())
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 2}))
+    code, text = said(*line.split())
+    if line in ("stop base", "retry base --failed"):  # which read no record
+        assert code == 0
+    else:
+        sentence = "was written by a later version of metrix-bench (schema 2; this one reads 1): install that version"
+        assert (code, f"metrix-bench: {path} {sentence}, or name another folder\n" in text) == (2, True)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not json", b"\xff\xfe", b"{}", b'{"schema_version": "x"}'])
+def test_a_damaged_record_is_kept_aside_and_said(said, content):
+    path = next(Path("base/records").iterdir())
+    path.write_bytes(content)
+    code, text = said("status", "base")
+    assert (code, f"{path} cannot be read (" in text, "2 waiting" in text) == (0, True, True)
+    assert [kept.read_bytes() for kept in Path("base/set_aside").iterdir()] == [content]
+
+
+def test_a_damaged_record_stays_where_nothing_can_be_moved(said, monkeypatch):
+    path = next(Path("base/records").iterdir())
+    path.write_text("not json")
+
+    def closed(*_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("harness.record.storage.make", closed)
+    code, text = said("status", "base")
+    assert (code, "its trial runs again (it stays where it is: Permission denied)\n" in text) == (0, True)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])
+def test_damaged_outcomes_are_named(said, content):
+    path = next(Path("base/per_query").iterdir())
+    path.write_bytes(content)
+    code, text = said("verify", "base")
+    assert (code, f"{path} cannot be read: " in text, "0 of 1 match" in text) == (1, True, True)
+    code, text = said("report", "base", "--format", "csv")
+    assert (code, f"{path} cannot be read as outcomes of queries (" in text) == (2, True)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"a b"])
+def test_a_damaged_identity_is_refused(said, content):
+    Path("base/run.id").write_bytes(content)
+    code, text = said("trial", "mine.yaml", "--arm", "triplet", "--out", "base")
+    assert code == 2
+    assert text == "metrix-bench: base/run.id is damaged, which says what run this is: remove that file\n"
+
+
+def test_odd_names_of_folders(said):
+    name = "a*b?c [d] é \"q\" %s {x} $HOME 'p'"
+    os.rename("base", name)
+    for line in READING[:4]:
+        words = [name if word == "base" else word for word in line.split()]
+        code, text = said(*words)
+        assert code == 0, text
+    assert (Path(name) / "leaderboard.csv").exists()
