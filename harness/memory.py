@@ -1,5 +1,8 @@
 """The most memory that a piece of work took: of a GPU, or of this process where it runs on a processor."""
 
+import ctypes
+import gc
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,11 +14,15 @@ RESET_PEAK = "5"  # what `clear_refs` takes to begin the peak of resident memory
 def begin(device: torch.device) -> bool:
     """Begin to count anew; whether `peak_gb` will tell of the work that follows.
 
-    On a processor only Linux can do that, and not every container is allowed to.
+    On a processor only Linux can do that, and not every container is allowed to. What earlier work has freed and the
+    allocator keeps is given back to the system first, where the allocator can do so (glibc): it counts as resident.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
+    gc.collect()
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         REFERENCES.write_text(RESET_PEAK)
         return _resident_gb() is not None
