@@ -590,7 +590,8 @@ def _run_here(trial: Trial, run: Run, sources: "Sources") -> int:
             for epoch in progress.curve[-2:] if progress.epoch == 1 else progress.curve[-1:]:
                 scores = "  ".join(f"{name} {value:.4f}" for name, value in epoch.validation.items())
                 loss = "before training" if epoch.loss is None else f"loss {epoch.loss:.4f}"
-                print(f"epoch {epoch.epoch}/{trial.schedule.epochs}  {loss}  validation: {scores}", flush=True)
+                validated = f"  validation: {scores}" if scores else ""
+                print(f"epoch {epoch.epoch}/{trial.schedule.epochs}  {loss}{validated}", flush=True)
     except Exception as error:
         if isinstance(error, UserError | OSError) or (kind := kind_of(error)) == "error":
             raise
@@ -618,7 +619,7 @@ def status_command(arguments: argparse.Namespace) -> int:
     from harness.status import status
 
     found = status(_existing(arguments.run))
-    terminal.table(found.title, ("trial", "state", "epoch", "R@1", "seconds"), found.rows)
+    terminal.table(found.title, ("trial", "state", "epoch", "score", "seconds"), found.rows)
     for sentence in found.sentences:
         print(sentence)
     return FAILED if found.failed else OK

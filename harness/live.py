@@ -21,7 +21,8 @@ SILENT_AFTER_S = 60.0  # a driver that has not written for this long has stopped
 class View(Protocol):
     """Who watches a run; `harness.terminal.view` is one. All calls return at once and may come from any thread.
 
-    Scores are fractions in [0, 1]: validation MAP@R while a trial runs, test R@1 when it has finished.
+    Scores are fractions in [0, 1]: validation MAP@R while a trial runs (None without validation), and the
+    `metric` that is named, such as R@1 on test, when it has finished.
     """
 
     def begin(self, total: int, done: int, slots: int) -> None:
@@ -36,10 +37,10 @@ class View(Protocol):
     def started(self, trial: Trial, where: str, attempt: int) -> None:
         """A trial starts, or starts again, at `where` (a node or GPU, may be empty)."""
 
-    def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float) -> None:
+    def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float | None) -> None:
         """An epoch ended with this mean loss and this validation score."""
 
-    def finished(self, trial_id: str, score: float, seconds: float) -> None:
+    def finished(self, trial_id: str, score: float, seconds: float, metric: str = "R@1") -> None:
         """A trial has its record; `seconds` is what it took."""
 
     def failed(self, trial_id: str, reason: str, attempt: int, will_retry: bool) -> None:
@@ -139,7 +140,7 @@ class Tally:
         self.running[trial.id] = running
         return running
 
-    def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float) -> Running | None:
+    def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float | None) -> Running | None:
         running = self.running.get(trial_id)
         if running is not None:
             if not running.epoch:
@@ -244,11 +245,11 @@ class Journal:
         with self._lock:
             self._tally.start(trial, where, attempt)
 
-    def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float) -> None:
+    def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float | None) -> None:
         with self._lock:
             self._tally.progress(trial_id, epoch, epochs, loss, score)
 
-    def finished(self, trial_id: str, score: float, seconds: float) -> None:
+    def finished(self, trial_id: str, score: float, seconds: float, metric: str = "R@1") -> None:
         with self._lock:
             self._tally.finish(trial_id, seconds)
 

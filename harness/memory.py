@@ -1,5 +1,8 @@
 """The peak memory of a piece of work: of a GPU, or of this process where it runs on a processor."""
 
+import ctypes
+import gc
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,11 +14,15 @@ RESET_PEAK = "5"  # written to `clear_refs`, it resets the peak of resident memo
 def begin(device: torch.device) -> bool:
     """Reset the peak, and return whether `peak_gb` will be that of the work that follows.
 
-    On a processor only Linux can reset it, and some containers forbid it.
+    On a processor only Linux can reset it, and some containers forbid it. Memory that earlier work has freed and the
+    allocator keeps counts as resident: it is given back to the system first, where the allocator can (glibc).
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
+    gc.collect()
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         REFERENCES.write_text(RESET_PEAK, encoding="ascii")
         return _resident_gb() is not None

@@ -8,11 +8,12 @@ import os
 import platform
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from harness import checkpoint
 from harness.cache import default_folder
 from harness.config import Choice, Trial
 from harness.datasets import DatasetError
@@ -30,6 +31,7 @@ class Facts:
     versions   of Python and of whatever computes
     code       sha256 over the sources of the three packages
     datasets   name → fingerprint, or a sentence that begins with "error: "
+    weights    file of weights → sha256, or such a sentence
     problems   what makes it unfit whatever other machines say
     """
 
@@ -37,12 +39,21 @@ class Facts:
     code: str
     datasets: dict[str, str]
     problems: tuple[str, ...]
+    weights: dict[str, str] = field(default_factory=dict)
 
 
 def facts(
-    datasets: Sequence[Choice], sources: Sources, identity: str | None = None, counted_gpus: float = 0
+    datasets: Sequence[Choice],
+    sources: Sources,
+    identity: str | None = None,
+    weights: Sequence[str] = (),
+    counted_gpus: float = 0,
 ) -> Facts:
-    """The facts of this machine. `identity` is the run folder's; `counted_gpus` is what the cluster believes."""
+    """The facts of this machine.
+
+    `identity` is the run folder's, `weights` are the files of weights that trials begin with, `counted_gpus` is what
+    the cluster believes.
+    """
     run, cache = Run(sources.out), sources.cache or default_folder()
     problems = []
     if identity is not None and (wrong := run.seen_here(identity)):
@@ -66,6 +77,7 @@ def facts(
         code=code_digest(),
         datasets={choice.name: _fingerprint(choice, sources) for choice in datasets},
         problems=tuple(problems),
+        weights={file: _digest(file) for file in weights},
     )
 
 
@@ -78,12 +90,16 @@ def mismatches(here: Facts, there: Facts) -> list[str]:
             found.append(f"{name} is {new} there and {old} here: install the same constraints.txt on every node")
     if here.code != there.code:
         found.append("its metrix-bench is another one than here: install the same revision on every node")
-    for name, known in here.datasets.items():
-        told = there.datasets.get(name, "error: nothing was said of it")
-        if told.startswith("error: "):
-            found.append(f"{name}: {told.removeprefix('error: ')}")
-        elif told != known:
-            found.append(f"{name} is another copy there ({told[:12]}) than here ({known[:12]})")
+    for which, asked, what in (
+        (here.datasets, there.datasets, "another copy"),
+        (here.weights, there.weights, "another file"),
+    ):
+        for name, known in which.items():
+            told = asked.get(name, "error: nothing was said of it")
+            if told.startswith("error: "):
+                found.append(f"{name}: {told.removeprefix('error: ')}")
+            elif told != known:
+                found.append(f"{name} is {what} there ({told[:12]}) than here ({known[:12]})")
     return found
 
 
@@ -113,6 +129,14 @@ def _fingerprint(choice: Choice, sources: Sources) -> str:
     except (DatasetError, OSError) as error:
         return f"error: {error}"
     return dataset.index_fingerprint + (dataset.pixel_fingerprint or "")
+
+
+def _digest(file: str) -> str:
+    """The sha256 of a file of weights."""
+    try:
+        return checkpoint.digest(file)
+    except OSError as error:
+        return f"error: {error.strerror}"
 
 
 def _free_gb(folder: Path) -> float:

@@ -14,7 +14,7 @@ TRAINS = (  # what decides the bits of a trained network and which epoch is chos
     "metrix",
     *(
         f"harness/{name}.py"
-        for name in ("train", "trial", "loading", "images", "models", "streams", "splits", "spread")
+        for name in ("train", "trial", "loading", "images", "models", "streams", "splits", "spread", "weights")
     ),
     *(f"harness/{name}.py" for name in ("selection", "retrieval", "chunked", "parallel", "pml")),
     "harness/datasets",

@@ -20,6 +20,7 @@ A run in a bucket holds the same, as objects, and the ledger as one object a rea
 import errno
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,6 +39,12 @@ from harness.lease import Lease
 from harness.storage import RunError
 
 SCHEMA = 1
+LAST = "MAP@R"  # the score that every evaluation has
+
+
+def least_recall(scores: Iterable[str]) -> str | None:
+    """The name R@K of the least K among the names of scores; None where there is none."""
+    return min((name for name in scores if name.startswith("R@")), key=lambda name: int(name[2:]), default=None)
 
 
 def _file_name(text: str) -> str:
@@ -160,6 +167,17 @@ class Record(Stored):
             return origin.get("weights")
         digest = origin.get("initial_weights")
         return f"{Path(chosen).name} (sha256 {digest[:12]})" if chosen and digest else None
+
+    @property
+    def headline(self) -> tuple[str, float]:
+        """The one score that a finished trial is named with: R@K on test of the least K that it scored, or MAP@R.
+
+        Validation MAP@R, under that name, where the test was not read, as in a search.
+        """
+        if not self.test:
+            return f"validation {LAST}", self.validation.get(LAST, math.nan)
+        name = least_recall(self.test) or LAST
+        return name, self.test.get(name, math.nan)
 
     @property
     def parts(self) -> tuple["Record", ...]:

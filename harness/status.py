@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.live import SILENT_AFTER_S
-from harness.record import Run
+from harness.record import Record, Run
 
 
 def drives(run: Run) -> str | None:
@@ -23,7 +23,7 @@ LATEST = 20
 
 @dataclass(frozen=True)
 class Status:
-    """What there is to say; `rows` are (trial, state, epoch, R@1, seconds)."""
+    """What there is to say; `rows` are (trial, state, epoch, score, seconds)."""
 
     title: str
     rows: tuple[tuple[str, str, str, str, str], ...]
@@ -48,7 +48,7 @@ def status(run: Run) -> Status:
     shown = latest if len(latest) <= ALL_DONE else latest[:LATEST]
     rows = [_of_running(some) for some in running.values()]
     rows += [(f.id, f"failed {f.attempts}x: {f.reason}", "", "", "") for f in lost]
-    rows += [(r.id, "done", "", _percent(r.test.get("R@1")), f"{r.cost.wall_s:.0f}") for r in shown]
+    rows += [(r.id, "done", "", _headline(r), f"{r.cost.wall_s:.0f}") for r in shown]
     sentences = [*_of_the_driver(state, age_s, alive), *_of_time(state, alive, records)]
     if len(shown) < len(latest):
         sentences.insert(0, f"and {len(latest) - len(shown)} more that are done")
@@ -101,5 +101,6 @@ def _hours(seconds: float) -> str:
     )
 
 
-def _percent(score: float | None) -> str:
-    return "" if score is None else f"{100 * score:.2f}"
+def _headline(record: Record) -> str:
+    metric, score = record.headline
+    return f"{metric} {100 * score:.2f}"

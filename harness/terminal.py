@@ -167,7 +167,8 @@ def view(stream: TextIO | None = None) -> "View":
 class View:
     """A run while it goes on. Every call returns at once and may come from any thread.
 
-    Scores are fractions in [0, 1]: validation MAP@R while a trial runs, test R@1 when it has finished.
+    Scores are fractions in [0, 1]: validation MAP@R while a trial runs (None without validation), and the
+    `metric` that is named, such as R@1 on test, when it has finished.
     `end` puts the terminal back in order; call it whatever happened.
     """
 
@@ -212,7 +213,7 @@ class View:
         again = f"  attempt {attempt}" if attempt > 1 else ""
         self._line("started", trial.id, again + (f"  on {where}" if where else ""))
 
-    def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float) -> None:
+    def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float | None) -> None:
         """A trial has finished an epoch."""
         with self._lock:
             running = self._tally.progress(trial_id, epoch, epochs, loss, score)
@@ -223,12 +224,12 @@ class View:
             if due:
                 running.printed = now
         if due:
-            said = f"  epoch {epoch}/{epochs}  loss {loss:.4g}  validation MAP@R {100 * score:.1f}"
-            self._line("running", trial_id, said)
+            validated = "" if score is None else f"  validation MAP@R {100 * score:.1f}"
+            self._line("running", trial_id, f"  epoch {epoch}/{epochs}  loss {loss:.4g}{validated}")
 
-    def finished(self, trial_id: str, score: float, seconds: float) -> None:
-        """A trial has its record; `score` is its test R@1, `seconds` what it took."""
-        said = f"  R@1 {100 * score:.1f} in {wording.seconds(seconds)}"
+    def finished(self, trial_id: str, score: float, seconds: float, metric: str = "R@1") -> None:
+        """A trial has its record; `score` is its `metric`, `seconds` what it took."""
+        said = f"  {metric} {100 * score:.1f} in {wording.seconds(seconds)}"
         with self._lock:
             self._tally.finish(trial_id, seconds)
             self._remember("✓", "green", trial_id, said)

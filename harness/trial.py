@@ -38,7 +38,7 @@ from harness.ledger import Ledger
 from harness.loading import Augmentation
 from harness.models import Embedder, ModelError, Unavailable
 from harness.provenance import provenance, training_versions
-from harness.record import Cost, Data, Epoch, Record, Run, now, write_json
+from harness.record import Cost, Data, Epoch, Record, Run, least_recall, now, write_json
 from harness.selection import FAIR, PROTOCOLS, Protocol
 from harness.spread import spread
 from harness.storage import StorageError
@@ -436,8 +436,7 @@ class TestCurve:
         curve = {epoch: row["scores"] for epoch, row in self._read().items()}
         if not curve:
             return None
-        recalls = (metric for metric in next(iter(curve.values())) if metric.startswith("R@"))
-        metric = min(recalls, key=lambda name: int(name[2:]), default=FAIR.metric)
+        metric = least_recall(next(iter(curve.values()))) or FAIR.metric
         epoch = max(curve, key=lambda e: (curve[e][metric], -int(e)))
         return {"epoch": int(epoch), **curve[epoch]}
 

@@ -66,14 +66,16 @@ class TrialActor(tune.Trainable):
             record = run.record(trial)
             self._log.say("finished: " + "  ".join(f"{name} {value:.4f}" for name, value in record.test.items()))
             self._release()
-            return {"done": True, "score": record.test.get("R@1", math.nan), "seconds": record.cost.wall_s}
+            metric, score = record.headline
+            return {"done": True, "metric": metric, "score": score, "seconds": record.cost.wall_s}
         epoch, start = last.curve[-1], last.curve[0]
         if len(last.curve) == 2 and start.validation and not start.epoch:
             self._log.say(f"before training  validation {FAIR.metric} {start.validation[FAIR.metric]:.4f}")
-        score = epoch.validation.get(FAIR.metric, math.nan)
+        score = epoch.validation.get(FAIR.metric, math.nan)  # under protocol paper there is none
+        validated = f"validation {FAIR.metric} {score:.4f}  " if epoch.validation else ""
         self._log.say(
             f"epoch {epoch.epoch}/{trial.schedule.epochs}  loss {epoch.loss:.6g}  lr {epoch.lr:.3g}  "
-            f"validation {FAIR.metric} {score:.4f}  {epoch.train_s:.1f} s"
+            f"{validated}{epoch.train_s:.1f} s"
         )
         return {"epoch": epoch.epoch, "loss": epoch.loss, "score": score}
 

@@ -6,6 +6,7 @@ record: every invocation submits only what lacks one, whatever became of the las
 files and restore are not used.
 """
 
+import math
 import os
 import signal
 import time
@@ -168,10 +169,11 @@ class Engine:
     def _vet(self, trials: Sequence[Trial], sources: Sources):
         """The question to a node whether it is fit, and the judgement of its answer."""
         choices: list[Choice] = list({trial.dataset.model_dump_json(): trial.dataset for trial in trials}.values())
-        here = preflight.facts(choices, sources, sources.identity)
+        weights = sorted({t.backbone.pretrained for t in trials if isinstance(t.backbone.pretrained, str)})
+        here = preflight.facts(choices, sources, sources.identity, weights)
         call = Call(
             preflight.facts,
-            (choices, sources, sources.identity),
+            (choices, sources, sources.identity, weights),
             about_the_node=lambda node: {"counted_gpus": node.gpus},
         )
         return call, lambda there: preflight.mismatches(here, there)
@@ -418,7 +420,8 @@ class Messenger(tune.Callback):
             _watch.view.started(entry.trial, _place(result), entry.attempts)
         elif "epoch" in result:
             _watch.epoch[trial_id] = result["epoch"]
-            _watch.view.progress(trial_id, result["epoch"], spec["epochs"], result["loss"], result["score"])
+            score = None if math.isnan(result["score"]) else result["score"]
+            _watch.view.progress(trial_id, result["epoch"], spec["epochs"], result["loss"], score)
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         result, trial_id = trial.last_result or {}, trial.config["spec"]["id"]
@@ -428,7 +431,7 @@ class Messenger(tune.Callback):
             _failed(trial, result["failed"])
         elif result.get("done") and "seconds" in result:
             _watch.queue.finished(trial_id)
-            _watch.view.finished(trial_id, result["score"], result["seconds"])
+            _watch.view.finished(trial_id, result["score"], result["seconds"], result["metric"])
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         if trial.config["spec"]["id"] in _watch.queue.out:

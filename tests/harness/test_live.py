@@ -119,7 +119,7 @@ def test_status_of_a_run_under_way_silent_and_ended(tmp_path, make_trial, make_r
     assert found.rows == (
         (running.id, "running on node a, attempt 2", "1/2", "", "61"),
         (failed.id, "failed 3x: ValueError: no", "", "", ""),
-        (done.id, "done", "", "75.00", "3"),
+        (done.id, "done", "", "R@1 75.00", "3"),
     )
     assert "time left: about 2.0 h on 4 slots" in found.sentences
     assert any(sentence.startswith("driver: process 1 on b, heard of") for sentence in found.sentences)

@@ -58,7 +58,7 @@ def said(finished, tmp_path, capsys, monkeypatch):
             code = ended.code
         text = "".join(capsys.readouterr())
         assert "Traceback" not in text
-        assert "fault of the program" not in text
+        assert "bug in metrix-bench" not in text
         return code, text
 
     return said

@@ -1,6 +1,7 @@
 """What makes a node unfit, in words."""
 
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 
@@ -14,7 +15,8 @@ from harness.trial import Sources
 def here(tmp_path):
     run = Run(tmp_path / "run")
     run.prepare()
-    return facts([Choice(name="glyphs", options={"classes": 24})], Sources(run.address), run.identity)
+    found = facts([Choice(name="glyphs", options={"classes": 24})], Sources(run.address), run.identity)
+    return replace(found, weights={"w.safetensors": "a" * 64})
 
 
 def test_a_machine_fits_itself(here):
@@ -31,6 +33,8 @@ def test_a_machine_fits_itself(here):
         (lambda f: {"datasets": {"glyphs": "a" * 128}}, "glyphs is another copy there (aaaaaaaaaaaa)"),
         (lambda f: {"datasets": {"glyphs": "error: no folder /data"}}, "glyphs: no folder /data"),
         (lambda f: {"datasets": {}}, "glyphs: nothing was said of it"),
+        (lambda f: {"weights": {"w.safetensors": "b" * 64}}, "w.safetensors is another file there (bbbbbbbbbbbb)"),
+        (lambda f: {"weights": {}}, "w.safetensors: nothing was said of it"),
         (lambda f: {"problems": ("the disk is full",)}, "the disk is full"),
     ],
 )
@@ -52,3 +56,23 @@ def test_a_node_without_the_run_folder_the_data_or_its_gpus(tmp_path):
     assert "the cluster counts 64 GPUs here and torch sees" in believed.problems[0]
     missing = facts([Choice(name="cub200")], Sources(run.address, tmp_path / "nothing"), run.identity)
     assert missing.datasets["cub200"].startswith("error: ")
+
+
+def test_weights_are_those_of_the_driver(tmp_path):
+    """Two machines may have different files at one path: half of the trials would begin with others."""
+    run = Run(tmp_path / "run")
+    run.prepare()
+    file = tmp_path / "w.safetensors"
+
+    def asked():
+        return facts([], Sources(run.address), run.identity, [str(file)])
+
+    file.write_bytes(b"one")
+    here = asked()
+    assert here.weights == {str(file): sha256(b"one").hexdigest()}
+    assert mismatches(here, asked()) == []
+    file.write_bytes(b"two")
+    one, two = (sha256(content).hexdigest()[:12] for content in (b"one", b"two"))
+    assert mismatches(here, asked()) == [f"{file} is another file there ({two}) than here ({one})"]
+    file.unlink()
+    assert mismatches(here, asked()) == [f"{file}: No such file or directory"]

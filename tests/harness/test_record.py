@@ -27,6 +27,19 @@ def test_a_record_reads_back_as_it_was_written(run, make_trial, make_record):
     assert [path.name for path in (run.folder / "records").iterdir()] == [f"{record.id}.json"]
 
 
+@pytest.mark.parametrize(
+    ("test", "named"),
+    [
+        ({"R@1": 0.5, "R@10": 0.75, "MAP@R": 0.25}, ("R@1", 0.5)),
+        ({"R@10": 0.75, "R@2": 0.5, "MAP@R": 0.25}, ("R@2", 0.5)),
+        ({"MAP@R": 0.25}, ("MAP@R", 0.25)),
+        ({}, ("validation MAP@R", 0.125)),
+    ],
+)
+def test_a_finished_trial_is_named_with_a_score_that_it_has(make_trial, make_record, test, named):
+    assert make_record(make_trial(), test=test, validation={"R@2": 0.5, "MAP@R": 0.125}).headline == named
+
+
 @pytest.mark.parametrize("rest", ["", '{"id": "x"', "{}"])
 def test_a_truncated_record_is_named_set_aside_and_missing(run, make_trial, make_record, rest):
     trial = make_trial()

@@ -90,9 +90,12 @@ def test_without_a_terminal_every_event_is_one_line(lines, clock, make_trial):
     lines.progress(trial.id, 2, 8, 0.61234, 0.2)
     lines.failed(trial.id, "ValueError: no\nmore", 1, True)
     lines.started(trial, "", 2)
+    clock.now += 40
+    lines.progress(trial.id, 3, 8, 0.5, None)  # a protocol without validation
     lines.finished(trial.id, 0.5, 42.0)
     lines.started(other, "", 1)
     lines.failed(other.id, "gone", 3, False)
+    lines.finished("unseen", 0.25, 1.0, "R@10")
     lines.note("the last word")
     lines.end(interrupted=False)
     name = "glyphs/test_resnet contrastive s0"
@@ -102,12 +105,14 @@ def test_without_a_terminal_every_event_is_one_line(lines, clock, make_trial):
         f"running   {name}  epoch 2/8  loss 0.6123  validation MAP@R 20.0",
         f"failed    {name}  attempt 1: ValueError: no  it is tried again",
         f"started   {name}  attempt 2",
+        f"running   {name}  epoch 3/8  loss 0.5",
         f"finished  {name}  R@1 50.0 in 42 s  [3/10]",
         "started   glyphs/test_resnet pixels s0",
         "failed    glyphs/test_resnet pixels s0  attempt 3: gone",
+        "finished  unseen  R@10 25.0 in 1.0 s  [4/10]",
         "the last word",
         "✗ glyphs/test_resnet pixels s0: gone",
-        "3 of 10 trials done, 1 of them in this run, which took 0:35; 1 failed",
+        "4 of 10 trials done, 2 of them in this run, which took 1:15; 1 failed",
     ]
 
 
