@@ -527,7 +527,8 @@ class Grid(Value):
             grid = cls.model_validate(content)
         except ValidationError as error:
             raise GridError(str(path), [*problems, *_sentences(error), *_strangers(content)]) from None
-        if problems := [*problems, *_strangers(content), *grid._contradictions()]:
+        problems += [*_strangers(content), *_idle(content), *grid._contradictions()]
+        if problems := problems or grid._repeated():
             raise GridError(str(path), problems)
         return grid
 
@@ -590,6 +591,16 @@ class Grid(Value):
         if self.metrix.at != "embedding":
             found.append("metrix.at: the levels of a grid stand in `levels`; take metrix.at away")
         return found
+
+    def _repeated(self) -> list[str]:
+        """Arms that are written in two ways: `levels: [input, {at: input, weight: 0.4}]`, or as an arm once more."""
+        found = {}
+        for backbone in self.backbones:
+            labels = [arm.label for arm, _ in self._arms(backbone)]
+            found |= {
+                f"arms: {label} is listed twice, in two ways": None for label in labels if labels.count(label) > 1
+            }
+        return list(found)
 
     def trials(self) -> list[Trial]:
         """Every trial of the product, seeds outermost, folds innermost: a partial run has whole seeds first."""
@@ -943,6 +954,19 @@ def _strangers(content: dict[str, Any]) -> list[str]:
     return problems
 
 
+def _idle(content: dict[str, Any]) -> list[str]:
+    """What a level says of itself and would not use: anything of a baseline, a stage anywhere but at features."""
+    problems = []
+    levels = content.get("levels")
+    for level in levels if isinstance(levels, list | tuple) else ():
+        at = level.get("at") if isinstance(level, dict) else None
+        idle = [key for key, value in level.items() if key != "at"] if at == "baseline" else []
+        if at in ("embedding", "input") and level.get("stage") is not None:
+            idle = ["stage"]
+        problems += [f"levels: {key} says nothing at level {at}; take it away" for key in idle]
+    return problems
+
+
 def _choices(content: dict[str, Any], field: str) -> list[dict[str, Any]]:
     listed = content.get(field)
     choices = [_named(item) for item in listed] if isinstance(listed, list | tuple) else []
@@ -969,10 +993,11 @@ def _sentences(error: ValidationError, model: type[BaseModel] = Grid) -> list[st
         if (loc[:1] == ("levels",) and loc[2:] in shared) or (kind == "too_short" and value):
             continue  # it follows from a finding of its own: every level takes what `metrix` says
         place, owner = _place(model, loc)
-        where = "".join(f"{part}." for part in (loc if kind == "extra_forbidden" else place))[:-1]
+        strange = kind in ("extra_forbidden", "invalid_key")  # the second: a key that is no text, such as 1
+        where = "".join(f"{part}." for part in (loc if strange else place))[:-1]
         start = f"{where}: " if where else ""
         choices = re.findall(r"'([^']*)'", item["ctx"]["expected"]) if kind == "literal_error" else []
-        if kind == "extra_forbidden":
+        if strange:
             found[start + registry.unknown("setting", loc[-1], owner.model_fields.keys() - {"parts"})] = [""]
         elif kind == "missing" and isinstance(loc[-1], str):
             found[f"{start}this setting is needed"] = [""]

@@ -25,7 +25,7 @@ CHECK_EVERY = 50  # steps between two looks at the losses: each look waits for t
 
 
 class Diverged(RuntimeError):
-    """A loss that is not finite; the message names the epoch, the step and the last finite value."""
+    """A loss or embeddings that are not finite; the message names the epoch and the step, or how many embeddings."""
 
 
 @dataclass

@@ -322,6 +322,18 @@ def analysis(bench: "Bench", test: "TestRead", criterion: nn.Module | None) -> d
     )
 
 
+class Pixels(nn.Flatten):
+    """Images (n, 3, side, side) in [0, 1] as vectors, for the floor that compares them by their cosine.
+
+    A black image has no direction: it counts as an evenly grey one, which is what ever darker grey comes to.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Vectors (n, 3·side²), none of them zero."""
+        vectors = super().forward(images)
+        return torch.where(vectors.any(dim=1, keepdim=True), vectors, 1.0)
+
+
 @dataclass(frozen=True)
 class Bench:
     """What a trial works with, once its settings have become things."""
@@ -348,7 +360,7 @@ class Bench:
         scores = scores_of(trial, dataset, split)
         if scores.problems:
             raise DatasetError("\n  ".join(scores.problems))
-        model = nn.Flatten() if trial.arm.loss == "pixels" else embedder(trial).to(device)
+        model = Pixels() if trial.arm.loss == "pixels" else embedder(trial).to(device)
         bench = cls(trial, dataset, split, images, model, augmentation(trial, model, dataset), device, asked=scores)
         if chunked is None:
             return bench
@@ -391,12 +403,19 @@ class Bench:
 
     @torch.inference_mode()
     def embed(self, indices: Tensor) -> Tensor:
-        """Embeddings (n, d) float32 of images[indices] on the device, in evaluation mode, without augmentation."""
+        """Embeddings (n, d) float32 of images[indices] on the device, in evaluation mode, without augmentation.
+
+        Raises Diverged where one of them is zero or not finite: nothing can be retrieved with it.
+        """
         self.model.eval()
         batches = indices.split(self.embedding_batch)
-        return torch.cat(
+        embeddings = torch.cat(
             [self.model(self.augmentation.evaluate(self.images.batch(b, self.device))).float() for b in batches]
         )
+        largest = embeddings.abs().amax(dim=1)
+        if lost := int((~largest.isfinite() | (largest == 0)).sum()):
+            raise Diverged(f"{lost} of {len(indices)} embeddings are zero or not finite, so nothing can be scored")
+        return embeddings
 
     def scores(self, name: str) -> tuple[dict[str, float], dict[str, float]]:
         """Scores and spread of a split that is no test split; {} where the protocol keeps no image for it."""

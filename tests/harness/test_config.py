@@ -342,3 +342,37 @@ def test_two_included_grids_may_not_disagree_within_a_table(load, tmp_path):
     )
     same = load("name: both\ninclude: [one.yaml, one.yaml]\n")
     assert len(same.trials()) == len(load(GOOD).trials())
+
+
+def test_an_arm_written_in_two_ways_is_one_arm(load):
+    text = GOOD.replace("{name: multi_similarity, lr: 2e-4}", "triplet")
+    assert problems(load, text + "arms: [contrastive+input, 'contrastive[margin=0.3]']\n") == (
+        "arms: contrastive+input is listed twice, in two ways",
+    )
+    assert problems(load, text + "levels: [feature, {at: feature, stage: layer3}]\n") == tuple(
+        f"arms: {loss}+feature[stage=layer3] is listed twice, in two ways" for loss in ("contrastive", "triplet")
+    )
+
+
+@pytest.mark.parametrize(
+    ("level", "problem"),
+    [
+        ("{at: baseline, weight: 0.3}", "levels: weight says nothing at level baseline; take it away"),
+        ("{at: input, stage: layer3}", "levels: stage says nothing at level input; take it away"),
+        ("{at: embedding, stage: layer3}", "levels: stage says nothing at level embedding; take it away"),
+    ],
+)
+def test_what_a_level_would_not_use_is_refused(load, level, problem):
+    assert problems(load, f"{GOOD}levels: [{level}]\n") == (problem,)
+
+
+def test_what_all_levels_share_may_say_more_than_one_of_them_uses(load):
+    grid = load(GOOD + "metrix: {stage: layer2, weight: 0.3}\nlevels: [baseline, input, feature]\n")
+    labels = {trial.arm.label for trial in grid.trials() if trial.arm.loss == "contrastive"}
+    assert labels == {"contrastive", "contrastive+input[weight=0.3]", "contrastive+feature[stage=layer2,weight=0.3]"}
+
+
+def test_a_key_that_is_no_text_is_no_setting(load):
+    assert problems(load, GOOD + "model: {1: 2}\n") == (
+        "model.1: no setting named '1'; there are: dim, norm, pooling",
+    )

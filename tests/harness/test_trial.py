@@ -9,7 +9,8 @@ import torch
 from harness import checkpoint, selection, train
 from harness.config import Choice, Level
 from harness.record import Epoch, Run
-from harness.trial import Sources, driver, open_dataset, run_trial, steps
+from harness.trial import Pixels, Sources, driver, open_dataset, run_trial, steps
+from tests.harness.pictures import class_folders
 
 
 @pytest.fixture
@@ -226,3 +227,20 @@ def test_the_level_of_an_arm_reaches_metrix(tiny):
     criterion = objective(tiny("contrastive+embedding[weight=0.2,pairs=pos-neg]"), 4)
     assert (criterion.weight, criterion.pairs, criterion.at) == (0.2, "pos-neg", "embedding")
     assert isinstance(Level(at="embedding"), Level)
+
+
+def test_embeddings_that_are_not_finite_stop_the_trial_as_diverged(make_trial, tmp_path):
+    """A single step spoils the weights, and no loss is computed after it."""
+    class_folders(tmp_path / "data", classes=12, images=3)
+    trial = make_trial(dataset="folder", epochs=1, batch_size=10, lr=1e30, sampler="shuffle")
+    with pytest.raises(train.Diverged, match=r"^6 of 6 embeddings are zero or not finite, so nothing can be scored$"):
+        run_trial(trial, tmp_path / "run", tmp_path / "data", device="cpu")
+
+
+def test_a_black_image_counts_as_an_evenly_grey_one():
+    """By pixels alone: it has no direction of its own."""
+    images = torch.stack([torch.zeros(3, 2, 2), torch.full((3, 2, 2), 0.4), torch.eye(2).expand(3, 2, 2)])
+    vectors = torch.nn.functional.normalize(Pixels()(images))
+    assert torch.equal(vectors[0], vectors[1])
+    assert vectors[0] @ vectors[2] == pytest.approx(0.5**0.5)
+    assert torch.equal(Pixels()(images)[1:], images[1:].flatten(1)), "others stay as they are"
