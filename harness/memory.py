@@ -1,19 +1,20 @@
-"""The peak memory of a piece of work: of a GPU, or of this process where it runs on a processor."""
+"""The most memory that a piece of work took: of a GPU, or of this process where it runs on a processor."""
 
 from pathlib import Path
 
 import torch
 
 REFERENCES, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-RESET_PEAK = "5"  # written to `clear_refs`, it resets the peak of resident memory (Linux, proc(5))
+RESET_PEAK = "5"  # what `clear_refs` takes to begin the peak of resident memory anew (Linux, proc(5))
 
 
 def begin(device: torch.device) -> bool:
-    """Reset the peak, and return whether `peak_gb` will be that of the work that follows.
+    """Begin to count anew; whether `peak_gb` will tell of the work that follows.
 
-    On a processor only Linux can reset it, and some containers forbid it.
+    On a processor only Linux can do that, and not every container is allowed to.
     """
     if device.type == "cuda":
+        torch.cuda.init()  # before that, torch knows no GPU by its number
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:

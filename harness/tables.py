@@ -191,7 +191,7 @@ class Block:
         """The sentences of the findings, those that say the same of many rows in one."""
         return captions.condensed(self.findings)
 
-    @property
+    @cached_property
     def below(self) -> frozenset[str]:
         """The arms that training left below their own starting point (FAIR-26)."""
         return frozenset(arm for note in self.findings if note.rule == captions.BELOW for arm in note.arms)
