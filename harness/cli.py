@@ -53,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return FAILED if sentence is None else WRONG_INPUT
 
 
-FAULT = "this is a bug in metrix-bench and not in what you typed: please report it with the lines above"
+FAULT = "this is a fault of the program and not of what you typed: please report it with the lines above"
 
 
 def _sentence(error: Exception, arguments: argparse.Namespace) -> str | None:
@@ -427,6 +427,8 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
     grid = _grid(arguments)
     plan = make_plan(grid, arguments.data, arguments.cache)
+    for note in plan.notes:
+        print(note)
     done = {record.id: record for record in Run(_folder(arguments, grid)).records()}
     seconds = estimate(plan, tuple(done.values()), arguments.data, arguments.cache)
     terminal.table(
@@ -578,7 +580,7 @@ def _only_one(part: str, names: Sequence[str], run: Run) -> str:
     """The one name that has `part` in it, or is `part`; UserError with those to choose from otherwise."""
     found = [name for name in names if name == part] or [name for name in names if part in name]
     if len(found) != 1:
-        listed = "\n  ".join(found or names or ["(there are none yet)"])
+        listed = "\n  ".join(found or names or ["(there is none yet)"])
         raise UserError(f"{part!r} names {len(found)} trials of {run.place}; name one of\n  {listed}")
     return found[0]
 
