@@ -297,7 +297,7 @@ def leaderboard(
     `outcomes` gives what a record's test queries came to, for intervals over test classes; `published` are numbers
     to show beside ours; `metrics` the ones that tables print (R@1 and MAP@R where none is named); `notes` what was
     found on the way to these records; `findings` of the fairness rules, each with `sentence` and `records`.
-    Raises ValueError for a metric that no record has.
+    Raises ReportError for a metric that no record has.
     """
     records = sorted((record for record in records if record.test), key=lambda record: record.id)
     _known(metrics, records)
