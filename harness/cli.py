@@ -173,7 +173,7 @@ def _commands_that_read_runs(commands) -> None:
     audit.add_argument("run", type=_place, nargs="?", help="run folder")
     audit.add_argument("--rules", action="store_true", help="list the rules with their reasons")
 
-    verify = _command(commands, verify_command, "verify", "make the scores of records again from what was kept")
+    verify = _command(commands, verify_command, "verify", "compute the scores of records again from what was kept")
     verify.add_argument("run", type=_place, help="run folder")
     verify.add_argument("--only", default="", metavar="TEXT", help="only records with this in their id")
     verify.add_argument("--data", type=Path, help="folder of the dataset, where weights were kept")
