@@ -25,7 +25,7 @@ PY    := PYTHONPATH=$(call quoted,$(CURDIR)) $(call quoted,$(BIN)/python)
 BENCH := $(PY) -m harness.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup benchmark report readme test lowest s3 soak perf gpu lint format clean
+.PHONY: help setup benchmark report readme test lowest s3 audit soak perf gpu lint format clean
 
 help:  ## explain the targets (what `make` alone does)
 	@echo "metrix-bench: a fair benchmark of deep metric learning"; echo
@@ -86,6 +86,8 @@ gpu: $(STAMP)  ## test and measure this machine's GPU (eight minutes; DATA=photo
 lint: $(STAMP) $(AUDIT)  ## check style, errors that a linter finds, and dependencies for known vulnerabilities
 	@$(call quoted,$(BIN)/ruff) check . && $(call quoted,$(BIN)/ruff) format --check .
 	@$(PY) tests/dependencies.py build/audit/bin/pip-audit constraints.txt
+
+audit: $(AUDIT)
 
 $(AUDIT):
 	-$(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==$(subst build/audit/.tried-,,$(AUDIT))

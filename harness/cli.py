@@ -205,7 +205,7 @@ def _commands_that_read_runs(commands) -> None:
     audit.add_argument("run", type=_place, nargs="?", help="run folder")
     audit.add_argument("--rules", action="store_true", help="list the rules with their reasons")
 
-    verify = _command(commands, verify_command, "verify", "make the scores of records again from what was kept")
+    verify = _command(commands, verify_command, "verify", "compute the scores of records again from what was kept")
     verify.add_argument("run", type=_place, help="run folder")
     verify.add_argument("--only", default="", metavar="TEXT", help="only records with this in their id")
     verify.add_argument("--data", type=Path, help="folder of the dataset, where weights were kept")
@@ -478,7 +478,7 @@ def _retry(arguments: argparse.Namespace) -> int:
 def plan_command(arguments: argparse.Namespace) -> int:
     """Print the trials of a grid, which are done, and what the others will take."""
     from harness import terminal
-    from harness.launch import refuse_strangers
+    from harness.launch import refuse_other_settings
     from harness.plan import estimate, make_plan
     from harness.reports import _wording as wording
 
@@ -486,7 +486,8 @@ def plan_command(arguments: argparse.Namespace) -> int:
     run = Run(_folder(arguments, grid), warn=_complain)
     run.require_own()
     plan = make_plan(grid, arguments.data, arguments.cache)
-    done = {record.id: record for record in run.records()}
+    records = run.records()
+    done = {record.id: record for record in records}
     seconds = estimate(plan, tuple(done.values()), arguments.data, arguments.cache)
     terminal.table(
         f"{grid.name}: {len(plan.trials)} trial{'s' * (len(plan.trials) != 1)}",
@@ -501,7 +502,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
         print(note)
     todo = [seconds[trial.id] for trial in plan.trials if trial.id not in done]
     print(f"{len(todo)} to run, about {wording.seconds(sum(todo))} on one slot of a machine like this one")
-    refuse_strangers(run, grid, plan.trials)
+    refuse_other_settings(run, records, grid, plan.trials)
     return OK
 
 

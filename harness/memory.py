@@ -18,6 +18,7 @@ def begin(device: torch.device) -> bool:
     allocator keeps counts as resident: it is given back to the system first, where the allocator can (glibc).
     """
     if device.type == "cuda":
+        torch.cuda.init()  # before that, torch knows no GPU by its number
         torch.cuda.reset_peak_memory_stats(device)
         return True
     gc.collect()

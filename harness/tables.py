@@ -191,7 +191,7 @@ class Block:
         """The sentences of the findings, those that say the same of many rows in one."""
         return captions.condensed(self.findings)
 
-    @property
+    @cached_property
     def below(self) -> frozenset[str]:
         """The arms that training left below their own starting point (FAIR-26)."""
         return frozenset(arm for note in self.findings if note.rule == captions.BELOW for arm in note.arms)
@@ -297,7 +297,7 @@ def leaderboard(
     `outcomes` gives what a record's test queries came to, for intervals over test classes; `published` are numbers
     to show beside ours; `metrics` the ones that tables print (R@1 and MAP@R where none is named); `notes` what was
     found on the way to these records; `findings` of the fairness rules, each with `sentence` and `records`.
-    Raises ValueError for a metric that no record has.
+    Raises ReportError for a metric that no record has.
     """
     records = sorted((record for record in records if record.test), key=lambda record: record.id)
     _known(metrics, records)

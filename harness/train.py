@@ -33,8 +33,8 @@ class Progress:
     """What a run has done so far: its curve and the counts that FAIR-07 compares. A checkpoint holds it.
 
     `chunked`: the epoch at which memory ran out and the rows at a time since then; None while whole batches fit.
-    `origin`: what must stay the same during the training (see `harness.trial.origin_of`). `earlier_s`: the seconds of
-    earlier attempts, as far as a checkpoint tells. This attempt began at `began` on the clock `time.perf_counter`.
+    `origin`: what this training may not change on its way (see `harness.trial.origin_of`). `earlier_s`: what attempts
+    before this one took, as far as a checkpoint tells; this one began at `began` on the clock `time.perf_counter`.
     """
 
     curve: list[Epoch] = field(default_factory=list)

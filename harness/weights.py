@@ -42,12 +42,14 @@ def read(path: Path) -> Any:
 
     Raises Misfit with what the file is instead.
     """
-    if problem := _known_otherwise(path):
-        raise Misfit(problem)
     try:
+        if problem := _known_otherwise(path):
+            raise Misfit(problem)
         if _safetensors_header(path) is not None:
             return checkpoint.tensors(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except Misfit:
+        raise
     except Exception as error:  # readers raise all sorts on bytes that they do not know
         raise Misfit(_unreadable(path, error)) from error
 
@@ -177,9 +179,9 @@ def _unreadable(path: Path, error: Exception) -> str:
         with path.open("rb") as file:
             try:
                 entries = json.loads(file.read(header)[8:])
-            except ValueError:
+                ends = [about["data_offsets"][1] for name, about in entries.items() if name != "__metadata__"]
+            except (ValueError, TypeError, LookupError):
                 return "has a damaged header"
-        ends = [about["data_offsets"][1] for name, about in entries.items() if name != "__metadata__"]
         whole, size = header + max(ends, default=0), path.stat().st_size
         if size != whole:
             return f"is {'cut off' if size < whole else 'longer than its header says'}: {size:,} of {whole:,} bytes"

@@ -57,3 +57,10 @@ def test_no_stamp_depends_on_the_time_of_a_file():
     ]
     assert len(rules) == 3
     assert [rule for rule in rules if rule.partition(":")[2].strip()] == []
+
+
+def test_every_target_of_continuous_integration_is_there(make):
+    lines = [line.partition("make ")[2].split() for line in (ROOT / ".ci/run").read_text().splitlines()]
+    targets = [target for targets in lines for target in targets]
+    assert targets == ["setup", "s3", "audit", "lint", "test"]
+    assert isinstance(make("--dry-run", *targets), list)

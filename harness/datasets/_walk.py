@@ -94,7 +94,7 @@ class Walk:
         while folders or links:
             path = folders.popleft() if folders else links.popleft()
             identity = self._identity(path)
-            if identity in seen:
+            if identity is not None and identity in seen:
                 self.passed[LINKED].append(path)
                 continue
             seen.add(identity)

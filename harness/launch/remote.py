@@ -59,8 +59,8 @@ def relay(address: str, words: Sequence[str], files: Mapping[str, str], screen: 
         return code
     except (ConnectionError, ray.exceptions.RayError) as error:
         raise RunError(
-            f"{address} is not reached any more ({str(error).splitlines()[0]}); the command goes on there if the "
-            "head lives: metrix-bench status RUN tells, from any machine that sees the run"
+            f"{address} cannot be reached any longer ({str(error).splitlines()[0]}); if the head is alive, the "
+            "command continues there: ask metrix-bench status RUN on any machine that sees the run"
         ) from None
     finally:
         ray.shutdown()

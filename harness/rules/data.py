@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -84,24 +85,25 @@ def nonstandard_size(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def unlike(record: Record) -> str:
     """`not CUB-200-2011` of a record under the name of a benchmark whose counts it does not have; else nothing."""
-    standard, data = _standard(record.trial.dataset.name), record.data
-    wrong = standard and standard.miscounted(_pair(data.images), _pair(data.classes))
-    return f"not {standard.title}" if wrong else ""
+    return f"not {_standard(record.trial.dataset.name).title}" if _miscounts(record) else ""
 
 
 def _deviating(results: Results) -> dict[tuple[str, str], list[Record]]:
     """Records of published benchmarks with other counts than the published: {(dataset, what is wrong): records}."""
-    standards = {name: _standard(name) for name in {record.trial.dataset.name for record in results.records}}
     found: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in results.records:
-        name, data = record.trial.dataset.name, record.data
-        if standard := standards[name]:
-            wrong = standard.miscounted(_pair(data.images), _pair(data.classes))
-            if wrong:
-                found[name, " ".join(wrong)].append(record)
+        if wrong := _miscounts(record):
+            found[record.trial.dataset.name, " ".join(wrong)].append(record)
     return found
 
 
+def _miscounts(record: Record) -> tuple[str, ...]:
+    """In what the counts of a record differ from those of the published benchmark of its name, a sentence each."""
+    standard, data = _standard(record.trial.dataset.name), record.data
+    return tuple(standard.miscounted(_pair(data.images), _pair(data.classes))) if standard else ()
+
+
+@functools.cache  # reports ask for each record, and the register looks into its folder every time
 def _standard(name: str) -> Standard | None:
     """The published benchmark of this name; None for other datasets, those that no longer exist among them."""
     return datasets.standard(name) if name in datasets.names() else None

@@ -71,6 +71,8 @@ FILES = {
         path, **{"a.pth": b"1", "b.txt": b"2"}
     ),
     "is a tar archive (a.pth): unpack it": lambda path, state: tarred(path),
+    "cannot be read (": lambda path, state: path.write_bytes(bytes(257) + b"ustar" + bytes(300)),
+    "has a damaged header": lambda path, state: path.write_bytes((8).to_bytes(8, "little") + b'{"a": 1}'),
     "is an archive of numpy arrays (a.npy), not weights of torch": lambda path, state: np.savez(
         path.open("wb"), a=np.zeros(1)
     ),

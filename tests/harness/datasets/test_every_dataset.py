@@ -54,7 +54,7 @@ def test_what_it_cannot_use_is_refused(name, tmp_path, cache):
     with pytest.raises(datasets.DatasetError, match=f"no option of dataset '{name}' named 'colour'"):
         datasets.load(name, tmp_path, cache, colour="red")
     if datasets.describe(name).needs_data:
-        with pytest.raises(datasets.DatasetError, match="say where it lies"):
+        with pytest.raises(datasets.DatasetError, match="say where it is"):
             datasets.load(name, None, cache)
         with pytest.raises(datasets.DatasetError, match=r"there is no .*nowhere"):
             datasets.load(name, tmp_path / "nowhere", cache)

@@ -9,6 +9,7 @@ import pytest
 
 from harness import datasets, doctor
 from harness.datasets import DatasetError
+from harness.datasets._walk import Walk
 from harness.splits import hash_order
 from tests.harness.datasets.sources.folder import image, write
 
@@ -238,3 +239,12 @@ def test_names_that_are_not_utf8_are_refused_escaped(tmp_path):
     found = doctor.examine("folder", tmp_path)
     assert not found.sound
     assert r"(ant/caf\xe9.png)" in found.findings[0].sentence
+
+
+def test_every_folder_that_the_system_says_nothing_of_is_looked_into(tmp_path, monkeypatch):
+    for name in ("ant", "bee"):
+        image(tmp_path / name / "1.png")
+    monkeypatch.setattr(Walk, "_identity", lambda self, path: None)
+    walk = Walk(str(tmp_path))
+    assert walk.files() == ["ant/1.png", "bee/1.png"]
+    assert walk.passed_over == ()

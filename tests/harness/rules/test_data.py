@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness import rules
+from harness import datasets, rules
 from harness.config import Choice
 from harness.datasets import Dataset
+from harness.rules import data as data_rules
 
 
 def fake(name, counts):
@@ -126,3 +127,12 @@ def test_other_pixels_under_the_same_names(make_clean, make_trial, said):
     larger = larger.model_copy(update={"images": larger.images.model_copy(update={"cache_side_px": 64})})
     other_size = make_clean(trial=larger, data={"content_fingerprint": "c" * 64})
     assert said(1, [records[0], other_size]) == [], "other pixels of the same images"
+
+
+def test_the_register_is_asked_once_for_each_name(make_trial, make_clean, monkeypatch):
+    asked, names = [], datasets.names
+    monkeypatch.setattr(datasets, "names", lambda: asked.append(1) or names())
+    data_rules._standard.cache_clear()
+    record = make_clean(trial=benchmark(make_trial))
+    assert [data_rules.unlike(record) for _ in range(3)] == ["not CUB-200-2011"] * 3
+    assert len(asked) == 1
