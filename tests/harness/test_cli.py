@@ -1,6 +1,7 @@
 """What a newcomer gets wrong, and the sentence that says so before anything runs."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -198,6 +199,13 @@ def test_a_trial_does_not_poison_the_folder_of_its_grid(here, tmp_path):
     assert not (tmp_path / "results").exists()
     code, text = here("trial", "mine.yaml", "--arm", "contrastive")
     assert (code, "already done" in text) == (0, False), text
+    pattern = (
+        r"glyphs-\S+\nepoch 0/1  before training  validation: R@1 \d\d\.\d  MAP@R \d\d\.\d\n"
+        r"epoch 1/1  loss -?\d\.\d{4}  validation: R@1 \d\d\.\d  MAP@R \d\d\.\d\n"
+        r"test, epoch 1: R@1 \d+\.\d  R@2 \d.*\nrecord: results/runs/mine/records/glyphs-\S+\.json\n"
+    )
+    assert re.fullmatch(pattern, text), text
+    assert max(map(len, text.splitlines()[:-2])) <= 80
     code, text = here("trial", "mine.yaml", "--arm", "contrastive", "--set", "keep=weights")
     assert (code, "already done: its record is of " in text) == (0, True)
     assert "keep weights was asked for, and finished trials stay as they are, with keep embeddings" in text
