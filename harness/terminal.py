@@ -42,8 +42,14 @@ def console(stream: TextIO | None = None) -> Console:
     Where no person watches, lines are as long as they need to be, so that they can be searched and cut.
     """
     stream = stream or sys.stdout
-    watched = Console(file=stream, highlight=False, markup=False, emoji=False)
-    return watched if watched.is_terminal else Console(file=stream, highlight=False, markup=False, width=10_000)
+    watched = _Console(file=stream, highlight=False, markup=False, emoji=False)
+    return watched if watched.is_terminal else _Console(file=stream, highlight=False, markup=False, width=10_000)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the command line say that nobody reads: rich would end the program as if it had failed."""
+        raise BrokenPipeError
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], on: Console | None = None) -> None:
