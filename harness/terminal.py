@@ -56,15 +56,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     """Print a plain table; columns that hold nothing but numbers are set to the right."""
     on = on or console()
     rows = [tuple("" if value is None else str(value) for value in row) for row in rows]
-    sheet = Table(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left", title_style="bold", pad_edge=False)
+    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(columns):
         held = [row[number] for row in rows if number < len(row)]
         sheet.add_column(Text(name), justify="right" if _numbers(held) else "left", overflow="fold")
     for row in rows:
         sheet.add_row(*map(Text, row))
-    if not rows:
-        sheet.caption = Text("nothing")
-    on.print(sheet)
+    on.print(Text(title, "bold"))  # by itself: the title of a table is folded to the width of its columns
+    on.print(sheet if rows else Text("nothing", "dim"))
 
 
 def _numbers(values: Sequence[str]) -> bool:
