@@ -582,6 +582,7 @@ def _is_arm(trial: Trial, label: str, short: str) -> bool:
 
 def _run_here(trial: Trial, run: Run, sources: "Sources") -> int:
     """Run one trial in this process, unless it is done; its exit code."""
+    from harness.tables import FIRST_METRICS, SHOWN
     from harness.trial import kind_of, steps
 
     print(trial.id)
@@ -589,10 +590,10 @@ def _run_here(trial: Trial, run: Run, sources: "Sources") -> int:
     try:
         for progress in steps(trial, sources):
             for epoch in progress.curve[-2:] if progress.epoch == 1 else progress.curve[-1:]:
-                scores = "  ".join(f"{name} {value:.4f}" for name, value in epoch.validation.items())
+                shown = {name: score for name, score in epoch.validation.items() if name in FIRST_METRICS[:SHOWN]}
+                scores = f"  validation: {_scores(shown)}" if shown else ""
                 loss = "before training" if epoch.loss is None else f"loss {epoch.loss:.4f}"
-                validated = f"  validation: {scores}" if scores else ""
-                print(f"epoch {epoch.epoch}/{trial.schedule.epochs}  {loss}{validated}", flush=True)
+                print(f"epoch {epoch.epoch}/{trial.schedule.epochs}  {loss}{scores}", flush=True)
     except Exception as error:
         if isinstance(error, UserError | OSError) or (kind := kind_of(error)) == "error":
             raise
@@ -604,9 +605,15 @@ def _run_here(trial: Trial, run: Run, sources: "Sources") -> int:
         print(f"already done: its record is from {record.finished}, and nothing was run")
         for sentence in _unchanged([record], [trial]):
             print(sentence)
-    print("test: " + "  ".join(f"{name} {value:.4f}" for name, value in record.test.items()))
+    chosen = "" if record.selected_epoch is None else f", epoch {record.selected_epoch}"
+    print(f"test{chosen}: {_scores(record.test)}")
     print(f"record: {run.where(run.record_path(trial))}")
     return OK
+
+
+def _scores(scores: dict[str, float]) -> str:
+    """Scores in percent, as tables print them."""
+    return "  ".join(f"{name} {100 * score:.1f}" for name, score in scores.items())
 
 
 def _short(trial) -> str:

@@ -42,23 +42,28 @@ def console(stream: TextIO | None = None) -> Console:
     Where no person watches, lines are as long as they need to be, so that they can be searched and cut.
     """
     stream = stream or sys.stdout
-    watched = Console(file=stream, highlight=False, markup=False, emoji=False)
-    return watched if watched.is_terminal else Console(file=stream, highlight=False, markup=False, width=10_000)
+    watched = _Console(file=stream, highlight=False, markup=False, emoji=False)
+    return watched if watched.is_terminal else _Console(file=stream, highlight=False, markup=False, width=10_000)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the command line say that nobody reads: rich would end the program as if it had failed."""
+        raise BrokenPipeError
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], on: Console | None = None) -> None:
     """Print a plain table; columns that hold nothing but numbers are set to the right."""
     on = on or console()
     rows = [tuple("" if value is None else str(value) for value in row) for row in rows]
-    sheet = Table(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left", title_style="bold", pad_edge=False)
+    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(columns):
         held = [row[number] for row in rows if number < len(row)]
         sheet.add_column(Text(name), justify="right" if _numbers(held) else "left", overflow="fold")
     for row in rows:
         sheet.add_row(*map(Text, row))
-    if not rows:
-        sheet.caption = Text("nothing")
-    on.print(sheet)
+    on.print(Text(title, "bold"))  # by itself: the title of a table is folded to the width of its columns
+    on.print(sheet if rows else Text("nothing", "dim"))
 
 
 def _numbers(values: Sequence[str]) -> bool:

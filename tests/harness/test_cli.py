@@ -1,12 +1,14 @@
 """What a newcomer gets wrong, and the sentence that says so before anything runs."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from harness import storage
 from harness.cli import main
 from harness.config import grids
 from harness.record import Run
@@ -198,6 +200,13 @@ def test_a_trial_does_not_poison_the_folder_of_its_grid(here, tmp_path):
     assert not (tmp_path / "results").exists()
     code, text = here("trial", "mine.yaml", "--arm", "contrastive")
     assert (code, "already done" in text) == (0, False), text
+    pattern = (
+        r"glyphs-\S+\nepoch 0/1  before training  validation: R@1 \d\d\.\d  MAP@R \d\d\.\d\n"
+        r"epoch 1/1  loss -?\d\.\d{4}  validation: R@1 \d\d\.\d  MAP@R \d\d\.\d\n"
+        r"test, epoch 1: R@1 \d+\.\d  R@2 \d.*\nrecord: results/runs/mine/records/glyphs-\S+\.json\n"
+    )
+    assert re.fullmatch(pattern, text), text
+    assert max(map(len, text.splitlines()[:-2])) <= 80
     code, text = here("trial", "mine.yaml", "--arm", "contrastive", "--set", "keep=weights")
     assert (code, "already done: its record is from " in text) == (0, True)
     assert "keep=weights does not change finished trials, which have keep=embeddings" in text
@@ -254,8 +263,48 @@ def test_a_terminal_of_another_encoding_shows_what_it_can(encoding, tmp_path):
     assert b"quick" in done.stdout
 
 
-def test_nobody_who_reads_is_no_traceback():
-    words = f"{sys.executable} -m harness.cli audit --rules | true; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", words], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stderr == ""
-    assert done.stdout in ("1\n", "141\n")
+@pytest.mark.parametrize("words", ["audit --rules", "list losses", "trial mine.yaml --arm contrastive"])
+def test_nobody_who_reads_is_no_traceback(words, tmp_path):
+    (tmp_path / "mine.yaml").write_text(TINY)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli", *words.split()],
+        cwd=tmp_path,
+        env=environment,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_run_that_is_done_says_so_and_what_it_does_not_do_again(here, tmp_path, monkeypatch):
+    from harness import launch
+    from harness.plan import Plan
+
+    assert here("trial", "mine.yaml", "--arm", "contrastive")[0] == 0
+    run = Run(tmp_path / "results/runs/mine")
+
+    def run_grid(grid, *_, **__):
+        trials = tuple(trial for trial in grid.trials() if run.record(trial))
+        return launch.Outcome(Plan(trials, ()), tuple(run.records()), (), False, 1.0, 1.0)
+
+    monkeypatch.setattr(launch, "run_grid", run_grid)
+    monkeypatch.setattr(launch, "supervised", lambda attempt, *_: attempt())
+    code, text = here("run", "mine.yaml", "--set", "keep=weights")
+    assert code == 0
+    assert "already done: all 1 trials had their records before, and nothing was run\n" in text
+    assert "keep weights was asked for, and finished trials stay as they are, with keep embeddings" in text
+    assert "open results/runs/mine/leaderboard.html in a browser\n" in text
+
+
+def test_a_bucket_that_holds_other_things_is_no_run(here, bucket):
+    storage.of(bucket).write("thesis.tex", b"x")
+    for words in (("trial", "mine.yaml", "--arm", "contrastive"), ("plan", "mine.yaml")):
+        code, text = here(*words, "--out", bucket)
+        assert code == 2
+        assert f"{bucket} is no run and holds other things (thesis.tex): name a new or an empty folder\n" in text

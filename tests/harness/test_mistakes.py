@@ -186,6 +186,13 @@ def test_a_list_keeps_the_names_that_fit_a_pattern(said):
     assert (code, "contrastive" in text, "triplet" in text) == (0, True, False)
 
 
+def test_titles_are_whole_however_narrow_the_table(said):
+    assert said("list", "stages", "test_resnet")[1].startswith("stages of test_resnet\n")
+    shutil.rmtree("base/records")
+    Path("base/plan.json").unlink()
+    assert said("status", "base")[1].startswith("base: 0 done\nnothing\n")
+
+
 def test_a_trial_alone_has_no_log(said):
     shutil.rmtree("base/logs")
     code, text = said("logs", "base", "contrastive")
