@@ -178,6 +178,7 @@ def attempt(trial: Trial, sources: Sources, run: Run, fresh: Progress) -> Iterat
     if not memory.begin(parallel.devices(sources.ranks, sources.device)[0]):
         fresh.peak_gb = None
     bench = Bench.of(trial, sources, chunked)
+    fresh.devices = [device_name(bench.device) + (f" x {sources.ranks}" if sources.ranks > 1 else "")]
     progress, criterion = fresh, None
     seen = TestCurve(folder / "test_curve.json")
     if trial.arm.at != "floor":
@@ -238,6 +239,7 @@ def conclude(
         *bench.asked.notes.values(),
         *remarks(bench),
         *of_chunks(bench, progress),
+        *of_devices(progress),
         *(keep_test(bench, run, test) if test else ()),
     )
     return Record(
@@ -306,6 +308,13 @@ def of_chunks(bench: "Bench", progress: Progress) -> tuple[str, ...]:
     if epoch:
         said = f"out of memory {when}; {said}"
     return (said if bench.model.exact else f"{said}, of which BatchNorm took its statistics",)
+
+
+def of_devices(progress: Progress) -> tuple[str, ...]:
+    """What a row must say of itself that was continued elsewhere: its provenance names the last device alone."""
+    if len(progress.devices) < 2:
+        return ()
+    return (f"trained on {', then on '.join(progress.devices)}: its times are those of several devices",)
 
 
 def analysis(bench: "Bench", test: "TestRead", criterion: nn.Module | None) -> dict[str, Any]:

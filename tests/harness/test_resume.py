@@ -370,6 +370,18 @@ def test_the_peak_of_memory_is_that_of_the_trial_not_of_the_process(tiny, data, 
     assert run_trial(tiny(), tmp_path / "again", data).cost.peak_gb < large - 0.2
 
 
+def test_a_trial_that_goes_on_elsewhere_says_so(tiny, data, tmp_path, monkeypatch):
+    trial = tiny()
+    for epochs, device in ((1, "GPU A"), (2, "GPU B"), (1, "GPU A")):
+        monkeypatch.setattr(trials, "device_name", lambda _, device=device: device)
+        begun(trial, tmp_path / "run", data, epochs)
+    record = run_trial(trial, tmp_path / "run", data)
+    said = "trained on GPU A, then on GPU B: its times are those of several devices"
+    assert [note for note in record.notes if "GPU" in note] == [said]
+    alone = run_trial(trial, tmp_path / "alone", data)
+    assert not any("GPU" in note for note in alone.notes)
+
+
 def test_what_earlier_work_has_freed_is_no_part_of_the_peak():
     """An allocator keeps freed memory, and a trial after a large one would seem as large: 2.64 and then 1.17 GB."""
     device = torch.device("cpu")
