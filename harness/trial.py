@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -636,18 +636,25 @@ def _behind(record: Record, trial: Trial, sources: Sources) -> dict[str, str]:
     if record.data.content_fingerprint and record.data.source_stamp != dataset.stamp:
         found["images"] = images_of(old, dataset, sources).fingerprint
     if old.arm.loss != "pixels" and old.backbone == trial.backbone and old.backbone.pretrained:
-        found["weights"] = weights_digest(old)
+        with suppress(ModelError):  # where they are not to be had, the plan says so
+            found["weights"] = weights_digest(old)
     return found
 
 
 def weights_digest(trial: Trial) -> str:
-    """sha256 of the file that a trial's network begins with, "initial" where its weights are drawn."""
+    """sha256 of the file that a trial's network begins with, "initial" where its weights are drawn.
+
+    Raises ModelError where the file cannot be read, or is published and not to be had.
+    """
     backbone = trial.backbone
     if backbone.pretrained is False:
         return "initial"
     if backbone.pretrained is True:
         return checkpoint.digest(models.fetch(backbone.name, True, backbone.options, trial.images.side_px))
-    return checkpoint.digest(backbone.pretrained)
+    try:
+        return checkpoint.digest(backbone.pretrained)
+    except OSError as error:
+        raise ModelError(f"the weights {backbone.pretrained} cannot be read: {error.strerror}") from error
 
 
 def resumable(trial: Trial, run: Run, origin: Mapping[str, str]) -> dict[str, Any]:
