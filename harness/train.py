@@ -35,6 +35,7 @@ class Progress:
     `chunked`: the epoch at which memory ran out and the rows at a time since then; None while whole batches fit.
     `origin`: what this training may not change on its way (see `harness.trial.origin_of`). `earlier_s`: what attempts
     before this one took, as far as a checkpoint tells; this one began at `began` on the clock `time.perf_counter`.
+    `devices`: what attempts ran on, each once, in order.
     """
 
     curve: list[Epoch] = field(default_factory=list)
@@ -46,6 +47,7 @@ class Progress:
     origin: dict[str, str] = field(default_factory=dict)
     earlier_s: float = 0.0
     peak_gb: float | None = 0.0
+    devices: list[str] = field(default_factory=list)
     began: float = field(default_factory=lambda: time.perf_counter())
 
     @property
@@ -75,6 +77,7 @@ class Progress:
         found.chunked = found.chunked or self.chunked
         found.earlier_s = max(found.earlier_s, self.earlier_s)
         found.note_peak(self.peak_gb)
+        found.devices = list(dict.fromkeys([*found.devices, *self.devices]))
         return found
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -178,6 +178,7 @@ def attempt(trial: Trial, sources: Sources, run: Run, fresh: Progress) -> Iterat
     if not memory.begin(parallel.devices(sources.ranks, sources.device)[0]):
         fresh.peak_gb = None
     bench = Bench.of(trial, sources, chunked)
+    fresh.devices = [device_name(bench.device) + (f" x {sources.ranks}" if sources.ranks > 1 else "")]
     progress, criterion = fresh, None
     seen = TestCurve(folder / "test_curve.json")
     if trial.arm.at != "floor":
@@ -238,6 +239,7 @@ def conclude(
         *bench.asked.notes.values(),
         *remarks(bench),
         *of_chunks(bench, progress),
+        *of_devices(progress),
         *(keep_test(bench, run, test) if test else ()),
     )
     return Record(
@@ -306,6 +308,13 @@ def of_chunks(bench: "Bench", progress: Progress) -> tuple[str, ...]:
     if epoch:
         said = f"out of memory {when}; {said}"
     return (said if bench.model.exact else f"{said}, of which BatchNorm took its statistics",)
+
+
+def of_devices(progress: Progress) -> tuple[str, ...]:
+    """What a row must say of itself that was continued elsewhere: its provenance names the last device alone."""
+    if len(progress.devices) < 2:
+        return ()
+    return (f"trained on {', then on '.join(progress.devices)}: its times are those of several devices",)
 
 
 def analysis(bench: "Bench", test: "TestRead", criterion: nn.Module | None) -> dict[str, Any]:
@@ -646,18 +655,25 @@ def _behind(record: Record, trial: Trial, sources: Sources) -> dict[str, str]:
     if record.data.content_fingerprint and record.data.source_stamp != dataset.stamp:
         found["images"] = images_of(old, dataset, sources).fingerprint
     if old.arm.loss != "pixels" and old.backbone == trial.backbone and old.backbone.pretrained:
-        found["weights"] = weights_digest(old)
+        with suppress(ModelError):  # where they are not to be had, the plan says so
+            found["weights"] = weights_digest(old)
     return found
 
 
 def weights_digest(trial: Trial) -> str:
-    """sha256 of the file that a trial's network begins with, "initial" where its weights are drawn."""
+    """sha256 of the file that a trial's network begins with, "initial" where its weights are drawn.
+
+    Raises ModelError where the file cannot be read, or is published and not to be had.
+    """
     backbone = trial.backbone
     if backbone.pretrained is False:
         return "initial"
     if backbone.pretrained is True:
         return checkpoint.digest(models.fetch(backbone.name, True, backbone.options, trial.images.side_px))
-    return checkpoint.digest(backbone.pretrained)
+    try:
+        return checkpoint.digest(backbone.pretrained)
+    except OSError as error:
+        raise ModelError(f"the weights {backbone.pretrained} cannot be read: {error.strerror}") from error
 
 
 def resumable(trial: Trial, run: Run, origin: Mapping[str, str]) -> dict[str, Any]:

@@ -23,12 +23,10 @@ from typing import Literal
 import numpy as np
 
 from harness import checkpoint
-from harness.datasets import DatasetError
-from harness.models import ModelError
 from harness.outcomes import UNREADABLE
 from harness.record import Record, Run
 from harness.retrieval import Evaluation
-from harness.trial import Bench, Sources, device_name, load_best, read_test, score_test
+from harness.trial import REFUSED, Bench, Sources, device_name, load_best, read_test, score_test
 
 MARGIN = 2.0  # two roundings of the same size differ in how many queries they turn
 SPARE = 3  # queries that may turn where rounding again turned none
@@ -140,7 +138,7 @@ def _compare_weights(
             return
         bench = Bench.of(record.trial, sources)
         load_best(bench.model, folder, record.selected_epoch)
-    except (DatasetError, ModelError) as error:
+    except REFUSED as error:
         found.missing.append(f"the weights have the recorded digest and were not run: {error}")
         return
     except checkpoint.CheckpointError as error:

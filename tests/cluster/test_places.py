@@ -35,12 +35,12 @@ def test_a_trial_over_two_gpus_is_one_trial_on_one_node(small, machines, drive, 
     """The cluster counts two GPUs on one node and none on the other; processors stand in for them."""
     cluster = machines((2, 2), (2, 0))
     words = ("--device", "cpu", "--set", "gpus_per_trial=2", "--losses", "contrastive", "--levels", "embedding")
-    driver = drive(cluster, "run", small, "--out", tmp_path, *words)
+    driver = drive(cluster, "run", small, "--out", tmp_path / "run", *words)
     assert driver.ends() == 0, driver.text
-    (record,) = records(tmp_path).values()
+    (record,) = records(tmp_path / "run").values()
     assert record["provenance"]["ranks"] == 2
     assert "GPU 0,1" in driver.text
-    assert wrong(tmp_path) == []
+    assert wrong(tmp_path / "run") == []
 
 
 SEND = """
@@ -117,7 +117,7 @@ def test_a_cluster_that_lets_anyone_in_is_refused(tmp_path, authentication, said
 def test_everything_listens_on_loopback(small, machines, drive, tmp_path):
     """No socket of a cluster of this machine, nor of its driver, can be reached from another machine."""
     cluster = machines((1, 0))
-    driver = drive(cluster, "run", small, "--out", tmp_path)
+    driver = drive(cluster, "run", small, "--out", tmp_path / "run")
     driver.says("started")
     mine = set(processes(cluster.mark))
     open_to_others = [

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from harness import checkpoint, memory, storage, train
+from harness import checkpoint, memory, models, storage, train
 from harness import trial as trials
 from harness.audit import audit
 from harness.config import Backbone, Choice, Grid
@@ -137,6 +137,23 @@ def test_a_trial_does_not_continue_from_other_weights(tiny, data, tmp_path):
     second = checkpoint.digest(path)
     assert f": the initial weights changed from {first[:12]} to {second[:12]};" in sentence
     assert run_trial(trial, tmp_path / "run", data).provenance["initial_weights"] == second
+
+
+@pytest.mark.parametrize("pretrained", [True, "w.safetensors"])
+def test_weights_that_are_gone_are_a_sentence_and_hide_no_records(pretrained, tiny, data, tmp_path, monkeypatch):
+    def gone(*_):
+        raise models.Unavailable("the published weights of test_resnet.r160_in1k are not on this machine")
+
+    monkeypatch.setattr(models, "fetch", gone)
+    trial = tiny("untrained").model_copy(update={"backbone": Backbone(name="test_resnet", pretrained=pretrained)})
+    said = (
+        "the published weights of" if pretrained is True else "the weights w.safetensors cannot be read: No such file"
+    )
+    with pytest.raises(models.ModelError, match=said) as error:
+        trials.weights_digest(trial)
+    assert trials.kind_of(error.value) == "error", "another machine may have them"
+    record = run_trial(tiny("untrained"), tmp_path, data).model_copy(update={"trial": trial})
+    assert trials.other_origins([record], [trial], Sources(tmp_path, data)) == []
 
 
 def _initial(trial):
@@ -370,6 +387,18 @@ def test_the_peak_of_memory_is_that_of_the_trial_not_of_the_process(tiny, data, 
     del held
     assert large > first + 0.2
     assert run_trial(tiny(), tmp_path / "again", data).cost.peak_gb < large - 0.2
+
+
+def test_a_trial_that_goes_on_elsewhere_says_so(tiny, data, tmp_path, monkeypatch):
+    trial = tiny()
+    for epochs, device in ((1, "GPU A"), (2, "GPU B"), (1, "GPU A")):
+        monkeypatch.setattr(trials, "device_name", lambda _, device=device: device)
+        begun(trial, tmp_path / "run", data, epochs)
+    record = run_trial(trial, tmp_path / "run", data)
+    said = "trained on GPU A, then on GPU B: its times are those of several devices"
+    assert [note for note in record.notes if "GPU" in note] == [said]
+    alone = run_trial(trial, tmp_path / "alone", data)
+    assert not any("GPU" in note for note in alone.notes)
 
 
 def test_what_earlier_work_has_freed_is_no_part_of_the_peak():

@@ -10,7 +10,7 @@ from harness.cli import main
 from harness.config import Choice
 from harness.ledger import Ledger
 from harness.record import Run, write_json
-from harness.trial import run_trial, score_test
+from harness.trial import Bench, Unfair, run_trial, score_test
 from harness.verify import SPARE, _moved, verify
 
 
@@ -167,6 +167,17 @@ def test_data_that_nobody_gave(run, record, monkeypatch):
     found = contrastive(run)
     assert (found.state, len(found.matches)) == ("missing", 2)
     assert "say where it lies" in found.missing[0]
+
+
+def test_data_that_may_no_longer_be_run_end_no_verification(run, record, monkeypatch):
+    """Such as a copy of a benchmark that has become another one, or classes that make no folds any more."""
+
+    def unfair(*_):
+        raise Unfair("FAIR-02 3 classes in both validation and test")
+
+    monkeypatch.setattr(Bench, "of", unfair)
+    said = "the weights have the recorded digest and were not run: FAIR-02 3 classes in both validation and test"
+    assert contrastive(run).missing == [said]
 
 
 def test_nothing_kept(make_trial, make_record, tmp_path):
