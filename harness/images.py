@@ -155,19 +155,31 @@ def open_images(
 def contents(dataset: Dataset, cache: Path) -> str:
     """What tells the images of a dataset from others under the same names: sha256 over the bytes of their files.
 
-    The files are read once for each `stamp`. A dataset that is no files has its `pixel_fingerprint` or stamp.
+    The files are read, and decoded to see whether that works, once for each `stamp`. A dataset that is no files has
+    its `pixel_fingerprint` or stamp. Raises DatasetError naming the images that cannot be read.
     """
-    if dataset.files is None:
-        return dataset.pixel_fingerprint or dataset.source_stamp
+    if dataset.files is None and dataset.pixel_fingerprint:
+        return dataset.pixel_fingerprint
+
+    def problem(i: int) -> str:
+        try:
+            dataset.read(i)
+        except DatasetError as error:
+            return str(error)
+        return ""
 
     def read() -> str:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+            _refuse_unreadable(dataset, [said for said in threads.map(problem, range(len(dataset))) if said])
+        if dataset.files is None:
+            return dataset.source_stamp
         digest = hashlib.sha256()
         for file in dataset.files:
             digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
         return digest.hexdigest()
 
-    names = hashlib.sha256("\0".join(dataset.files).encode(errors="surrogateescape")).hexdigest()
-    return remembered(cache, ["contents", names, dataset.stamp], read)
+    names = hashlib.sha256("\0".join(dataset.files or dataset.keys).encode(errors="surrogateescape")).hexdigest()
+    return remembered(cache, ["contents, decoded", dataset.name, names, dataset.stamp], read)
 
 
 def images_path(dataset: Dataset, side_px: int, cache: Path) -> Path:
@@ -239,9 +251,15 @@ def _build(dataset: Dataset, side_px: int, scratch: Path, progress: Callable[[in
         file.write(sizes.tobytes() + sums.tobytes() + FOOTER.pack(LAYOUT, len(dataset), length))
     if unreadable:
         scratch.unlink()
-        named = unreadable[:MOST_NAMED]
-        if more := len(unreadable) - len(named):
-            named.append(f"and {more} more, all of which `metrix-bench doctor {dataset.name}` names")
+    _refuse_unreadable(dataset, unreadable)
+
+
+def _refuse_unreadable(dataset: Dataset, unreadable: list[str]) -> None:
+    """Raise DatasetError with what is wrong with images that cannot be read, unless there are none."""
+    named = unreadable[:MOST_NAMED]
+    if more := len(unreadable) - len(named):
+        named.append(f"and {more} more, all of which `metrix-bench doctor {dataset.name}` names")
+    if named:
         raise DatasetError("\n  ".join([f"{dataset.name}: {len(unreadable)} images cannot be read:", *named]))
 
 

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as vision
 from harness import datasets
 from harness.cache import CacheError
 from harness.datasets import DatasetError
-from harness.images import disk_bytes, open_images
+from harness.images import contents, disk_bytes, open_images
 from tests.harness.datasets.sources import folder as folders
 from tests.harness.pictures import Pictures, noise
 
@@ -184,3 +184,16 @@ def test_a_replaced_file_of_the_same_size_and_time_is_decoded_again(tmp_path):
     second = open_images(after, 8, tmp_path)
     assert first.path != second.path
     assert second.array[list(after.keys).index("ant/1.png"), :, 0, 0].tolist() == [9, 8, 7]
+
+
+def test_files_that_are_decoded_every_time_are_tried_beforehand(tmp_path):
+    pictures = Pictures(broken=(5, 50))
+    with pytest.raises(
+        DatasetError, match=r"^toy: 2 images cannot be read:\n  5.png: truncated\n  50.png: truncated$"
+    ):
+        contents(pictures.dataset, tmp_path)
+    pictures.broken = ()
+    assert contents(pictures.dataset, tmp_path) == "1"
+    pictures.read_keys.clear()
+    assert contents(pictures.dataset, tmp_path) == "1"
+    assert pictures.read_keys == [], "once for each stamp"
