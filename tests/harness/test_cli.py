@@ -244,7 +244,7 @@ def test_a_fault_of_the_program_is_a_traceback_and_a_request(here, monkeypatch):
     code, text = here("plan", "mine.yaml")
     assert code == 1
     assert "Traceback" in text
-    assert text.endswith("not of what you typed: please report it with the lines above\n")
+    assert text.endswith("not in what you typed: please report it with the lines above\n")
 
 
 @pytest.mark.parametrize("words", [("--debug", "plan", "qick"), ("plan", "qick", "--debug"), ("plan", "qick")])
@@ -297,7 +297,7 @@ def test_a_run_that_is_done_says_so_and_what_it_does_not_do_again(here, tmp_path
     monkeypatch.setattr(launch, "supervised", lambda attempt, *_: attempt())
     code, text = here("run", "mine.yaml", "--set", "keep=weights")
     assert code == 0
-    assert "already done: all 1 trials had their records before, and nothing was run\n" in text
+    assert "already done: all 1 trials had records, and nothing was run\n" in text
     assert "keep weights was asked for, and finished trials stay as they are, with keep embeddings" in text
     assert "open results/runs/mine/leaderboard.html in a browser\n" in text
 
@@ -307,4 +307,4 @@ def test_a_bucket_that_holds_other_things_is_no_run(here, bucket):
     for words in (("trial", "mine.yaml", "--arm", "contrastive"), ("plan", "mine.yaml")):
         code, text = here(*words, "--out", bucket)
         assert code == 2
-        assert f"{bucket} is no run and holds other things (thesis.tex): name a new or an empty folder\n" in text
+        assert f"{bucket} is not a run and holds other things (thesis.tex): name a new or an empty folder\n" in text

@@ -66,7 +66,7 @@ def said(finished, tmp_path, capsys, monkeypatch):
 
 NO_RUN = "nowhere is not a run folder: it has no records/"
 FILE = "file is not a run folder: it has no records/"
-FULL = "full is no run and holds other things (thesis.tex): name a new or an empty folder"
+FULL = "full is not a run and holds other things (thesis.tex): name a new or an empty folder"
 EMPTY = "is empty; name one, or leave it out"
 TWICE = "it is given twice"
 WRONG = {
@@ -102,7 +102,7 @@ WRONG = {
     "plan mine.yaml --out file": "file is a file; a run is a folder",
     "plan mine.yaml --out full": FULL,
     "plan mine.yaml --out base --set dim=8": "base holds results of other settings:\n  model.dim was 16 and is now 8",
-    "plan mine.yaml --out ftp://a/b": "ftp:// is no bucket; a run lies in a folder or at s3, gs,",
+    "plan mine.yaml --out ftp://a/b": "ftp:// is not a bucket; a run is in a folder or at s3, gs,",
     "plan mine.yaml --cache file": "cannot write the cache in file: File exists",
     "plan omniglot --data nowhere": "nowhere",
     "run mine.yaml --out file": "file is a file; a run is a folder",
@@ -155,7 +155,7 @@ WRONG = {
     "doctor glyphs --option classes=3 --option classes=4": "--option classes is given twice; give it once",
     "prepare glyphs --side 0": "'0' is not a whole number from 1",
     "prepare folder --data empty": "folder: no class folders with images in empty",
-    "prepare omniglot": "dataset 'omniglot' reads your own copy: say where it lies with --data FOLDER",
+    "prepare omniglot": "dataset 'omniglot' reads your own copy: say where it is with --data FOLDER",
     "list lossses": "invalid choice: 'lossses' (choose from 'backbones', 'datasets', 'grids', 'losses', 'stages')",
     "list losses contrastve": "no losses named 'contrastve'; did you mean 'contrastive'?",
     "list backbones 'zzz*'": "no backbones named 'zzz*'; there are: ",
