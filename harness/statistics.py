@@ -318,7 +318,8 @@ def rank_intervals(
     A row's rank is at least 1 + the rows that are significantly better and at most the number of rows − those that
     are significantly worse, by paired t-tests of all pairs with Holm's correction: the step-down construction of
     Mogstad et al. 2024 (Inference for Ranks, Review of Economic Studies 91), with Holm in place of their bootstrap,
-    which needs more seeds than one has. Pairs with fewer than 3 common seeds exclude nothing.
+    which needs more seeds than one has. Pairs with fewer than 3 common seeds exclude nothing; a difference that is
+    the same with every seed has no p and does exclude, as it does from the best rows of a table.
     """
     _checked_level(level)
     seeds = {seed: i for i, seed in enumerate(dict.fromkeys(s for row in scores_by_row.values() for s in row))}
@@ -331,8 +332,10 @@ def rank_intervals(
     mean = np.nansum(differences, axis=1) / np.maximum(n, 1)
     squares = np.nansum((differences - mean[:, None]) ** 2, axis=1)
     std = np.sqrt(squares / np.maximum(n - 1, 1))
-    std[std <= 1e-12 * np.nanmax(np.abs(scores), initial=0.0)] = 0.0
-    separable = holm(_paired_p(mean, std, n)) <= 1 - level
+    rounding = 1e-12 * np.nanmax(np.abs(scores), initial=0.0)
+    std[std <= rounding] = 0.0
+    constant = (std == 0) & (np.abs(mean) > rounding) & (n >= LEAST_SEEDS)
+    separable = constant | (holm(_paired_p(mean, std, n)) <= 1 - level)
     better = np.zeros((len(scores), len(scores)), bool)
     better[first, second] = separable & (mean > 0)
     better[second, first] = separable & (mean < 0)

@@ -292,6 +292,23 @@ def test_wherever_a_process_dies_the_chosen_weights_are_those_of_the_curve(
 WRITES = {"fair": 4, "paper": 6}  # state and chosen weights of two epochs, and their test scores
 
 
+def test_a_checkpoint_in_a_bucket_is_not_continued_on_other_data(tiny, data, tmp_path, monkeypatch):
+    """Nor by the machine after the one that set it aside."""
+    trial, copies = tiny(), iter("abc")
+    place = f"file://{tmp_path}/run"
+    monkeypatch.setattr(storage, "of", lambda place, copy=None: LocalBucket(place, tmp_path / f"copy {life}"))
+    life = next(copies)
+    begun(trial, place, data, 2)
+    class_folders(data, classes=4, images=5, first=12)
+    life = next(copies)
+    (sentence,) = begun(trial, place, data, 1)
+    assert "after epoch 2 cannot be continued: the division of the data changed from " in sentence
+    life = next(copies)
+    running = steps(trial, Sources(place, data), pytest.fail)
+    assert next(running).epoch == 1
+    assert len(list((tmp_path / "run" / "set_aside").rglob("last.safetensors"))) == 1
+
+
 def test_chosen_weights_that_are_lost_are_made_again_from_the_state(tiny, data, tmp_path):
     trial = tiny()
     begun(trial, tmp_path / "run", data)

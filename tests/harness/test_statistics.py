@@ -208,3 +208,14 @@ def test_places_are_of_distinct_means_and_noise_makes_none():
 def test_a_difference_of_rounding_is_none():
     pair = paired_difference(dict.fromkeys(range(5), 0.1 + 0.2), dict.fromkeys(range(5), 0.3))
     assert (pair.mean, pair.p) == (0.0, 1.0)
+
+
+def test_a_difference_that_is_the_same_with_every_seed_excludes_ranks():
+    """As such a row is not bold beside the best one: ranks 1 to 2 would say that it may be."""
+    best = {seed: 0.5 + 0.01 * seed for seed in range(5)}
+    rows = {"best": best, "again": {seed: score + 1e-15 for seed, score in best.items()}}
+    rows["below"] = {seed: score - 0.1 for seed, score in best.items()}
+    found = {name: (some.rank, some.low, some.high) for name, some in rank_intervals(rows).items()}
+    assert found == {"best": (1, 1, 2), "again": (1, 1, 2), "below": (3, 3, 3)}
+    few = rank_intervals({name: {seed: row[seed] for seed in range(2)} for name, row in rows.items()})
+    assert (few["below"].low, few["below"].high) == (1, 3)
