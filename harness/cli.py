@@ -756,6 +756,7 @@ def _report(
         print(f"{' and '.join(map(str, runs))} holds no results yet")
         return
     board = collection.narrowed(found.leaderboard(metrics), only or {})
+    target.require_writable()
     board = gallery.with_gallery(board, found, data, cache)
     written = reports.write_all(board, target.folder, formats)
     for path in (*target.folder.glob("leaderboard.*"), *written):
