@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import registry, storage
 from harness.cache import default_folder
-from harness.config import Grid, Images, Trial, grids, texts
+from harness.config import Grid, GridError, Images, Trial, grids, set_twice, texts
 from harness.errors import UserError
 from harness.record import Record, Run, RunError, differences
 
@@ -338,6 +338,8 @@ def _option(text: str) -> tuple[str, Any]:
 
 def _grid(arguments: argparse.Namespace) -> Grid:
     only = {field: names for field in LISTS if (names := _names(getattr(arguments, field)))}
+    if problems := set_twice(arguments.set):
+        raise GridError(arguments.grid, problems)
     return Grid.load(arguments.grid, arguments.set, only)
 
 
@@ -756,6 +758,7 @@ def _report(
         print(f"{' and '.join(map(str, runs))} holds no results yet")
         return
     board = collection.narrowed(found.leaderboard(metrics), only or {})
+    target.require_writable()
     board = gallery.with_gallery(board, found, data, cache)
     written = reports.write_all(board, target.folder, formats)
     for path in (*target.folder.glob("leaderboard.*"), *written):

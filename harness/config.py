@@ -505,10 +505,7 @@ class Grid(Value):
         `only` keeps the named entries of a list: {"losses": ["contrastive"], "seeds": ["0", "1"]}.
         Raises GridError with every problem found, each in one sentence.
         """
-        file, overrides = find(source), list(overrides)
-        if problems := _set_twice(overrides):
-            raise GridError(str(file), problems)
-        return cls._read(file, overrides, only or {}, ())
+        return cls._read(find(source), list(overrides), only or {}, ())
 
     @classmethod
     def _read(
@@ -874,7 +871,7 @@ def _meant(key: str) -> list[str]:
     return [leaf for leaf in leaves if leaf == key] or [leaf for leaf in leaves if leaf.rpartition(".")[2] == key]
 
 
-def _set_twice(overrides: Iterable[str]) -> list[str]:
+def set_twice(overrides: Iterable[str]) -> list[str]:
     """A sentence for each setting that the command line gives two values, of which one would be dropped."""
     given, problems = {}, []
     for text in overrides:

@@ -547,9 +547,13 @@ class Run:
     def prepare(self) -> None:
         """Make the folder, make sure that it can be written, and give it an identity; RunError says who must do what
         otherwise."""
-        self._storage.prepare()
+        self.require_writable()
         self.identity = self._storage.claim()
         self._storage.recognise(self.identity)
+
+    def require_writable(self) -> None:
+        """Make the folder, and sure that it can be written; RunError says who must do what otherwise."""
+        self._storage.prepare()
 
     def require_own(self, besides: tuple[str, ...] = ()) -> None:
         """Raise RunError where this place is neither a run nor empty; `besides` begin names that may be there."""

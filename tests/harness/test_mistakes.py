@@ -285,6 +285,13 @@ def test_a_damaged_record_stays_where_nothing_can_be_moved(said, monkeypatch):
     assert path.exists()
 
 
+def test_a_report_that_cannot_be_written_says_where_else(said):
+    Path("base/only").touch()
+    code, text = said("report", "base", "--only", "seed=0", "--format", "csv")
+    sentence = "cannot write in base/only/seed=0: Not a directory; choose another folder with --out (OUT=… of make)\n"
+    assert (code, text) == (2, f"metrix-bench: {sentence}")
+
+
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])
 def test_damaged_outcomes_are_named(said, content):
     path = next(Path("base/per_query").iterdir())
