@@ -17,7 +17,7 @@ def begin(device: torch.device) -> bool:
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
-        REFERENCES.write_text(RESET_PEAK)
+        REFERENCES.write_text(RESET_PEAK, encoding="ascii")
         return _resident_gb() is not None
     except OSError:
         return False
