@@ -401,7 +401,7 @@ def _conclude(outcome, grid: Grid, folder: str | Path, arguments: argparse.Names
     _report([folder], Run(folder), data=arguments.data, cache=arguments.cache)
     done = {trial.id for trial in outcome.plan.trials} - outcome.ran
     if outcome.plan.trials and not outcome.missing and not outcome.ran:
-        print(f"already done: all {len(done)} trials had records, and nothing was run")
+        print(f"already done: {len(done)} trial{'s' * (len(done) != 1)} had records, and nothing was run")
     for sentence in _unchanged([r for r in outcome.records if r.id in done], outcome.plan.trials):
         print(sentence)
     if outcome.interrupted:

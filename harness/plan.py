@@ -52,6 +52,11 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
     why = {arm: reason for _, _, arm, reason in refused}
     named = [Arm.parse(text).label for text in grid.arms]
     problems = [f"arms: {label}: {why[label]}" for label in named if label in why]
+    problems += dict.fromkeys(
+        f"arms: {trial.arm.label} makes {trial.arm.longer:g} times {trial.training.epochs} epochs, which is none"
+        for trial in fit
+        if trial.schedule.epochs < 1
+    )
     problems += [finding.sentence for finding in evaluator_faults()]
     unfit, notes = _data_problems(fit, data, cache)
     misfit, said = _network_problems(fit, cache)

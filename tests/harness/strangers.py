@@ -1,6 +1,8 @@
 """Folders and manifests as strangers have them: odd names, kinds of files, links, permissions, encodings.
 
 `trees` and `manifests` are hypothesis strategies; `plant` puts a tree into a folder, `lying` lists what lies there.
+Every run of the tests tries the same examples; with `METRIX_BENCH_STRANGERS=20` in the environment it tries twenty
+times as many, which are others each time.
 """
 
 import io
@@ -10,9 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+TIMES = int(os.environ.get("METRIX_BENCH_STRANGERS", "0"))
 CLASSES = tuple(f"c{number:02d}" for number in range(12))
 IMAGES = 3  # of a class
 FORMS = {"png": "PNG", "jpg": "JPEG", "gif": "GIF", "bmp": "BMP", "webp": "WEBP", "ppm": "PPM"}
@@ -25,8 +29,18 @@ NAMES = st.one_of(
     st.binary(min_size=1, max_size=6).filter(lambda name: not set(name) & set(b"/\0") and name not in (b".", b"..")),
 )
 ENDINGS = st.sampled_from([b"", b".png", b".JPG", b".jfif", b".gif", b".txt", b".dat", b".png.part", b".tif"])
-FILES = ("image", "text", "empty", "cut", "copy", "closed file", "pipe")
+FILES = ("image", "black", "text", "empty", "cut", "copy", "closed file", "pipe")
 KINDS = st.sampled_from((*FILES, "image", "folder", "closed folder", "link", "link", "hard link"))
+
+
+def tried(examples: int) -> settings:
+    """The settings of a property that is tried on so many examples."""
+    return settings(
+        max_examples=examples * (TIMES or 1),
+        derandomize=not TIMES,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 class Thing(NamedTuple):
@@ -53,16 +67,16 @@ def things() -> st.SearchStrategy[Thing]:
     return st.builds(Thing, KINDS, above, named, targets, st.sampled_from(sorted(FORMS)), st.integers(0, 5))
 
 
-def trees() -> st.SearchStrategy[list[Thing]]:
+def trees(most: int = 8) -> st.SearchStrategy[list[Thing]]:
     """What is planted beside twelve classes of three images each."""
-    return st.lists(things(), max_size=8)
+    return st.lists(things(), max_size=most)
 
 
 @cache
 def picture(form: str, seed: int) -> bytes:
-    """A small image file."""
+    """A small image file of one colour; a negative seed is black."""
     file = io.BytesIO()
-    colours = [((seed + 1) * (place + 3) * 37) % 256 for place in range(3)]
+    colours = [((seed + 1) * (place + 3) * 37) % 256 if seed >= 0 else 0 for place in range(3)]
     Image.new("RGB", (9 + seed % 3, 8), tuple(colours)).save(file, form)
     return file.getvalue()
 
@@ -103,7 +117,13 @@ def _put(thing: Thing, path: bytes) -> None:
         if thing.seed:
             Path(os.fsdecode(path), "inner.png").write_bytes(content)
     else:
-        held = {"text": b"BM no image", "empty": b"", "cut": content[: len(content) // 2], "copy": picture("PNG", 10)}
+        held = {
+            "black": picture(FORMS[thing.form], -1 - thing.seed),
+            "text": b"BM no image",
+            "empty": b"",
+            "cut": content[: len(content) // 2],
+            "copy": picture("PNG", 10),
+        }
         Path(os.fsdecode(path)).write_bytes(held.get(thing.kind, content))
 
 

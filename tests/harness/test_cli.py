@@ -297,8 +297,8 @@ def test_a_run_that_is_done_says_so_and_what_it_does_not_do_again(here, tmp_path
     monkeypatch.setattr(launch, "supervised", lambda attempt, *_: attempt())
     code, text = here("run", "mine.yaml", "--set", "keep=weights")
     assert code == 0
-    assert "already done: all 1 trials had records, and nothing was run\n" in text
-    assert "keep weights was asked for, and finished trials stay as they are, with keep embeddings" in text
+    assert "already done: 1 trial had records, and nothing was run\n" in text
+    assert "keep=weights does not change finished trials, which have keep=embeddings: name another folder " in text
     assert "open results/runs/mine/leaderboard.html in a browser\n" in text
 
 

@@ -173,3 +173,10 @@ def test_a_name_that_no_record_can_hold_is_refused_before_work(tmp_path):
     os.rename(data / "ant" / "1.png", os.fsencode(data / "ant") + b"/caf\xe9.png")
     with pytest.raises(GridError, match=r"1 files have names that are not UTF-8 \(ant/caf\\xe9.png\)"):
         make_plan(Grid.load("quick", [*OWN, "backbones=[test_resnet]"]), data, tmp_path / "cache")
+
+
+def test_an_arm_that_would_train_for_no_epoch_is_refused(drawn):
+    grid = Grid.load("quick", [*SMALL, "epochs=3", "arms=[triplet@0.1x, triplet@0.2x]"])
+    with pytest.raises(GridError) as caught:
+        make_plan(grid, cache=drawn)
+    assert caught.value.problems == ("arms: triplet@0.1x makes 0.1 times 3 epochs, which is none",)

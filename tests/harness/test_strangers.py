@@ -5,14 +5,20 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
+from hypothesis import strategies as st
 
-from harness import datasets, doctor
+from harness import collection, datasets, doctor, gallery, reports
+from harness.cache import default_folder
+from harness.config import Choice, Grid
 from harness.datasets import DatasetError
-from harness.errors import printable
+from harness.errors import UserError, printable
+from harness.plan import make_plan
+from harness.trial import Sources, prepare_images, run_trial
 from tests.harness import strangers
 
-patient = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+CACHE = default_folder()
+FORMATS = [name for name in reports.names() if name not in ("figures", "picture")]
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +44,7 @@ def examined(name, folder):
 
 
 @given(strangers.trees())
-@patient
+@strangers.tried(60)
 def test_a_folder_is_indexed_passed_over_or_refused(tree):
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place).resolve() / "outer" / "data"
@@ -61,8 +67,99 @@ def test_a_folder_is_indexed_passed_over_or_refused(tree):
             strangers.reopen(folder)
 
 
+def tiny(name, batch_size=8, examples_per_class=2, sampler="balanced", **settings):
+    """The grid of one tiny trial on a dataset."""
+    content = {
+        "name": "tiny",
+        "datasets": [name],
+        "backbones": ["test_resnet"],
+        "losses": ["contrastive"],
+        "levels": ["baseline"],
+        "floors": [],
+        "seeds": [0],
+        "model": {"dim": 4},
+        "images": {"side_px": 8},
+        "training": {
+            "epochs": 1,
+            "batch_size": batch_size,
+            "examples_per_class": examples_per_class,
+            "sampler": sampler,
+        },
+        **settings,
+    }
+    return Grid.model_validate(Grid.model_validate(content).model_dump(mode="json"))
+
+
+GRIDS = st.builds(
+    lambda path, training, protocol, folds, ks: tiny(
+        "folder", **training, images={"side_px": 8, "path": path}, protocol=protocol, folds=folds, ks=ks
+    ),
+    st.sampled_from(["cache", "classical"]),
+    st.sampled_from([{}, {"batch_size": 12}, {"batch_size": 30, "sampler": "shuffle"}, {"examples_per_class": 4}]),
+    st.sampled_from(["fair", "paper"]),
+    st.sampled_from([None, None, 2]),
+    st.sampled_from([None, [1], [1, 17, 18]]),
+)
+
+
+def planned(grid, data, place):
+    """The plan of a grid, its images decoded as a run does it before its first trial; None if refused in words."""
+    try:
+        plan = make_plan(grid, data, CACHE)
+        prepare_images(plan.trials, Sources(place / "run", data, CACHE), str)
+        return plan
+    except UserError as error:
+        str(error).encode()
+        return None
+
+
+def finished(trial, data, place):
+    """The record of a trial; every report there is has been made of it."""
+    record = run_trial(trial, place / "run", data, CACHE, "cpu")
+    found = collection.collect([place / "run"])
+    board = gallery.with_gallery(found.leaderboard(), found, data, CACHE)
+    for path in reports.write_all(board, place / "run", FORMATS):
+        assert path.stat().st_size
+    return record
+
+
+def agreed(name, grid, data, place):
+    """The doctor, the plan and one trial of a dataset agree on it: the dataset, or None where no trial runs."""
+    found = examined(name, data)
+    assert (planned(tiny(name), data, place) is not None) == found.sound
+    plan = planned(grid.model_copy(update={"datasets": (Choice(name=name),)}), data, place)
+    if plan is None:
+        return None
+    record, dataset = finished(plan.trials[-1], data, place), loaded(name, data)
+    assert sum(record.data.images.values()) == len(dataset) == sum(images for images, _ in found.counts.values())
+    assert record.data.passed_over == dataset.passed_over
+    return dataset
+
+
+@given(strangers.trees(3), GRIDS)
+@strangers.tried(10)
+def test_what_the_plan_of_a_folder_accepts_finishes(tree, grid):
+    with tempfile.TemporaryDirectory() as place:
+        data = Path(place).resolve() / "outer" / "data"
+        strangers.plant(data, tree)
+        try:
+            agreed("folder", grid, data, Path(place))
+        finally:
+            strangers.reopen(data)
+
+
+@given(strangers.manifests(), GRIDS)
+@strangers.tried(10)
+def test_what_the_plan_of_a_manifest_accepts_finishes(case, grid):
+    with tempfile.TemporaryDirectory() as place:
+        data = Path(place) / "data"
+        strangers.plant(data, [])
+        (data / "manifest.csv").write_bytes(strangers.manifest(*case))
+        agreed("manifest", grid, data, Path(place))
+
+
 @given(strangers.manifests())
-@patient
+@strangers.tried(60)
 def test_a_manifest_is_indexed_or_refused(case):
     rows, encoding, line_end = case
     with tempfile.TemporaryDirectory() as place:
