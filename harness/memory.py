@@ -35,7 +35,7 @@ def peak_gb(device: torch.device) -> float | None:
 
 def _resident_gb() -> float | None:
     try:
-        lines = STATUS.read_text().splitlines()
+        lines = STATUS.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     found = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)

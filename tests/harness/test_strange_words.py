@@ -83,7 +83,7 @@ COMMANDS = {
     "audit": (PLACES, []),
     "verify": (PLACES, ["--only", "--data", "--device"]),
     "draw": (PLACES, ["--to"]),
-    "doctor": (st.sampled_from(["folder", "manifest", "glyphs", "cub200", "foldr", ""]), ["--data", "--option"]),
+    "doctor": (st.sampled_from(["folder", "manifest", "omniglot", "cub200", "foldr", ""]), ["--data", "--option"]),
     "prepare": (st.sampled_from(["folder", "manifest", "foldr"]), ["--data", "--option", "--side"]),
     "list": (st.sampled_from(["losses", "datasets", "stages", "grids", "backbones", "x"]), []),
     "retry": (PLACES, ["--only"]),
