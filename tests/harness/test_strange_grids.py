@@ -20,8 +20,8 @@ from tests.harness import strange_grids, strangers
 
 CACHE = default_folder()
 INTERNAL = re.compile(
-    r"Input should|[Vv]alidation error|pydantic|type=|input_value|Errno|Traceback|NoneType|<class '|<function |object at"
-    r"|mappingproxy|\btuple\b|\bdict\b|\bValueError|\bTypeError|\bKeyError|has no attribute|Keys should"
+    r"Input should|[Vv]alidation error|pydantic|type=|input_value|Errno|Traceback|NoneType|<class '|<function "
+    r"|object at|mappingproxy|\btuple\b|\bdict\b|\bValueError|\bTypeError|\bKeyError|has no attribute|Keys should"
 )
 
 
