@@ -24,7 +24,7 @@ def begin(device: torch.device) -> bool:
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     try:
-        REFERENCES.write_text(RESET_PEAK)
+        REFERENCES.write_text(RESET_PEAK, encoding="ascii")
         return _resident_gb() is not None
     except OSError:
         return False
@@ -42,7 +42,7 @@ def peak_gb(device: torch.device) -> float | None:
 
 def _resident_gb() -> float | None:
     try:
-        lines = STATUS.read_text().splitlines()
+        lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
     found = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)

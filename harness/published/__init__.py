@@ -75,7 +75,8 @@ def entries(folder: Path = HERE) -> dict[str, dict[str, str]]:
     """The bibliography: key → fields, of entries that name their `source`."""
     path = folder / "published.bib"
     found = {}
-    for key, body in re.findall(r"^@\w+\{([^,]+),(.*?)^\}", path.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+    text = path.read_text(encoding="utf-8")
+    for key, body in re.findall(r"^@\w+\{([^,]+),(.*?)^\}", text, re.MULTILINE | re.DOTALL):
         fields = dict(re.findall(r"^\s*(\w+)\s*=\s*\{(.*)\},?$", body, re.MULTILINE))
         if "source" in fields:
             found[key.strip()] = fields
