@@ -43,7 +43,7 @@ def peak_gb(device: torch.device) -> float | None:
 
 def _resident_gb() -> float | None:
     try:
-        lines = STATUS.read_text(encoding="utf-8").splitlines()
+        lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
     found = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
