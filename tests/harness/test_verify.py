@@ -166,7 +166,7 @@ def test_data_that_nobody_gave(run, record, monkeypatch):
     monkeypatch.setattr("harness.trial.open_dataset", refuse)
     found = contrastive(run)
     assert (found.state, len(found.matches)) == ("missing", 2)
-    assert "say where it lies" in found.missing[0]
+    assert "say where it is" in found.missing[0]
 
 
 def test_nothing_kept(make_trial, make_record, tmp_path):
