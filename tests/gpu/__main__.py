@@ -52,14 +52,14 @@ class Worker:
         """Start it where none runs; what it says of the machine, None where it ran already."""
         if self._process is not None:
             return None
-        with self._log.open("a") as log:
+        with self._log.open("a", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.gpu.worker", json.dumps(self._settings)],
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                text=True,
+                encoding="utf-8",
                 start_new_session=True,  # so that its children end with it
             )
         self._answers: queue.Queue[str] = queue.Queue()
@@ -116,7 +116,7 @@ class Results:
             **{key: self.head.get(key) for key in SAME},
             **content,
         }
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if "outcome" in content:
             self.outcomes.append(content["outcome"])
@@ -125,9 +125,10 @@ class Results:
 
     def write_table(self) -> str:
         """Write the table of what there is so far."""
-        lines = [json.loads(line) for line in self._path.read_text().splitlines()] if self._path.exists() else []
+        said = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+        lines = [json.loads(line) for line in said.splitlines()]
         text = table(lines, self.head, self._words)
-        self._table.write_text(text)
+        self._table.write_text(text, encoding="utf-8")
         return text
 
 
@@ -162,7 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         worker.stop()
         shutil.rmtree(scratch, ignore_errors=True)
-        print(results.write_table())
+        if results.outcomes:
+            print(results.write_table())
     return 1 if {"failed", "ended"} & set(results.outcomes) else 0
 
 

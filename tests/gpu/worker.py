@@ -40,7 +40,7 @@ OPTIONAL = (
 
 def main() -> None:
     """Say what the machine is, then run the pieces that are asked for until the input ends."""
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     settings = json.loads(sys.argv[1])
     if not settings["stand_in"] and not torch.cuda.is_available():
