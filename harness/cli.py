@@ -292,7 +292,7 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 def _address(text: str) -> str:
     if not re.fullmatch(r"auto|ray://.+|[^/]+:\d+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no address; it is auto, HOST:PORT or ray://HOST:PORT")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address; it is auto, HOST:PORT or ray://HOST:PORT")
     return text
 
 
