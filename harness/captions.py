@@ -449,15 +449,18 @@ def _revision(record: Record) -> str:
 
 
 def _own_words(rows: Sequence["Row"]) -> Iterator[Note]:
-    """What trials noted themselves, once, with all that noted it."""
-    said: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    """What trials noted themselves, once, with the arms that noted it, and their seeds where not all of them did."""
+    said: dict[str, dict[str, str]] = defaultdict(dict)
     for row in rows:
+        seeds: dict[str, list[int]] = defaultdict(list)
         for record in row.records:
             for note in record.notes:
-                said[note.rstrip(".")].append((row.arm, record.trial.seed))
+                seeds[note.rstrip(".")].append(record.trial.seed)
+        for note, some_ in seeds.items():
+            which = "" if len(some_) == len(row.records) else f" seed {', '.join(map(str, some_))}"
+            said[note][row.arm] = row.arm + which
     for note, who in sorted(said.items()):
-        arms = tuple(dict.fromkeys(arm for arm, _ in who))
-        yield Note(f"{note} ({listed(f'{arm} seed {seed}' for arm, seed in who)}).", arms)
+        yield Note(f"{note} ({listed(who.values())}).", tuple(who))
 
 
 def listed(names: Iterable[str]) -> str:

@@ -275,10 +275,18 @@ def test_notes_of_trials_and_differences_of_origin(series):
         .blocks[0]
         .notes
     )
-    assert "FAIR-22 collapsed at epoch 4 (contrastive seed 0)." in notes
+    assert "FAIR-22 collapsed at epoch 4 (contrastive)." in notes
     assert "FAIR-07 trained on A, B: training times compare devices too." in notes
     assert "FAIR-08 initial weights differ between arms of seed 0." in notes
     assert "FAIR-07 contrastive+input trained {7} steps, its baseline {0}." in notes
+
+
+def test_a_note_names_the_seeds_where_not_all_of_an_arm_have_it(series):
+    marked = {"notes": ("the forward ran in chunks of 8 rows",)}
+    some_seeds = series("contrastive", {0: 0.5, 3: 0.5}, marked) + series("contrastive", {1: 0.5})
+    all_seeds = series("contrastive+input", {seed: 0.5 for seed in range(3)}, marked)
+    notes = leaderboard(some_seeds + all_seeds).blocks[0].notes
+    assert "the forward ran in chunks of 8 rows (contrastive seed 0, 3, contrastive+input)." in notes
 
 
 def test_the_order_of_records_changes_nothing(series):
