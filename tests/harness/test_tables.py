@@ -284,7 +284,7 @@ def test_notes_of_trials_and_differences_of_origin(series):
 def test_a_note_names_the_seeds_where_not_all_of_an_arm_have_it(series):
     marked = {"notes": ("the forward ran in chunks of 8 rows",)}
     some_seeds = series("contrastive", {0: 0.5, 3: 0.5}, marked) + series("contrastive", {1: 0.5})
-    all_seeds = series("contrastive+input", {seed: 0.5 for seed in range(3)}, marked)
+    all_seeds = series("contrastive+input", dict.fromkeys(range(3), 0.5), marked)
     notes = leaderboard(some_seeds + all_seeds).blocks[0].notes
     assert "the forward ran in chunks of 8 rows (contrastive seed 0, 3, contrastive+input)." in notes
 
