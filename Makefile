@@ -53,7 +53,7 @@ readme:  ## put the leaderboard of OUT into README.md
 	@sed -e '/^# /d' -e 's/^## /### /' $(call quoted,$(OUT)/leaderboard.md) > README.md.part
 	@sed -i -e '/results:begin/r README.md.part' README.md && rm README.md.part
 
-test: $(STAMP)  ## run the tests (thirteen minutes on 2 cores; ARGS='-m slow' runs those that start whole clusters, twenty more)
+test: $(STAMP)  ## run the tests (ten minutes on 2 cores; ARGS='-m slow' runs those that start whole clusters, twenty more)
 	@$(PY) -m pytest $(ARGS)
 
 lowest:  ## run the tests of what computes with the lowest versions that pyproject.toml allows, in an environment of its own

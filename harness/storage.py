@@ -99,7 +99,7 @@ def longest_wait_s() -> float:
 
 
 def _waited_for(error: Exception, place: Path | str) -> str | None:
-    """What would have to happen for another attempt to succeed; None for an error that waiting does not mend."""
+    """What would have to happen for another attempt to succeed; None for an error that waiting does not fix."""
     if isinstance(error, Vanished):
         return f"{_root(place)} to come back"
     number, words = getattr(error, "errno", None), str(error)

@@ -76,7 +76,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule:
-    """What is known of a rule: its gravest and other severities ("E", "W", "E/W"), demand, reason and subjects."""
+    """What is known of a rule: its highest and other severities ("E", "W", "E/W"), demand, reason and subjects."""
 
     id: str
     severity: str

@@ -1,4 +1,4 @@
-"""What a user can mend is told from what is a fault of the program by its class."""
+"""Errors that a user can fix are told from bugs by their class."""
 
 import importlib
 import inspect
@@ -10,7 +10,7 @@ from harness.errors import UserError
 INSIDE = {"Diverged", "Misfit", "RankFailed", "Vanished", "_Left", "_NotMixable"}  # dealt with where they are met
 
 
-def test_every_error_of_the_harness_is_one_that_a_user_can_mend_or_stays_inside():
+def test_every_error_of_the_harness_is_one_that_a_user_can_fix_or_stays_inside():
     found = {}
     for module in pkgutil.walk_packages(harness.__path__, "harness."):
         for name, value in vars(importlib.import_module(module.name)).items():
