@@ -55,7 +55,7 @@ class Examination:
     fingerprint: str | None  # of keys, classes, splits and roles; None where no index can be made
     unreadable: tuple[str, ...]  # which images, and why
     findings: tuple[Finding, ...]
-    advice: str  # what goes where and where it is to be had; "" where nobody knows
+    advice: str  # what goes where and where it can be found; "" where nobody knows
 
     @property
     def sound(self) -> bool:
@@ -168,7 +168,7 @@ def _look_at_file(dataset: Dataset, thorough: bool, i: int) -> Look:
     """A look at an image file, which is read once and decoded as training does it."""
     key, path = printable(dataset.keys[i]), dataset.files[i]
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait forever
             return Look(f"{key}: not a file", b"")
         content = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):

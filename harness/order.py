@@ -63,7 +63,7 @@ class Queue:
         """The first trial, if what is out leaves room for it within `room`; None while there is none.
 
         A trial that no node could hold at present (`ever` says so) does not keep the ones behind it waiting; one that
-        only has to wait for room does, or a large trial would wait for ever behind small ones.
+        only has to wait for room does, or a large trial would wait forever behind small ones.
         """
         for place, entry in enumerate(self.waiting):
             if not ever(entry.bundle):

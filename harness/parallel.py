@@ -439,7 +439,7 @@ class Ranks(AbstractContextManager):
         return f"ended {how}{': ' + log[-1] if log else ''}", False
 
     def _abort_when_alone(self) -> None:
-        """On GPUs a message to a dead rank waits for ever: end it, so that rank 0 goes on and finds out."""
+        """On GPUs a message to a dead rank waits forever: end it, so that rank 0 goes on and finds out."""
         while not self._leaving.wait(1):
             if any(process.poll() for process in self._processes.values()):
                 if not self._leaving.wait(NOTICE_S):

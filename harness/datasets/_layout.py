@@ -35,7 +35,7 @@ def inside(folder: Path, *names: str) -> Path | None:
 
 
 def absent(name: str, data: Path, standard: Standard, what: str) -> DatasetError:
-    """The error of a copy that lacks `what`: what lies there instead, what goes where, where it is to be had."""
+    """The error of a copy that lacks `what`: what lies there instead, what goes where, where it can be found."""
     packed = [entry.name for entry in _entries(data) if entry.name.lower().endswith(ARCHIVES)]
     if packed:
         unpack = f"; {some(packed)} there {'is' if len(packed) == 1 else 'are'} still packed: extract first"

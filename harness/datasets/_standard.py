@@ -22,14 +22,14 @@ class Standard:
     images: tuple[int, int]
     classes: tuple[int, int]
     layout: str  # what goes where
-    source: str  # where it is to be had, in words
+    source: str  # where it can be found, in words
     roles: Mapping[str, int] = field(default_factory=dict)  # test images by role
     numbers: tuple[range, range] | None = None  # of the classes, whose names begin with them
     look_alikes: Mapping[tuple[int, int] | int, str] = field(default_factory=dict)  # images: what is taken for it
 
     @property
     def advice(self) -> str:
-        """What goes where and where it is to be had, for the end of an error."""
+        """What goes where and where it can be found, for the end of an error."""
         return f"  What goes where: {self.layout}\n  Where it is: {self.source}"
 
     def deviations(self, dataset: Dataset) -> tuple[str, ...]:

@@ -138,7 +138,7 @@ class Log:
         faulthandler.cancel_dump_traceback_later()
 
     def _wait(self) -> None:
-        """A write waits for its storage, which is no hanging: the time begins anew."""
+        """A write waits for its storage, which is no hanging: the time starts again."""
         if self._seconds:
             self.watch(self._seconds)
 

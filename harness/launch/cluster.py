@@ -215,7 +215,7 @@ class Cluster:
     def selector(self, bundle: Bundle, avoid: str | None = None) -> str | None:
         """Where a trial may not run, in Ray's words for labels of nodes; None where it may run anywhere.
 
-        `avoid` is heeded where another fit node could hold the trial.
+        `avoid` counts where another fit node could hold the trial.
         """
         shunned = {*self.unfit, *(node.id for node in self._newcomers())}
         if avoid is not None and any(n.id != avoid and n.holds(bundle) for n in self.fit.values()):
