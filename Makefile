@@ -62,8 +62,8 @@ lowest:  ## run the tests of what computes with the lowest versions that pyproje
 	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python --resolution lowest-direct \
 		-r pyproject.toml --extra dev --extra tune
 	@PYTHONPATH=$(call quoted,$(CURDIR)) build/lowest/bin/python -m pytest tests/baselines tests/metrix \
-		$(addprefix tests/harness/,datasets metrics reports test_comparisons.py test_figures.py test_images.py test_models.py \
-		test_retrieval.py test_search.py test_spread.py test_statistics.py test_storage.py test_tables.py test_trial.py) $(ARGS)
+		$(addprefix tests/harness/,data evaluation leaderboard reports runs/test_storage.py training/test_models.py \
+		training/test_trial.py launch/test_search.py) $(ARGS)
 
 s3: $(S3)  ## install the S3 server that tests of buckets need, in an environment of its own
 

@@ -9,10 +9,10 @@ from importlib import import_module
 _HOME = {
     "Grid": "harness.config",
     "Trial": "harness.config",
-    "run_trial": "harness.trial",
+    "run_trial": "harness.training.trial",
     "run_grid": "harness.launch",
-    "evaluate": "harness.retrieval",
-    "Embedder": "harness.models",
+    "evaluate": "harness.evaluation.retrieval",
+    "Embedder": "harness.training.models",
 }
 
 __all__ = ["Embedder", "Grid", "Trial", "evaluate", "run_grid", "run_trial"]

@@ -5,14 +5,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from harness import published, retrieval, rules, tables
-from harness.comparisons import ALPHA, MARKS_FROM
 from harness.config import Arm, Trial
-from harness.ledger import Ledger
-from harness.record import Failure, Record, Run
-from harness.rules import Finding, Number, Study, Table
-from harness.statistics import holm, paired_difference, places
-from harness.tables import Block, Cell, Row
+from harness.evaluation import retrieval
+from harness.fairness import rules
+from harness.fairness.ledger import Ledger
+from harness.fairness.rules import Finding, Number, Study, Table
+from harness.leaderboard import published, tables
+from harness.leaderboard.comparisons import ALPHA, MARKS_FROM
+from harness.leaderboard.statistics import holm, paired_difference, places
+from harness.leaderboard.tables import Block, Cell, Row
+from harness.runs.record import Failure, Record, Run
 
 
 def audit(run: Run) -> tuple[Finding, ...]:

@@ -14,15 +14,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import registry, storage
-from harness.cache import default_folder
+from harness import registry
 from harness.config import Grid, GridError, Images, Trial, grids, set_twice, texts
+from harness.data.cache import default_folder
 from harness.errors import UserError
-from harness.record import Record, Run, RunError, differences
+from harness.runs import storage
+from harness.runs.record import Record, Run, RunError, differences
 
 if TYPE_CHECKING:
-    from harness.plan import Plan
-    from harness.trial import Sources
+    from harness.launch.plan import Plan
+    from harness.training.trial import Sources
 
 OK, FAILED, WRONG_INPUT, INTERRUPTED, CLOSED = 0, 1, 2, 130, 141
 LISTS = ("losses", "levels", "backbones", "datasets", "arms", "seeds")
@@ -315,7 +316,7 @@ def _names(text: str | None) -> list[str]:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a dataset. UserError for one given twice, and for a folder that the dataset would not read."""
-    from harness import datasets
+    from harness.data import datasets
 
     keys = [key for key, _ in arguments.option]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
@@ -357,8 +358,8 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from harness import terminal
     from harness.launch import run_grid
+    from harness.reports import _terminal as terminal
 
     grid = _grid(arguments)
     folder = _folder(arguments, grid)
@@ -449,8 +450,8 @@ def retry_command(arguments: argparse.Namespace) -> int:
 
 
 def _retry(arguments: argparse.Namespace) -> int:
-    from harness import terminal
     from harness.launch import run_grid
+    from harness.reports import _terminal as terminal
 
     run = _existing(arguments.run)
     failed = {failure.id for failure in run.failures() if arguments.only in failure.id}
@@ -479,9 +480,9 @@ def _retry(arguments: argparse.Namespace) -> int:
 
 def plan_command(arguments: argparse.Namespace) -> int:
     """Print the trials of a grid, which are done, and what the others will take."""
-    from harness import terminal
     from harness.launch import refuse_other_settings
-    from harness.plan import estimate, make_plan
+    from harness.launch.plan import estimate, make_plan
+    from harness.reports import _terminal as terminal
     from harness.reports import _wording as wording
 
     grid = _grid(arguments)
@@ -511,8 +512,8 @@ def plan_command(arguments: argparse.Namespace) -> int:
 def trial_command(arguments: argparse.Namespace) -> int:
     """Run one arm of a grid here, print its scores and keep its records with those of the grid."""
     from harness.launch import comparable
-    from harness.parallel import devices
-    from harness.trial import Sources
+    from harness.training.parallel import devices
+    from harness.training.trial import Sources
 
     devices(arguments.ranks, arguments.device)
     grid = _grid(arguments)
@@ -544,7 +545,7 @@ def trial_command(arguments: argparse.Namespace) -> int:
 def _chosen(grid: Grid, arguments: argparse.Namespace) -> "Plan":
     """The plan of the named arm, seed and fold. UserError where there are none, and why."""
     from harness.config import Arm
-    from harness.plan import make_plan
+    from harness.launch.plan import make_plan
 
     if grid.protocol == "tuned":
         raise UserError(
@@ -584,8 +585,8 @@ def _is_arm(trial: Trial, label: str, short: str) -> bool:
 
 def _run_here(trial: Trial, run: Run, sources: "Sources") -> int:
     """Run one trial in this process, unless it is done; its exit code."""
-    from harness.tables import FIRST_METRICS, SHOWN
-    from harness.trial import kind_of, steps
+    from harness.leaderboard.tables import FIRST_METRICS, SHOWN
+    from harness.training.trial import kind_of, steps
 
     print(trial.id)
     before = run.record(trial)
@@ -625,8 +626,8 @@ def _short(trial) -> str:
 
 def status_command(arguments: argparse.Namespace) -> int:
     """Print what a run has done, what runs where, what failed and why, how long it will take and what it took."""
-    from harness import terminal
-    from harness.status import status
+    from harness.reports import _terminal as terminal
+    from harness.runs.status import status
 
     found = status(_existing(arguments.run))
     terminal.table(found.title, ("trial", "state", "epoch", "score", "seconds"), found.rows)
@@ -662,7 +663,7 @@ def _only_one(part: str, names: Sequence[str], run: Run, nothing: str) -> str:
 
 def stop_command(arguments: argparse.Namespace) -> int:
     """Ask a run to stop; its driver sees it within seconds."""
-    from harness.status import drives
+    from harness.runs.status import drives
 
     run = _existing(arguments.run)
     if (driver := drives(run)) is None:
@@ -675,7 +676,7 @@ def stop_command(arguments: argparse.Namespace) -> int:
 
 def report_command(arguments: argparse.Namespace) -> int:
     """Write the leaderboard files from the records of one run or several, and show it."""
-    from harness.collection import parse
+    from harness.leaderboard.collection import parse
 
     only = parse(arguments.only)
     if len(arguments.runs) > 1 and arguments.out is None:
@@ -694,8 +695,9 @@ def report_command(arguments: argparse.Namespace) -> int:
 
 def power_command(arguments: argparse.Namespace) -> int:
     """Print, for every column, the least difference its seeds can show and the seeds that smaller ones need."""
-    from harness import comparisons, terminal
-    from harness.collection import collect
+    from harness.leaderboard import comparisons
+    from harness.leaderboard.collection import collect
+    from harness.reports import _terminal as terminal
     from harness.reports import _wording as wording
 
     def points(value: float | None) -> str:
@@ -717,8 +719,8 @@ def power_command(arguments: argparse.Namespace) -> int:
 
 def trace_command(arguments: argparse.Namespace) -> int:
     """Print the scores of every record of an arm and the file that holds it."""
-    from harness import terminal
-    from harness.collection import collect, trace
+    from harness.leaderboard.collection import collect, trace
+    from harness.reports import _terminal as terminal
 
     found = trace(collect([arguments.run], warn=_complain), arguments.arm)
     metrics = list(dict.fromkeys(metric for *_, scores, _ in found for metric in scores))
@@ -751,7 +753,10 @@ def _report(
     cache: Path | None = None,
 ) -> None:
     """Write the leaderboard of runs into a folder or bucket, and show it."""
-    from harness import collection, gallery, reports, terminal
+    from harness import reports
+    from harness.leaderboard import collection
+    from harness.reports import _gallery as gallery
+    from harness.reports import _terminal as terminal
 
     found = collection.collect(runs, only, warn=_complain)
     if not found.records and not found.failures:
@@ -775,7 +780,8 @@ def _report(
 def audit_command(arguments: argparse.Namespace) -> int:
     """Print what the fairness rules find, by rule, or with --rules the rules; 1 where one says that a row may not
     stand."""
-    from harness import rules, terminal
+    from harness.fairness import rules
+    from harness.reports import _terminal as terminal
 
     if arguments.rules:
         columns = ("rule", "", "demand", "reason")
@@ -800,7 +806,7 @@ def audit_command(arguments: argparse.Namespace) -> int:
 
 def verify_command(arguments: argparse.Namespace) -> int:
     """Print for every record whether what was kept gives its scores; 1 where one does not or a file is missing."""
-    from harness.parallel import devices
+    from harness.training.parallel import devices
     from harness.verify import verify
 
     devices(1, arguments.device)
@@ -819,7 +825,8 @@ def verify_command(arguments: argparse.Namespace) -> int:
 
 def doctor_command(arguments: argparse.Namespace) -> int:
     """Print what a copy of a dataset holds, what it should, and all that is wrong with it."""
-    from harness import doctor, terminal
+    from harness.data import doctor
+    from harness.reports import _terminal as terminal
 
     options = _options(arguments)
     with terminal.progress(f"looking at {arguments.dataset}") as progress:
@@ -853,9 +860,10 @@ def doctor_command(arguments: argparse.Namespace) -> int:
 
 def prepare_command(arguments: argparse.Namespace) -> int:
     """Decode a dataset into the cache, so that no trial has to wait for it."""
-    from harness import datasets, terminal
-    from harness.cache import default_folder
-    from harness.images import open_images
+    from harness.data import datasets
+    from harness.data.cache import default_folder
+    from harness.data.images import open_images
+    from harness.reports import _terminal as terminal
 
     dataset = datasets.load(arguments.dataset, arguments.data, arguments.cache, **_options(arguments))
     cache = arguments.cache or default_folder()
@@ -867,7 +875,7 @@ def prepare_command(arguments: argparse.Namespace) -> int:
 
 def draw_command(arguments: argparse.Namespace) -> int:
     """Draw one trial and print where."""
-    from harness.figures import draw_trial
+    from harness.reports._figures import draw_trial
 
     run = _existing(arguments.run)
     records = {record.id: record for record in run.records()}
@@ -881,7 +889,7 @@ def draw_command(arguments: argparse.Namespace) -> int:
 
 def list_command(arguments: argparse.Namespace) -> int:
     """Print a register."""
-    from harness import terminal
+    from harness.reports import _terminal as terminal
 
     title, columns, rows = LISTINGS[arguments.what](arguments.pattern)
     if arguments.what != "stages" and (pattern := arguments.pattern) is not None:
@@ -905,7 +913,7 @@ def _losses(pattern: str | None):
 
 
 def _datasets(pattern: str | None):
-    from harness import datasets
+    from harness.data import datasets
 
     rows = [
         (d.name, d.title, "--data" if d.needs_data else "embedded") for d in map(datasets.describe, datasets.names())
@@ -914,13 +922,13 @@ def _datasets(pattern: str | None):
 
 
 def _backbones(pattern: str | None):
-    from harness import models
+    from harness.training import models
 
     return "backbones", ("name",), [(name,) for name in models.names()]
 
 
 def _stages(pattern: str | None):
-    from harness import models
+    from harness.training import models
 
     if pattern is None:
         raise UserError("list stages needs a backbone: metrix-bench list stages resnet50")

@@ -512,7 +512,7 @@ class Grid(Value):
         cls, path: Path, overrides: list[str], only: dict[str, Sequence[str]], above: tuple[Path, ...]
     ) -> "Grid":
         """The grid of a file; `above` are the files that include it."""
-        from harness import rules  # which look at trials, and so import this file
+        from harness.fairness import rules  # which look at trials, and so import this file
 
         content = _content(path)
         if "include" in content:
@@ -947,7 +947,9 @@ def _strangers(content: dict[str, Any]) -> list[str]:
     for text in arms if isinstance(arms, list) else ():
         problems += _complaint(lambda t=text: Arm.parse(str(t)), "arms")
     for choice in _choices(content, "datasets"):
-        problems += _complaint(lambda c=choice: registry.entry("harness.datasets", c["name"], "dataset"), "datasets")
+        problems += _complaint(
+            lambda c=choice: registry.entry("harness.data.datasets", c["name"], "dataset"), "datasets"
+        )
     return problems
 
 

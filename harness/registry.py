@@ -44,6 +44,6 @@ def loss(name: str):
     its door, and that of `pml:…` losses. Raises RegisterError with near names when there is no such loss.
     """
     try:
-        return import_module("harness.pml" if name.startswith("pml:") else "baselines").describe(name)
+        return import_module("harness.training.pml" if name.startswith("pml:") else "baselines").describe(name)
     except ValueError as error:
         raise RegisterError(str(error)) from None

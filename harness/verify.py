@@ -22,11 +22,11 @@ from typing import Literal
 
 import numpy as np
 
-from harness import checkpoint
-from harness.outcomes import UNREADABLE
-from harness.record import Record, Run
-from harness.retrieval import Evaluation
-from harness.trial import REFUSED, Bench, Sources, device_name, load_best, read_test, score_test
+from harness.evaluation.retrieval import Evaluation
+from harness.runs.outcomes import UNREADABLE
+from harness.runs.record import Record, Run
+from harness.training import checkpoint
+from harness.training.trial import REFUSED, Bench, Sources, device_name, load_best, read_test, score_test
 
 MARGIN = 2.0  # two roundings of the same size differ in how many queries they turn
 SPARE = 3  # queries that may turn where rounding again turned none

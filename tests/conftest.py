@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import datasets
-from harness.cache import default_folder
+from harness.data import datasets
+from harness.data.cache import default_folder
 from tests import disks
 
 ROOT = Path(__file__).parent.parent

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.cache import default_folder
-from tests.harness import test_storage
+from harness.data.cache import default_folder
+from tests.harness.runs import test_storage
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,7 +24,7 @@ def test_no_test_reads_or_fills_the_caches_of_the_user():
 LOOK = """
 import os, sys, tempfile
 from pathlib import Path
-from harness.cache import default_folder
+from harness.data.cache import default_folder
 names = [name for place in (Path.home(), tempfile.gettempdir()) for name in os.listdir(place)]
 print(*sorted(names), os.getcwd(), default_folder().exists(), Path(sys.argv[1]).exists(), sep="\\n")
 sys.exit(3)

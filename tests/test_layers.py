@@ -10,99 +10,39 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("baselines", "metrix", "harness")
-LAYERS = [  # what may be imported: the own layer's neighbours and everything above this line
-    {"baselines"},
-    {"metrix"},
-    {
-        "harness.errors",
-        "harness.streams",
-        "harness.registry",
-        "harness.cache",
-        "harness.scratch",
-        "harness.storage",
-        "harness.lease",
-        "harness.config",
-        "harness.record",
-        "harness.folds",
-        "harness.selection",
-        "harness.provenance",
-        "harness.ledger",
-        "harness.splits",
-        "harness.statistics",
-        "harness.outcomes",
-        "harness.published",
-        "harness.spread",
-        "harness.rules",
-        "harness.scorable",
-        "harness.datasets",
-        "harness.doctor",
-        "harness.metrics",
-        "harness.live",
-    },
-    {
-        "harness.images",
-        "harness.loading",
-        "harness.models",
-        "harness.weights",
-        "harness.pml",
-        "harness.checkpoint",
-        "harness.memory",
-        "harness.retrieval",
-        "harness.train",
-        "harness.chunked",
-        "harness.parallel",
-    },
-    {
-        "harness.analysis",
-        "harness.trial",
-        "harness.plan",
-        "harness.order",
-        "harness.status",
-        "harness.packing",
-        "harness.preflight",
-        "harness.tables",
-        "harness.audit",
-        "harness.verify",
-        "harness.captions",
-        "harness.comparisons",
-        "harness.collection",
-    },
-    {
-        "harness.launch",
-        "harness.search",
-        "harness.terminal",
-        "harness.reports",
-        "harness.figures",
-        "harness.gallery",
-    },
+FLOORS = (  # a file imports from its own room and from floors below it, never from a neighbour
+    {"baselines", "harness.errors"},
+    {"harness.streams", "harness.registry"},
+    {"metrix", "harness.data", "harness.config"},
+    {"harness.evaluation", "harness.grid"},
+    {"harness.runs"},
+    {"harness.fairness"},
+    {"harness.training", "harness.leaderboard"},
+    {"harness.launch", "harness.reports", "harness.audit", "harness.verify"},
     {"harness.cli"},
-]
+)
 DOORS = {
-    "timm": "harness/models.py",
-    "huggingface_hub": "harness/models.py",
-    "torchvision": "harness/loading.py",
-    "pytorch_metric_learning": "harness/pml.py",
-    "safetensors": "harness/checkpoint.py",
-    "torch.distributed": "harness/parallel.py",
-    "faiss": "harness/retrieval.py",
-    "scipy": "harness/statistics.py",
-    "scipy.io": "harness/datasets/cars196.py",
-    "pandas": "harness/tables.py",
-    "pyarrow": "harness/storage.py",
+    "timm": "harness/training/models.py",
+    "huggingface_hub": "harness/training/models.py",
+    "torchvision": "harness/data/loading.py",
+    "pytorch_metric_learning": "harness/training/pml.py",
+    "safetensors": "harness/training/checkpoint.py",
+    "torch.distributed": "harness/training/parallel.py",
+    "faiss": "harness/evaluation/retrieval.py",
+    "scipy": "harness/leaderboard/statistics.py",
+    "scipy.io": "harness/data/datasets/cars196.py",
+    "pandas": "harness/leaderboard/tables.py",
+    "pyarrow": "harness/runs/storage.py",
     "ray": "harness/launch/",
-    "optuna": "harness/search.py",
-    "rich": "harness/terminal.py",
+    "optuna": "harness/launch/search.py",
+    "rich": "harness/reports/_terminal.py",
     "jinja2": "harness/reports/web.py",
-    "matplotlib": "harness/figures.py",
+    "matplotlib": "harness/reports/_figures.py",
     "yaml": "harness/config.py",
-    "fontTools": "harness/datasets/glyphs.py",
+    "fontTools": "harness/data/datasets/glyphs.py",
 }
-ALLOWED = {  # from outside, for the lower layers; the doors above come on top
-    0: {"torch"},
-    1: {"torch"},
-    2: {"numpy", "pydantic", "PIL"},
-    3: {"torch", "numpy", "PIL"},
-}
+VALUES = {"torch", "numpy", "pydantic", "PIL"}
+ALLOWED = ({"torch"}, {"torch"}, VALUES, VALUES, VALUES)  # from outside, by floor; the doors above come on top
 
 
 def sources() -> list[Path]:
@@ -113,11 +53,13 @@ def module(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def layer(name: str) -> int | None:
-    for number, members in enumerate(LAYERS):
-        if any(name == member or name.startswith(member + ".") for member in members):
-            return number
-    return None
+def room(name: str) -> str:
+    """The room of a module: `harness.data` of `harness.data.datasets.folder`, `metrix` of `metrix.pairs`."""
+    return ".".join(name.split(".")[:2]) if name.startswith("harness.") else name.partition(".")[0]
+
+
+def floor(name: str) -> int | None:
+    return next((number for number, rooms in enumerate(FLOORS) if room(name) in rooms), None)
 
 
 def imports(path: Path) -> set[str]:
@@ -134,8 +76,8 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down_and_through_the_doors(path):
-    own = layer(module(path))
-    assert own is not None or module(path) in ("harness", "harness.grids"), f"{path} stands in no layer"
+    own = floor(module(path))
+    assert own is not None or module(path) in ("harness", "harness.grids"), f"{path} stands on no floor"
     for name in imports(path):
         top = name.partition(".")[0]
         part = ".".join(name.split(".")[:2])  # part of a package may have its own
@@ -143,16 +85,17 @@ def test_imports_point_down_and_through_the_doors(path):
             own_path = str(path.relative_to(ROOT))
             assert own_path == door or (door.endswith("/") and own_path.startswith(door)), f"{name}: {door}"
         elif top in PACKAGES:
-            target = layer(name)
-            assert target is None or target <= own, f"{module(path)} (layer {own}) imports {name} (layer {target})"
-        elif own in ALLOWED:
-            assert top in ALLOWED[own] or top in sys.stdlib_module_names, f"layer {own} may not import {top}"
+            target = floor(name)
+            inside = room(name) == room(module(path))
+            assert inside or target is None or target < own, f"{module(path)} ({own}) imports {name} ({target})"
+        elif own is not None and own < len(ALLOWED):
+            assert top in ALLOWED[own] or top in sys.stdlib_module_names, f"floor {own} may not import {top}"
 
 
 def test_losses_metrix_and_metrics_need_no_timm_and_a_trial_no_ray_faiss_or_optuna():
     hidden = "import sys\nfor name in {!r}: sys.modules[name] = None\n"
     for names, line in (
-        (("timm", "ray", "faiss", "optuna", "torchvision"), "import baselines, metrix, harness.metrics"),
+        (("timm", "ray", "faiss", "optuna", "torchvision"), "import baselines, metrix, harness.evaluation.metrics"),
         (("ray", "faiss", "optuna"), "import harness; harness.run_trial; harness.evaluate; harness.Grid"),
     ):
         done = subprocess.run(

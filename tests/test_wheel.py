@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from harness import config, published
+from harness import config
+from harness.leaderboard import published
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("baselines", "metrix", "harness")
 BUILD = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
 ASK = """
 import json, harness
-from harness import config, published, tables
+from harness import config
+from harness.leaderboard import published, tables
 from harness.reports import web
 page = web.render(tables.leaderboard([]))
 counts = len(published.load()), len(published.entries()), len(page)
@@ -46,7 +48,9 @@ def test_every_file_of_the_packages_is_in_the_wheel(installed):
         return {str(path) for path in found if "__pycache__" not in path.parts}
 
     assert files(installed) == files(ROOT)
-    assert {"harness/published/published.csv", "harness/published/published.bib"} <= files(installed)
+    assert {"harness/leaderboard/published/published.csv", "harness/leaderboard/published/published.bib"} <= files(
+        installed
+    )
 
 
 def test_an_installed_copy_finds_its_grids_its_page_and_the_published_rows(installed, tmp_path):

@@ -2,7 +2,7 @@
 
     environment   what ray reads when it is imported
     cluster       the machines: one alone or many, which of them are fit
-    engine        Tune, fed one trial at a time from the queue of `harness.order`
+    engine        Tune, fed one trial at a time from the queue of `harness.launch.queue`
     actor         the process that runs trials
     supervise     a driver that is started again when the head of its cluster comes back
     remote        the same command on the head of a cluster, relayed
@@ -21,18 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from harness import storage
 from harness.config import Grid, Trial
 from harness.launch import environment, supervise
 from harness.launch.supervise import supervised
-from harness.live import Journal, Together, Unseen, View
-from harness.record import Failure, Record, Run, RunError, conflicts
+from harness.runs import storage
+from harness.runs.live import Journal, Together, Unseen, View
+from harness.runs.record import Failure, Record, Run, RunError, conflicts
 
 if TYPE_CHECKING:
     from harness.launch.cluster import Cluster
-    from harness.lease import Lease
-    from harness.plan import Plan
-    from harness.trial import Sources
+    from harness.launch.plan import Plan
+    from harness.runs.lease import Lease
+    from harness.training.trial import Sources
 
 __all__ = ["Outcome", "Unseen", "View", "run_grid", "supervised"]
 
@@ -83,8 +83,8 @@ def run_grid(
     began = time.perf_counter()
     with early(address) as cluster:
         from harness.launch import engine
-        from harness.plan import Plan, make_plan
-        from harness.trial import Sources
+        from harness.launch.plan import Plan, make_plan
+        from harness.training.trial import Sources
 
         tracked = engine.trackers(track)
         plan = make_plan(grid, data and Path(data), cache and Path(cache))
@@ -214,7 +214,7 @@ def comparable(run: Run, grid: Grid, trials: Sequence[Trial], sources: Sources) 
 
 def refuse_other_data(run: Run, records: Sequence[Record], trials: Sequence[Trial], sources: Sources) -> None:
     """Raise RunError when the records of a run were made from other data or weights than are there now."""
-    from harness.trial import other_origins
+    from harness.training.trial import other_origins
 
     if differences := other_origins(records, trials, sources):
         listed = "\n  ".join(differences)

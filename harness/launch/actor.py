@@ -1,4 +1,4 @@
-"""The process that runs trials for Tune: `harness.trial.steps`, one epoch a step, with a log of its own."""
+"""The process that runs trials for Tune: `harness.training.trial.steps`, one epoch a step, with a log of its own."""
 
 import faulthandler
 import gc
@@ -12,13 +12,14 @@ from typing import TextIO
 import torch
 from ray import tune
 
-from harness import packing, storage
 from harness.config import Trial
+from harness.fairness.protocols import FAIR
+from harness.launch import packing
 from harness.launch.cluster import ray
-from harness.order import FINAL
-from harness.record import Run, RunError, now
-from harness.selection import FAIR
-from harness.trial import kind_of, steps
+from harness.launch.queue import FINAL
+from harness.runs import storage
+from harness.runs.record import Run, RunError, now
+from harness.training.trial import kind_of, steps
 
 
 class TrialActor(tune.Trainable):

@@ -16,10 +16,10 @@ from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
+from harness.launch.queue import Bundle
+from harness.launch.scratch import scratch, sweep
 from harness.launch.supervise import Unreachable
-from harness.order import Bundle
-from harness.record import RunError
-from harness.scratch import scratch, sweep
+from harness.runs.record import RunError
 
 try:
     import ray
@@ -226,7 +226,7 @@ class Cluster:
 def _imports() -> None:
     """Import what `Call`s need, ahead of them."""
     with suppress(ImportError):  # which the call itself will tell of
-        import_module("harness.preflight")
+        import_module("harness.launch.preflight")
 
 
 def _answered(

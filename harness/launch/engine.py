@@ -19,17 +19,19 @@ from pathlib import Path
 
 from ray import tune
 
-from harness import packing, preflight, registry, storage
+from harness import registry
 from harness.config import Choice, Grid, Resources, Trial
+from harness.launch import packing, preflight
 from harness.launch.actor import TrialActor
 from harness.launch.cluster import Call, Cluster, Node, opened, ray
+from harness.launch.plan import relative_costs
+from harness.launch.queue import FINAL, Bundle, Entry, Queue
+from harness.launch.scratch import scratch
 from harness.launch.supervise import Unreachable
-from harness.live import Unseen, View
-from harness.order import FINAL, Bundle, Entry, Queue
-from harness.plan import relative_costs
-from harness.record import Failure, Run, RunError
-from harness.scratch import scratch
-from harness.trial import Sources, training_classes
+from harness.runs import storage
+from harness.runs.live import Unseen, View
+from harness.runs.record import Failure, Run, RunError
+from harness.training.trial import Sources, training_classes
 
 DRIVER_ATTEMPTS = 3  # a crash of Tune's controller is survived, unless so many come without a trial between
 NODES_WITHIN_S = 300.0  # a cluster that has just been started has a head first
@@ -67,7 +69,7 @@ class Engine:
 
     def searched(self, grid: Grid, trials: Sequence[Trial], run: Run) -> list[Trial]:
         """The trials with the settings that a search in `run`/search chooses; [] when it was interrupted."""
-        from harness import search
+        from harness.launch import search
 
         folder = run.sub("search")
         folder.prepare()

@@ -7,7 +7,7 @@ is; in both cases nobody gets in without its token.
 import os
 import sys
 
-from harness.record import RunError
+from harness.runs.record import RunError
 
 SAFE = {"RAY_AUTH_MODE": "token"}  # whatever the environment says
 ALWAYS = {

@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from harness import scratch
-from harness.launch import environment
-from harness.record import RunError
+from harness.launch import environment, scratch
+from harness.runs.record import RunError
 
 SOURCES = Path(__file__).parent.parent.parent
 CONNECT_ATTEMPTS = 3

@@ -11,10 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from harness import registry, storage
+from harness import registry
+from harness.runs import storage
 
 if TYPE_CHECKING:
-    from harness.tables import Leaderboard
+    from harness.leaderboard.tables import Leaderboard
 
 
 def names() -> tuple[str, ...]:

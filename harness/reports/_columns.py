@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from harness.record import Record
-from harness.statistics import Interval, PairedDifference
-from harness.tables import Block, Cell, Leaderboard, Row
+from harness.leaderboard.statistics import Interval, PairedDifference
+from harness.leaderboard.tables import Block, Cell, Leaderboard, Row
+from harness.runs.record import Record
 
 HERE = "measured here"
 

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from harness import captions
-from harness.published import Published
+from harness.leaderboard import captions
+from harness.leaderboard.published import Published
+from harness.leaderboard.tables import Block, Cell, Leaderboard, Row
 from harness.reports import _wording as wording
-from harness.tables import Block, Cell, Leaderboard, Row
 
 LATIN = 0x180  # the letters that any LaTeX of today prints without a further package
 SPECIAL = {

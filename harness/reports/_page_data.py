@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-from harness import statistics
-from harness.record import Epoch, Record
+from harness.fairness.protocols import FAIR, PROTOCOLS
+from harness.leaderboard import statistics
+from harness.leaderboard.tables import Block, Leaderboard, Row
 from harness.reports import _wording as wording
 from harness.reports._reproduction import command
-from harness.selection import FAIR, PROTOCOLS
-from harness.tables import Block, Leaderboard, Row
+from harness.runs.record import Epoch, Record
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
 STEPS = len(ALPHABET) ** 2 - 1

@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterator, Sequence
 
 from harness import registry
-from harness.comparisons import BEST, SECOND
 from harness.config import LEVELS
-from harness.published import Published
-from harness.rules import data as data_rules
-from harness.tables import Block, Cell, Leaderboard, Row
+from harness.fairness.rules import data as data_rules
+from harness.leaderboard.comparisons import BEST, SECOND
+from harness.leaderboard.published import Published
+from harness.leaderboard.tables import Block, Cell, Leaderboard, Row
 
 MISSING = "--"
 DAGGER = "†"

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from harness.leaderboard.tables import Leaderboard
 from harness.reports import _columns, place
-from harness.tables import Leaderboard
 
 SUFFIX = ".csv"
 ALWAYS = True

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from harness.tables import Leaderboard
+from harness.leaderboard.tables import Leaderboard
 
 SUFFIX = ".pdf"
 ALWAYS = False
@@ -10,7 +10,7 @@ ALWAYS = False
 
 def write(leaderboard: Leaderboard, folder: Path) -> Path:
     """Write every figure of every block into folder/figures, and return that folder."""
-    from harness.figures import draw_leaderboard
+    from harness.reports._figures import draw_leaderboard
 
     draw_leaderboard(leaderboard, folder / "figures")
     return folder / "figures"

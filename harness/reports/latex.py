@@ -7,12 +7,12 @@ and what others published beside what was reproduced. siunitx aligns the numbers
 
 from pathlib import Path
 
-from harness import captions, published
+from harness.leaderboard import captions, published
+from harness.leaderboard.tables import Leaderboard
 from harness.reports import _latex_tables as tables
 from harness.reports import place
 from harness.reports._latex_tables import sentence
 from harness.reports._wording import progress
-from harness.tables import Leaderboard
 
 SUFFIX = ".tex"
 ALWAYS = True

@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
-from harness import captions
-from harness.comparisons import BEST, SECOND
-from harness.published import Published
+from harness.leaderboard import captions
+from harness.leaderboard.comparisons import BEST, SECOND
+from harness.leaderboard.published import Published
+from harness.leaderboard.tables import Block, Leaderboard, Row
 from harness.reports import place
 from harness.reports._wording import (
     INFLATION,
@@ -22,7 +23,6 @@ from harness.reports._wording import (
     score,
     values,
 )
-from harness.tables import Block, Leaderboard, Row
 
 THEIRS = "Rows in italics with a source"
 SUFFIX = ".md"

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from harness import tables
+from harness.leaderboard import tables
+from harness.leaderboard.tables import Leaderboard
 from harness.reports import _columns, place, schema
-from harness.tables import Leaderboard
 
 SUFFIX = ".parquet"
 ALWAYS = False

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from harness.tables import Leaderboard
+from harness.leaderboard.tables import Leaderboard
 
 SUFFIX = ".svg"
 ALWAYS = False
@@ -10,7 +10,7 @@ ALWAYS = False
 
 def write(leaderboard: Leaderboard, folder: Path) -> Path:
     """Write leaderboard.svg, light and dark pages alike; nothing where no row was measured."""
-    from harness.figures import draw_overview
+    from harness.reports._figures import draw_overview
 
     path = folder / f"leaderboard{SUFFIX}"
     draw_overview(leaderboard, path)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from harness.leaderboard.tables import Leaderboard
 from harness.reports import _columns, place
 from harness.reports.comma_separated import written
-from harness.tables import Leaderboard
 
 SUFFIX = ".runs.csv"
 ALWAYS = False

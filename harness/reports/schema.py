@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from harness.record import SCHEMA
+from harness.leaderboard.tables import Leaderboard
 from harness.reports import _columns, place
-from harness.tables import Leaderboard
+from harness.runs.record import SCHEMA
 
 SUFFIX = ".schema.md"
 ALWAYS = False

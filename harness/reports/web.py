@@ -3,11 +3,12 @@
 from functools import cache
 from pathlib import Path
 
-from harness import captions, rules
+from harness.fairness import rules
+from harness.leaderboard import captions
+from harness.leaderboard.tables import Leaderboard
 from harness.reports import _wording as wording
 from harness.reports import place
 from harness.reports._page_data import dumps, page_data
-from harness.tables import Leaderboard
 
 SUFFIX = ".html"
 ALWAYS = True

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from harness.record import Run
+from harness.runs.record import Run
 
 
 def records(folder: Path) -> dict[str, dict]:

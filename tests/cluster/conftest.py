@@ -117,7 +117,7 @@ def drive():
 def undisturbed(small, tmp_path_factory) -> Path:
     """The grid run once in peace, in one process, without ray."""
     from harness.config import Grid
-    from harness.trial import run_trial
+    from harness.training.trial import run_trial
 
     folder = tmp_path_factory.mktemp("peace")
     for trial in Grid.load(small).trials():

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from unittest.mock import patch
 
-from harness.cache import default_folder
+from harness.data.cache import default_folder
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from harness.config import Grid
-from harness.trial import run_trial
+from harness.training.trial import run_trial
 from tests import disks
 from tests.cluster.books import processes, records, scores, workers, wrong
 from tests.cluster.machines import FAKETIME, ROOT, Machines

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from harness.config import Trial
-from harness.images import Images, Originals
-from harness.record import Epoch
-from harness.trial import Bench, augmentation, embedder, images_of, open_dataset
+from harness.data.images import Images, Originals
+from harness.runs.record import Epoch
+from harness.training.trial import Bench, augmentation, embedder, images_of, open_dataset
 from tests.gpu.place import Place
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from harness.config import Trial
-from harness.trial import Sources, steps
+from harness.training.trial import Sources, steps
 
 GIGABYTE = 2**30
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import metrix
 from harness.config import Arm
-from harness.retrieval import evaluate
-from harness.trial import Bench, objective
+from harness.evaluation.retrieval import evaluate
+from harness.training.trial import Bench, objective
 from tests.gpu.bench import bench_over, one_batch, train, with_ready_batch
 from tests.gpu.place import Place
 from tests.performance import losses as made

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from unittest import SkipTest
 
-from harness.record import Record, Run
+from harness.runs.record import Record, Run
 from tests.gpu.place import Place
 
 ARMS = tuple(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from harness import datasets
+from harness.data import datasets
 
 SIDE_PX = 256  # of what is decoded for networks of 224 px
 ENTRY = 200  # bytes that a zip takes for each file, its name included

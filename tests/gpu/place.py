@@ -16,8 +16,8 @@ import torch
 from PIL import ImageDraw, ImageFont
 
 from harness.config import Arm, Backbone, Choice, Images, Model, Training, Trial
-from harness.record import Record, Run
-from harness.trial import Sources, steps
+from harness.runs.record import Record, Run
+from harness.training.trial import Sources, steps
 from tests.performance._clock import Spread
 from tests.performance._pictures import photograph
 

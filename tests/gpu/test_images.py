@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import datasets
-from harness.images import Originals, open_images
-from harness.loading import Augmentation
+from harness.data import datasets
+from harness.data.images import Originals, open_images
+from harness.data.loading import Augmentation
 from tests.gpu.place import Place
 
 COUNT = 24

@@ -11,9 +11,9 @@ from unittest import SkipTest
 import torch
 
 from harness.config import Trial
-from harness.models import Embedder
-from harness.record import Record
-from harness.trial import CHUNKS, kind_of
+from harness.runs.record import Record
+from harness.training.models import Embedder
+from harness.training.trial import CHUNKS, kind_of
 from tests.gpu.child import said, started
 from tests.gpu.place import Place
 

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from harness.retrieval import Evaluation, conformance, evaluate
+from harness.evaluation.retrieval import Evaluation, conformance, evaluate
 from tests.gpu.place import Place
 from tests.performance.retrieval import products_like
 

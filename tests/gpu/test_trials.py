@@ -6,8 +6,8 @@ import warnings
 import torch
 
 from harness.config import Trial
-from harness.record import Record, Run
-from harness.trial import Bench, steps
+from harness.runs.record import Record, Run
+from harness.training.trial import Bench, steps
 from tests.gpu.bench import one_batch
 from tests.gpu.child import said, started
 from tests.gpu.place import Place, losses_of

@@ -19,8 +19,8 @@ from unittest import SkipTest
 
 import torch
 
-from harness.provenance import provenance
-from harness.trial import device_name, driver
+from harness.runs.provenance import provenance
+from harness.training.trial import device_name, driver
 from tests.gpu.place import Place
 from tests.gpu.plan import Piece, find
 

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.config import Arm, Backbone, Choice, Images, Model, Training, Trial
-from harness.record import Cost, Data, Epoch, Record
+from harness.runs.record import Cost, Data, Epoch, Record
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from harness.datasets import Dataset, DatasetError
+from harness.data.datasets import Dataset, DatasetError
 
 
 def noise(count, side, seed=0):

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from harness import tables
 from harness.audit import as_table, audit, studies
 from harness.cli import main
 from harness.config import Choice, Grid
-from harness.ledger import Ledger
-from harness.record import Run, write_json
-from harness.rules import over_tables
-from harness.trial import run_trial
+from harness.fairness.ledger import Ledger
+from harness.fairness.rules import over_tables
+from harness.leaderboard import tables
+from harness.runs.record import Run, write_json
+from harness.training.trial import run_trial
 
 SPACE = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}, "loss.margin": {"low": 0.0, "high": 0.9}}
 

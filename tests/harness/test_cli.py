@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import storage
 from harness.cli import main
 from harness.config import grids
-from harness.record import Run
+from harness.runs import storage
+from harness.runs.record import Run
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -284,7 +284,7 @@ def test_nobody_who_reads_is_no_traceback(words, tmp_path):
 
 def test_a_run_that_is_done_says_so_and_what_it_does_not_do_again(here, tmp_path, monkeypatch):
     from harness import launch
-    from harness.plan import Plan
+    from harness.launch.plan import Plan
 
     assert here("trial", "mine.yaml", "--arm", "contrastive")[0] == 0
     run = Run(tmp_path / "results/runs/mine")

@@ -10,12 +10,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.cache import default_folder
 from harness.config import LEVELS, SHARED_BY_A_LOSS, Arm, Grid
+from harness.data.cache import default_folder
 from harness.errors import UserError
-from harness.plan import make_plan
-from harness.train import Diverged
-from harness.trial import Sources, prepare_images, run_trial
+from harness.launch.plan import make_plan
+from harness.training.loop import Diverged
+from harness.training.trial import Sources, prepare_images, run_trial
 from tests.harness import strange_grids, strangers
 
 CACHE = default_folder()

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.cache import default_folder
 from harness.cli import main
-from harness.record import Run
+from harness.data.cache import default_folder
+from harness.runs.record import Run
 from tests.harness import strangers
 from tests.harness.test_strange_grids import INTERNAL
 

@@ -5,12 +5,12 @@ import shutil
 import numpy as np
 import pytest
 
-from harness import checkpoint
 from harness.cli import main
 from harness.config import Choice
-from harness.ledger import Ledger
-from harness.record import Run, write_json
-from harness.trial import Bench, Unfair, run_trial, score_test
+from harness.fairness.ledger import Ledger
+from harness.runs.record import Run, write_json
+from harness.training import checkpoint
+from harness.training.trial import Bench, Unfair, run_trial, score_test
 from harness.verify import SPARE, _moved, verify
 
 
@@ -156,14 +156,14 @@ def test_data_that_are_not_those_of_the_row(run, record):
 
 
 def test_data_that_nobody_gave(run, record, monkeypatch):
-    from harness import datasets
+    from harness.data import datasets
 
     def refuse(*args):
         raise datasets.DatasetError(
             "dataset 'cub200' reads your own copy: say where it is with --data FOLDER (data=… in Python)"
         )
 
-    monkeypatch.setattr("harness.trial.open_dataset", refuse)
+    monkeypatch.setattr("harness.training.trial.open_dataset", refuse)
     found = contrastive(run)
     assert (found.state, len(found.matches)) == ("missing", 2)
     assert "say where it is" in found.missing[0]

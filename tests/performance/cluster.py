@@ -69,7 +69,7 @@ def overhead(folder: Path, count: int) -> None:
 
 def planning() -> None:
     """A hundred thousand trials of the quick grid."""
-    from harness.plan import make_plan
+    from harness.launch.plan import make_plan
 
     grid = Grid.load("quick").model_copy(update={"seeds": tuple(range(7700))})
     make_plan(Grid.load("quick"))  # imports

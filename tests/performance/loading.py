@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from harness import datasets, doctor
-from harness.datasets import Dataset
-from harness.datasets._files import Row, from_files
-from harness.images import Images, Originals, open_images, resized
-from harness.loading import Augmentation, batches
-from tests.harness.datasets.sources import sop
+from harness.data import datasets, doctor
+from harness.data.datasets import Dataset
+from harness.data.datasets._files import Row, from_files
+from harness.data.images import Images, Originals, open_images, resized
+from harness.data.loading import Augmentation, batches
+from tests.harness.data.datasets.sources import sop
 from tests.performance._pictures import photograph
 
 AIM_PATHS, AIM_BUILD, AIM_OPEN_S, AIM_OPEN_MB, AIM_DOCTOR_S = 2.5, 0.9, 1.0, 100, 60

@@ -14,8 +14,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from harness import models
-from harness.models import Embedder
+from harness.training import models
+from harness.training.models import Embedder
 from tests.performance._clock import take_turns
 
 NETWORKS = (("test_resnet", 32, 100), ("test_vit", 32, 100), ("resnet18", 64, 50))

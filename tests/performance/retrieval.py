@@ -32,7 +32,7 @@ def main() -> None:
 
     import torch
 
-    from harness.retrieval import evaluate
+    from harness.evaluation.retrieval import evaluate
 
     torch.set_num_threads(options.threads)
     print(

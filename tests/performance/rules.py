@@ -7,11 +7,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import rules, tables
 from harness.audit import as_table, audit
 from harness.config import Arm, Backbone, Choice, Images, Level, Model, Training, Trial
-from harness.ledger import Entry, Ledger
-from harness.record import Cost, Data, Epoch, Record, Run
+from harness.fairness import rules
+from harness.fairness.ledger import Entry, Ledger
+from harness.leaderboard import tables
+from harness.runs.record import Cost, Data, Epoch, Record, Run
 
 AIM_S = 10.0
 DATASETS = ("cub200", "cars196", "sop", "inshop")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from harness.config import Grid
-from harness.trial import embedder, run_trial
+from harness.training.trial import embedder, run_trial
 
 AIM = 0.85
 

@@ -10,8 +10,8 @@ import subprocess
 import pytest
 
 from harness.config import Choice
-from harness.record import Failure
-from harness.tables import leaderboard
+from harness.leaderboard.tables import leaderboard
+from harness.runs.record import Failure
 
 AWKWARD = "a_b%c&d#e<f>g|h*~^{}\\$"
 BASE, VARIANT = (0.40, 0.50, 0.60), (0.41, 0.53, 0.62)

@@ -3,8 +3,8 @@
 import pytest
 
 from harness import reports
+from harness.leaderboard.tables import leaderboard
 from harness.reports import web
-from harness.tables import leaderboard
 
 LONG = "contrastive+" + "a_very_long_name_" * 8 + "[with=brackets,and=commas]"
 TEXTS = ("markdown", "latex", "comma_separated", "web")

@@ -3,9 +3,9 @@ import io
 
 import pytest
 
-from harness import published
+from harness.leaderboard import published
+from harness.leaderboard.tables import leaderboard
 from harness.reports import comma_separated, runs
-from harness.tables import leaderboard
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@ import subprocess
 
 import pytest
 
-from harness import published
 from harness.config import Level
+from harness.leaderboard import published
+from harness.leaderboard.tables import leaderboard
 from harness.reports import latex
 from harness.reports._latex_tables import escape
-from harness.tables import leaderboard
 
 
 def compiled(need, folder, name="leaderboard"):

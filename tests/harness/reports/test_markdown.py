@@ -1,6 +1,6 @@
-from harness import published
+from harness.leaderboard import published
+from harness.leaderboard.tables import leaderboard
 from harness.reports import markdown
-from harness.tables import leaderboard
 
 
 def test_a_table_a_block_with_variants_indented(board):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from harness.cli import main
-from harness.record import Run
+from harness.runs.record import Run
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from harness import reports
-from harness.tables import leaderboard
+from harness.leaderboard.tables import leaderboard
 
 FORMATS = reports.names()
 TEXTS = [name for name in FORMATS if hasattr(reports.find(name), "render")]

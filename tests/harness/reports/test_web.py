@@ -5,12 +5,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from harness import published, rules
-from harness.record import Epoch
+from harness.fairness import rules
+from harness.leaderboard import published
+from harness.leaderboard.tables import leaderboard
 from harness.reports import _page_data as data
 from harness.reports import web
 from harness.reports._reproduction import command
-from harness.tables import leaderboard
+from harness.runs.record import Epoch
 
 
 class Page(HTMLParser):

@@ -1,0 +1,146 @@
+"""How any image file becomes 8-bit grey or RGB: the same picture gives the same pixels in every container."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from harness.data.datasets import DatasetError
+
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+ORIENTATION = 0x0112  # the EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+KEY_SCALE = {"L;2": 85, "L;4": 17}  # from a grey value of 2 or 4 bits, as a colour key has it, to 8
+
+
+def decode(source: str | Path | BinaryIO, key: str) -> Image.Image:
+    """Decode one image file to 8-bit RGB, or L where it is grey.
+
+    Turned upright by its EXIF orientation; transparency, as a channel or as a colour key, is laid on white; 16-bit
+    grey is divided by 257; the first frame of an animation is taken. Colour profiles are not applied, and CMYK is
+    converted without one, as in torchvision. Metadata that cannot be read are ignored.
+
+    Raises DatasetError naming `key` when it cannot be read.
+    """
+    try:
+        return _decoded(source)
+    except Image.DecompressionBombError as error:
+        pixels = int(re.search(r"\d+", str(error))[0])
+        raise DatasetError(
+            f"{key}: it has {pixels:,} pixels, more than the limit of {2 * Image.MAX_IMAGE_PIXELS:,}: save it at a "
+            "smaller size; networks see a few hundred pixels a side"
+        ) from error
+    except Exception as error:  # Pillow's decoders raise anything from SyntaxError to struct.error on bad bytes
+        with suppress(Exception):
+            return _decoded(_without_metadata(source))
+        raise DatasetError(f"{key}: {type(error).__name__}: {error}") from error
+
+
+def _decoded(source: str | Path | BinaryIO) -> Image.Image:
+    with Image.open(source) as image:
+        raw = image.tile[0][3] if image.tile else None  # forgotten once the pixels are there
+        image.load()
+        turn = TURNS.get(_orientation(image))
+        upright = image if turn is None else image.transpose(turn)
+        upright.info = image.info
+        return _eight_bit(upright, raw)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation; None where there is none, or where the metadata are broken."""
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:  # Pillow's parser raises anything on bad bytes
+        return None
+
+
+def _eight_bit(image: Image.Image, raw: object) -> Image.Image:
+    """The image in L or RGB, on white; `raw` is how its file stores pixels, in Pillow's words."""
+    key = image.info.get("transparency")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"grey values {values.min()} to {values.max()} are not 16-bit")
+        if key is not None:
+            values[values == key] = 65535
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
+    if image.mode in ("1", "L", "RGB"):
+        plain = image.convert("L") if image.mode == "1" else image
+        return plain if key is None else _on_white(plain, _in_eight_bits(key, image.mode, raw))
+    if image.has_transparency_data:
+        ink = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", ink.size, "white"), ink).convert("RGB")
+    return image.convert("RGB")
+
+
+def _in_eight_bits(key: int | tuple[int, ...], mode: str, raw: object) -> np.ndarray:
+    """The colour key as the decoded pixels have it: files state it in their own number of bits."""
+    if mode == "1":
+        return np.array(255 if key else 0)
+    if raw == "RGB;16B":
+        return np.array(key) >> 8
+    return np.array(key) * KEY_SCALE.get(raw, 1)
+
+
+def _on_white(image: Image.Image, key: np.ndarray) -> Image.Image:
+    pixels = np.array(image)
+    pixels[(pixels == key).all(axis=2) if pixels.ndim == 3 else pixels == key] = 255
+    return Image.fromarray(pixels)
+
+
+def _without_metadata(source: str | Path | BinaryIO) -> BinaryIO:
+    """A JPEG or PNG file less everything that its pixels do not need. Raises ValueError for other files."""
+    if isinstance(source, str | Path):
+        content = Path(source).read_bytes()
+    else:
+        source.seek(0)
+        content = source.read()
+    for begin, parts in ((PNG, _png_parts), (JPEG, _jpeg_parts)):
+        if content.startswith(begin):
+            return io.BytesIO(begin + b"".join(parts(content)))
+    raise ValueError("neither JPEG nor PNG")
+
+
+def _png_parts(content: bytes) -> Iterator[bytes]:
+    """The chunks that decide the pixels, and the EXIF chunk where it is whole."""
+    place = len(PNG)
+    while place + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, place)
+        chunk = content[place : place + 12 + length]
+        kind = chunk[4:8]
+        whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and whole):
+            yield chunk
+        place += len(chunk)
+
+
+def _jpeg_parts(content: bytes) -> Iterator[bytes]:
+    """The segments that decide the pixels, and the EXIF segment."""
+    place = len(JPEG)
+    while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":
+        end = place + 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+        segment = content[place:end]
+        is_metadata = (0xE1 <= segment[1] <= 0xEF and segment[1] != 0xEE) or segment[1] == 0xFE  # Adobe's tells CMYK
+        if not is_metadata or segment[4:10] == b"Exif\0\0":
+            yield segment
+        place = max(end, place + 2)
+    yield content[place:]

@@ -1,0 +1,176 @@
+"""Your own images, listed in a CSV file: path,label,split[,role].
+
+`path` is relative to the CSV file's folder and may not leave it, nor through links; `split` is train, validation
+or test; `role` is query or gallery for test images, or left out when every test image is both. `data` is the CSV
+file, or a folder with a `manifest.csv`. It is in UTF-8, or in UTF-16 as Excel saves "Unicode text".
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from harness import registry
+from harness.data.datasets import ROLES, SPLITS, Dataset, DatasetError, _labels, some
+from harness.data.datasets._files import Row, from_files
+from harness.data.datasets._layout import text
+
+NEEDS_DATA = True
+
+COLUMNS = ("path", "label", "split", "role")
+LEAVES = "leaves the folder of the manifest"
+MOST_OF_A_KIND = 5  # sentences that are printed of one kind of mistake
+
+Mistake = tuple[int, str, str]  # line, kind, sentence
+
+
+def load(data: Path | None, cache: Path, *, mirrored: bool = True) -> Dataset:
+    """Index the images that the CSV file lists, in its order.
+
+    mirrored: whether a mirrored image still shows its class (it does not for characters).
+
+    Raises DatasetError with every kind of mistake in the file at once, or with every file that is missing.
+    """
+    path = data / "manifest.csv" if data.is_dir() else data
+    if not path.exists():
+        raise DatasetError(f"manifest: there is no {path}")
+    try:
+        reader = csv.DictReader(io.StringIO(text("manifest", path), newline=""), strict=True)
+        _check_columns(path, reader.fieldnames or [])
+        numbered = [(reader.line_num, line) for line in reader]
+    except csv.Error as error:
+        raise DatasetError(f"manifest: {path} is not a CSV file: {error}") from error
+    inside = _Inside(path.parent)
+    mistakes = [(number, *said) for number, line in numbered for said in _problems(line, inside)]
+    mistakes += [*_repeats(numbered, inside), *_spellings(numbered)]
+    if mistakes:
+        heading = f"manifest: {len(mistakes)} mistakes in {path}:"
+        raise DatasetError("\n  ".join([heading, *_grouped(mistakes)]))
+    rows = [
+        Row(inside.relative(line["path"]), line["label"], line["split"], line.get("role") or "")
+        for _, line in numbered
+    ]
+    return from_files("manifest", path.parent, rows, mirrored=mirrored)
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    for column in columns:
+        if column not in COLUMNS:
+            wrong = registry.unknown("column", column, COLUMNS)
+            hint = "; values are separated by commas" if any(sign in column for sign in ";\t|") else ""
+            raise DatasetError(f"manifest: {path}: {wrong}{hint}")
+    for column in COLUMNS:
+        if columns.count(column) > 1:
+            raise DatasetError(f"manifest: {path} has {columns.count(column)} columns {column!r}")
+        if column not in columns and column != "role":
+            raise DatasetError(
+                f"manifest: {path} has no column {column!r}; its first line is path,label,split[,role]"
+            )
+
+
+class _Inside:
+    """Whether files lie below a folder once symbolic links are followed; each folder is looked up once."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._real = os.path.abspath(folder), os.path.realpath(folder)
+        self._parents: dict[str, str] = {}
+
+    def relative(self, path: str) -> str:
+        """The path from the folder, normalised; one that names the folder itself from the root is cut."""
+        for folder in (self._folder, self._real):
+            if path.startswith(folder.rstrip("/") + "/"):
+                path = posixpath.relpath(path, folder)
+        return posixpath.normpath(path)
+
+    def holds(self, path: str) -> bool:
+        """Whether there is something at a relative path."""
+        return os.path.exists(os.path.join(self._folder, path))
+
+    def leads_to(self, path: str) -> str | None:
+        """Where outside the folder a relative path leads to; None where it stays inside."""
+        parent, name = posixpath.split(path)
+        if parent not in self._parents:
+            self._parents[parent] = os.path.realpath(os.path.join(self._folder, parent))
+        real = os.path.join(self._parents[parent], name)
+        real = os.path.realpath(real) if os.path.islink(real) else real
+        return None if os.path.commonpath((real, self._real)) == self._real else real
+
+
+def _problems(line: dict, inside: _Inside) -> Iterator[tuple[str, str]]:
+    """The kinds of mistakes in one line, each in words."""
+    if None in line or None in line.values():
+        values = ", ".join(v for v in line.values() if isinstance(v, str))
+        yield "values", f"more or fewer values than columns ({values})"
+        return
+    for column in COLUMNS[:3]:
+        if not line[column]:
+            yield f"no {column}", f"{column} is empty"
+    if wrong := _path_problem(line["path"], inside):
+        yield "path", wrong
+    if line["label"] and (wrong := _labels.fault(line["label"])):
+        yield "label", f"label {wrong}"
+    if line["split"] and line["split"] not in SPLITS:
+        yield "split", registry.unknown("split", line["split"], SPLITS)
+    elif line.get("role") and line["split"] != "test":
+        yield "split of role", f"role {line['role']!r} in split {line['split']!r}; only test images have one"
+    if line.get("role") and line["role"] not in ROLES:
+        yield "role", registry.unknown("role", line["role"], ROLES)
+
+
+def _path_problem(path: str, inside: _Inside) -> str | None:
+    if "\0" in path:
+        return f"path {path!r} holds a zero byte"
+    relative = inside.relative(path)
+    if posixpath.isabs(relative) or relative.split("/")[0] == "..":
+        return f"path {path!r} {LEAVES}"
+    if path and (outside := inside.leads_to(relative)):
+        return f"path {path!r} {LEAVES}: a link leads to {outside}"
+    if path != path.strip() and not inside.holds(relative):
+        return f"path {path!r} begins or ends with a blank, and there is no such file"
+    return None
+
+
+def _repeats(numbered: Sequence[tuple[int, dict]], inside: _Inside) -> Iterator[Mistake]:
+    """Files that several lines list, and what these lines disagree in."""
+    first: dict[str, tuple[int, dict]] = {}
+    for number, line in numbered:
+        if line.get("path"):
+            before, other = first.setdefault(inside.relative(line["path"]), (number, line))
+            if before != number:
+                differs = [column for column in COLUMNS[1:] if line.get(column) != other.get(column)]
+                other_words = f" with another {' and '.join(differs)}" if differs else ""
+                yield number, "repeat", f"path {line['path']!r} is listed in line {before} already{other_words}"
+
+
+def _spellings(numbered: Sequence[tuple[int, dict]]) -> Iterator[Mistake]:
+    """Labels that a reader would take for one another, with the lines where each spelling occurs."""
+    where: dict[str, list[int]] = defaultdict(list)
+    for number, line in numbered:
+        if label := line.get("label"):
+            where[label].append(number)
+    for group in _labels.look_alikes(label for label in where if _labels.fault(label) is None):
+        named = " and ".join(f"{_labels.shown(label)} ({_lines(where[label])})" for label in group)
+        first = min(where[label][0] for label in group)
+        yield first, "spelling", f"labels that {_labels.ALIKE}: {named}. {_labels.REMEDY}"
+
+
+def _grouped(mistakes: Sequence[Mistake]) -> Iterator[str]:
+    """Mistakes by their kind and sentence, in the order of the lines that made them first."""
+    kinds: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, kind, sentence in mistakes:
+        kinds[kind][sentence].append(number)
+    for sentences in kinds.values():
+        ordered = list(sentences.items())
+        for sentence, numbers in ordered[:MOST_OF_A_KIND]:
+            yield f"{_lines(numbers)}: {sentence}"
+        if rest := sorted(number for _, numbers in ordered[MOST_OF_A_KIND:] for number in numbers):
+            yield f"{_lines(rest)}: a mistake of the same kind"
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    return f"line{'s' * (len(numbers) > 1)} {some(list(map(str, numbers)))}"

@@ -1,0 +1,71 @@
+"""Stanford Online Products (Oh Song et al. 2016): 120,053 photographs of 22,634 products sold at an auction.
+
+`data` is the folder Stanford_Online_Products, or one that holds it. Ebay_train.txt and Ebay_test.txt are the split.
+Oh Song, Xiang, Jegelka, Savarese: Deep Metric Learning via Lifted Structured Feature Embedding, CVPR 2016.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.data.datasets import Dataset, DatasetError, some
+from harness.data.datasets._files import Row, listed
+from harness.data.datasets._layout import absent, inside, lines, locate
+from harness.data.datasets._standard import Standard
+
+NEEDS_DATA = True
+STANDARD = Standard(
+    title="Stanford Online Products",
+    images=(59_551, 60_502),
+    classes=(11_318, 11_316),
+    numbers=(range(1, 11_319), range(11_319, 22_635)),
+    look_alikes={120_053: "All images are there, in another split"},
+    layout="Stanford_Online_Products/Ebay_train.txt, Stanford_Online_Products/Ebay_test.txt, and the photographs in "
+    "Stanford_Online_Products/bicycle_final/ … toaster_final/",
+    source="the archive Stanford_Online_Products.zip (2.9 GB) of the lifted-structure project of Stanford's vision "
+    "and geometry lab; copies are on Kaggle and Hugging Face under the same name.",
+)
+LISTS = {"train": "Ebay_train.txt", "test": "Ebay_test.txt"}
+HEADER = ["image_id", "class_id", "super_class_id", "path"]
+
+
+def load(data: Path | None, cache: Path, *, allow_nonstandard: bool = False) -> Dataset:
+    """The dataset of a standard copy.
+
+    allow_nonstandard: run another size too; its rows are marked `not Stanford Online Products`.
+
+    Raises DatasetError when the copy is none or not complete, in words that say what is wrong with it.
+    """
+    return STANDARD.guard(index(data), allow_nonstandard)
+
+
+def index(data: Path) -> Dataset:
+    """What Ebay_train.txt and Ebay_test.txt say; the photographs are not looked at.
+
+    Raises DatasetError where one of them is missing or not in the published form.
+    """
+    rows, lists = [], {split: locate(data, name) for split, name in LISTS.items()}
+    for split, path in lists.items():
+        if path is None:
+            raise absent("sop", data, STANDARD, LISTS[split])
+        rows += [Row(key, number, split) for key, number in _lines(path)]
+    return listed("sop", _images(lists["train"].parent, rows), rows, ks=(1, 10, 100, 1000))
+
+
+def _lines(path: Path) -> list[tuple[str, str]]:
+    """(path, class number) of every line after the header."""
+    header, *found = lines("sop", path) or [[]]
+    bad = [" ".join(words) for words in found if len(words) != 4 or not words[1].isdigit()]
+    if header != HEADER or bad:
+        what = f"{len(bad)} lines like {some(bad, 2)}" if bad else f"the first line {' '.join(header)!r}"
+        raise DatasetError(f"sop: {path} is not in the published form `{' '.join(HEADER)}`: it has {what}")
+    return [(words[3], words[1]) for words in found]
+
+
+def _images(lists: Path, rows: list[Row]) -> Path:
+    """The folder that the paths of the lists begin in: theirs, or images/ in it or beside it."""
+    first = rows[0].key.partition("/")[0] if rows else ""
+    for folder in (lists, inside(lists, "images"), lists.parent, inside(lists.parent, "images")):
+        if folder and (folder / first).is_dir():
+            return folder
+    return lists

@@ -1,0 +1,1 @@
+"""The rules that make a comparison fair, the protocols, and the ledger of test reads."""

@@ -1,0 +1,185 @@
+"""Fair comparison as 26 rules, each a small function that says what is wrong and names the values.
+
+A rule looks at one kind of subject
+
+    grid        the settings of a grid, before anything runs
+    data        a dataset with its split, before anything runs
+    study       the searches that tuned the arms
+    evaluator   the function that scores
+    records     everything that a run folder holds
+    table       what is about to be printed
+
+and is E (the run or the cell is refused) or W (printed with a mark). The files of this folder are the register: a
+function with the decorator `rule` is a rule, its docstring's first line what it demands and the rest why. Some rules
+have several functions, one for each subject that can break them. A function yields (sentence, ids of the records
+concerned); called, it gives `Finding`s, so that a report may ask a single rule too.
+
+    rules.over_records(run.records(), run.failures(), run.asked().trials)
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness import registry
+from harness.fairness.rules._subjects import Average, Number, RankTest, Results, Study, Table, factors_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from harness.config import Trial
+    from harness.data.datasets import Dataset
+    from harness.fairness.ledger import Ledger
+    from harness.runs.record import Failure, Record
+
+__all__ = [
+    "Average",
+    "Finding",
+    "Number",
+    "RankTest",
+    "Results",
+    "Rule",
+    "Study",
+    "Table",
+    "factors_of",
+    "found",
+    "over_data",
+    "over_evaluator",
+    "over_grid",
+    "over_records",
+    "over_studies",
+    "over_tables",
+    "rule",
+]
+
+Severity = Literal["E", "W"]
+SUBJECTS = ("grid", "data", "study", "evaluator", "records", "table")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a rule found: a sentence that begins with the rule's id, and the ids of the records concerned.
+
+    E: the run or the cell is refused. W: it is printed with a mark. No records: it concerns the whole table.
+    """
+
+    rule: str
+    severity: Severity
+    sentence: str
+    records: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is known of a rule: its highest and other severities ("E", "W", "E/W"), demand, reason and subjects."""
+
+    id: str
+    severity: str
+    title: str
+    reason: str
+    over: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Check:
+    """One function of a rule."""
+
+    id: str
+    severity: Severity
+    over: str
+    title: str
+    reason: str
+    function: Callable[..., Iterator[Finding]]
+
+
+_checks: dict[tuple[str, str], _Check] = {}
+
+
+def rule(id: str, severity: Severity, over: str):
+    """Make a function that yields (sentence, record ids) a check of rule `id`, over one of `SUBJECTS`."""
+    if over not in SUBJECTS:
+        raise registry.RegisterError(registry.unknown("subject of a rule", over, SUBJECTS))
+
+    def register(function: Callable[..., Iterator[tuple[str, Iterable[str]]]]) -> Callable[..., Iterator[Finding]]:
+        @functools.wraps(function)
+        def check(*subject: Any, **options: Any) -> Iterator[Finding]:
+            for sentence, records in function(*subject, **options):
+                yield Finding(id, severity, f"{id} {sentence}", tuple(records))
+
+        title, _, reason = inspect.getdoc(function).partition("\n")
+        reason = " ".join(reason.split())
+        _checks[id, function.__name__] = _Check(id, severity, over, title.rstrip("."), reason, check)
+        return check
+
+    return register
+
+
+def found() -> tuple[Rule, ...]:
+    """Every rule, in the order of their ids."""
+    by_id: dict[str, list[_Check]] = {}
+    for check in _all():
+        by_id.setdefault(check.id, []).append(check)
+    return tuple(
+        Rule(
+            id,
+            "/".join(sorted({check.severity for check in checks})),
+            checks[0].title,
+            checks[0].reason,
+            tuple(dict.fromkeys(check.over for check in checks)),
+        )
+        for id, checks in sorted(by_id.items())
+    )
+
+
+def over_grid(settings: Mapping[str, Any]) -> tuple[Finding, ...]:
+    """What the settings of a grid, as its file writes them, do that no fair comparison may."""
+    return _over("grid", settings)
+
+
+def over_data(dataset: Dataset, split: np.ndarray) -> tuple[Finding, ...]:
+    """What is wrong with a dataset under `split`, (n,) of "train", "validation", "test"."""
+    return _over("data", dataset, split)
+
+
+def over_studies(studies: Sequence[Study]) -> tuple[Finding, ...]:
+    """What makes the searches of several arms unequal."""
+    return _over("study", tuple(studies))
+
+
+def over_evaluator(evaluate: Callable[..., Any], conformance: Callable[..., Sequence[str]]) -> tuple[Finding, ...]:
+    """What an evaluator gets wrong; `conformance(evaluate)` gives its mistakes on cases of known score."""
+    return _over("evaluator", evaluate, conformance)
+
+
+def over_records(
+    records: Iterable[Record],
+    failures: Iterable[Failure] = (),
+    planned: Iterable[Trial] = (),
+    ledger: Ledger | None = None,
+) -> tuple[Finding, ...]:
+    """What is wrong in the results of a run folder, and what a reader of them should know.
+
+    `planned` are the trials that should exist. Without a `ledger` nothing is said about who read the test.
+    """
+    return _over("records", Results(tuple(records), tuple(failures), tuple(planned), ledger))
+
+
+def over_tables(tables: Iterable[Table]) -> tuple[Finding, ...]:
+    """What printed tables claim and should not."""
+    return tuple(finding for table in tables for finding in _over("table", table))
+
+
+def _over(subject: str, *given: Any) -> tuple[Finding, ...]:
+    return tuple(finding for check in _all() if check.over == subject for finding in check.function(*given))
+
+
+def _all() -> list[_Check]:
+    """Every check, by rule and then as its file has them."""
+    for name in registry.names(__name__):
+        import_module(f"{__name__}.{name}")
+    return sorted(_checks.values(), key=lambda check: check.id)

@@ -1,0 +1,152 @@
+"""The test decides nothing: it is read once, after everything has been chosen without it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import some
+from harness.fairness.protocols import PROTOCOLS
+from harness.fairness.rules import Results, rule
+from harness.fairness.rules._subjects import cell_of, ids
+
+if TYPE_CHECKING:
+    from harness.fairness.protocols import Protocol
+    from harness.runs.record import Record
+
+TEST_METRIC = re.compile(
+    r"test[/_.:\s]+(r@\d+|p@\d+|map(@r)?|r-?precision|recall\S*|precision\S*|nmi|loss|accuracy|score)", re.IGNORECASE
+)
+AT = re.compile(r"R@(\d+)")
+ROUNDING = 1e-6  # per-query scores are kept as float32
+
+
+@rule("FAIR-03", "W", over="records")
+def read_once(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The test split is sealed until selection has finished, and read for one checkpoint of a cell.
+
+    Who reads the test for a second checkpoint has compared two test scores, whichever is reported. Reading it again
+    for the same checkpoint (after a crash, to verify) tells nothing new. The ledger knows its own run folder only.
+    """
+    again = results.ledger.read_again() if results.ledger else {}
+    for record in results.tested:
+        protocol = _protocol(record)
+        read = len(again.get(_ledger_cell(record), ())) or record.test_checkpoints
+        if read > 1 and not (protocol and protocol.watches_test):
+            times = "twice" if read == 2 else f"for {read} checkpoints"
+            yield f"test read {times} for {cell_of(record)} {record.trial.seed_and_fold}.", (record.id,)
+
+
+@rule("FAIR-03", "E", over="records")
+def every_read_is_in_the_ledger(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """A record's scores come from a read that the ledger knows."""
+    if results.ledger is None:
+        return
+    known = {entry.key for entry in results.ledger.entries()}
+    strange = [record for record in results.tested if _key(record) not in known]
+    if strange:
+        n = f"{len(strange)} record{'s' * (len(strange) > 1)}"
+        yield f"the ledger has no read of the test for {n}: {some(list(ids(strange)))}.", ids(strange)
+
+
+@rule("FAIR-03", "W", over="records")
+def ledger_is_whole(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every line of the ledger can be read."""
+    if results.ledger is not None and (lines := results.ledger.damaged()):
+        yield f"{results.ledger.path.name}: line {some(list(map(str, lines)))} cannot be read.", ()
+
+
+def _ledger_cell(record: Record) -> str:
+    """The cell, seed and fold as the ledger writes them."""
+    return f"{cell_of(record)}/{record.trial.repetition}"
+
+
+def _key(record: Record) -> tuple[str, ...]:
+    origin = record.provenance
+    weights, evaluator = str(origin.get("tested_weights")), str(origin.get("evaluator"))
+    return _ledger_cell(record), weights, record.data.split_fingerprint, evaluator
+
+
+@rule("FAIR-04", "E", over="grid")
+def no_setting_names_the_test(settings: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """No test metric drives a scheduler, early stop, checkpoint choice or search.
+
+    The best of many test scores is an estimate of luck: chosen by the test, a score is too high by as much as the
+    choice was wide.
+    """
+    for key, value in _leaves(settings):
+        if isinstance(value, str) and TEST_METRIC.fullmatch(value.strip()):
+            yield f"{key} = {value}. Use val/R@1 or val/MAP@R.", ()
+
+
+@rule("FAIR-04", "E", over="records")
+def the_choice_follows_validation(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The epoch that a record reports is the one its protocol chooses from the validation curve."""
+    for record in results.records:
+        protocol = _protocol(record)
+        if protocol is None or not record.curve:
+            continue
+        if any(TEST_METRIC.match(name) for epoch in record.curve for name in epoch.validation):
+            yield f"{record.id}: test scores stand in its validation curve.", (record.id,)
+            continue
+        if protocol.rule != "last epoch" and any(protocol.metric not in epoch.validation for epoch in record.curve):
+            yield f"{record.id}: its curve lacks validation {protocol.metric}, which chooses the epoch.", (record.id,)
+            continue
+        chosen = protocol.choose(record.curve)
+        if record.selected_epoch != chosen:
+            rule = "the last epoch" if protocol.rule == "last epoch" else f"validation {protocol.metric}"
+            yield f"{record.id}: epoch {record.selected_epoch} is reported, {rule} chooses {chosen}.", (record.id,)
+        if record.test and not protocol.reads_test:
+            yield f"{record.id}: a trial of a search has test scores.", (record.id,)
+
+
+def _protocol(record: Record) -> Protocol | None:
+    """The protocol of a record as it is defined here; None for one of another version."""
+    known = PROTOCOLS.get(str(record.protocol.get("name")))
+    return known if known and known.version == record.protocol.get("version") else None
+
+
+def _leaves(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (dotted key, value) of nested settings."""
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from _leaves(value, prefix)
+    else:
+        yield prefix, settings
+
+
+@rule("FAIR-05", "E", over="records")
+def one_checkpoint(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """All metrics of a row come from one checkpoint, the selected one.
+
+    A row that takes each metric from its own best epoch describes a model that does not exist.
+    """
+    for record in results.records:
+        tested, selected = record.provenance.get("tested_epoch"), record.selected_epoch
+        if record.test and selected is not None and tested is not None and tested != selected:
+            yield f"{record.id}: the test was read at epoch {tested}, epoch {selected} was chosen.", (record.id,)
+        by_epoch = {epoch.epoch: epoch.validation for epoch in record.curve}
+        for name, value in record.validation.items():
+            if selected is not None and by_epoch.get(selected, {}).get(name) != value:
+                where = next(
+                    (f"epoch {e}" for e, scores in by_epoch.items() if scores.get(name) == value), "no epoch"
+                )
+                yield f"{record.id}: validation {name} is from {where}, epoch {selected} was chosen.", (record.id,)
+        for split, scores in (("test", record.test), ("validation", record.validation)):
+            for low, high in _ordered_wrongly(scores):
+                said = f"{split} {low} = {scores[low]:.4f} is above {high} = {scores[high]:.4f}"
+                yield f"{record.id}: {said}; one checkpoint cannot score so.", (record.id,)
+
+
+def _ordered_wrongly(scores: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """Pairs (a, b) of metrics with a > b though a ≤ b in any ranking: R@K grows with K, MAP@R ≤ R-Precision."""
+    recalls = sorted((name for name in scores if AT.fullmatch(name)), key=lambda name: int(name[2:]))
+    pairs = [*itertools.pairwise(recalls), ("MAP@R", "R-Precision")]
+    for low, high in pairs:
+        if low in scores and high in scores and scores[low] > scores[high] + ROUNDING:
+            yield low, high

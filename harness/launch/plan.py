@@ -1,0 +1,329 @@
+"""What a grid would run, checked against the data and networks it names, before anything runs."""
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import metrix
+from harness import registry
+from harness.config import Arm, Backbone, Grid, GridError, Model, Trial
+from harness.data import datasets
+from harness.data.cache import default_folder, remembered
+from harness.errors import UserError
+from harness.fairness import rules
+from harness.fairness.protocols import PROTOCOLS
+from harness.runs.provenance import code_digest, provenance
+from harness.runs.record import Record
+from harness.training import models
+from harness.training.trial import embedder, evaluator_faults, objective, open_dataset, scores_of, split_of, splits_of
+
+CODE = code_digest()  # of what was imported, even if the files change afterwards
+UNKNOWN_CLASSES = 2  # a loss is built with, where the data cannot be opened
+HUBS = ("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME")  # where published weights are looked for
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Trials to run, in order; `refused` holds (dataset, backbone, arm, reason) of cells without a Metrix form.
+
+    `notes`: what is to be known before anything runs, such as files that are no part of a dataset.
+    """
+
+    trials: tuple[Trial, ...]
+    refused: tuple[tuple[str, str, str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -> Plan:
+    """The plan of a grid. Raises GridError with everything that would fail later, all at once.
+
+    A combination without a Metrix form is refused when `arms` names it, and listed as not applicable when it comes
+    out of the product of losses and levels.
+    """
+    trials = grid.trials()
+    cells = alike(trials)
+    reasons = [refusal(cell[0].arm) for cell in cells]
+    refused = [(*cell[0].cell, reason) for cell, reason in zip(cells, reasons, strict=True) if reason]
+    fit = [cell[0] for cell, reason in zip(cells, reasons, strict=True) if not reason]
+    why = {arm: reason for _, _, arm, reason in refused}
+    named = [Arm.parse(text).label for text in grid.arms]
+    problems = [f"arms: {label}: {why[label]}" for label in named if label in why]
+    problems += dict.fromkeys(
+        f"arms: {trial.arm.label} makes {trial.arm.longer:g} times {trial.training.epochs} epochs, which is none"
+        for trial in fit
+        if trial.schedule.epochs < 1
+    )
+    problems += [finding.sentence for finding in evaluator_faults()]
+    unfit, notes = _data_problems(fit, data, cache)
+    misfit, said = _network_problems(fit, cache)
+    problems += misfit + unfit
+    notes += said
+    if problems:
+        raise GridError(grid.name, problems)
+    out = {id(trial) for cell, reason in zip(cells, reasons, strict=True) if reason for trial in cell}
+    kept = [trial for trial in trials if id(trial) not in out]
+    if grid.compute_matched:
+        kept += matched_baselines(kept, cache)
+    return Plan(tuple(kept), tuple(dict.fromkeys(refused)), tuple(notes))
+
+
+def alike(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Trials grouped by what they share but for the seed, in order: a check looks at one of each group.
+
+    Those of one grid hold the very same parts, which is quicker to see than that parts are equal.
+    """
+    groups: dict[tuple, list[Trial]] = {}
+    for trial in trials:
+        parts = (trial.dataset, trial.backbone, trial.model, trial.images, trial.training, trial.arm)
+        groups.setdefault((*map(id, parts), trial.protocol, trial.fold), []).append(trial)
+    return list(groups.values())
+
+
+def refusal(arm: Arm) -> str | None:
+    """Why an arm has no Metrix form; None where it has one, or is no Metrix arm."""
+    if arm.metrix is None:
+        return None
+    about = registry.loss(arm.loss)
+    if not about.metrix:
+        return f"{arm.loss} has no Metrix form: {about.why_no_metrix}"
+    return metrix.refusal(arm.loss, **arm.metrix.model_dump())
+
+
+def _network_problems(trials: list[Trial], cache: Path | None) -> tuple[list[str], list[str]]:
+    """Backbones, pooling, weights and stages that do not exist or do not fit, and what was unwrapped of weights.
+
+    Published weights are fetched here, and every file of weights is opened once. A network without problems is
+    remembered while the code and the packages are the same, because looking at it imports timm.
+    """
+    asked = {}
+    for t in trials:
+        if t.arm.loss != "pixels":
+            stage, hardest = (t.arm.metrix.stage, t.arm.metrix.hardest) if t.arm.at == "feature" else (None, None)
+            key = (t.backbone.model_dump_json(), t.model, t.images.side_px, stage, hardest)
+            asked.setdefault(key, (t.backbone, t.model, t.images.side_px, stage, hardest))
+    found, notes, hubs = {}, {}, [os.environ.get(name) for name in HUBS]
+    for network, model, *rest in asked.values():
+        key = ["network", *_builders(), network.model_dump(mode="json"), model.model_dump(mode="json"), *rest, hubs]
+        about = remembered(cache or default_folder(), key, partial(_looked_at, network, model, *rest), _in_order)
+        found |= {f"backbones: {problem}": None for problem in about["problems"]}
+        if about["said"]:
+            notes[f"{Path(about['weights']).name}: {about['said']}"] = None
+    return list(found), list(notes)
+
+
+def _looked_at(network: Backbone, model: Model, side_px: int, stage: str | None, hardest: int | str | None) -> dict:
+    """The problems of a network, and the file of its weights where it has none."""
+    wrong = models.problems(
+        network.name, model.pooling, model.norm, network.pretrained, stage, network.options, side_px
+    )
+    weights, said = None, ""
+    if not wrong:
+        try:
+            weights = models.fetch(network.name, network.pretrained, network.options, side_px)
+            if weights:
+                published = network.pretrained is True
+                said = models.open_weights(network.name, weights, published, network.options, side_px)
+        except models.ModelError as error:
+            wrong = [str(error)]
+    if not wrong and hardest is not None:
+        stages = models.stages(network.name, network.options, side_px)
+        reason = metrix.refusal("contrastive", at="feature", stage=stage, hardest=hardest, stages=stages)
+        wrong = [reason] if reason else []
+    return {"problems": wrong, "weights": weights and str(weights), "stamp": _stamp(weights), "said": said}
+
+
+def _in_order(about: dict) -> bool:
+    """Whether a network had no problems, and its weights are still the file they were."""
+    return not about["problems"] and _stamp(about["weights"]) == about["stamp"]
+
+
+def _stamp(file: str | Path | None) -> list[int] | None:
+    """Size and times of a file, which tell another from it; None where there is none."""
+    if file is None or not Path(file).is_file():
+        return None
+    status = Path(file).stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _builders() -> list[str]:
+    """What decides how a network is built and counted."""
+    packages = provenance()["packages"]
+    return [CODE, packages["timm"], packages["torch"]]
+
+
+def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -> tuple[list[str], list[str]]:
+    """What is wrong with the data of trials, and notes on what is left out of them.
+
+    Wrong are datasets that are missing, broken or unfair, splits that cannot be scored, batches that cannot be drawn,
+    and losses that refuse their options or number of classes.
+    """
+    problems, notes = [], []
+    for choice in dict.fromkeys(trial.dataset.model_dump_json() for trial in trials):
+        some = [trial for trial in trials if trial.dataset.model_dump_json() == choice]
+        classes = UNKNOWN_CLASSES
+        try:
+            dataset = open_dataset(some[0].dataset, data, cache)
+            notes += [f"{dataset.name}: {passed}" for passed in dataset.passed_over]
+            for users, split in splits_of(dataset, some):
+                problems += [f"datasets: {finding.sentence}" for finding in rules.over_data(dataset, split)]
+                counts = np.unique(dataset.labels[split == "train"], return_counts=True)[1]
+                problems += [p for trial in users if (p := _batch_problem(trial, counts))]
+                scores = scores_of(users[0], dataset, split)
+                fold = f"fold {users[0].fold} of {users[0].folds}: " if users[0].fold else ""
+                problems += [f"datasets: {fold}{problem}" for problem in scores.problems]
+                notes += [fold + note for note in scores.notes.values()]
+                classes = len(counts)
+        except UserError as error:  # a dataset that cannot be opened, or not be split so
+            problems.append(f"datasets: {error}")
+        problems += _loss_problems(some, classes)
+    read = {name: datasets.describe(name).needs_data for name in sorted({trial.dataset.name for trial in trials})}
+    if data is not None and read and not any(read.values()):
+        notes.append(f"--data {data} is not read: embedded are {', '.join(read)}")
+    return list(dict.fromkeys(problems)), list(dict.fromkeys(notes))
+
+
+def _loss_problems(trials: Sequence[Trial], classes: int) -> list[str]:
+    """Losses and levels that do not take the options of their arms; each is built once."""
+    problems = []
+    for trial in {trial.arm.label: trial for trial in trials if trial.arm.at != "floor"}.values():
+        try:
+            objective(trial, classes)
+        except (TypeError, ValueError) as error:
+            problems.append(f"losses: {trial.arm.label}: {error}")
+    return problems
+
+
+def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:
+    settings, name = trial.training, trial.dataset.name
+    if settings.batch_size > counts.sum():
+        return f"training.batch_size: {settings.batch_size} is more than the {counts.sum()} training images of {name}"
+    if settings.sampler == "balanced":
+        wanted = settings.batch_size // settings.examples_per_class
+        if wanted > len(counts):
+            return (
+                f"training.batch_size: {settings.batch_size} images at {settings.examples_per_class} per class need "
+                f"{wanted} classes; {name} has {len(counts)} for training"
+            )
+        if wanted < 2:
+            return (
+                f"training.examples_per_class: {settings.examples_per_class} of {settings.batch_size} images make a "
+                f"batch of one class, which has no negatives for {trial.arm.label} to learn from or to mix with"
+            )
+    return None
+
+
+def matched_baselines(trials: Sequence[Trial], cache: Path | None = None) -> list[Trial]:
+    """For every Metrix trial with more forward passes than its baseline, the baseline at as many (FAIR-07)."""
+    found = {}
+    for trial in trials:
+        if trial.arm.metrix is not None and (ratio := round(_passes(trial, cache), 2)) > 1:
+            arm = trial.arm.model_copy(update={"metrix": None, "longer": ratio})
+            longer = trial.model_copy(update={"arm": arm})
+            found[longer.id] = longer
+    return list(found.values())
+
+
+def relative_costs(trials: Sequence[Trial], data: Path | None = None, cache: Path | None = None) -> dict[str, float]:
+    """What each trial costs, trial id → floating-point operations of its network, counted without running it.
+
+    Training (a forward and a backward, which counts twice, of every image and mixed row), validation before the first
+    epoch and after each, and the test. Good for an order, and for the time left once some trials have finished.
+    """
+    costs = {}
+    for cell in alike(trials):
+        cost = _operations(cell[0], data, cache)
+        costs |= {trial.id: cost for trial in cell}
+    return costs
+
+
+def _operations(trial: Trial, data: Path | None, cache: Path | None) -> float:
+    dataset = open_dataset(trial.dataset, data, cache)
+    split = split_of(dataset, PROTOCOLS[trial.protocol], trial.fold, trial.folds)
+    images = {name: int((split == name).sum()) for name in ("train", "validation", "test")}
+    if trial.arm.loss == "pixels":
+        return float(images["test"])
+    pass_flops, _ = _flops(trial, None, cache)
+    if trial.arm.at == "floor":
+        return pass_flops * (images["validation"] + images["test"])
+    rows = 3 * images["train"] * _passes(trial, cache) + images["validation"]
+    return pass_flops * (images["validation"] + trial.schedule.epochs * rows + images["test"])
+
+
+def _flops(trial: Trial, stage: str | None, cache: Path | None) -> tuple[float, float]:
+    """Floating-point operations of backbone and head on one image: all, and those after `stage` (None: the last)."""
+    network, side_px, dim = trial.backbone, trial.images.side_px, trial.model.dim
+
+    def count() -> tuple[float, float]:
+        body = models.anatomy(network.name, network.options, side_px)
+        head = 2 * body.width * dim
+        return sum(body.flops(body.last)) + head, body.flops(stage or body.last)[1] + head
+
+    options = network.model_dump(mode="json")["options"]
+    key = ["flops", *_builders(), network.name, options, side_px, dim, stage]
+    return tuple(remembered(cache or default_folder(), key, count))
+
+
+def estimate(
+    plan: Plan, records: Sequence[Record] = (), data: Path | None = None, cache: Path | None = None
+) -> dict[str, float]:
+    """Seconds each trial of a plan will take on one slot of this machine: trial id → seconds.
+
+    The median of the cell's finished trials where there are some. Else its `relative_costs` at the speed of the
+    finished trials of its network; else at that of a training step of its network, measured here.
+    """
+    costs = relative_costs(plan.trials, data, cache)
+    done: dict[tuple, list[float]] = defaultdict(list)
+    speeds: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        done[record.trial.cell].append(record.cost.wall_s)
+        if record.id in costs and record.cost.steps:
+            speeds[record.trial.backbone.name].append(record.cost.wall_s / costs[record.id])
+    seconds = {}
+    for cell in alike(plan.trials):
+        trial = cell[0]
+        if trial.cell in done:
+            each = {t.id: float(np.median(done[trial.cell])) for t in cell}
+        else:
+            name = trial.backbone.name
+            if trial.arm.loss != "pixels" and name not in speeds:
+                speeds[name] = [_pace(trial, cache)]
+            speed = float(np.median(speeds[name])) if trial.arm.loss != "pixels" else 0.0
+            each = {t.id: costs[t.id] * speed for t in cell}
+        seconds |= each
+    return seconds
+
+
+def _pace(trial: Trial, cache: Path | None) -> float:
+    """Seconds for each floating-point operation, forward and backward: median of three steps after one to warm up."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = embedder(trial).to(device).train()
+    side, size = trial.images.side_px, min(trial.training.batch_size, 32)
+    images, times = torch.rand(size, 3, side, side, device=device), []
+    for _ in range(4):
+        began = time.perf_counter()
+        network(images).square().sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return sorted(times[1:])[1] / size / (3 * _flops(trial, None, cache)[0])
+
+
+def _passes(trial: Trial, cache: Path | None) -> float:
+    """Forward passes per step as planned: 1 for a baseline, more for the mixed rows a level adds."""
+    level = trial.arm.metrix
+    if level is None or level.at == "embedding":
+        return 1.0
+    settings = trial.training
+    others = settings.batch_size - (settings.examples_per_class if settings.sampler == "balanced" else 1)
+    rows = others if level.hardest == "all" else level.hardest or 1
+    if level.at == "input":
+        return 1.0 + rows
+    total, after = _flops(trial, level.stage, cache)
+    return 1.0 + rows * after / total

@@ -1,0 +1,1 @@
+"""Records into tables: what may be compared, by how much arms differ, and how sure that is."""

@@ -1,0 +1,359 @@
+"""Figures for papers, drawn from leaderboards and from single trials. matplotlib's door.
+
+Colours are Okabe and Ito's, told apart by every kind of eye, and shapes say the same again; fonts are embedded; no
+date is written, so equal records give equal files.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.fairness.protocols import FAIR
+from harness.leaderboard.captions import listed
+from harness.leaderboard.statistics import places
+from harness.leaderboard.tables import Block, Cell, Leaderboard, ReportError, Row
+from harness.reports import _wording as wording
+from harness.runs.record import Record
+
+COLORS = ("#0072B2", "#D55E00", "#009E73")
+LEVELS = {  # colour and marker of a level, the same in every figure
+    "baseline": ("#5F636C", "D"),
+    "embedding": ("#0072B2", "o"),
+    "feature": ("#D55E00", "s"),
+    "input": ("#009E73", "^"),
+    "longer": ("#9B6A9E", "v"),
+}
+ENDINGS = (".pdf", ".svg", ".png")
+COLUMN_INCHES = 3.25
+WIDTHS = {"1col": COLUMN_INCHES, "2col": 6.75}  # of one column and of a page, as most venues set them
+ROW_INCHES = 0.155
+MOST_ROWS = 60  # of one figure: more cannot be read
+
+
+def draw_leaderboard(board: Leaderboard, folder: Path, endings: Sequence[str] = (".pdf", ".svg")) -> list[Path]:
+    """Draw every figure of every block, for one and for two columns, as `<dataset>-<backbone>-<figure>-1col.pdf`.
+
+    A figure is left out where a block has too little for it: no difference for the forest, one level for the heat
+    map, one row for the cost. Only the first MOST_ROWS trained rows of a block are drawn.
+    """
+    paths = []
+    for number, block in enumerate(board.blocks, 1):
+        twins = sum((b.dataset, b.backbone) == (block.dataset, block.backbone) for b in board.blocks)
+        place = [block.dataset, block.backbone, *([str(number)] if twins > 1 else [])]
+        for name, draw in FIGURES.items():
+            for width, inches in WIDTHS.items():
+                stem = re.sub(r"[^\w+.-]", "_", "-".join([*place, name, width]))
+                with _figure(stem, inches) as figure:
+                    if draw(figure, block):
+                        paths += [_saved(figure, folder / f"{stem}{ending}") for ending in endings]
+    return paths
+
+
+def draw_overview(board: Leaderboard, path: Path) -> Path | None:
+    """Draw differences, cost and learning curves of the first block side by side, for a README; None without any.
+
+    `path` ends in .svg, .pdf or .png.
+    """
+    block = next((block for block in board.blocks if any(row.cells for row in block.trained)), None)
+    if block is None:
+        return None
+    with _figure(board.title, 10.5) as figure:
+        figure.set_figheight(3.0)
+        parts = figure.subfigures(1, 3, width_ratios=(1.25, 1, 1))
+        for part, draw in zip(parts, (forest, cost, learning_curves), strict=True):
+            draw(part, block)
+        figure.suptitle(wording.heading(block), fontsize=9)
+        return _saved(figure, path)
+
+
+def draw_trial(record: Record, path: Path) -> Path:
+    """Draw the learning curves of a finished trial, and its positivity curve if its grid asked for an analysis.
+
+    `path` ends in .pdf, .svg or .png. Raises ReportError for a trial that was not trained, and for another ending.
+    """
+    if not record.curve:
+        raise ReportError(f"{record.id} was not trained: it has no curve to draw")
+    if path.suffix not in ENDINGS:
+        raise ReportError(f"{path.name}: a figure ends in {listed(ENDINGS)}")
+    positivity = record.analysis.get("positivity")
+    columns = 3 if positivity else 2
+    with _figure(record.id, COLUMN_INCHES * columns / 1.5) as figure:
+        axes = figure.subplots(1, columns)
+        figure.set_figheight(2.2)
+        _learning(axes[0], axes[1], record)
+        if positivity:
+            _positivity(axes[2], positivity)
+        figure.suptitle(f"{record.arm}, {record.trial.dataset.name}, {record.trial.seed_and_fold}")
+        return _saved(figure, path)
+
+
+@contextmanager
+def _figure(name: str, inches: float) -> Iterator[Any]:
+    """An empty figure in the house's style, `inches` wide; `name` makes the ids inside an SVG its own."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    style = {
+        **{"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": name},
+        **{"font.size": 7.5, "axes.titlesize": 8, "axes.labelsize": 7.5, "legend.fontsize": 7},
+        **{"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.axisbelow": True},
+        **{"xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5},
+        **{"lines.linewidth": 1.0, "lines.markersize": 3.6, "grid.linewidth": 0.4, "grid.color": "#DDDDDD"},
+        **{"legend.frameon": False, "legend.handlelength": 1.2, "legend.borderaxespad": 0.2},
+    }
+    with pyplot.rc_context(style):
+        figure = pyplot.figure(figsize=(inches, 0.7 * min(inches, 3.6)), layout="constrained")
+        try:
+            yield figure
+        finally:
+            pyplot.close(figure)
+
+
+def _height(figure: Any, inches: float) -> None:
+    """Make a figure as high as its rows need; a part of one stays as high as it is."""
+    if figure is figure.get_figure(root=True):
+        figure.set_figheight(inches)
+
+
+def _saved(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dates = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}
+    figure.savefig(path, metadata=dates[path.suffix], dpi=200)
+    return path
+
+
+def _learning(left: Any, right: Any, record: Record) -> None:
+    epochs = [epoch.epoch for epoch in record.curve]
+    trained = [epoch for epoch in record.curve if epoch.loss is not None]
+    left.plot([epoch.epoch for epoch in trained], [epoch.loss for epoch in trained], color=COLORS[0])
+    left.set(ylabel="training loss")
+    for name, color in zip(("R@1", "MAP@R"), COLORS, strict=False):
+        if name in record.curve[0].validation:
+            right.plot(epochs, [100 * epoch.validation[name] for epoch in record.curve], color=color, label=name)
+    right.axvline(record.selected_epoch, color="0.6", linewidth=0.8)
+    right.set(ylabel="validation, %")
+    _over_epochs(left)
+    _over_epochs(right)
+    right.legend()
+
+
+def _over_epochs(axes: Any) -> None:
+    """Epochs below: whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def _positivity(axes: Any, curve: dict[str, Any]) -> None:
+    axes.plot(curve["lambda"], curve["measured"], color=COLORS[0], label="measured")
+    if curve["closed_form"]:
+        axes.plot(curve["lambda"], curve["closed_form"], color=COLORS[1], linestyle="--", label="closed form")
+    axes.set(xlabel="λ", ylabel="share that acts as positive", ylim=(-0.02, 1.02))
+    axes.legend()
+
+
+def _rows(block: Block, metric: str) -> list[Row]:
+    return [row for row in block.trained if metric in row.cells][:MOST_ROWS]
+
+
+def forest(figure: Any, block: Block) -> bool:
+    """Metrix minus baseline: every variant's paired difference with its interval, filled where it is significant."""
+    metric = block.shown[0]
+    rows = [row for row in _rows(block, metric) if row.cells[metric].difference is not None][::-1]
+    if not rows:
+        return False
+    _height(figure, 0.55 + ROW_INCHES * len(rows))
+    axes = figure.subplots()
+    axes.axvline(0, color="#8A8E97", linewidth=0.7)
+    for place, row in enumerate(rows):
+        cell = row.cells[metric]
+        color, marker = LEVELS.get(row.level, LEVELS["baseline"])
+        reach = None if cell.difference_half is None else 100 * cell.difference_half
+        face = color if cell.significant else "white"
+        look = {"marker": marker, "color": color, "markerfacecolor": face, "markeredgewidth": 0.9, "elinewidth": 1.0}
+        axes.errorbar(100 * cell.difference, place, xerr=reach, linestyle="none", **look)
+    axes.set_yticks(range(len(rows)), [row.full + wording.below(block, row) for row in rows])
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    axes.set_xlabel(f"Δ {metric}, points")
+    said = []
+    if any(row.cells[metric].significant for row in rows):
+        said.append("filled: significant after Holm's correction")
+    if any(wording.below(block, row) for row in rows):
+        said.append(f"{wording.BELOW}: below its own starting point")
+    if said:
+        figure.supxlabel("; ".join(said), fontsize=6.5, color="0.35")
+    return True
+
+
+def heat_map(figure: Any, block: Block) -> bool:
+    """Losses by levels: the score of the baseline, then differences to it in points."""
+    metric = block.shown[0]
+    rows = _rows(block, metric)
+    losses = list(dict.fromkeys(row.loss for row in rows))
+    levels = [level for level in LEVELS if any(row.level == level for row in rows)]
+    if len(levels) < 2:
+        return False
+    first = {(row.loss, row.level): row.cells[metric] for row in reversed(rows)}
+    digits = wording.decimals(block, metric)
+    _height(figure, 0.5 + 0.24 * len(losses))
+    axes = figure.subplots()
+    for y, loss in enumerate(reversed(losses)):
+        for x, level in enumerate(levels):
+            cell = first.get((loss, level))
+            apart = cell is not None and cell.difference is not None
+            tone = COLORS[0] if apart and cell.difference >= 0 else COLORS[1]
+            axes.add_patch(_tile(x, y, tone, depth(cell)) if apart else _tile(x, y, "#9A9EA8", 0.12))
+            dagger = wording.DAGGER if cell and cell.significant else ""
+            text = "–" if cell is None else f"{100 * cell.mean:.{digits}f}"
+            if apart:
+                text = f"{100 * cell.difference:+.{digits}f}".replace("-", "−") + dagger
+            axes.text(x, y, text, ha="center", va="center", fontsize=7)
+    axes.set_xticks(range(len(levels)), levels)
+    axes.set_yticks(range(len(losses)), losses[::-1])
+    axes.set(xlim=(-0.5, len(levels) - 0.5), ylim=(-0.5, len(losses) - 0.5))
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    sure = any(cell.difference_half is not None for cell in first.values())
+    axes.set_xlabel(
+        f"baseline: {metric} in %; others: Δ in points\npale: " + ("within the interval" if sure else "no interval")
+    )
+    return True
+
+
+def depth(cell: Cell) -> float:
+    """How deep a difference is painted, in [0.08, 0.68]: pale within its interval or without one, deepest from four
+    half widths on."""
+    size, half = abs(cell.difference), cell.difference_half
+    if half is None or size <= half:
+        return 0.08
+    return 0.2 + 0.48 * min((size / half - 1) / 3 if half else 1.0, 1.0)
+
+
+def _tile(x: int, y: int, color: str, depth: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=color, alpha=depth, linewidth=0)
+
+
+def cost(figure: Any, block: Block) -> bool:
+    """Score against training time, with the line of what nothing cheaper beats."""
+    metric = block.shown[0]
+    rows = [row for row in _rows(block, metric) if row.train_s]
+    if len(rows) < 2:
+        return False
+    axes = figure.subplots()
+    least = min(row.train_s for row in rows)
+    size, unit = (3600, "h") if least >= 3600 else (60, "min") if least >= 60 else (1, "s")
+    for row in rows:
+        cell = row.cells[metric]
+        color, marker = LEVELS.get(row.level, LEVELS["baseline"])
+        reach = None if cell.half is None else 100 * cell.half
+        axes.errorbar(
+            row.train_s / size, 100 * cell.mean, reach, color=color, marker=marker, elinewidth=0.6, alpha=0.9
+        )
+    front: list[Row] = []
+    place = places({id(row): row.cells[metric].mean for row in rows})
+    for row in sorted(rows, key=lambda row: (row.train_s, place[id(row)])):
+        if not front or place[id(row)] < place[id(front[-1])]:
+            front.append(row)
+    points = [(row.train_s / size, 100 * row.cells[metric].mean) for row in front]
+    end = max(row.train_s for row in rows) / size
+    axes.step(
+        *zip(*points, (end, points[-1][1]), strict=True), where="post", color="0.6", linestyle="--", linewidth=0.8
+    )
+    axes.annotate(front[-1].full, points[-1], xytext=(4, 4), textcoords="offset points", fontsize=6.5, color="0.35")
+    axes.set(xlabel=f"training time, {unit}", ylabel=f"{metric}, %")
+    axes.grid(axis="y")
+    _legend(axes, rows)
+    return True
+
+
+def recall_curves(figure: Any, block: Block) -> bool:
+    """R@K over K, a line a row."""
+    at = {int(metric[2:]): metric for metric in block.metrics if re.fullmatch(r"R@\d+", metric)}
+    ks = sorted(at)
+    rows = [row for row in block.trained if all(at[k] in row.cells for k in ks)][:MOST_ROWS]
+    if len(ks) < 2 or not rows:
+        return False
+    axes = figure.subplots()
+    for row in rows:
+        color, marker = LEVELS.get(row.level, LEVELS["baseline"])
+        scores = [100 * row.cells[at[k]].mean for k in ks]
+        axes.plot(range(len(ks)), scores, color=color, marker=marker, markersize=2.8, alpha=0.85)
+    axes.set_xticks(range(len(ks)), map(str, ks))
+    axes.set(xlabel="K", ylabel="R@K, %")
+    axes.grid(axis="y")
+    _legend(axes, rows)
+    return True
+
+
+def learning_curves(figure: Any, block: Block) -> bool:
+    """Validation score over epochs, the mean over the seeds of a row."""
+    axes, drawn = figure.subplots(), []
+    for row in block.trained[:MOST_ROWS]:
+        curves = [
+            {epoch.epoch: epoch.validation.get(FAIR.metric) for epoch in record.curve}
+            for record in row.parts
+            if record.curve
+        ]
+        epochs = sorted(set.intersection(*map(set, curves))) if curves else []
+        if len(epochs) < 2 or any(value is None for curve in curves for value in curve.values()):
+            continue
+        means = [100 * sum(curve[epoch] for curve in curves) / len(curves) for epoch in epochs]
+        axes.plot(epochs, means, color=LEVELS.get(row.level, LEVELS["baseline"])[0], alpha=0.85)
+        drawn.append(row)
+    axes.set(ylabel=f"validation {FAIR.metric}, %")
+    _over_epochs(axes)
+    axes.grid(axis="y")
+    _legend(axes, drawn, lines=True)
+    return bool(drawn)
+
+
+def validation_against_test(figure: Any, block: Block) -> bool:
+    """The validation score that chose a checkpoint against the test score it got, a point a run."""
+    rows = _rows(block, FAIR.metric)
+    axes, points = figure.subplots(), 0
+    for row in rows:
+        color, marker = LEVELS.get(row.level, LEVELS["baseline"])
+        for record in row.records:
+            pair = (record.validation.get(FAIR.metric), record.test.get(FAIR.metric))
+            if None not in pair:
+                axes.plot(*(100 * value for value in pair), color=color, marker=marker, markersize=3, alpha=0.8)
+                points += 1
+    axes.set(xlabel=f"validation {FAIR.metric}, %", ylabel=f"test {FAIR.metric}, %")
+    axes.grid()
+    _legend(axes, rows)
+    return points > 2
+
+
+def _legend(axes: Any, rows: Iterable[Row], lines: bool = False) -> None:
+    """The levels that are drawn, in their order."""
+    from matplotlib.lines import Line2D
+
+    here = [level for level in LEVELS if any(row.level == level for row in rows)]
+    look = {"linestyle": "-"} if lines else {"linestyle": "none"}
+    handles = [
+        Line2D([], [], color=LEVELS[level][0], marker="" if lines else LEVELS[level][1], label=level, **look)
+        for level in here
+    ]
+    if handles:
+        axes.legend(handles=handles, loc="best", ncols=2 if len(handles) > 3 else 1)
+
+
+FIGURES: dict[str, Callable[[Any, Block], bool]] = {
+    "forest": forest,
+    "heat_map": heat_map,
+    "cost": cost,
+    "recall": recall_curves,
+    "learning": learning_curves,
+    "validation": validation_against_test,
+}

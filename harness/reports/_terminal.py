@@ -1,0 +1,370 @@
+"""What a person sees in a terminal: the leaderboard, plain tables, and a run while it goes on.
+
+On a terminal the run is a panel that redraws itself four times a second; anywhere else it is one line an event.
+NO_COLOR is respected, and nothing that is printed is read as markup.
+"""
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from harness.config import Trial
+from harness.leaderboard import captions
+from harness.leaderboard.tables import Block, Leaderboard, Row
+from harness.reports import _wording as wording
+from harness.runs.live import Running, Tally
+
+WIDEST = 100  # columns a leaderboard needs at most
+REFRESHES_PER_S = 4
+RECENT = 5  # finished and failed trials that stay in the panel
+MARK_STYLES = {"best": "bold", "second": "underline"}
+STATE_STYLES = {"fail": "red", "n/a": "dim", "--": "yellow"}
+LINE_EVERY_S = 30  # at most one line of progress in this time for each trial, where lines are printed
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """A console on `stream` (None: standard output) that prints words as they are.
+
+    Where no person watches, lines are as long as they need to be, so that they can be searched and cut.
+    """
+    stream = stream or sys.stdout
+    watched = _Console(file=stream, highlight=False, markup=False, emoji=False)
+    return watched if watched.is_terminal else _Console(file=stream, highlight=False, markup=False, width=10_000)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the command line say that nobody reads: rich would end the program as if it had failed."""
+        raise BrokenPipeError
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], on: Console | None = None) -> None:
+    """Print a plain table; columns that hold nothing but numbers are set to the right."""
+    on = on or console()
+    rows = [tuple("" if value is None else str(value) for value in row) for row in rows]
+    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(columns):
+        held = [row[number] for row in rows if number < len(row)]
+        sheet.add_column(Text(name), justify="right" if _numbers(held) else "left", overflow="fold")
+    for row in rows:
+        sheet.add_row(*map(Text, row))
+    on.print(Text(title, "bold"))  # by itself: the title of a table is folded to the width of its columns
+    on.print(sheet if rows else Text("nothing", "dim"))
+
+
+def _numbers(values: Sequence[str]) -> bool:
+    """Whether what is filled in can all be read as numbers, a unit or % behind them allowed."""
+    filled = [value.split()[0].rstrip("%×").replace(",", "") for value in values if value.strip()]
+    return bool(filled) and all(value.removeprefix("-").replace(".", "", 1).isdigit() for value in filled)
+
+
+def show(leaderboard: Leaderboard, on: Console | None = None) -> None:
+    """Print a leaderboard: a table a block, its notes, and at the end what the numbers are."""
+    on = on or console()
+    width = min(on.width, WIDEST)
+    on.print()
+    title = Text(leaderboard.title, "bold")
+    on.print(title.append(f"  {wording.progress(leaderboard)}", "yellow" if leaderboard.partial else "dim"))
+    for block in leaderboard.blocks:
+        on.print()
+        on.print(Text(wording.heading(block), "bold cyan"))
+        on.print(_sheet(block), width=width)
+        for note in wording.footnotes(block):
+            on.print(Padding(Text(note, "yellow" if note.startswith("FAIR") else "dim"), (0, 1)), width=width)
+        on.print(Padding(Text(" ".join(block.caption), "dim"), (0, 1)), width=width)
+    on.print()
+    caption = captions.of_leaderboard(leaderboard, styled=on.is_terminal and not on.is_dumb_terminal)
+    on.print(Padding(Text(" ".join((*leaderboard.notes, *caption)), "dim"), (0, 1)), width=width)
+    on.print()
+
+
+def _sheet(block: Block) -> Table:
+    lines = [wording.values(block, row) for row in block.rows]
+    room = [_room(*column) for column in zip(wording.columns(block), *lines, strict=True)]
+    sheet = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    sheet.add_column(overflow="fold", min_width=14)
+    for name, (front, behind) in zip(wording.columns(block), room, strict=True):
+        sheet.add_column(Text(name.rjust(front + behind)), no_wrap=True)
+    for number, group in enumerate(block.groups):
+        if number:
+            sheet.add_row()
+        for row in group:
+            sheet.add_row(*_line(block, row, room))
+    if block.trained and block.floors:
+        sheet.add_section()
+    for row in block.floors:
+        sheet.add_row(*_line(block, row, room), style="dim")
+    return sheet
+
+
+def _room(name: str, *values: str) -> tuple[int, int]:
+    """The room a column needs for its numbers, and behind them for ± and what follows it."""
+    parts = [value.partition(" ± ") for value in values]
+    behind = max((len(sign + half) for _, sign, half in parts), default=0)
+    return max(len(name) - behind, *(len(number) for number, _, _ in parts), 0), behind
+
+
+def _line(block: Block, row: Row, room: Sequence[tuple[int, int]]) -> list[RenderableType]:
+    """The cells of a row, means under each other: interval and cost stand back, states stand out."""
+    name = Text(row.name + wording.below(block, row), "" if row.indent or row.floor else "bold")
+    line: list[RenderableType] = [Padding(name, (0, 0, 0, 2 * row.indent))]
+    printed = (wording.columns(block), wording.values(block, row), wording.marks(block, row), room)
+    for column, value, marks, (front, _) in zip(*printed, strict=True):
+        number, sign, half = value.partition(" ± ")
+        cost = column in ("time", "passes", "n")
+        style = STATE_STYLES.get(value) or ("yellow" if column == "n" and "/" in value else "dim" if cost else "")
+        style = " ".join([style, *(MARK_STYLES[mark] for mark in marks)]).strip()
+        line.append(Text(number.rjust(front), style).append(sign + half, "dim"))
+    return line
+
+
+@contextmanager
+def progress(title: str, on: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that goes on: what is given is called with (done, in all), as often as one likes.
+
+    Where no person watches, a line is printed at every tenth.
+    """
+    on, shown = on or console(), {"at": 0.0, "tenths": 0}
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=on,
+        transient=True,
+        disable=not on.is_terminal,
+    )
+    task = bar.add_task(title, total=None)
+
+    def step(done: int, total: int) -> None:
+        now = time.monotonic()
+        if on.is_terminal:
+            if now - shown["at"] >= 1 / REFRESHES_PER_S or done == total:
+                shown["at"] = now
+                bar.update(task, completed=done, total=total)
+        elif (tenths := 10 * done // total) > shown["tenths"]:
+            shown["tenths"] = tenths
+            on.print(f"{title}: {done} of {total}")
+
+    with bar:
+        yield step
+
+
+def view(stream: TextIO | None = None) -> "View":
+    """A view of a run on `stream` (None: standard output): a live panel on a terminal, lines otherwise."""
+    return View(console(stream))
+
+
+class View:
+    """A run while it goes on. Every call returns at once and may come from any thread.
+
+    Scores are fractions in [0, 1]: validation MAP@R while a trial runs (None without validation), and the
+    `metric` that is named, such as R@1 on test, when it has finished.
+    `end` puts the terminal back in order; call it whatever happened.
+    """
+
+    def __init__(self, on: Console, clock: Callable[[], float] = time.monotonic):
+        self._console, self._clock = on, clock
+        self._lock = threading.RLock()
+        self._tally = Tally(clock)
+        self._seen: dict[str, Running] = {}
+        self._recent: deque[tuple[str, str, str, str]] = deque(maxlen=RECENT)
+        self._live: Live | None = None
+
+    def begin(self, total: int, done: int, slots: int) -> None:
+        """`total` trials, `done` of them before this run; `slots` run at a time."""
+        with self._lock:
+            self._tally.begin(total, done, slots)
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(
+                get_renderable=self._panel,
+                console=self._console,
+                refresh_per_second=REFRESHES_PER_S,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        else:
+            self._print(Text(f"{total} trials, {done} done before, {slots} at a time"))
+
+    def resized(self, slots: int) -> None:
+        """`slots` run at a time from now on."""
+        with self._lock:
+            self._tally.resize(slots)
+
+    def expect(self, costs: Mapping[str, float]) -> None:
+        """What trials are expected to cost, so that the time left can be told."""
+        with self._lock:
+            self._tally.costs = dict(costs)
+
+    def started(self, trial: Trial, where: str, attempt: int) -> None:
+        """A trial begins at `where` (a node or GPU, may be empty) for the `attempt`-th time."""
+        with self._lock:
+            self._seen[trial.id] = self._tally.start(trial, where, attempt)
+        again = f"  attempt {attempt}" if attempt > 1 else ""
+        self._line("started", trial.id, again + (f"  on {where}" if where else ""))
+
+    def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float | None) -> None:
+        """A trial has finished an epoch."""
+        with self._lock:
+            running = self._tally.progress(trial_id, epoch, epochs, loss, score)
+            if running is None:
+                return
+            now = self._clock()
+            due = now - max(running.printed, running.since) >= LINE_EVERY_S
+            if due:
+                running.printed = now
+        if due:
+            validated = "" if score is None else f"  validation MAP@R {100 * score:.1f}"
+            self._line("running", trial_id, f"  epoch {epoch}/{epochs}  loss {loss:.4g}{validated}")
+
+    def finished(self, trial_id: str, score: float, seconds: float, metric: str = "R@1") -> None:
+        """A trial has its record; `score` is its `metric`, `seconds` what it took."""
+        said = f"  {metric} {100 * score:.1f} in {wording.seconds(seconds)}"
+        with self._lock:
+            self._tally.finish(trial_id, seconds)
+            self._remember("✓", "green", trial_id, said)
+            count = f"  [{self._tally.done}/{self._tally.total}]"
+        self._line("finished", trial_id, said + count)
+
+    def failed(self, trial_id: str, reason: str, attempt: int, will_retry: bool) -> None:
+        """A trial stopped with an error; it starts again later, or is given up."""
+        reason = (reason.strip().splitlines() or ["no reason given"])[0]
+        with self._lock:
+            self._tally.fail(trial_id, reason, will_retry)
+            sign, style = ("↻", "yellow") if will_retry else ("✗", "red")
+            self._remember(sign, style, trial_id, f"  attempt {attempt}: {reason}" if will_retry else f"  {reason}")
+        again = "  it is tried again" if will_retry else ""
+        self._line("failed", trial_id, f"  attempt {attempt}: {reason}{again}")
+
+    def note(self, sentence: str) -> None:
+        """Say something that stays on the screen."""
+        self._print(Text(sentence, "yellow"))
+
+    def end(self, interrupted: bool) -> None:
+        """The run is over: leave the last state of the panel, and say in a sentence how it went."""
+        with self._lock:
+            live, self._live = self._live, None
+            tally, lost = self._tally, dict(self._tally.lost)
+        if live is not None:
+            live.stop()
+        for trial_id, reason in lost.items():
+            self._print(Text(f"✗ {self._name(trial_id)}: {reason}", "red"))
+        took = _clock_time(self._clock() - tally.began)
+        said = f"{tally.done} of {tally.total} trials done, {tally.finished} of them in this run, which took {took}"
+        said += f"; {len(lost)} failed" if lost else ""
+        said += "; interrupted" if interrupted else ""
+        self._print(Text(said, "bold"))
+
+    def time_left(self) -> float | None:
+        """Seconds until the end (`Tally.time_left`); None while nothing is known."""
+        with self._lock:
+            return self._tally.time_left()
+
+    def _name(self, trial_id: str) -> str:
+        """A trial in words: place, arm, seed; its id where it was never seen to start."""
+        seen = self._seen.get(trial_id)
+        return f"{seen.place} {seen.name}" if seen else trial_id
+
+    def _remember(self, *event: str) -> None:
+        """Keep an event for the panel: sign, style, trial id, what happened."""
+        self._recent.append(event)
+
+    def _line(self, word: str, trial_id: str, said: str) -> None:
+        """One line for one event, where no panel shows it."""
+        if self._live is None:
+            self._print(Text(f"{word:9} {self._name(trial_id)}{said}"))
+
+    def _print(self, text: Text) -> None:
+        """Print, above a panel if there is one; never under the lock, which the panel's thread takes in its own."""
+        self._console.print(text)
+
+    def _panel(self) -> Panel:
+        with self._lock:
+            parts = [self._head()]
+            if self._tally.running:
+                parts += [Text(), self._table()]
+            if self._recent:
+                parts += [Text(), *(self._clipped(self._told(*event)) for event in self._recent)]
+            return Panel(Group(*parts), title=Text("metrix-bench", "bold"), border_style="dim", padding=(0, 1))
+
+    def _told(self, sign: str, style: str, trial_id: str, said: str) -> Text:
+        """An event in a line; where all trials share dataset and backbone, these are left out."""
+        seen = self._seen.get(trial_id)
+        name = seen.name if seen and len(self._places) == 1 else self._name(trial_id)
+        return Text(f"{sign} ", style).append(name).append(said, "dim")
+
+    @property
+    def _places(self) -> set[str]:
+        return {seen.place for seen in self._seen.values()}
+
+    def _clipped(self, line: Text) -> Text:
+        line.truncate(max(self._console.width - 4, 10), overflow="ellipsis")
+        return line
+
+    def _head(self) -> Table:
+        tally, left = self._tally, self.time_left()
+        bar = ProgressBar(total=max(tally.total, 1), completed=tally.done, complete_style="cyan")
+        counts = Text(f"{tally.done}/{tally.total}", "bold")
+        if tally.lost:
+            counts.append(f"  {len(tally.lost)} failed", "red")
+        if tally.retried:
+            counts.append(f"  {tally.retried} retried", "yellow")
+        times = Text(_clock_time(self._clock() - tally.began), "dim")
+        times.append("  about " + _clock_time(left) + " left" if left is not None else "  time left unknown yet")
+        head = Table.grid(padding=(0, 2), expand=True)
+        head.add_column(ratio=1)
+        head.add_column(no_wrap=True)
+        head.add_column(no_wrap=True, justify="right")
+        head.add_row(bar, counts, times)
+        return head
+
+    def _table(self) -> Table:
+        running = sorted(self._tally.running.values(), key=lambda some: some.since)
+        room = max(self._console.height - RECENT - 9, 3)
+        several = len(self._places) > 1
+        somewhere = any(some.where for some in running)
+        sheet = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim", pad_edge=False)
+        sheet.add_column("running", ratio=1, no_wrap=True, overflow="ellipsis")
+        for name in ("epoch", "loss", "val. MAP@R", "time"):
+            sheet.add_column(name, justify="right", no_wrap=True)
+        if somewhere:
+            sheet.add_column("where", no_wrap=True)
+        for some in running[:room]:
+            name = Text(some.name)
+            if several:
+                name = Text.assemble((f"{some.place} ", "dim"), some.name)
+            if some.attempt > 1:
+                name.append(f" (attempt {some.attempt})", "yellow")
+            sheet.add_row(
+                name,
+                f"{some.epoch}/{some.epochs}" if some.epochs else "",
+                "" if some.loss is None else f"{some.loss:.4g}",
+                "" if some.score is None else f"{100 * some.score:.1f}",
+                Text(_clock_time(self._clock() - some.since), "dim"),
+                *([Text(some.where, "dim")] if somewhere else []),
+            )
+        if len(running) > room:
+            sheet.add_row(Text(f"and {len(running) - room} more", "dim"))
+        return sheet
+
+
+def _clock_time(value: float) -> str:
+    """`0:07`, `12:31`, `1:02:09`"""
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

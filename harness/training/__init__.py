@@ -1,0 +1,1 @@
+"""One trial: the network, the loop, and the way from settings to a record."""

@@ -1,0 +1,230 @@
+"""Files of weights that others wrote: what a file really is, and which of its tensors a network needs.
+
+A file may hold the weights themselves, or a checkpoint around them (`{"state_dict": …}`), under the names of a model
+that held the network (`model.conv1.weight`). What is unwrapped is said, and done only where it is unambiguous.
+"""
+
+import json
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import some
+from harness.training import checkpoint
+
+CONTAINERS = ("state_dict", "model", "")  # where weights are looked for first; "" is the file itself
+DEPTH = 3  # dictionaries within dictionaries that are looked through
+COMPUTED = "num_batches_tracked"  # a counter that older files lack and torch fills in
+SHOWN = 3  # names in a message
+
+
+class Misfit(Exception):
+    """Why a file is not the weights that were asked for; the sentence goes on after the file's name."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The tensors that a network wants of a file, and what was unwrapped or left out to get them ("": nothing)."""
+
+    tensors: dict[str, Tensor]
+    said: str = ""
+
+
+def read(path: Path) -> Any:
+    """What a file of safetensors or of torch holds, told apart by content; code in a pickle is never run.
+
+    Raises Misfit with what the file is instead.
+    """
+    try:
+        if problem := _known_otherwise(path):
+            raise Misfit(problem)
+        if _safetensors_header(path) is not None:
+            return checkpoint.tensors(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Misfit:
+        raise
+    except Exception as error:  # readers raise all sorts on bytes that they do not know
+        raise Misfit(_unreadable(path, error)) from error
+
+
+def choose(content: Any, expected: Mapping[str, torch.Size], classifier: set[str]) -> Chosen:
+    """The tensors of a network with the names `expected` among what `read` gave, less those of its `classifier`.
+
+    Looks under the names of known containers first, and for one prefix under which the whole network lies. Where none
+    is whole, the most likely tensors come back as they are: a reader that converts names may know them.
+    Raises Misfit where there are no tensors, or the network lies there twice.
+    """
+    found = sorted(_dictionaries(content), key=lambda one: _rank(one[0]))
+    if not found:
+        held = some(map(str, content), SHOWN) if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise Misfit(f"holds no tensors, but {held}")
+    whole = [(where, prefix) for where, tensors in found for prefix in _prefixes(tensors, expected)]
+    if not whole:
+        where, tensors = found[0]
+        return Chosen(_without(tensors, classifier), f"read from {where!r}" if where else "")
+    first = [one for one in whole if one[0] == whole[0][0]]
+    rivals = first if whole[0][0] in CONTAINERS else whole
+    if len(rivals) > 1:
+        named = " and ".join(repr(".".join(filter(None, (where, prefix)))) for where, prefix in rivals[:SHOWN])
+        raise Misfit(f"holds this network {len(rivals)} times, under {named}: keep the one you want in a file")
+    (where, prefix), tensors = whole[0], dict(found)[whole[0][0]]
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    others = [name for name in tensors if not name.startswith(prefix)]
+    said = [f"read from {where!r}"] if where else []
+    said += [f"prefix {prefix!r} stripped"] if prefix else []
+    said += [f"{len(others)} other tensors left out ({some(others, SHOWN)})"] if others else []
+    return Chosen(_without(own, classifier), ", ".join(said))
+
+
+def misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> str:
+    """In what tensors differ from those that a network wants: names, shapes, how many match."""
+    wanted = [name for name in expected if not name.endswith(COMPUTED)]
+    prefix = _likeliest(tensors, wanted)
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    shapes = {name: tuple(own[name].shape) for name in wanted if name in own}
+    wrong = [name for name, shape in shapes.items() if shape != tuple(expected[name])]
+    missing = [name for name in wanted if name not in own]
+    further = [name for name in own if name not in expected]
+    if not shapes:
+        return (
+            f"none of the {len(wanted)} tensors of this network is in it; its names are {some(tensors, SHOWN)}: the "
+            "weights of another network"
+        )
+    said = [f"{len(shapes) - len(wrong)} of the {len(wanted)} tensors of this network are in it"]
+    said += [f"under the prefix {prefix!r}"] if prefix else []
+    if missing:
+        said.append(f"{len(missing)} are missing ({some(missing, SHOWN)})")
+    if wrong:
+        name = wrong[0]
+        said.append(f"{len(wrong)} have another shape ({name} {shapes[name]} in place of {tuple(expected[name])})")
+    if further:
+        said.append(f"{len(further)} belong to no layer of it ({some(further, SHOWN)})")
+    return ", ".join(said)
+
+
+def _known_otherwise(path: Path) -> str | None:
+    """What a file is that can be told to be no weights, or not all of them, from its beginning and size."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(1024)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not size:
+        return "is empty"
+    if (header := _safetensors_header(path)) is not None:  # first: its length may look like the sign of another kind
+        return _cut_off(size, header)
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of git-lfs, not the weights themselves: fetch them with git lfs pull"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "is a web page, not weights: the download gave a page in place of the file"
+    if text.startswith(b"{"):
+        several = '"weight_map"' in path.read_text(encoding="utf-8", errors="replace")
+        return "is JSON, " + ("the index of weights in several files" if several else "not weights")
+    if head.startswith(b"PK\x03\x04"):
+        return _of_zip(path)
+    packed = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"Rar!": "rar", b"7z\xbc\xaf": "7z"}
+    for magic, name in packed.items():
+        if head.startswith(magic):
+            return f"is a {name} archive: unpack it, and name the file of weights in it"
+    if head[257:262] == b"ustar":
+        return f"is a tar archive ({some(_names_of_tar(path), SHOWN)}): unpack it, and name the file of weights in it"
+    if head.startswith(b"\x89HDF"):
+        return "is an HDF5 file, such as Keras writes, not weights of torch"
+    if not head.startswith(b"\x80") and head.isascii() and head.decode().isprintable():
+        return f"is text, not weights; it begins with {head[:40].decode()!r}"
+    return None
+
+
+def _safetensors_header(path: Path) -> int | None:
+    """The length of a safetensors header with the 8 bytes before it; None for another kind of file."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    length = int.from_bytes(head[:8], "little")
+    return 8 + length if len(head) == 9 and head[8:] == b"{" and 2 <= length < 2**27 else None
+
+
+def _cut_off(size: int, header: int) -> str | None:
+    return f"is cut off: it has {size:,} bytes, its header alone is {header:,}" if size < header else None
+
+
+def _of_zip(path: Path) -> str | None:
+    """What a zip archive is, torch's own aside."""
+    if not zipfile.is_zipfile(path):
+        return f"is cut off: it has {path.stat().st_size:,} bytes and its end is missing; download it again"
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(name.endswith("constants.pkl") for name in names):
+        return "is a TorchScript program, not weights: save the state_dict of the module"
+    if any(name.endswith("data.pkl") for name in names):
+        return None
+    if names and all(name.endswith(".npy") for name in names):
+        return f"is an archive of numpy arrays ({some(names, SHOWN)}), not weights of torch"
+    return f"is a zip archive ({some(names, SHOWN)}): unpack it, and name the file of weights in it"
+
+
+def _names_of_tar(path: Path) -> list[str]:
+    with tarfile.open(path) as archive:
+        return archive.getnames()
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Why a file that looks like weights cannot be read."""
+    if (header := _safetensors_header(path)) is not None:
+        with path.open("rb") as file:
+            try:
+                entries = json.loads(file.read(header)[8:])
+                ends = [about["data_offsets"][1] for name, about in entries.items() if name != "__metadata__"]
+            except (ValueError, TypeError, LookupError):
+                return "has a damaged header"
+        whole, size = header + max(ends, default=0), path.stat().st_size
+        if size != whole:
+            return f"is {'cut off' if size < whole else 'longer than its header says'}: {size:,} of {whole:,} bytes"
+    if (code := re.search(r"GLOBAL (\S+)", str(error))) or "weights_only" in str(error).lower():
+        named = f" ({code[1]})" if code else ""
+        return (
+            f"is a pickle that would run code{named} when it is read: save the weights alone, "
+            "torch.save(model.state_dict(), …) or safetensors"
+        )
+    return f"cannot be read ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+
+
+def _dictionaries(content: Any, where: str = "", depth: int = DEPTH) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every dictionary of tensors in a checkpoint, with the keys that lead to it."""
+    if not isinstance(content, Mapping) or not depth:
+        return
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if tensors:
+        yield where, tensors
+    for name, value in content.items():
+        yield from _dictionaries(value, f"{where}.{name}" if where else str(name), depth - 1)
+
+
+def _rank(where: str) -> int:
+    return CONTAINERS.index(where) if where in CONTAINERS else len(CONTAINERS)
+
+
+def _prefixes(tensors: Mapping[str, Tensor], expected: Mapping[str, Any]) -> list[str]:
+    """The prefixes under which every expected name is there."""
+    wanted = [name for name in expected if not name.endswith(COMPUTED)]
+    first = wanted[0]
+    starts = [name[: -len(first)] for name in tensors if name == first or name.endswith(f".{first}")]
+    return [start for start in starts if all(start + name in tensors for name in wanted)]
+
+
+def _likeliest(tensors: Mapping[str, Tensor], wanted: list[str]) -> str:
+    """The prefix under which most of the wanted names are there, "" where no other has more."""
+    starts = {""}
+    for name in tensors:
+        parts = name.split(".")
+        starts |= {".".join(parts[:n]) + "." for n in range(1, min(len(parts), DEPTH + 1))}
+    return max(sorted(starts), key=lambda start: sum(start + name in tensors for name in wanted))
+
+
+def _without(tensors: Mapping[str, Tensor], classifier: set[str]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name not in classifier}

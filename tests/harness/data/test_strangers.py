@@ -1,0 +1,175 @@
+"""Whatever lies in a folder is indexed, passed over with its count, or refused in words."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import reports
+from harness.config import Choice, Grid
+from harness.data import datasets, doctor
+from harness.data.cache import default_folder
+from harness.data.datasets import DatasetError
+from harness.errors import UserError, printable
+from harness.launch.plan import make_plan
+from harness.leaderboard import collection
+from harness.reports import _gallery as gallery
+from harness.training.trial import Sources, prepare_images, run_trial
+from tests.harness import strangers
+
+CACHE = default_folder()
+FORMATS = [name for name in reports.names() if name not in ("figures", "picture")]
+
+
+@pytest.fixture(autouse=True)
+def _every_example(monkeypatch):
+    """What is passed over is named in full."""
+    monkeypatch.setattr(datasets, "EXAMPLES", 10**6)
+
+
+def loaded(name, folder):
+    """The dataset, or None where it is refused in words that can be printed."""
+    try:
+        return datasets.load(name, folder, folder)
+    except DatasetError as error:
+        str(error).encode()
+        return None
+
+
+def examined(name, folder):
+    found = doctor.examine(name, folder, folder)
+    for sentence in (*(finding.sentence for finding in found.findings), *found.unreadable):
+        assert sentence.encode()
+    return found
+
+
+@given(strangers.trees())
+@strangers.tried(60)
+def test_a_folder_is_indexed_passed_over_or_refused(tree):
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place).resolve() / "outer" / "data"
+        strangers.plant(folder, tree)
+        try:
+            dataset, found = loaded("folder", folder), examined("folder", folder)
+            assert (dataset is None) <= (not found.sound), "the doctor passes what a run refuses"
+            if dataset is None:
+                return
+            passed = [path for one in dataset.passed_over for path in one.examples]
+            assert len(passed) == sum(one.count for one in dataset.passed_over)
+            known = {*dataset.keys, *passed}
+            strangers.reopen(folder)
+            for path in map(printable, strangers.lying(folder)):
+                assert known & {path, *map(str, Path(path).parents)}, f"{path} is lost"
+            assert len({os.path.realpath(file) for file in dataset.files}) == len(dataset)
+            assert not {*dataset.keys} & {*passed}
+            assert dataset.index_fingerprint == found.fingerprint
+        finally:
+            strangers.reopen(folder)
+
+
+def tiny(name, batch_size=8, examples_per_class=2, sampler="balanced", **settings):
+    """The grid of one tiny trial on a dataset."""
+    content = {
+        "name": "tiny",
+        "datasets": [name],
+        "backbones": ["test_resnet"],
+        "losses": ["contrastive"],
+        "levels": ["baseline"],
+        "floors": [],
+        "seeds": [0],
+        "model": {"dim": 4},
+        "images": {"side_px": 8},
+        "training": {
+            "epochs": 1,
+            "batch_size": batch_size,
+            "examples_per_class": examples_per_class,
+            "sampler": sampler,
+        },
+        **settings,
+    }
+    return Grid.model_validate(Grid.model_validate(content).model_dump(mode="json"))
+
+
+GRIDS = st.builds(
+    lambda path, training, protocol, folds, ks: tiny(
+        "folder", **training, images={"side_px": 8, "path": path}, protocol=protocol, folds=folds, ks=ks
+    ),
+    st.sampled_from(["cache", "classical"]),
+    st.sampled_from([{}, {"batch_size": 12}, {"batch_size": 30, "sampler": "shuffle"}, {"examples_per_class": 4}]),
+    st.sampled_from(["fair", "paper"]),
+    st.sampled_from([None, None, 2]),
+    st.sampled_from([None, [1], [1, 17, 18]]),
+)
+
+
+def planned(grid, data, place):
+    """The plan of a grid, its images decoded as a run does it before its first trial; None if refused in words."""
+    try:
+        plan = make_plan(grid, data, CACHE)
+        prepare_images(plan.trials, Sources(place / "run", data, CACHE), str)
+        return plan
+    except UserError as error:
+        str(error).encode()
+        return None
+
+
+def finished(trial, data, place):
+    """The record of a trial; every report there is has been made of it."""
+    record = run_trial(trial, place / "run", data, CACHE, "cpu")
+    found = collection.collect([place / "run"])
+    board = gallery.with_gallery(found.leaderboard(), found, data, CACHE)
+    for path in reports.write_all(board, place / "run", FORMATS):
+        assert path.stat().st_size
+    return record
+
+
+def agreed(name, grid, data, place):
+    """The doctor, the plan and one trial of a dataset agree on it: the dataset, or None where no trial runs."""
+    found = examined(name, data)
+    assert (planned(tiny(name), data, place) is not None) == found.sound
+    plan = planned(grid.model_copy(update={"datasets": (Choice(name=name),)}), data, place)
+    if plan is None:
+        return None
+    record, dataset = finished(plan.trials[-1], data, place), loaded(name, data)
+    assert sum(record.data.images.values()) == len(dataset) == sum(images for images, _ in found.counts.values())
+    assert record.data.passed_over == dataset.passed_over
+    return dataset
+
+
+@given(strangers.trees(3), GRIDS)
+@strangers.tried(10)
+def test_what_the_plan_of_a_folder_accepts_finishes(tree, grid):
+    with tempfile.TemporaryDirectory() as place:
+        data = Path(place).resolve() / "outer" / "data"
+        strangers.plant(data, tree)
+        try:
+            agreed("folder", grid, data, Path(place))
+        finally:
+            strangers.reopen(data)
+
+
+@given(strangers.manifests(), GRIDS)
+@strangers.tried(10)
+def test_what_the_plan_of_a_manifest_accepts_finishes(case, grid):
+    with tempfile.TemporaryDirectory() as place:
+        data = Path(place) / "data"
+        strangers.plant(data, [])
+        (data / "manifest.csv").write_bytes(strangers.manifest(*case))
+        agreed("manifest", grid, data, Path(place))
+
+
+@given(strangers.manifests())
+@strangers.tried(60)
+def test_a_manifest_is_indexed_or_refused(case):
+    rows, encoding, line_end = case
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "data"
+        strangers.plant(folder, [])
+        (folder / "manifest.csv").write_bytes(strangers.manifest(rows, encoding, line_end))
+        dataset, found = loaded("manifest", folder), examined("manifest", folder)
+        assert (dataset is None) == (not found.sound)
+        if dataset is not None:
+            assert len(dataset) == len(strangers.CLASSES) * strangers.IMAGES + len(rows)

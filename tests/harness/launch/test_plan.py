@@ -1,0 +1,182 @@
+"""What a plan remembers of the networks it looked at."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from harness.config import Grid, GridError
+from harness.data.datasets import PassedOver
+from harness.launch.plan import make_plan, relative_costs
+from harness.runs.record import Run
+from harness.training.trial import run_trial
+from tests.harness.data.datasets.sources import folder
+
+ROOT = Path(__file__).parents[3]
+SMALL = [
+    "datasets=[{name: glyphs, options: {classes: 24}}]",
+    "batch_size=20",
+    "backbones=[{name: test_resnet, stage: layer3}]",
+    "losses=[contrastive]",
+    "seeds=[0]",
+    "compute_matched=true",
+]
+AGAIN = """
+import json, sys
+from pathlib import Path
+from harness.config import Grid
+from harness.launch.plan import make_plan, relative_costs
+plan = make_plan(Grid.load("quick", json.loads(sys.argv[1])), cache=Path(sys.argv[2]))
+costs = relative_costs(plan.trials, cache=Path(sys.argv[2]))
+print(json.dumps([sorted(costs.items()), "timm" in sys.modules]))
+"""
+
+
+def test_networks_are_looked_at_once(drawn):
+    """The second process plans the same without importing timm."""
+
+    def plan() -> list:
+        words = [sys.executable, "-c", AGAIN, json.dumps(SMALL), str(drawn)]
+        return json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout)
+
+    (first, had_timm), (second, has_timm) = plan(), plan()
+    assert (had_timm, has_timm) == (True, False)
+    assert second == first
+    assert len(first) > 4
+
+
+def test_costs_are_those_that_are_counted(drawn, tmp_path):
+    """Remembered or not; whatever the cache says of other settings."""
+    plan = make_plan(Grid.load("quick", SMALL), cache=drawn)
+    counted = relative_costs(plan.trials, cache=drawn)
+    assert relative_costs(plan.trials, cache=drawn) == counted
+    another = shutil.copytree(drawn, tmp_path / "another", ignore=shutil.ignore_patterns("remembered"))
+    assert relative_costs(plan.trials, cache=another) == counted
+    larger = make_plan(Grid.load("quick", [*SMALL, "side_px=64"]), cache=drawn)
+    ratio = max(relative_costs(larger.trials, cache=drawn).values()) / max(counted.values())
+    assert ratio == pytest.approx(4, rel=0.01)  # twice the side
+
+
+def test_a_wrong_network_is_wrong_again(drawn):
+    for _ in range(2):
+        with pytest.raises(GridError, match=r"backbones: .*no stage 'layer9'"):
+            make_plan(Grid.load("quick", [*SMALL, "backbones=[{name: test_resnet, stage: layer9}]"]), cache=drawn)
+
+
+def test_weights_that_were_replaced_are_looked_at_again(drawn, tmp_path, monkeypatch):
+    from harness.launch import plan
+
+    looked, weights = [], tmp_path / "weights.safetensors"
+
+    def look(*network):
+        looked.append(network)
+        return {"problems": [], "weights": str(weights), "stamp": plan._stamp(weights), "said": ""}
+
+    monkeypatch.setattr(plan, "_looked_at", look)
+    changes = [*SMALL, f"backbones=[{{name: test_resnet, pretrained: {weights}}}]"]
+    for content, looks in ((b"one", 1), (b"one", 1), (b"two", 2)):
+        if not weights.exists() or weights.read_bytes() != content:
+            weights.write_bytes(content)
+        plan._network_problems([t for t in Grid.load("quick", changes).trials() if t.arm.at == "baseline"], drawn)
+        assert len(looked) == looks, content
+
+
+def test_weights_that_went_away_are_missed(drawn, tmp_path):
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), weights)
+    changes = [*SMALL, f"backbones=[{{name: test_resnet, stage: layer3, pretrained: {weights}}}]"]
+    make_plan(Grid.load("quick", changes), cache=drawn)
+    os.unlink(weights)
+    with pytest.raises(GridError, match=r"there is no weights file '.*weights\.pth'"):
+        make_plan(Grid.load("quick", changes), cache=drawn)
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        (
+            "[{name: multi_similarity, options: {beta: -1}}]",
+            "losses: multi_similarity[beta=-1]: beta = -1 is out of range: it must be a number in (0.0, ∞)",
+        ),
+        (
+            "[{name: triplet, options: {mining: soft}}]",
+            "losses: triplet[mining=soft]: mining = 'soft' is unknown; it must be one of 'all', 'semihard', 'hard'",
+        ),
+        (
+            "[{name: soft_triple, options: {centres: 0}}]",
+            "losses: soft_triple[centres=0]: centres = 0 is out of range: it must be a number in [1, ∞)",
+        ),
+        (
+            "[{name: contrastive, options: {margin: wide}}]",
+            "losses: contrastive[margin=wide]: margin = 'wide' is out of range: it must be a number in [-1.0, 1.0]",
+        ),
+    ],
+)
+def test_options_that_a_loss_does_not_take_are_refused(drawn, losses, said):
+    with pytest.raises(GridError) as error:
+        make_plan(Grid.load("quick", [*SMALL, f"losses={losses}", "levels=[baseline]"]), cache=drawn)
+    assert error.value.problems == (said,)
+
+
+def test_a_file_of_weights_is_opened_by_the_plan_and_again_when_it_is_another(drawn, tmp_path):
+    """What is unwrapped is noted; a file of the same name that holds something else is found out."""
+    weights, state = tmp_path / "weights.ckpt", timm.create_model("test_resnet").state_dict()
+    changes = [*SMALL, f"backbones=[{{name: test_resnet, pretrained: {weights}}}]"]
+    torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}}, weights)
+    for _ in range(2):
+        plan = make_plan(Grid.load("quick", changes), cache=drawn)
+        assert plan.notes == ("weights.ckpt: read from 'state_dict', prefix 'model.' stripped",)
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(GridError) as error:
+        make_plan(Grid.load("quick", changes), cache=drawn)
+    assert error.value.problems == (
+        f"backbones: the weights file {weights} is a pointer of git-lfs, not the weights themselves: fetch them with "
+        "git lfs pull",
+    )
+
+
+OWN = [
+    *("datasets=[folder]", "losses=[contrastive]", "levels=[baseline]", "floors=[pixels]", "seeds=[0]"),
+    *("batch_size=4", "examples_per_class=2", "compute_matched=false"),
+]
+
+
+def test_what_is_passed_over_is_in_the_plan_and_in_the_record(tmp_path):
+    data = folder.write(tmp_path / "data")
+    for path in sorted(data.glob("*/?.png")):
+        folder.image(path.with_name(f"more-{path.name}"))
+    changes = [*OWN, "backbones=[test_resnet]"]
+    plan = make_plan(Grid.load("quick", changes), data, tmp_path / "cache")
+    assert plan.notes == (
+        "folder: 8 files and folders of an operating system or a storage box passed over (ant/._1.png, bee/._1.png, "
+        "cat/._1.png, dog/._1.png, elk/._1.png and 3 more)",
+        "folder: 8 files that are not images passed over (ant/notes.txt, bee/notes.txt, cat/notes.txt, "
+        "dog/notes.txt, elk/notes.txt and 3 more)",
+    )
+    pixels = next(trial for trial in plan.trials if trial.arm.loss == "pixels")
+    run_trial(pixels, tmp_path / "run", data, tmp_path / "cache")
+    (record,) = Run(tmp_path / "run").records()
+    (one, other) = record.data.passed_over
+    assert (one.count, other.count) == (8, 8)
+    names = tuple(f"{name}/notes.txt" for name in ("ant", "bee", "cat", "dog", "elk"))
+    assert other == PassedOver("files that are not images", 8, names)
+
+
+def test_a_name_that_no_record_can_hold_is_refused_before_work(tmp_path):
+    data = folder.write(tmp_path / "data")
+    os.rename(data / "ant" / "1.png", os.fsencode(data / "ant") + b"/caf\xe9.png")
+    with pytest.raises(GridError, match=r"1 files have names that are not UTF-8 \(ant/caf\\xe9.png\)"):
+        make_plan(Grid.load("quick", [*OWN, "backbones=[test_resnet]"]), data, tmp_path / "cache")
+
+
+def test_an_arm_that_would_train_for_no_epoch_is_refused(drawn):
+    grid = Grid.load("quick", [*SMALL, "epochs=3", "arms=[triplet@0.1x, triplet@0.2x]"])
+    with pytest.raises(GridError) as caught:
+        make_plan(grid, cache=drawn)
+    assert caught.value.problems == ("arms: triplet@0.1x makes 0.1 times 3 epochs, which is none",)

@@ -1,0 +1,78 @@
+"""What makes a node unfit, in words."""
+
+from dataclasses import replace
+from hashlib import sha256
+
+import pytest
+
+from harness.config import Choice
+from harness.launch.preflight import facts, mismatches
+from harness.runs.record import Run
+from harness.training.trial import Sources
+
+
+@pytest.fixture
+def here(tmp_path):
+    run = Run(tmp_path / "run")
+    run.prepare()
+    found = facts([Choice(name="glyphs", options={"classes": 24})], Sources(run.address), run.identity)
+    return replace(found, weights={"w.safetensors": "a" * 64})
+
+
+def test_a_machine_fits_itself(here):
+    assert mismatches(here, here) == []
+    assert len(here.datasets["glyphs"]) == 128
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda f: {"versions": {**f.versions, "torch": "1.0"}}, "torch is 1.0 there and"),
+        (lambda f: {"versions": {**f.versions, "python": "3.9.1"}}, "python is 3.9.1 there"),
+        (lambda f: {"code": "0" * 64}, "its metrix-bench is another one than here"),
+        (lambda f: {"datasets": {"glyphs": "a" * 128}}, "glyphs is another copy there (aaaaaaaaaaaa)"),
+        (lambda f: {"datasets": {"glyphs": "error: no folder /data"}}, "glyphs: no folder /data"),
+        (lambda f: {"datasets": {}}, "glyphs: nothing was said of it"),
+        (lambda f: {"weights": {"w.safetensors": "b" * 64}}, "w.safetensors is another file there (bbbbbbbbbbbb)"),
+        (lambda f: {"weights": {}}, "w.safetensors: nothing was said of it"),
+        (lambda f: {"problems": ("the disk is full",)}, "the disk is full"),
+    ],
+)
+def test_what_differs_is_said(here, change, said):
+    (sentence,) = mismatches(here, replace(here, **change(here)))
+    assert said in sentence
+
+
+def test_a_node_without_the_run_folder_the_data_or_its_gpus(tmp_path):
+    run = Run(tmp_path / "run")
+    run.prepare()
+    other = Run(tmp_path / "other")
+    other.prepare()
+    glyphs = [Choice(name="glyphs", options={"classes": 24})]
+    assert "is another folder than the driver's" in facts(glyphs, Sources(other.address), run.identity).problems[0]
+    gone = facts(glyphs, Sources(str(tmp_path / "gone")), run.identity)
+    assert "mount the share that the driver writes to" in gone.problems[0]
+    believed = facts(glyphs, Sources(run.address), run.identity, counted_gpus=64)
+    assert "the cluster counts 64 GPUs here and torch sees" in believed.problems[0]
+    missing = facts([Choice(name="cub200")], Sources(run.address, tmp_path / "nothing"), run.identity)
+    assert missing.datasets["cub200"].startswith("error: ")
+
+
+def test_weights_are_those_of_the_driver(tmp_path):
+    """Two machines may have different files at one path: half of the trials would begin with others."""
+    run = Run(tmp_path / "run")
+    run.prepare()
+    file = tmp_path / "w.safetensors"
+
+    def asked():
+        return facts([], Sources(run.address), run.identity, [str(file)])
+
+    file.write_bytes(b"one")
+    here = asked()
+    assert here.weights == {str(file): sha256(b"one").hexdigest()}
+    assert mismatches(here, asked()) == []
+    file.write_bytes(b"two")
+    one, two = (sha256(content).hexdigest()[:12] for content in (b"one", b"two"))
+    assert mismatches(here, asked()) == [f"{file} is another file there ({two}) than here ({one})"]
+    file.unlink()
+    assert mismatches(here, asked()) == [f"{file}: No such file or directory"]

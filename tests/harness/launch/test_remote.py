@@ -1,0 +1,66 @@
+"""What is sent along with a command to the head of a cluster."""
+
+import pytest
+
+from harness.config import Grid, texts
+from harness.launch.remote import portable
+from harness.runs.record import RunError
+
+
+def test_a_grid_is_sent_with_the_files_that_it_includes(tmp_path, monkeypatch):
+    """Shipped grids are there already."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/mine.yaml").write_text("include: [smoke, deeper.yaml, ../other.yaml]\nname: mine\n")
+    (tmp_path / "parts/deeper.yaml").write_text("name: deeper\n")
+    (tmp_path / "other.yaml").write_text("name: other\ninclude: [parts/mine.yaml]\n")
+    (tmp_path / "all.yaml").write_text("include: [quick, parts/mine.yaml]\nname: all\n")
+    found = texts("all.yaml")
+    assert list(found) == ["all.yaml", "parts/mine.yaml", "parts/deeper.yaml", "other.yaml"]
+    assert list(texts(tmp_path / "all.yaml")) == [str(tmp_path / "all.yaml"), *list(found)[1:]]
+    assert found["parts/deeper.yaml"] == "name: deeper\n"
+    assert texts("quick") == {}
+    assert texts("none.yaml") == {}
+
+
+def test_what_is_no_grid_is_sent_as_it_is(tmp_path):
+    """The head says what is wrong with it."""
+    for number, text in enumerate(("a: [", "- 1", "include: 3", "")):
+        (tmp_path / f"{number}.yaml").write_text(text)
+        assert texts(tmp_path / f"{number}.yaml") == {str(tmp_path / f"{number}.yaml"): text}
+
+
+def test_names_stay_within_the_folder_they_are_written_in():
+    words = ["run", "/home/me/all.yaml", "--out", "/share/run"]
+    assert portable(words, {"/home/me/all.yaml": "a", "parts/b.yaml": "b"}) == (
+        ["run", "all.yaml", "--out", "/share/run"],
+        {"all.yaml": "a", "parts/b.yaml": "b"},
+    )
+    assert portable(["run", "../all.yaml"], {"../all.yaml": "a"}) == (["run", "all.yaml"], {"all.yaml": "a"})
+    assert portable(["run", "here/all.yaml"], {"here/all.yaml": "a"}) == (
+        ["run", "all.yaml"],
+        {"all.yaml": "a"},
+    )
+
+
+@pytest.mark.parametrize("name", ["/etc/b.yaml", "../b.yaml", "parts/../../b.yaml"])
+def test_an_included_file_elsewhere_is_refused(name):
+    with pytest.raises(RunError, match=r"includes .*b\.yaml, which cannot be sent to the head of a cluster"):
+        portable(["run", "all.yaml"], {"all.yaml": "a", name: "b"})
+
+
+def test_a_grid_of_included_files_is_that_grid_there(tmp_path, monkeypatch):
+    (tmp_path / "here/parts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here/all.yaml").write_text("name: all\ninclude: [smoke, parts/one.yaml]\n")
+    (tmp_path / "here/parts/one.yaml").write_text("name: one\ninclude: [two.yaml]\n")
+    (tmp_path / "here/parts/two.yaml").write_text(
+        "name: two\ndatasets: [glyphs]\nbackbones: [test_byobnet]\nlosses: [proxy_anchor]\nlevels: [baseline]\n"
+    )
+    here = Grid.load("here/all.yaml").model_dump()
+    words, files = portable(["run", "here/all.yaml"], texts("here/all.yaml"))
+    (tmp_path / "there/parts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "there")
+    for name, text in files.items():
+        (tmp_path / "there" / name).write_text(text)
+    assert Grid.load(words[1]).model_dump() == here
