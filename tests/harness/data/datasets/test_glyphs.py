@@ -108,6 +108,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_matplotlib_is_not_imported(cache):
-    code = "import sys; from harness.data import datasets; datasets.load('glyphs', cache=sys.argv[1]); print(*sys.modules)"
+    load = "from harness.data import datasets; datasets.load('glyphs', cache=sys.argv[1])"
+    code = f"import sys; {load}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, cache], stdout=subprocess.PIPE, text=True, check=True)
     assert not {"matplotlib", "fontTools", "torch"} & set(done.stdout.split())
