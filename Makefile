@@ -48,9 +48,10 @@ benchmark: $(STAMP)  ## run GRID (default: quick, 10 minutes on 2 cores) and wri
 report: $(STAMP)  ## write the leaderboard of OUT again from its records
 	@$(BENCH) report $(call quoted,$(OUT)) $(ARGS)
 
-readme:  ## put the leaderboard of OUT into README.md
+readme:  ## put the leaderboard of OUT into README.md, captions folded
 	@sed -i -e '/results:begin/,/results:end/{//!d}' README.md
-	@sed -e '/^# /d' -e 's/^## /### /' $(call quoted,$(OUT)/leaderboard.md) > README.md.part
+	@sed -e '/^# /d' -e 's/^## /### /' $(call quoted,$(OUT)/leaderboard.md) | awk -v folded='<details><summary>Settings, notes and statistics of this table</summary>' \
+		'/^#/ && open {print "</details>\n"; open = 0} /^[^|#]/ && !open {print folded "\n"; open = 1} {print} END {if (open) print "\n</details>"}' > README.md.part
 	@sed -i -e '/results:begin/r README.md.part' README.md && rm README.md.part
 
 test: $(STAMP)  ## run the tests (ten minutes on 2 cores; ARGS='-m slow' runs those that start whole clusters, twenty more)

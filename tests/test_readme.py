@@ -1,5 +1,6 @@
 """What README.md prints works as it is printed."""
 
+import math
 import os
 import re
 import shlex
@@ -8,21 +9,168 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 from torch import nn
 
+import harness
+from harness.data import datasets
+from harness.data.splits import fair_validation
+
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def section(title: str) -> str:
+    """Return the text below a heading of the second level."""
     return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.M | re.S).group(1)
 
 
-def code(title: str) -> str:
-    """The block of Python in a section."""
-    return re.search(r"^```python\n(.*?)^```", section(title), re.M | re.S).group(1)
+def blocks(title: str, language: str) -> list[str]:
+    """Return the code blocks of a language in a section."""
+    return re.findall(rf"^```{language}\n(.*?)^```", section(title), re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """Return a function that runs Python in a copy of the project that has the README's loss."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("baselines", "metrix", "harness", "tests", "results"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "runs", "cache"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    page = section("Adding a loss")
+    (code,) = blocks("Adding a loss", "python")
+    (folder / re.search(r"Save it as `(\S+)`", page).group(1)).write_text(code, encoding="utf-8")
+
+    def run(*words) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        words = [sys.executable, "-m", *map(str, words)]
+        done = subprocess.run(words, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(clone, tmp_path_factory):
+    """Return the output and the folder of a short run of the README's loss that keeps its weights.
+
+    The command is the printed one, limited to one seed, one level, one epoch and no floors.
+    """
+    printed = re.search(r"`make benchmark ARGS='(.*?)'`", section("Adding a loss")).group(1)
+    assert "`--set keep=weights`" in section("In your own code")
+    short = ["--seeds", "0", "--levels", "embedding", "--set", "epochs=1", "--set", "floors=[]"]
+    words = [*shlex.split(printed), *short, "--set", "keep=weights"]
+    folder = tmp_path_factory.mktemp("run") / "run"
+    return clone("harness.cli", "run", "quick", "--out", folder, *words), folder
+
+
+def make_readme(folder: Path, readme: str, board: str) -> str:
+    """Return a README after `make readme` with the leaderboard of a run."""
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+    (folder / "leaderboard.md").write_text(board, encoding="utf-8")
+    words = ["make", "--makefile", ROOT / "Makefile", "readme", "OUT=."]
+    subprocess.run(words, cwd=folder, check=True, capture_output=True)
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_is_the_committed_board(tmp_path):
+    figure = re.search(r"\]\((results/.*?)\.svg\)", README).group(1)
+    board = (ROOT / f"{figure}.md").read_text(encoding="utf-8")
+    empty = re.sub(r"(results:begin -->\n).*(?=<!-- results:end)", r"\1", README, flags=re.S)
+    assert len(empty) < len(README)
+    assert make_readme(tmp_path, empty, board) == README
+    assert make_readme(tmp_path, README, board) == README
+
+
+def test_the_captions_of_every_table_are_folded(tmp_path):
+    board = "# two\n\n## a\n\n| x |\n| --- |\n\nData.\n\n- Note.\n\n## b\n\n| y |\n| --- |\n\nMore.\n"
+    made = make_readme(tmp_path, "<!-- results:begin -->\n<!-- results:end -->\n", board)
+    fold = "<details><summary>Settings, notes and statistics of this table</summary>"
+    assert [line for line in made.splitlines() if line][1:-1] == [
+        *("### a", "| x |", "| --- |", fold, "Data.", "- Note.", "</details>"),
+        *("### b", "| y |", "| --- |", fold, "More.", "</details>"),
+    ]
+
+
+def test_every_link_leads_somewhere():
+    targets = re.findall(r"\]\(([^)#]+)", README)
+    assert len(targets) > 3
+    assert [t for t in targets if not t.startswith("https://") and not (ROOT / t).exists()] == []
+
+
+def test_the_grid_is_one(tmp_path):
+    (text,) = blocks("A grid", "yaml")
+    path = tmp_path / "mine.yaml"
+    for hidden in ("folds", "keep"):
+        text = re.sub(rf"^# ({hidden}: \w+)", r"\1", text, flags=re.M)
+    path.write_text(text, encoding="utf-8")
+    grid = harness.Grid.load(path)
+    assert (grid.folds, grid.keep, len(grid.seeds)) == (4, "weights", 5)
+    assert {level.at for level in grid.levels} == {"baseline", "embedding", "feature", "input"}
+
+
+def photo(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((16, 16, 3), len(path.parents), np.uint8)).save(path)
+
+
+def classes(dataset, split) -> int:
+    return len(np.unique(dataset.labels[split]))
+
+
+def test_a_folder_of_classes_is_split_as_described(tmp_path):
+    for number in range(20):
+        for image in range(2):
+            photo(tmp_path / f"photos/class{number}/{image}.jpg")
+    options = yaml.safe_load(re.search(r"`(\{name: folder.*?\}\})`", section("Your own images")).group(1))["options"]
+    for given, tested in (({}, 10), (options, 6)):
+        dataset = datasets.load("folder", tmp_path / "photos", tmp_path / "cache", **given)
+        split = fair_validation(dataset)
+        validated = math.ceil((20 - tested) / 5)
+        counts = [classes(dataset, split == part) for part in ("test", "validation", "train")]
+        assert counts == [tested, validated, 20 - tested - validated]
+
+
+def enlarged(line: str) -> list[str]:
+    """Return a line about one image of one class as four: two images each of two classes."""
+    return [re.sub(r"(chair|lamp)", rf"\1{kind}", line).replace("1.jpg", f"{n}.jpg") for kind in "ab" for n in (1, 2)]
+
+
+def test_the_folders_of_a_split_are_read_as_described(tmp_path):
+    for path in re.findall(r"photos/(?:train|test)/\S+\.jpg", section("Your own images")):
+        for each in enlarged(path):
+            photo(tmp_path / each)
+    dataset = datasets.load("folder", tmp_path / "photos", tmp_path / "cache")
+    found = {(split, dataset.class_names[label]) for split, label in zip(dataset.split, dataset.labels, strict=True)}
+    assert found == {("test", "lampa"), ("test", "lampb"), ("train", "chaira"), ("train", "chairb")}
+
+
+def test_the_paths_of_a_manifest_are_relative_to_it(tmp_path):
+    (text,) = blocks("Your own images", "csv")
+    header, *lines = text.splitlines()
+    lines = [each for line in lines for each in enlarged(line)]
+    for line in lines:
+        photo(tmp_path / "photos" / line.partition(",")[0])
+    (tmp_path / "photos/list.csv").write_text("\n".join((header, *lines)), encoding="utf-8")
+    dataset = datasets.load("manifest", tmp_path / "photos/list.csv", tmp_path / "cache")
+    rows = zip(dataset.keys, dataset.labels, dataset.split, strict=True)
+    assert [f"{path},{dataset.class_names[label]},{split}" for path, label, split in rows] == lines
+
+
+def test_embeddings_are_evaluated():
+    generator = np.random.default_rng(0)
+    given = {"embeddings": generator.normal(size=(40, 8)), "labels": np.repeat(np.arange(8), 5)}
+    evaluate, _, _ = blocks("In your own code", "python")
+    exec(evaluate, given)
+    scores = given["scores"]
+    printed = re.search(r"# (\{.*\})", evaluate).group(1)
+    assert set(re.findall(r'"(.*?)"', printed)) == set(scores.values)
+    assert len(scores.per_query["R@1"]) == 40
 
 
 def test_the_training_loop():
@@ -35,29 +183,37 @@ def test_the_training_loop():
         "model": model,
         "embeddings": model(images),
     }
-    exec(code("In your own training loop"), given)
+    _, train, _ = blocks("In your own code", "python")
+    exec(train, given)
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
     assert given["model"].backbone.conv1.weight.grad.abs().sum() > 0
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    """A copy of the project with the loss of the README in it, and a function that runs Python there."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in ("baselines", "metrix", "harness", "tests", "results"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "runs", "cache"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    page = section("Adding a loss")
-    (folder / re.search(r"Save it as `(\S+)`", page).group(1)).write_text(code("Adding a loss"))
+def test_the_kept_weights_are_loaded(trained):
+    _, run = trained
+    (file,) = run.glob("checkpoints/*/best.safetensors")
+    _, _, load = blocks("In your own code", "python")
+    printed = "results/runs/quick/checkpoints/TRIAL/best.safetensors"
+    assert printed in load
+    given = {}
+    exec(load.replace(printed, str(file)), given)
+    kept = given["sections"]["model"]
+    assert all(torch.equal(kept[name], tensor) for name, tensor in given["model"].state_dict().items())
 
-    def run(*words) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(folder)}
-        words = [sys.executable, "-m", *map(str, words)]
-        done = subprocess.run(words, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, timeout=600)
-        assert done.returncode == 0, done.stdout
-        return done.stdout
 
-    return run
+def test_what_is_sent_to_a_colleague_is_enough_for_the_same_tables(trained, clone, tmp_path):
+    _, run = trained
+    shutil.copytree(run, tmp_path / "results/runs/quick")
+    (command,) = blocks("Send results to a colleague", "sh")
+    subprocess.run(shlex.split(command), cwd=tmp_path, check=True)
+    subprocess.run(["tar", "-xzf", tmp_path / "quick.tgz"], cwd=tmp_path, check=True)
+    received = tmp_path / "quick"
+    assert not (received / "checkpoints").exists()
+    boards = {path.name: path.read_text(encoding="utf-8") for path in received.glob("leaderboard.[!h]*")}
+    for path in received.glob("leaderboard.*"):
+        path.unlink()
+    clone("harness.cli", "report", received)
+    assert {path.name: path.read_text(encoding="utf-8") for path in received.glob("leaderboard.[!h]*")} == boards
 
 
 def test_the_contract_tests_find_an_added_loss_and_pass(clone):
@@ -70,10 +226,7 @@ def test_the_contract_tests_find_an_added_loss_and_pass(clone):
     }
 
 
-def test_the_command_for_an_added_loss_runs_it(clone, tmp_path):
-    """As printed, but for one seed and level, one epoch and few images."""
-    printed = re.search(r"`make benchmark ARGS='(.*?)'`", section("Adding a loss")).group(1)
-    short = ["--seeds", "0", "--levels", "embedding", "--set", "epochs=1", "--set", "floors=[]"]
-    said = clone("harness.cli", "run", "quick", "--out", tmp_path / "run", *shlex.split(printed), *short)
-    assert "1 of 1 trials done" in said
-    assert "soft_contrastive" in (tmp_path / "run/leaderboard.csv").read_text()
+def test_the_command_for_an_added_loss_runs_it(trained):
+    printed, run = trained
+    assert "1 of 1 trials done" in printed
+    assert "soft_contrastive" in (run / "leaderboard.csv").read_text(encoding="utf-8")
