@@ -1,8 +1,9 @@
 #!/bin/bash
 # A grid on the nodes of a Slurm allocation: sbatch clusters/slurm.sh GRID [OPTIONS OF metrix-bench run]
 #
-# Starts a ray on the first node, joins the others to it, runs the grid, and ends all of it. Whatever dies on the way
-# is started again; at the time limit the job goes back into the queue and continues. clusters/slurm.md explains.
+# Starts ray on the first node, joins the other nodes to it, runs the grid, and ends everything. A ray that dies is
+# restarted; at the time limit the job is requeued and continues. See clusters/slurm.md.
+# Tried on Slurm 22.05 without GPUs, on one host; never on GPUs or several hosts.
 
 #SBATCH --job-name=metrix-bench
 #SBATCH --output=metrix-bench-%j.log
@@ -18,15 +19,15 @@
 set -u
 grid=${1:?sbatch clusters/slurm.sh GRID [OPTIONS], such as smoke --out /shared/runs/smoke}
 bin=${VENV:-$SLURM_SUBMIT_DIR/.venv}/bin  # the same path on every node
-[[ -x $bin/ray ]] || { echo "$bin/ray is not there: run make setup, or set VENV"; exit 2; }
+[[ -x $bin/ray ]] || { echo "$bin/ray does not exist: run make setup, or set VENV"; exit 2; }
 
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$HOME/.metrix-bench-token-$SLURM_JOB_ID
-export RAY_USAGE_STATS_ENABLED=0 RAY_memory_monitor_refresh_ms=0  # ray's own kill for memory would end the grid
+export RAY_USAGE_STATS_ENABLED=0 RAY_memory_monitor_refresh_ms=0  # ray's memory monitor would end the grid
 export port=$((20000 + SLURM_JOB_ID % 10000)) bin
 rm -f "$RAY_AUTH_TOKEN_PATH"
 (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
 
-address_of() {  # the IPv4 address at which Slurm itself reaches a node, or that of $INTERFACE on it
+address_of() {  # the IPv4 address that Slurm uses for a node, or the one of $INTERFACE on it
     if [[ -n ${INTERFACE:-} ]]; then
         srun --overlap --nodes=1 --ntasks=1 --nodelist="$1" ip -4 -o addr show "$INTERFACE" | awk '{sub("/.*", "", $4); print $4; exit}'
     else
@@ -34,12 +35,12 @@ address_of() {  # the IPv4 address at which Slurm itself reaches a node, or that
     fi
 }
 
-keep() {  # a ray node on one machine, started again whenever it ends: keep NODE head|worker
+keep() {  # run ray on one node and restart it whenever it ends: keep NODE head|worker
     local address pid
     address=$(address_of "$1")
     trap 'kill "$pid" 2> /dev/null; wait "$pid"; exit' TERM
     while true; do
-        # shellcheck disable=SC2016  # the variables are those of the node
+        # shellcheck disable=SC2016  # the node expands the variables
         srun --overlap --no-kill --nodes=1 --ntasks=1 --nodelist="$1" --cpu-bind=none --quiet bash -c '
             if [[ $1 == head ]]; then role=(--head --port="$port" --include-dashboard=false); else role=(--address="$head"); fi
             exec "$bin/ray" start "${role[@]}" --node-ip-address="$2" --num-cpus="$SLURM_CPUS_ON_NODE" \
@@ -48,7 +49,7 @@ keep() {  # a ray node on one machine, started again whenever it ends: keep NODE
             - "$2" "$address" > /dev/null &
         pid=$!
         wait "$pid"
-        echo "ray on $1 ended with $?; it starts again"
+        echo "ray on $1 ended with exit code $?; restarting it"
         sleep 5
     done
 }
@@ -65,12 +66,12 @@ finish() {
     rm -f "$RAY_AUTH_TOKEN_PATH"
 }
 # shellcheck disable=SC2317  # a trap calls it
-stop() {  # in order: running trials keep their last epoch
+stop() {  # cleanly: running trials keep their last epoch
     [[ -n $driver ]] && kill -TERM "$driver" 2> /dev/null
 }
 trap finish EXIT
-trap 'again=yes; echo "the time is nearly over"; stop' USR1
-trap 'rm -f "$RAY_AUTH_TOKEN_PATH"; stop' TERM  # little time is left: what matters goes first
+trap 'again=yes; echo "the time limit is near"; stop' USR1
+trap 'rm -f "$RAY_AUTH_TOKEN_PATH"; stop' TERM  # little time is left, so the token goes first
 
 keep "${nodes[0]}" head & kept+=($!)
 for node in "${nodes[@]:1}"; do keep "$node" worker & kept+=($!); done
@@ -86,17 +87,17 @@ while there < wanted and time.monotonic() < until:
         ray.is_initialized() or ray.init(address, log_to_driver=False, logging_level="CRITICAL")
         there = sum(node["Alive"] for node in ray.nodes())
     time.sleep(2)
-print(f"{there} of {wanted} nodes are there", flush=True)
+print(f"{there} of {wanted} nodes have joined", flush=True)
 sys.exit(there == 0)
 EOF
 
 "$bin/metrix-bench" run "$grid" "${@:2}" --address "$head" &
 driver=$!
-until wait "$driver"; code=$?; ! kill -0 "$driver" 2> /dev/null; do :; done  # a signal ends a wait, too
+until wait "$driver"; code=$?; ! kill -0 "$driver" 2> /dev/null; do :; done  # a signal also ends a wait
 
 finish
 if [[ -n $again ]]; then
-    echo "back into the queue; the job continues where it stopped"
+    echo "requeueing the job; it continues where it stopped"
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60
 fi
