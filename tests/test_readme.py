@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,18 @@ def test_the_paths_of_a_manifest_are_relative_to_it(tmp_path):
     dataset = datasets.load("manifest", tmp_path / "photos/list.csv", tmp_path / "cache")
     rows = zip(dataset.keys, dataset.labels, dataset.split, strict=True)
     assert [f"{path},{dataset.class_names[label]},{split}" for path, label, split in rows] == lines
+
+
+@pytest.mark.skipif(not hasattr(harness, "scores"), reason="this version has no harness.scores")
+def test_the_scores_are_the_printed_ones(tmp_path, monkeypatch, capsys):
+    """The records are those of the table."""
+    with zipfile.ZipFile(ROOT / "tests/harness/reports/guard/quick.zip") as archive:
+        archive.extractall(tmp_path / "results/runs/quick")
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("Scores as a DataFrame", "python")
+    (printed,) = blocks("Scores as a DataFrame", "text")
+    exec(code, {})
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == printed.splitlines()
 
 
 def test_embeddings_are_evaluated():
