@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from harness.data import datasets, scorable, splits
-from harness.data.datasets import Dataset, DatasetError, printable, some
+from harness.data.datasets import Dataset, DatasetError
 from harness.data.datasets._decode import decode
 from harness.data.datasets._files import missing_files
+from harness.errors import printable, some
 
 if TYPE_CHECKING:
     from PIL import Image

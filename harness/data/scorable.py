@@ -8,16 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.data.datasets._dataset import CUSTOMARY, Dataset
 from harness.errors import some
-
-if TYPE_CHECKING:
-    from harness.data.datasets import Dataset
-
-CUSTOMARY = (1, 2, 4, 8)  # the K of R@K where nobody names others
 
 
 @dataclass(frozen=True)

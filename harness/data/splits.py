@@ -147,3 +147,9 @@ def _parts_of_groups(groups: Sequence[str], count: int, salt: str) -> list[list[
 def no_validation(dataset: Dataset) -> np.ndarray:
     """The split (n,) in which every training image trains, those the source names for validation too."""
     return np.where(dataset.split == "validation", "train", dataset.split)
+
+
+def fingerprint(dataset: Dataset, split: np.ndarray) -> str:
+    """sha256 over sorted (image, class, split): the division that this trial really used."""
+    rows = sorted(zip(dataset.keys, (dataset.class_names[i] for i in dataset.labels), split, strict=True))
+    return hashlib.sha256("\n".join("\t".join(map(str, row)) for row in rows).encode()).hexdigest()

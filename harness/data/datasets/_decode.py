@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from harness.data.datasets import DatasetError
+from harness.data.datasets._dataset import DatasetError
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 ORIENTATION = 0x0112  # the EXIF tag

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from harness.data.datasets import Dataset, DatasetError, PassedOver, some
+from harness.data.datasets._dataset import Dataset, DatasetError, PassedOver
 from harness.data.datasets._decode import decode
 from harness.data.datasets._labels import utf8
+from harness.errors import some
 
 SEVERAL = 10  # missing files are no accident any more
 TWICE = "further paths to a file that is indexed already"

@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.data.datasets import DatasetError, some
+from harness.data.datasets._dataset import DatasetError
 from harness.data.datasets._standard import Standard
 from harness.data.datasets._walk import IMAGE, Walk, clutter
+from harness.errors import some
 
 DEPTH = 3  # levels of folders that are looked through: data, its folders and theirs
 ARCHIVES = (".tgz", ".tar", ".tar.gz", ".zip")

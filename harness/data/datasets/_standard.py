@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from harness.data.datasets import Dataset, DatasetError, some
+from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._files import stamped
+from harness.errors import some
 
 CLASSIFICATION = "This is the classification split (same classes in train and test)"
 

@@ -14,7 +14,8 @@ from functools import cache
 
 from PIL import Image
 
-from harness.data.datasets import DatasetError, PassedOver, some
+from harness.data.datasets._dataset import DatasetError, PassedOver
+from harness.errors import some
 
 IMAGE = re.compile(r"\.(jpe?g|jpe|jfif|png|bmp|dib|gif|webp|tiff?|p[bgpn]m|jp2|avif)", re.IGNORECASE)
 OTHER = re.compile(

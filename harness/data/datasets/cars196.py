@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.datasets import Dataset, DatasetError
+from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._files import Row, listed
 from harness.data.datasets._layout import absent, inside, is_image, locate, refuse_split_folders
 from harness.data.datasets._standard import CLASSIFICATION, Standard

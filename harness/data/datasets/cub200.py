@@ -11,11 +11,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from harness.data.datasets import Dataset, DatasetError, some
+from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._files import Row, listed
 from harness.data.datasets._layout import absent, class_folders, inside, lines, locate, refuse_split_folders
 from harness.data.datasets._standard import CLASSIFICATION, Standard
 from harness.data.datasets._walk import Walk
+from harness.errors import some
 
 NEEDS_DATA = True
 STANDARD = Standard(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.data.datasets import Dataset, DatasetError, some
+from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._files import Row, from_files
 from harness.data.datasets._walk import EMPTY, LINKED, Walk
 from harness.data.splits import held_out
+from harness.errors import some
 
 NEEDS_DATA = True
 

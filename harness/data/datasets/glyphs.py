@@ -26,7 +26,7 @@ import PIL
 from PIL import Image, ImageDraw, ImageFont, features
 
 from harness.data.cache import building
-from harness.data.datasets import Dataset, DatasetError
+from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.splits import hash_order
 
 NEEDS_DATA = False

@@ -10,10 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness import registry
-from harness.data.datasets import Dataset, DatasetError, some
+from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._files import Row, listed
 from harness.data.datasets._layout import absent, inside, lines, locate
 from harness.data.datasets._standard import Standard
+from harness.errors import some
 
 NEEDS_DATA = True
 STANDARD = Standard(

@@ -16,9 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness import registry
-from harness.data.datasets import ROLES, SPLITS, Dataset, DatasetError, _labels, some
+from harness.data.datasets import _labels
+from harness.data.datasets._dataset import ROLES, SPLITS, Dataset, DatasetError
 from harness.data.datasets._files import Row, from_files
 from harness.data.datasets._layout import text
+from harness.errors import some
 
 NEEDS_DATA = True
 

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from harness.data.datasets import Dataset, DatasetError
+from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._decode import decode
 from harness.data.datasets._walk import Walk
 from harness.data.splits import held_out

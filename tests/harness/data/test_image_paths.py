@@ -3,7 +3,8 @@
 import pytest
 
 from harness.config import Arm, Backbone, Choice, Images, Model, Training, Trial
-from harness.training.trial import Sources, prepare_images, run_trial
+from harness.training.bench import Sources, prepare_images
+from harness.training.trial import run_trial
 from tests.harness.data.datasets.sources import cub200
 
 

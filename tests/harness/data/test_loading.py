@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as vision
 from harness import config
 from harness.data.images import Originals, open_images
 from harness.data.loading import Augmentation, batches, framed, random_crops, resize_each, resize_together
-from harness.training.models import Embedder
+from harness.training.embedder import Embedder
 from tests.harness.pictures import Pictures, noise, to_image
 
 PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3}

@@ -14,7 +14,8 @@ from harness.data.scorable import Scope
 from harness.launch.plan import make_plan
 from harness.leaderboard.tables import leaderboard
 from harness.runs.record import Run
-from harness.training.trial import run_trial, score_test
+from harness.training.scoring import score_test
+from harness.training.trial import run_trial
 from tests.harness.data.datasets.test_check import dataset
 from tests.harness.pictures import noise, to_image
 

@@ -12,12 +12,13 @@ from harness import reports
 from harness.config import Choice, Grid
 from harness.data import datasets, doctor
 from harness.data.cache import default_folder
-from harness.data.datasets import DatasetError
+from harness.data.datasets import DatasetError, _dataset
 from harness.errors import UserError, printable
 from harness.launch.plan import make_plan
 from harness.leaderboard import collection
 from harness.reports import _gallery as gallery
-from harness.training.trial import Sources, prepare_images, run_trial
+from harness.training.bench import Sources, prepare_images
+from harness.training.trial import run_trial
 from tests.harness import strangers
 
 CACHE = default_folder()
@@ -27,7 +28,7 @@ FORMATS = [name for name in reports.names() if name not in ("figures", "picture"
 @pytest.fixture(autouse=True)
 def _every_example(monkeypatch):
     """What is passed over is named in full."""
-    monkeypatch.setattr(datasets, "EXAMPLES", 10**6)
+    monkeypatch.setattr(_dataset, "EXAMPLES", 10**6)
 
 
 def loaded(name, folder):
