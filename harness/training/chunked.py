@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.training.models import Wrapped, batch_norms
+from harness.training.embedder import Wrapped, batch_norms
 
 NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # in a plain RuntimeError
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.errors import some
-from harness.training import checkpoint
+from harness.training import backbones, checkpoint
+from harness.training.anatomy import Anatomy, anatomy
+from harness.training.backbones import ModelError, Unavailable, first_line
 
 CONTAINERS = ("state_dict", "model", "")  # where weights are looked for first; "" is the file itself
 DEPTH = 3  # dictionaries within dictionaries that are looked through
@@ -228,3 +230,76 @@ def _likeliest(tensors: Mapping[str, Tensor], wanted: list[str]) -> str:
 
 def _without(tensors: Mapping[str, Tensor], classifier: set[str]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name not in classifier}
+
+
+def fetch(
+    backbone: str,
+    pretrained: bool | str | Path = True,
+    options: Mapping[str, Any] | None = None,
+    side_px: int | None = None,
+) -> Path | None:
+    """The weights' file of this choice of network, fetched now if it is not here yet; None for initial weights.
+
+    Raises Unavailable where published weights are not on this machine and cannot be fetched.
+    """
+    return file_of(anatomy(backbone, options, side_px), pretrained)
+
+
+def open_weights(
+    backbone: str, file: Path, published: bool, options: Mapping[str, Any] | None = None, side_px: int | None = None
+) -> str:
+    """Fill a backbone with a file of weights, as a trial will; what was unwrapped or left out, "" for nothing.
+
+    Raises ModelError with what the file is, or in what it differs from the backbone.
+    """
+    return build(anatomy(backbone, options, side_px), file, published=published)[1]
+
+
+def build(body: Anatomy, file: Path | None, *, published: bool) -> tuple[nn.Module, str]:
+    """The backbone itself, and what was unwrapped of a user's file.
+
+    Such a file must fill the backbone exactly; published weights are read as timm reads them.
+    """
+    if file is None:
+        return backbones.create(body.backbone, body.options), ""
+    chosen, overlay = Chosen({}), {"file": str(file), "custom_load": False}
+    expected = {name: tensor.shape for name, tensor in body.network.state_dict().items()}
+    try:
+        if not published:
+            chosen = choose(read(file), expected, _classifier(body, expected))
+            overlay = {"state_dict": dict(chosen.tensors), "num_classes": 0, "label_offset": 0}
+        network = backbones.create(body.backbone, body.options, overlay)
+    except Misfit as error:
+        raise ModelError(f"the weights file {file} {error}") from error
+    except Exception as error:  # the file's reader and timm's conversion raise all sorts
+        why = misfit(chosen.tensors, expected) if chosen.tensors else _of_published(file, error)
+        raise ModelError(f"the weights file {file} does not fit {body.backbone}: {why}") from error
+    network.pretrained_cfg.pop("state_dict", None)
+    return network, chosen.said
+
+
+def _of_published(file: Path, error: Exception) -> str:
+    """Why a file that timm fetched cannot be read: most often it was cut off."""
+    try:
+        read(file)
+    except Misfit as problem:
+        return f"it {problem}; delete it, and it is fetched again"
+    return first_line(error)
+
+
+def _classifier(body: Anatomy, expected: Mapping[str, Any]) -> set[str]:
+    """The names of a classifier's tensors, which are left out of a file: the embedder has its own head."""
+    return set(backbones.on_meta(body.backbone, body.options, num_classes=1000).state_dict()) - set(expected)
+
+
+def file_of(body: Anatomy, pretrained: bool | str | Path) -> Path | None:
+    """The file to load: the user's, the published one (fetched once, then from the cache of timm's hub), or none."""
+    if pretrained is not True:
+        return Path(pretrained) if pretrained is not False else None
+    try:
+        return backbones.published_file(body.config)
+    except Exception as error:  # network, proxy, hub and disk each raise their own
+        raise Unavailable(
+            f"the published weights of {body.tag} are not on this machine and cannot be fetched "
+            f"({first_line(error)}); go online, or set pretrained to false or to a file of weights"
+        ) from error

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.config import Trial
 from harness.data.images import Images, Originals
 from harness.runs.record import Epoch
-from harness.training.trial import Bench, augmentation, embedder, images_of, open_dataset
+from harness.training.bench import Bench, augmentation, build_embedder, images_of, open_dataset
 from tests.gpu.place import Place
 
 
@@ -53,7 +53,7 @@ def bench_over(place: Place, trial: Trial, count: int) -> Bench:
         dataset, keys=tuple(map(str, range(count))), labels=dataset.labels[chosen], split=np.full(count, "train")
     )
     images = Again(images_of(trial, dataset, place.sources("benches")), chosen)
-    model = embedder(trial).to(place.device)
+    model = build_embedder(trial).to(place.device)
     return Bench(trial, many, many.split, images, model, augmentation(trial, model, dataset), place.device)
 
 

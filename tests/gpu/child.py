@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from harness.config import Trial
-from harness.training.trial import Sources, steps
+from harness.training.bench import Sources
+from harness.training.trial import steps
 
 GIGABYTE = 2**30
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import metrix
 from harness.config import Arm
 from harness.evaluation.retrieval import evaluate
-from harness.training.trial import Bench, objective
+from harness.training.bench import Bench, build_criterion
 from tests.gpu.bench import bench_over, one_batch, train, with_ready_batch
 from tests.gpu.place import Place
 from tests.performance import losses as made
@@ -102,7 +102,7 @@ def levels(place: Place) -> None:
 def objective_of(bench: Bench, arm: str) -> nn.Module:
     """The objective of another arm on the same bench."""
     trial = bench.trial.model_copy(update={"arm": Arm.parse(arm)})
-    return objective(trial, int(bench.part("train").labels.max()) + 1).to(bench.device)
+    return build_criterion(trial, int(bench.part("train").labels.max()) + 1).to(bench.device)
 
 
 def step(bench: Bench, criterion: nn.Module, model: nn.Module | None = None) -> Callable[[], None]:

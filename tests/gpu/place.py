@@ -17,7 +17,8 @@ from PIL import ImageDraw, ImageFont
 
 from harness.config import Arm, Backbone, Choice, Images, Model, Training, Trial
 from harness.runs.record import Record, Run
-from harness.training.trial import Sources, steps
+from harness.training.bench import Sources
+from harness.training.trial import steps
 from tests.performance._clock import Spread
 from tests.performance._pictures import photograph
 

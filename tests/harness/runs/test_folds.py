@@ -14,7 +14,7 @@ from harness.reports._gallery import with_gallery
 from harness.runs import outcomes
 from harness.runs.folds import by_seed, named
 from harness.runs.record import Cost, Failure, Run, conflicts
-from harness.training.trial import open_dataset, splits_of
+from harness.training.bench import open_dataset, splits_of
 from harness.verify import verify
 
 ARM, VARIANT = "contrastive", "contrastive+input"

@@ -16,11 +16,11 @@ import baselines
 import metrix
 from harness.config import Choice, Images, Model
 from harness.runs.record import Run
-from harness.training import checkpoint
-from harness.training import trial as trial_module
+from harness.training import bench, checkpoint
+from harness.training.bench import Sources
 from harness.training.chunked import Chunked, out_of_memory
-from harness.training.models import Embedder, batch_norms
-from harness.training.trial import Sources, run_trial, steps
+from harness.training.embedder import Embedder, batch_norms
+from harness.training.trial import run_trial, steps
 
 LEVELS = {
     "plain": None,
@@ -169,7 +169,7 @@ def small_memory(monkeypatch):
                     raise torch.OutOfMemoryError(f"no memory for {len(images)} rows")
                 return super().forward(images)
 
-        monkeypatch.setattr(trial_module, "Embedder", Small)
+        monkeypatch.setattr(bench, "Embedder", Small)
         return made
 
     return limit
@@ -224,7 +224,8 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from harness.config import Trial
-from harness.training.trial import Bench, run_trial
+from harness.training.bench import Bench
+from harness.training.trial import run_trial
 
 train = Bench.train
 

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.training import models
-from harness.training.models import Embedder, ModelError
+from harness.training.anatomy import anatomy
+from harness.training.backbones import ModelError
+from harness.training.embedder import Embedder, problems
 
 BACKBONES = {  # what comes out of forward_features, and the last stage
     "test_resnet": "layer4",  # (n, C, H, W)
@@ -131,23 +132,6 @@ def test_a_layer_that_runs_again_in_the_backward_pass_is_never_silently_wrong():
         model.forward_joint("layer3.0", images(), lambda h: h)[1].sum().backward()
 
 
-@pytest.mark.parametrize(
-    ("backbone", "stage", "reason"),
-    [
-        ("test_resnet", "layer9", "no stage 'layer9'; its stages are act1, layer1"),
-        ("test_resnet", 5, "no stage 5; its stages are act1, layer1"),
-        ("test_resnet", "layer2.0.conv1", "take no added rows; its stages are act1, layer1"),  # beside a shortcut
-        ("test_resnet", "global_pool", "not called in a forward; its stages"),
-        ("twins_svt_small", "blocks.0", "not called in a forward; its stages are norm"),  # a list of blocks
-        ("hrnet_w18_small", "stage2", "gives a list of 2, not one tensor"),
-        ("tnt_s_legacy_patch16_224", "blocks.3", "gives a tuple of 2, not one tensor"),
-        ("crossvit_tiny_240", None, "ends in a list of 2, not in one feature map"),
-    ],
-)
-def test_what_cannot_be_mixed_is_refused_with_what_can(backbone, stage, reason):
-    assert reason in " ".join(models.problems(backbone, pretrained=False, stage=stage))
-
-
 def test_an_earlier_stage_cannot_be_entered():
     with pytest.raises(ModelError, match=r"at its last feature map 'layer4', not at 'layer2'; .*forward_joint"):
         embedder().forward_to("layer2", images())
@@ -180,7 +164,7 @@ def hand_made(layout):
 )
 def test_pooling_by_hand(backbone, pooling, pooled):
     if pooling == "token" and backbone != "test_vit":
-        assert f"{backbone} has no class token" in " ".join(models.problems(backbone, pooling, pretrained=False))
+        assert f"{backbone} has no class token" in " ".join(problems(backbone, pooling, pretrained=False))
         return
     model = embedder(backbone, dim=2, pooling=pooling)
     model.head = nn.Identity()
@@ -245,7 +229,7 @@ def test_the_weights_name_their_own_configuration():
     assert (model.mean, model.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert model.width == 2048
     assert embedder("test_resnet").tag == "test_resnet.r160_in1k"
-    assert models.anatomy("resnet50").tag == "resnet50.a1_in1k"
+    assert anatomy("resnet50").tag == "resnet50.a1_in1k"
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
@@ -334,7 +318,7 @@ def test_wrong_choices_are_refused_in_words(wrong, words):
 
 
 def test_all_mistakes_are_told_at_once():
-    found = models.problems("test_vit", "sum", "off", "none.pth", "blocks.9", {}, side_px=32)
+    found = problems("test_vit", "sum", "off", "none.pth", "blocks.9", {}, side_px=32)
     assert len(found) == 4
 
 
@@ -379,8 +363,3 @@ def test_where_mixing_the_last_map_equals_mixing_embeddings_before_their_normali
         raw = model.head(model._pool(maps))
         of_embeddings = F.normalize(0.3 * raw[:1] + 0.7 * raw[1:])
     assert ((of_maps - of_embeddings).abs().max() < 1e-6) == same
-
-
-def test_names_match_a_pattern():
-    assert models.names("test_convnext*") == ("test_convnext", "test_convnext2", "test_convnext3")
-    assert models.stages("test_convnext") == ("stages.0", "stages.1", "stages.2", "stages.3")

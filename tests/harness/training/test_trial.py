@@ -11,7 +11,8 @@ from harness.fairness import protocols as selection
 from harness.runs.record import Epoch, Run
 from harness.training import checkpoint
 from harness.training import loop as train
-from harness.training.trial import Pixels, Sources, driver, open_dataset, run_trial, steps
+from harness.training.bench import Pixels, Sources, open_dataset
+from harness.training.trial import run_trial, steps
 from tests.harness.pictures import class_folders
 
 
@@ -74,7 +75,7 @@ def test_every_arm_of_a_seed_sees_the_same_batches_and_augmentations(tiny, tmp_p
             shown[name].append((pixels.sum().item(), torch.initial_seed()))
             return pixels
 
-    monkeypatch.setattr("harness.training.trial.Augmentation", Watched)
+    monkeypatch.setattr("harness.training.bench.Augmentation", Watched)
     for name in ("contrastive", "proxy_anchor", "multi_similarity+input", "contrastive+embedding"):
         shown[name] = []
         run_trial(tiny(name), tmp_path)
@@ -154,14 +155,6 @@ def test_a_record_says_what_was_tested_and_how_far_it_spread(tiny, tmp_path):
         assert 1 <= spread["effective rank"] <= 16
 
 
-def test_the_driver_of_a_gpu(tmp_path, monkeypatch):
-    module = tmp_path / "version"
-    monkeypatch.setattr("harness.training.trial.DRIVER", module)
-    assert driver(torch.device("cuda")) == "unknown"
-    module.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release\nGCC 12\n")
-    assert driver(torch.device("cuda")) == "580.95.05"
-
-
 def test_a_loss_that_is_not_finite_stops_the_trial_with_the_step(tiny, tmp_path):
     with pytest.raises(
         train.Diverged, match=r"the loss is (nan|inf) at epoch \d, step \d+; (the last finite|no loss)"
@@ -200,9 +193,9 @@ def test_schedules():
 
 def test_head_warm_up_leaves_the_backbone_as_it_was(tiny, tmp_path):
     trial = tiny(epochs=2, warmup_epochs=1)
-    from harness.training.trial import embedder
+    from harness.training.bench import build_embedder
 
-    initial = embedder(trial).state_dict()
+    initial = build_embedder(trial).state_dict()
     running = steps(trial, Sources(tmp_path))
     next(running)
     after, _ = checkpoint.load(Run(tmp_path).checkpoints(trial) / "last.safetensors")
@@ -224,9 +217,9 @@ def test_feature_mixing_says_what_a_reader_must_know(tiny, tmp_path):
 
 
 def test_the_level_of_an_arm_reaches_metrix(tiny):
-    from harness.training.trial import objective
+    from harness.training.bench import build_criterion
 
-    criterion = objective(tiny("contrastive+embedding[weight=0.2,pairs=pos-neg]"), 4)
+    criterion = build_criterion(tiny("contrastive+embedding[weight=0.2,pairs=pos-neg]"), 4)
     assert (criterion.weight, criterion.pairs, criterion.at) == (0.2, "pos-neg", "embedding")
     assert isinstance(Level(at="embedding"), Level)
 

@@ -21,9 +21,11 @@ from harness.fairness import rules
 from harness.launch.queue import FINAL
 from harness.leaderboard.tables import leaderboard
 from harness.reports._wording import heading
+from harness.training.backbones import ModelError, Unavailable
+from harness.training.bench import Unfair
+from harness.training.embedder import Embedder
 from harness.training.loop import Diverged
-from harness.training.models import Embedder, ModelError, Unavailable
-from harness.training.trial import Unfair, kind_of, run_trial
+from harness.training.trial import kind_of, run_trial
 
 
 @pytest.fixture(scope="module")
