@@ -20,6 +20,7 @@ from harness.data.images import Images, Originals, contents, open_images
 from harness.data.loading import Augmentation
 from harness.errors import UserError
 from harness.evaluation import retrieval
+from harness.evaluation.conformance import conformance
 from harness.evaluation.spread import spread
 from harness.fairness import rules
 from harness.fairness.protocols import PROTOCOLS, Protocol
@@ -173,7 +174,7 @@ class Bench:
 @lru_cache(maxsize=1)
 def evaluator_faults() -> tuple[rules.Finding, ...]:
     """What the evaluator gets wrong (FAIR-16 to 18); looked at once in a process, in a few tenths of a second."""
-    return rules.over_evaluator(retrieval.evaluate, retrieval.conformance)
+    return rules.over_evaluator(retrieval.evaluate, conformance)
 
 
 def refuse(findings: Sequence[rules.Finding]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harness.data import splits
 from harness.evaluation import retrieval
+from harness.evaluation.editions import evaluator_digest
 from harness.evaluation.spread import spread
 from harness.fairness.ledger import Ledger
 from harness.fairness.protocols import FAIR, PROTOCOLS
@@ -87,7 +88,7 @@ def read_test(bench: Bench, run: Run) -> TestRead:
         cell="/".join((*trial.cell, trial.repetition)),
         checkpoint=checkpoint.state_digest(bench.model.state_dict()),
         split=splits.fingerprint(dataset, bench.split),
-        evaluator=retrieval.evaluator_digest(),
+        evaluator=evaluator_digest(),
     )
     embeddings, ids = bench.embed(test.indices), np.array([dataset.keys[i] for i in test.indices])
     roles = None if dataset.role is None else dataset.role[test.indices.numpy()]

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from harness.config import GridError, Trial
 from harness.data import splits
 from harness.data.datasets import DatasetError
-from harness.evaluation import retrieval
 from harness.evaluation.analysis import analyse
+from harness.evaluation.editions import evaluator_digest
 from harness.fairness.protocols import PROTOCOLS
 from harness.runs.provenance import provenance
 from harness.runs.record import Cost, Data, Record, Run, now
@@ -234,7 +234,7 @@ def conclude(
             "initial_weights": getattr(bench.model, "weights_digest", None),
             "tested_weights": checkpoint.state_digest(bench.model.state_dict()),
             "tested_epoch": tested_epoch,
-            "evaluator": retrieval.evaluator_digest(),
+            "evaluator": evaluator_digest(),
         },
         notes=notes,
         finished=now(),
