@@ -1,4 +1,4 @@
-"""Reading the test split: once, entered in the ledger first, and what is kept of it."""
+"""Read the test split: enter the read in the ledger, score the embeddings, keep the results."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -21,17 +21,19 @@ from harness.training.bench import Bench
 
 
 class TestCurve:
-    """Test scores by epoch, for protocols that record them: written here, read by nobody but the record.
+    """Test scores by epoch, for protocols that record them; only the record reads them.
 
-    Each stands beside the digest of its weights: an epoch that is repeated after a crash may end in others.
+    Each score is kept with the digest of its weights, because an epoch repeated after a crash may end in others.
     """
 
     def __init__(self, path: Path):
         self.path = path
 
     def add(self, epoch: int, weights: str, score: Callable[[], dict[str, float]]) -> None:
-        """Keep the scores of an epoch, unless those of these weights are there; forget later epochs, which are
-        trained again."""
+        """Keep the scores of an epoch unless these weights are scored already, and drop later epochs.
+
+        Later epochs are left over from before a crash and will be trained again.
+        """
         before = self._read()
         curve = {earlier: row for earlier, row in before.items() if int(earlier) <= epoch}
         if curve.get(str(epoch), {}).get("weights") != weights:
@@ -41,9 +43,9 @@ class TestCurve:
 
     @property
     def best(self) -> dict[str, float] | None:
-        """{"epoch": …, "R@1": …} of the epoch with the highest test R@1, the earliest on ties; None without any.
+        """Return {"epoch": …, "R@1": …} of the epoch with the highest test R@1, the earliest on ties; None if empty.
 
-        Where R@1 is not among the scores, the least K that is counts in its place.
+        If R@1 is not scored, the smallest K that is scored takes its place.
         """
         curve = {epoch: row["scores"] for epoch, row in self._read().items()}
         if not curve:
@@ -58,7 +60,7 @@ class TestCurve:
 
 @dataclass(frozen=True)
 class TestRead:
-    """One reading of the test split: scores, and the embeddings (n, d), ids, labels and roles they come from."""
+    """One read of the test split: scores, and the embeddings (n, d), ids, labels and roles they come from."""
 
     result: retrieval.Evaluation
     embeddings: Tensor
@@ -77,12 +79,12 @@ class TestRead:
 
     @property
     def queries(self) -> np.ndarray:
-        """The ids of the images that ask: all of them, or those whose role it is."""
+        """Return the ids of the query images: all images, or those with the role of a query."""
         return self.ids if self.roles is None else self.ids[self.roles == "query"]
 
 
 def read_test(bench: Bench, run: Run) -> TestRead:
-    """Read the test split with the model as it is; the ledger is told first."""
+    """Read the test split with the model as it is, after entering the read in the ledger."""
     dataset, trial, test = bench.dataset, bench.trial, bench.part("test")
     entry = Ledger.of(run).read(
         cell="/".join((*trial.cell, trial.repetition)),
@@ -92,7 +94,7 @@ def read_test(bench: Bench, run: Run) -> TestRead:
     )
     embeddings, ids = bench.embed(test.indices), np.array([dataset.keys[i] for i in test.indices])
     roles = None if dataset.role is None else dataset.role[test.indices.numpy()]
-    result = score_test(embeddings, test.labels, ids, roles, bench.asked.ks["test"])
+    result = score_test(embeddings, test.labels, ids, roles, bench.scored.ks["test"])
     return TestRead(result, embeddings, ids, test.labels, roles, entry.checkpoints)
 
 
@@ -103,23 +105,23 @@ def score_test(
     roles: np.ndarray | None,
     ks: Sequence[int],
 ) -> retrieval.Evaluation:
-    """The scores of test embeddings (n, d): of all among all, or, with roles (n,), of queries in the gallery."""
+    """Score test embeddings (n, d): all among each other, or, with roles (n,), the queries in the gallery."""
     if roles is None:
         return retrieval.evaluate(embeddings, labels, ks=ks)
-    asked, stock = roles == "query", roles == "gallery"
+    is_query, in_gallery = roles == "query", roles == "gallery"
     return retrieval.evaluate(
-        embeddings[asked],
-        labels[asked],
+        embeddings[is_query],
+        labels[is_query],
         ks=ks,
-        gallery=embeddings[stock],
-        gallery_labels=labels[stock],
-        query_ids=ids[asked],
-        gallery_ids=ids[stock],
+        gallery=embeddings[in_gallery],
+        gallery_labels=labels[in_gallery],
+        query_ids=ids[is_query],
+        gallery_ids=ids[in_gallery],
     )
 
 
 def keep_test(bench: Bench, run: Run, test: TestRead) -> tuple[str, ...]:
-    """Keep what the test read gave beside the record, and return the notes that the row must carry."""
+    """Keep the results of the test read beside the record, and return the notes that its row needs."""
     trial = bench.trial
     if trial.keep != "none":
         run.keep_queries(

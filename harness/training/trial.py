@@ -1,9 +1,9 @@
-"""One trial from settings to record: the composition root, the one place that sees the whole pipeline.
+"""One trial, from settings to record: the only file that sees the whole pipeline.
 
     data → embedder → criterion → train → select → test once → record
 
-It knows nothing of distribution: `steps` is a generator that yields after every epoch, so a caller can watch, stop
-or time it; `run_trial` drains it in this process.
+It knows nothing about clusters. `steps` is a generator that yields after every epoch, so that a caller can watch,
+stop or time it; `run_trial` runs it to its end in this process.
 """
 
 import gc
@@ -30,7 +30,7 @@ from harness.runs.record import Cost, Data, Record, Run, now
 from harness.runs.storage import StorageError
 from harness.training import checkpoint, memory, parallel
 from harness.training.backbones import ModelError, Unavailable
-from harness.training.bench import Bench, Sources, Unfair, evaluator_faults, refuse
+from harness.training.bench import Bench, Sources, Unfair, evaluator_faults, raise_errors
 from harness.training.chunked import out_of_memory
 from harness.training.devices import DeviceError, device_name, driver_version, rank_devices
 from harness.training.loop import Diverged, Progress
@@ -38,10 +38,10 @@ from harness.training.origin import load_best, origin_of, resumable
 from harness.training.ranks import Ranks
 from harness.training.scoring import TestCurve, TestRead, keep_test, read_test
 
-CHUNKS = 4  # in which each device takes a batch that it could not take at once
+CHUNKS = 4  # per device, for a batch that does not fit into memory
 
 
-REFUSED = (ModelError, DatasetError, GridError, Unfair)  # settings and data that no retry makes work
+REFUSED = (ModelError, DatasetError, GridError, Unfair)  # errors of settings and data, which no retry fixes
 
 
 def run_trial(
@@ -52,11 +52,11 @@ def run_trial(
     device: str | None = None,
     ranks: int = 1,
 ) -> Record:
-    """Run one trial in this process and return its record (the one that exists, when it is done already).
+    """Run one trial in this process and return its record, or return the record it already has.
 
-    `out` is the run folder or a bucket's URL, `data` the dataset's folder, `cache` where decoded images are kept,
-    `device` "cpu", "cuda", "cuda:1", … (None: a GPU where there is one), `ranks` the number of GPUs, or of processes
-    where there is none, that share each batch. An interrupted trial continues at its last epoch.
+    `out` is the run folder or a bucket's URL, `data` the dataset's folder, `cache` the folder of decoded images,
+    `device` "cpu", "cuda", "cuda:1", … (None: a GPU if there is one), `ranks` the number of GPUs, or of processes
+    without a GPU, that share each batch. An interrupted trial continues after its last epoch.
     """
     sources = Sources(out, data and Path(data), cache and Path(cache), device, ranks=ranks)
     for _ in steps(trial, sources):
@@ -67,10 +67,11 @@ def run_trial(
 def steps(
     trial: Trial, sources: Sources, warn: Callable[[str], None] = lambda sentence: print(sentence, file=sys.stderr)
 ) -> Iterator[Progress]:
-    """Run a trial, yielding its progress after each epoch; its record exists when this is exhausted.
+    """Run a trial and yield its progress after each epoch. Its record exists when the generator is exhausted.
 
-    Where memory runs out it continues from its last checkpoint, once, with a forward in chunks; where it shares a GPU
-    the error is raised, since it may fit on one of its own. `warn` hears of a checkpoint that cannot be read.
+    If memory runs out, the trial continues once from its last checkpoint, with a forward pass in chunks. If it shares
+    a GPU, the error is raised instead, since the trial may fit on a GPU of its own. `warn` is called with a sentence
+    about a checkpoint that cannot be continued.
     """
     run = Run(sources.out, warn, identity=sources.identity)
     if run.record(trial) is not None:
@@ -79,10 +80,10 @@ def steps(
         run.prepare()
     if sources.ranks > trial.schedule.batch_size:
         raise DeviceError(
-            f"ranks = {sources.ranks} cannot share a batch: batch_size = {trial.schedule.batch_size}, and each takes "
-            "a row at least"
+            f"ranks = {sources.ranks} cannot share a batch: batch_size = {trial.schedule.batch_size}, and each needs "
+            "at least one row"
         )
-    refuse(evaluator_faults())
+    raise_errors(evaluator_faults())
     progress = fresh = Progress()
     if trial.arm.at != "floor":
         run.pull_checkpoints(trial)
@@ -91,35 +92,35 @@ def steps(
     if sources.chunk_rows:
         fresh.chunked = (0, sources.chunk_rows)
     try:
-        for progress in attempt(trial, sources, run, fresh):
+        for progress in _train_and_test(trial, sources, run, fresh):
             yield progress
         return
     except Exception as error:
         if fresh.chunked or not out_of_memory(error) or (sources.gpu_share or 1) < 1:
             raise
-    gc.collect()  # here the error is gone, and with the frames of its traceback the network that did not fit
+    gc.collect()  # here the error is gone, and its traceback no longer holds the network that did not fit
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     chunked = (progress.epoch + 1, max(1, trial.schedule.batch_size // (CHUNKS * sources.ranks)))
     again = Progress(chunked=chunked, origin=fresh.origin, earlier_s=progress.wall_s, peak_gb=progress.peak_gb)
-    yield from attempt(trial, sources, run, again)
+    yield from _train_and_test(trial, sources, run, again)
 
 
 def kind_of(error: Exception) -> str:
-    """What a failure is called in the tables."""
+    """Return the kind of a failure as tables name it."""
     if isinstance(error, Diverged):
         return "diverged"
     if isinstance(error, StorageError) or isinstance(error.__cause__, StorageError):
         return "storage"
-    if isinstance(error, REFUSED) and not _may_pass(error):
+    if isinstance(error, REFUSED) and not _is_temporary(error):
         return "refused"
     return "out of memory" if out_of_memory(error) else "error"
 
 
-def _may_pass(error: BaseException | None) -> bool:
-    """Whether a missing file, a disk or a network was behind an error: another attempt or machine may do better.
+def _is_temporary(error: BaseException | None) -> bool:
+    """Return whether a missing file, a disk or a network caused an error, so that a retry elsewhere may succeed.
 
-    Pillow's complaints about damaged images are OSErrors too, without the number of an error of the system.
+    Pillow raises OSError for damaged images too, but without the error number of the system.
     """
     while error is not None:
         if isinstance(error, FileNotFoundError | Unavailable) or (isinstance(error, OSError) and error.errno):
@@ -128,10 +129,10 @@ def _may_pass(error: BaseException | None) -> bool:
     return False
 
 
-def attempt(trial: Trial, sources: Sources, run: Run, fresh: Progress) -> Iterator[Progress]:
-    """`steps`, for a trial without a record; `fresh` is the progress of one that has no checkpoint.
+def _train_and_test(trial: Trial, sources: Sources, run: Run, fresh: Progress) -> Iterator[Progress]:
+    """Train and test a trial that has no record; `fresh` is its progress if it has no checkpoint.
 
-    Its `chunked` has epoch 0 for chunks that were asked for.
+    `fresh.chunked` has epoch 0 if the user requested the chunks.
     """
     protocol, folder, chunked = PROTOCOLS[trial.protocol], run.checkpoints(trial), fresh.chunked
     if not memory.begin(rank_devices(sources.ranks, sources.device)[0]):
@@ -139,55 +140,55 @@ def attempt(trial: Trial, sources: Sources, run: Run, fresh: Progress) -> Iterat
     bench = Bench.of(trial, sources, chunked)
     fresh.devices = [device_name(bench.device) + (f" x {sources.ranks}" if sources.ranks > 1 else "")]
     progress, criterion = fresh, None
-    seen = TestCurve(folder / "test_curve.json")
+    test_curve = TestCurve(folder / "test_curve.json")
     if trial.arm.at != "floor":
-        criterion, backward, together = bench.criterion(), Tensor.backward, bench
-        with ExitStack() as others:
+        criterion, backward, shared = bench.criterion(), Tensor.backward, bench
+        with ExitStack() as stack:
             if sources.ranks > 1:
-                ranks = Ranks(sources.ranks, bench.device, follow, trial, sources, chunked)
-                others.enter_context(ranks).join()
-                together = bench.divided()
-                backward = parallel.backward(together.model, criterion, ranks.check)
-            validate = partial(together.scores, "validation")
-            for progress in together.train(criterion, validate, folder, backward=backward, fresh=fresh):
+                ranks = Ranks(sources.ranks, bench.device, train_rank, trial, sources, chunked)
+                stack.enter_context(ranks).join()
+                shared = bench.divided()
+                backward = parallel.backward(shared.model, criterion, ranks.check)
+            validate = partial(shared.scores, "validation")
+            for progress in shared.train(criterion, validate, folder, backward=backward, fresh=fresh):
                 if protocol.watches_test:
                     weights = checkpoint.state_digest(bench.model.state_dict())
-                    seen.add(progress.epoch, weights, lambda: read_test(bench, run).values)
+                    test_curve.add(progress.epoch, weights, lambda: read_test(bench, run).values)
                 pushing = time.perf_counter()
                 run.push_checkpoints(trial)
                 progress.checkpoint_s += time.perf_counter() - pushing
                 yield progress
-    run.finish(conclude(bench, run, progress, criterion, seen, sources))
+    run.finish(_record(bench, run, progress, criterion, test_curve, sources))
     if trial.keep != "weights":
         run.drop_checkpoints(trial)
-        seen.path.unlink(missing_ok=True)
+        test_curve.path.unlink(missing_ok=True)
         checkpoint.remove(folder)
 
 
-def follow(rank: int, trial: Trial, sources: Sources, chunked: tuple[int, int] | None) -> None:
-    """What ranks 1, 2, … do: the same training, without keeping or scoring anything."""
+def train_rank(rank: int, trial: Trial, sources: Sources, chunked: tuple[int, int] | None) -> None:
+    """Train as rank 1, 2, …: like rank 0, but without saving or scoring anything."""
     bench = Bench.of(trial, sources, chunked, rank).divided()
     criterion, validation = bench.criterion(), bench.part("validation").indices
 
-    def embed_along() -> tuple[dict[str, float], dict[str, float]]:
+    def embed_validation() -> tuple[dict[str, float], dict[str, float]]:
         if len(validation):
             bench.embed(validation)
         return {}, {}
 
     backward, folder = parallel.backward(bench.model, criterion), Run(sources.out).checkpoints(trial)
-    for _ in bench.train(criterion, embed_along, folder, backward=backward, save=lambda *_: None):
+    for _ in bench.train(criterion, embed_validation, folder, backward=backward, save=lambda *_: None):
         continue
 
 
-def conclude(
-    bench: "Bench",
+def _record(
+    bench: Bench,
     run: Run,
     progress: Progress,
     criterion: nn.Module | None,
-    seen: "TestCurve",
+    test_curve: TestCurve,
     sources: Sources,
 ) -> Record:
-    """Select the epoch, read the test split where the protocol reads it, and say all of it in one record."""
+    """Select the epoch, read the test split if the protocol reads it, and return the record."""
     trial, protocol = bench.trial, PROTOCOLS[bench.trial.protocol]
     chosen = protocol.choose(progress.curve) if progress.curve else None
     by_epoch = {epoch.epoch: epoch.validation for epoch in progress.curve}
@@ -195,10 +196,10 @@ def conclude(
     tested_epoch = load_best(bench.model, run.checkpoints(trial), chosen, criterion) if chosen else None
     test = read_test(bench, run) if protocol.reads_test else None
     notes = (
-        *bench.asked.notes.values(),
-        *remarks(bench),
-        *of_chunks(bench, progress),
-        *of_devices(progress),
+        *bench.scored.notes.values(),
+        *_notes_on_mixing(bench),
+        *_notes_on_chunks(bench, progress),
+        *_notes_on_devices(progress),
         *(keep_test(bench, run, test) if test else ()),
     )
     return Record(
@@ -212,14 +213,14 @@ def conclude(
         selected_epoch=chosen,
         validation=validation,
         test=test.values if test else {},
-        best_test_epoch=seen.best,
+        best_test_epoch=test_curve.best,
         test_spread=test.spread if test and trial.arm.loss != "pixels" else {},
         test_checkpoints=test.checkpoints if test else 1,
         curve=progress.curve,
-        cost=cost(bench, progress),
-        data=description(bench, test),
+        cost=_cost(bench, progress),
+        data=_data(bench, test),
         effective=criterion.effective(bench.model) if trial.arm.metrix else {},
-        analysis=analysis(bench, test, criterion) if test and trial.analysis else {},
+        analysis=_analysis(bench, test, criterion) if test and trial.analysis else {},
         provenance={
             **provenance(),
             "device": device_name(bench.device),
@@ -241,15 +242,15 @@ def conclude(
     )
 
 
-def remarks(bench: "Bench") -> tuple[str, ...]:
-    """What a row with feature mixing must say of itself."""
+def _notes_on_mixing(bench: Bench) -> tuple[str, ...]:
+    """Return the notes that a row with feature mixing needs."""
     trial, level = bench.trial, bench.trial.arm.metrix
     if level is None or level.at != "feature":
         return ()
     last = bench.model.stages()[-1]
     if level.stage in (None, last):
         if bench.model.mixes_like_embeddings():
-            return (f"{last} is followed by linear layers alone: mixing there is mixing un-normalised embeddings",)
+            return (f"only linear layers follow {last}: mixing there equals mixing unnormalised embeddings",)
         return ()
     norms = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
     if trial.model.norm == "train" and any(isinstance(module, norms) for module in bench.model.modules()):
@@ -257,27 +258,27 @@ def remarks(bench: "Bench") -> tuple[str, ...]:
     return ()
 
 
-def of_chunks(bench: "Bench", progress: Progress) -> tuple[str, ...]:
-    """What a row says of itself when its batches did not fit into memory."""
+def _notes_on_chunks(bench: Bench, progress: Progress) -> tuple[str, ...]:
+    """Return the note of a row whose batches did not fit into memory."""
     if progress.chunked is None:
         return ()
     epoch, rows = progress.chunked
     when = f"at epoch {epoch}" if epoch <= bench.trial.schedule.epochs else "at the test"
-    said = f"the forward ran in chunks of {rows} row{'s' * (rows > 1)}"
+    note = f"the forward ran in chunks of {rows} row{'s' * (rows > 1)}"
     if epoch:
-        said = f"out of memory {when}; {said}"
-    return (said if bench.model.exact else f"{said}, of which BatchNorm took its statistics",)
+        note = f"out of memory {when}; {note}"
+    return (note if bench.model.exact else f"{note}, and BatchNorm took its statistics from each chunk",)
 
 
-def of_devices(progress: Progress) -> tuple[str, ...]:
-    """What a row must say of itself that was continued elsewhere: its provenance names the last device alone."""
+def _notes_on_devices(progress: Progress) -> tuple[str, ...]:
+    """Return the note of a row that was trained on several devices: its provenance names only the last one."""
     if len(progress.devices) < 2:
         return ()
     return (f"trained on {', then on '.join(progress.devices)}: its times are those of several devices",)
 
 
-def analysis(bench: "Bench", test: "TestRead", criterion: nn.Module | None) -> dict[str, Any]:
-    """The analysis of the model as it was tested, against the images it was trained on."""
+def _analysis(bench: Bench, test: TestRead, criterion: nn.Module | None) -> dict[str, Any]:
+    """Analyse the tested model against the images it was trained on."""
     training = bench.part("train")
     loss = getattr(criterion, "loss", criterion) if bench.trial.arm.metrix else criterion
     return analyse(
@@ -290,8 +291,8 @@ def analysis(bench: "Bench", test: "TestRead", criterion: nn.Module | None) -> d
     )
 
 
-def description(bench: Bench, test: TestRead | None) -> Data:
-    """Sizes and fingerprints of the data that a trial used."""
+def _data(bench: Bench, test: TestRead | None) -> Data:
+    """Return sizes and fingerprints of the data that a trial used."""
     dataset, split = bench.dataset, bench.split
     names = [name for name in ("train", "validation", "test") if (split == name).any()]
     return Data(
@@ -310,10 +311,10 @@ def description(bench: Bench, test: TestRead | None) -> Data:
     )
 
 
-def cost(bench: Bench, progress: Progress) -> Cost:
-    """Seconds, images, forward passes: rows × the share of the network they cross ÷ batch (FAIR-07)."""
+def _cost(bench: Bench, progress: Progress) -> Cost:
+    """Return the cost; forward passes per step are rows × the share of the network they cross ÷ batch (FAIR-07)."""
     train_s = sum(epoch.train_s for epoch in progress.curve)
-    rows = progress.images_seen + progress.mixed_rows * crossed(bench)
+    rows = progress.images_seen + progress.mixed_rows * _crossed_share(bench)
     progress.note_peak(memory.peak_gb(bench.device))
     return Cost(
         train_s=train_s,
@@ -329,8 +330,8 @@ def cost(bench: Bench, progress: Progress) -> Cost:
     )
 
 
-def crossed(bench: Bench) -> float:
-    """The share of the network that a mixed row crosses: all of it at the input, none at the embedding."""
+def _crossed_share(bench: Bench) -> float:
+    """Return the share of the network that a mixed row crosses: 1 at the input, 0 at the embedding."""
     level = bench.trial.arm.metrix
     if level is None or level.at == "embedding":
         return 0.0

@@ -16,7 +16,7 @@ from harness.leaderboard.tables import leaderboard
 from harness.runs.record import Run
 from harness.training.scoring import score_test
 from harness.training.trial import run_trial
-from tests.harness.data.datasets.test_check import dataset
+from tests.harness.data.datasets.test_checks import dataset
 from tests.harness.pictures import noise, to_image
 
 roles = st.one_of(st.none(), st.just(("query", "gallery")))

@@ -201,8 +201,8 @@ def test_that_memory_ran_out_is_remembered(tiny, small_memory, tmp_path):
     made = small_memory(5)
     record = run_trial(trial, tmp_path)
     assert len(made) == 1, "it goes on in chunks"
-    said = "out of memory at epoch 2; the forward ran in chunks of 5 rows, of which BatchNorm took its statistics"
-    assert record.notes == (said,)
+    note = "the forward ran in chunks of 5 rows, and BatchNorm took its statistics from each chunk"
+    assert record.notes == (f"out of memory at epoch 2; {note}",)
     assert record.provenance["batch_norm_rows"] == 5
 
 

@@ -1,4 +1,4 @@
-"""The devices of this machine: those that are there, and those that are not."""
+"""The devices of this machine: those that exist, and those that do not."""
 
 import pytest
 import torch
@@ -9,20 +9,20 @@ from harness.training.devices import DeviceError, driver_version, rank_devices
 CPU = torch.device("cpu")
 
 
-def test_devices_that_there_are_not(monkeypatch):
+def test_missing_devices_are_rejected(monkeypatch):
     assert rank_devices(2, "cpu") == [CPU, CPU]
-    with pytest.raises(DeviceError, match="ranks = 0; a trial has at least one"):
+    with pytest.raises(DeviceError, match="ranks = 0; a trial needs at least one"):
         rank_devices(0, "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in ("cuda", "cuda:7", "gpu", "", "meta"):
         with pytest.raises(DeviceError) as caught:
-            devices.present(name)
+            devices.find_device(name)
         assert str(caught.value) == f"no device {name!r} on this machine; there are: cpu (torch sees no GPU)"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(DeviceError, match="device cuda:0 is one GPU; ranks = 2 take device cuda"):
+    with pytest.raises(DeviceError, match="device cuda:0 is one GPU; ranks = 2 need device cuda"):
         rank_devices(2, "cuda:0")
-    with pytest.raises(DeviceError, match="ranks = 2, and there are 1 GPUs"):
+    with pytest.raises(DeviceError, match="ranks = 2, but this machine has 1 GPUs"):
         rank_devices(2, "cuda")
 
 

@@ -34,7 +34,7 @@ def test_a_trial_does_not_continue_on_other_classes(folder_trial, data, tmp_path
     (sentence,) = said
     now = origin_of(trial, sources)["split"]
     assert sentence.startswith(
-        f"the checkpoint of {trial.id} after epoch 2 cannot be continued: the division of the data changed from "
+        f"the checkpoint of {trial.id} after epoch 2 cannot be continued: the split of the data changed from "
         f"{before[:12]} to {now[:12]}; the images changed from "
     )
     assert "; the trial starts again (kept as " in sentence
@@ -53,7 +53,7 @@ def test_a_trial_does_not_continue_on_other_pixels_under_the_same_names(path, fo
     pictures[0].write_bytes(pictures[-1].read_bytes())
     (sentence,) = begun(trial, tmp_path / "run", data)
     assert "cannot be continued: the images changed from " in sentence
-    assert "division" not in sentence
+    assert "split of the data" not in sentence
 
 
 @pytest.mark.parametrize("path", ["cache", "classical"])
@@ -141,9 +141,7 @@ def test_a_checkpoint_of_an_older_version_is_set_aside(folder_trial, data, tmp_p
         del meta[new]
     checkpoint.save(path, sections, {**meta, "curve": meta["curve"][1:]})
     (sentence,) = begun(trial, tmp_path / "run", data)
-    assert (
-        "after epoch 1 cannot be continued: it does not say which data, weights and code it comes from;" in sentence
-    )
+    assert "after epoch 1 cannot be continued: it does not state its data, weights and code;" in sentence
 
 
 def test_what_trains_is_there_and_reports_are_no_part_of_it():
@@ -182,7 +180,7 @@ def test_what_is_done_from_other_data_is_not_mixed_with(where, protocol, grid, d
     split, images = record.data.split_fingerprint, record.data.content_fingerprint
     assert str(refused.value) == (
         f"{place / where} holds results from other data:\n"
-        f"  folder: the division of the data changed from {split[:12]} to {now['split'][:12]} (1 record)\n"
+        f"  folder: the split of the data changed from {split[:12]} to {now['split'][:12]} (1 record)\n"
         f"  folder: the images changed from {images[:12]} to {now['images'][:12]} (1 record)\n"
         "Results from different data do not share a table: name another folder with --out (OUT=… of make), or bring "
         "the old data back."
@@ -208,7 +206,7 @@ def test_a_run_refuses_to_add_to_results_from_other_data(grid, data, tmp_path):
     """Although all its trials are done."""
     run_trial(grid.trials()[0], tmp_path / "run", data)
     class_folders(data, classes=4, images=5, first=12)
-    with pytest.raises(RunError, match="holds results from other data:\n  folder: the division of the data changed"):
+    with pytest.raises(RunError, match="holds results from other data:\n  folder: the split of the data changed"):
         run_grid(grid, tmp_path / "run", data)
 
 

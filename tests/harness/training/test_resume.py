@@ -129,7 +129,7 @@ def test_a_checkpoint_in_a_bucket_is_not_continued_on_other_data(folder_trial, d
     class_folders(data, classes=4, images=5, first=12)
     life = next(copies)
     (sentence,) = begun(trial, place, data, 1)
-    assert "after epoch 2 cannot be continued: the division of the data changed from " in sentence
+    assert "after epoch 2 cannot be continued: the split of the data changed from " in sentence
     life = next(copies)
     running = steps(trial, Sources(place, data), pytest.fail)
     assert next(running).epoch == 1
@@ -310,7 +310,7 @@ def test_weights_of_an_older_version_are_read_without_what_the_loss_had_learnt(f
     model = build_embedder(trial)
     assert load_best(model, folder, record.selected_epoch) == record.selected_epoch
     assert checkpoint.state_digest(model.state_dict()) == record.provenance["tested_weights"]
-    with pytest.raises(checkpoint.CheckpointError, match="does not hold what the loss had learnt"):
+    with pytest.raises(checkpoint.CheckpointError, match="does not contain the state of the loss"):
         load_best(model, folder, record.selected_epoch, build_criterion(trial, 4))
     (verdict,) = verify(Run(tmp_path), data=data)
     assert verdict.state == "matches", verdict
