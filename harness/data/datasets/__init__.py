@@ -1,15 +1,15 @@
-"""The datasets: one file each, found by its name. A dataset is an index of images with labels and a class split.
+"""The datasets: one file each, found by name. A dataset is an index of images with labels and a class split.
 
-A file `<name>.py` in this folder is the dataset `<name>`. It holds
+A file `<name>.py` in this folder is the dataset `<name>`. It defines
 
-    NEEDS_DATA: bool                                                  # must the user name a folder or file?
+    NEEDS_DATA: bool                                                  # whether the user must name a folder or file
     def load(data: Path | None, cache: Path, **options) -> Dataset    # keyword options with defaults
 
-and the first line of its docstring is its description. No other file has to be edited. Datasets of image files
-build on `_files.py`. A published benchmark has two more names, by which `harness.data.doctor` judges a copy of it:
+and the first line of its docstring is its description. No other file needs a change. Datasets of image files use
+`_files.py`. A published benchmark defines two more names, with which `harness.data.doctor` checks a copy of it:
 
-    STANDARD: Standard                                                # what a standard copy holds
-    def index(data: Path, **options) -> Dataset                       # what the copy's lists say, files not looked at
+    STANDARD: Standard                                                # what a standard copy contains
+    def index(data: Path, **options) -> Dataset                       # what the copy's lists say, without its files
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Description:
-    """What can be said of a dataset without loading it."""
+    """What is known about a dataset without loading it."""
 
     name: str
     title: str
@@ -57,12 +57,12 @@ class Description:
 
 
 def names() -> tuple[str, ...]:
-    """The datasets that exist: the files of this folder, in alphabetical order."""
+    """Return the names of all datasets, which are the files of this folder, in alphabetical order."""
     return registry.names(__name__)
 
 
 def describe(name: str) -> Description:
-    """The title, options and needs of one dataset. Raises DatasetError for an unknown name."""
+    """Return the title, options and needs of one dataset. Raise DatasetError for an unknown name."""
     module = _module(name)
     title = (inspect.getdoc(module) or "").partition("\n")[0]
     return Description(name, title, module.NEEDS_DATA, _options(module))
@@ -72,33 +72,33 @@ def load(name: str, data: Path | str | None = None, cache: Path | str | None = N
     """Load the index of a dataset and check it (see `check`).
 
     name: one of `names()`.
-    data: where the user's copy is; not looked at by datasets that need none (`describe(name).needs_data`).
+    data: the user's copy; ignored by datasets that need none (`describe(name).needs_data`).
     cache: folder for what is computed once, by default `~/.cache/metrix-bench`.
-    options: the dataset's own, see `describe(name).options`.
+    options: options of the dataset, see `describe(name).options`.
 
-    Raises DatasetError for an unknown name or option, for data that are missing and for what `check` refuses.
+    Raises DatasetError for an unknown name or option, for missing data, and for what `check` rejects.
     """
-    module, data, cache = _opened(name, data, cache, options)
+    module, data, cache = _prepare(name, data, cache, options)
     dataset = module.load(data, cache, **options)
     check(dataset)
     return dataset
 
 
 def index(name: str, data: Path | str | None = None, cache: Path | str | None = None, **options) -> Dataset:
-    """What a copy says that it holds: not yet checked and, of a published benchmark, its files not yet looked at.
+    """Return the index of a copy unchecked; for a published benchmark, from its lists without looking at its files.
 
     For `harness.data.doctor`; arguments and errors as for `load`.
     """
-    module, data, cache = _opened(name, data, cache, options)
+    module, data, cache = _prepare(name, data, cache, options)
     if not hasattr(module, "index"):
         return module.load(data, cache, **options)
     return module.index(data, **{option: options[option] for option in options if option != "allow_nonstandard"})
 
 
-def _opened(
+def _prepare(
     name: str, data: Path | str | None, cache: Path | str | None, options: dict[str, Any]
 ) -> tuple[ModuleType, Path | None, Path]:
-    """The module of a dataset and the paths to give it, once its options and its data are known to exist."""
+    """Return the module of a dataset and the paths for it, after checking that its options and data exist."""
     module = _module(name)
     known = _options(module)
     for option, value in options.items():
@@ -120,7 +120,7 @@ def _opened(
 
 
 def standard(name: str) -> Standard | None:
-    """What a standard copy of a published benchmark holds; None for a dataset that is none.
+    """Return what a standard copy of a published benchmark contains; None for other datasets.
 
     Raises DatasetError for an unknown name.
     """
@@ -140,7 +140,7 @@ def _options(module: ModuleType) -> dict[str, Any]:
 
 
 def _check_type(name: str, option: str, value: Any, default: Any) -> None:
-    """An option has the type of its default; whole numbers do for shares, and None says nothing."""
+    """Raise DatasetError unless an option has the type of its default; integers count as floats."""
     allowed = (int, float) if isinstance(default, float) else type(default)
     wrong = isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, allowed)
     if default is not None and wrong:

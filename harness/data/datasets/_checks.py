@@ -1,4 +1,4 @@
-"""What must hold for a dataset to be trained on and scored."""
+"""Checks that a dataset must pass to be trained on and scored."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from harness.errors import some
 
 
 def check(dataset: Dataset) -> None:
-    """Raise DatasetError with all `problems` of a dataset, unless it has none."""
-    if found := problems(dataset):
-        raise DatasetError("\n  ".join(found))
+    """Raise DatasetError with all `problems` of a dataset, if it has any."""
+    if sentences := problems(dataset):
+        raise DatasetError("\n  ".join(sentences))
 
 
 def problems(dataset: Dataset) -> list[str]:
-    """Why a dataset cannot be trained on or judged, a sentence each.
+    """Return why a dataset cannot be trained on or scored, one sentence each.
 
-    No images; an image listed twice; names that are not UTF-8; labels that cannot be told apart by eye; fewer than
-    two classes in a split; a class in two splits; a split whose classes hold one image each; query and gallery roles
-    under which no query has a positive.
+    The checks: no images; an image listed twice; names that are not UTF-8; labels that look alike; fewer than two
+    classes in a split; a class in two splits; a split with one image per class; query and gallery roles under which
+    no query has a positive.
     """
     if not len(dataset):
         return [f"{dataset.name}: no images"]
@@ -39,19 +39,19 @@ def _listed_twice(dataset: Dataset) -> Iterator[str]:
 
 
 def _name_problems(dataset: Dataset) -> Iterator[str]:
-    """Names that no record, table or page could hold, which are written in UTF-8."""
-    if strange := [key for key in dataset.keys if not _labels.utf8(key)]:
+    """Yield a problem for names that are not UTF-8, since records, tables and pages are."""
+    if invalid := [key for key in dataset.keys if not _labels.utf8(key)]:
         yield (
-            f"{dataset.name}: {len(strange)} files have names that are not UTF-8 ({some(strange)}): rename them, for "
-            "instance with convmv -f latin1 -t utf8 -r --notest FOLDER"
+            f"{dataset.name}: {len(invalid)} files have names that are not UTF-8 ({some(invalid)}): rename them, for "
+            "example with convmv -f latin1 -t utf8 -r --notest FOLDER"
         )
 
 
 def _label_problems(dataset: Dataset) -> Iterator[str]:
-    """Labels that nobody would spell this way on purpose, and those that are one label to the eye."""
+    """Yield problems for labels with invisible characters, and for labels that look alike."""
     labels = [label for label in dataset.class_names if _labels.utf8(label)]
-    if faults := [said for label in labels if (said := _labels.fault(label))]:
-        what = "labels begin or end with a blank, or hold invisible characters"
+    if faults := [fault for label in labels if (fault := _labels.fault(label))]:
+        what = "labels begin or end with a space, or contain invisible characters"
         yield f"{dataset.name}: {len(faults)} {what}: {some(faults)}"
     if groups := _labels.look_alikes(labels):
         named = [" and ".join(map(_labels.shown, group)) for group in groups]
