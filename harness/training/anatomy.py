@@ -1,7 +1,8 @@
 """What a backbone is made of: the shape of its features, its stages, and what each costs.
 
-Found out once in a process by forwards without weights on torch's meta device, so that a wrong name, option or stage
-is refused before anything is downloaded or trained.
+Backbones differ in the layout of their features (channels first or last, tokens with or without class tokens), in
+their stages, and in whether their input size is fixed. All of it is found out once per process, by forward passes
+without weights on torch's meta device.
 """
 
 import math
@@ -18,32 +19,32 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness.training import backbones
 from harness.training.backbones import ModelError
 
-UNNAMED_END = "forward_features"  # the last stage of a backbone in which no module puts out the last feature map
+UNNAMED_END = "forward_features"  # the last stage of a backbone if no module returns the last feature map
 
 
 class NotMixable(Exception):
-    """Why the output of a module cannot be given more rows."""
+    """Raised with the reason why rows cannot be added to the output of a module."""
 
 
 def stages(backbone: str, options: Mapping[str, Any] | None = None, side_px: int | None = None) -> tuple[str, ...]:
-    """The stages of a backbone at which rows can be mixed, first to last; the last is its last feature map.
+    """Return the stages of a backbone at which rows can be mixed, first to last; the last is its last feature map.
 
-    Each is confirmed by a probe. Other modules can be named too, where `problems` finds nothing against them.
-    Raises ModelError for a backbone, option or size that timm does not take.
+    Each is confirmed by a probe. Other modules work too if `embedder.problems` does not reject them.
+    Raises ModelError for a backbone, option or size that timm does not accept.
     """
     return anatomy(backbone, options, side_px).stages()
 
 
 @dataclass(frozen=True)
 class _Options:
-    """Options for timm, equal where they are written alike: the lists among them have no hash."""
+    """Options for timm, compared by their text because lists among them cannot be hashed."""
 
-    written: str
+    text: str
     values: Mapping[str, Any] = field(compare=False)
 
 
 def anatomy(backbone: str, options: Mapping[str, Any] | None = None, side_px: int | None = None) -> "Anatomy":
-    """The anatomy of a backbone with these options at this size; found out once in a process."""
+    """Return the anatomy of a backbone with these options at this size, found out once per process."""
     options = options or {}
     return _anatomy(backbone, _Options(repr(sorted(options.items())), options), side_px)
 
@@ -54,13 +55,13 @@ def _anatomy(backbone: str, options: _Options, side_px: int | None) -> "Anatomy"
 
 
 class Anatomy:
-    """What forwards without weights (on torch's meta device) show of a backbone.
+    """The structure of a backbone.
 
-    `axes` are the axes of positions in its features (n, …), `prefix` the tokens before the patches, `positions` the
-    number of positions or patches at `side_px`, `last` the name of the stage that is the last feature map.
+    `axes` are the axes of positions in its features (n, …), `prefix` is the number of tokens before the patches,
+    `positions` the number of positions or patches at `side_px`, `last` the stage that is the last feature map.
     """
 
-    ROWS, MORE = 3, 2  # clean and added rows of a probe: 3 + 2 rows are not mistaken for another dimension
+    ROWS, MORE = 3, 2  # clean and added rows of a probe: 3 and 5 cannot be mistaken for another dimension
 
     def __init__(self, backbone: str, options: Mapping[str, Any], side_px: int | None):
         self.backbone = backbone
@@ -73,21 +74,21 @@ class Anatomy:
         tag = self.config.get("tag")
         self.tag = f"{self.config['architecture']}.{tag}" if tag else self.config["architecture"]
         self._modules = dict(self.network.named_modules())
-        self._refusals: dict[str, str | None] = {}
+        self._reasons: dict[str, str | None] = {}
         self._flops: dict[str, tuple[int, int]] = {}
         self._probe()
 
     def _probe(self) -> None:
-        """One forward that looks at everything: what comes out last, and which module puts it out."""
+        """Find the last feature map and the modules that return it, with one forward pass."""
         ran: dict[str, Any] = {}
 
-        def note(name: str) -> Callable[..., None]:
+        def record(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
                 ran.setdefault(name, output)
 
             return hook
 
-        handles = [module.register_forward_hook(note(name)) for name, module in self._modules.items() if name]
+        handles = [module.register_forward_hook(record(name)) for name, module in self._modules.items() if name]
         try:
             features = self._forward()
         finally:
@@ -97,15 +98,15 @@ class Anatomy:
         described = [name for name in _described_stages(self.network) if name in ran]
         self._ends = {name for name, output in ran.items() if output is features}
         self.last = min(self._ends or {UNNAMED_END}, key=lambda name: (name not in described, name.count("."), name))
-        order = {name: place for place, name in enumerate(ran)}
+        order = {name: number for number, name in enumerate(ran)}
         self._candidates = sorted((n for n in dict.fromkeys(described) if n not in self._ends), key=order.__getitem__)
 
     def _forward(self, rows: int = ROWS) -> Tensor:
         try:
             return self._features(rows)
-        except Exception as error:  # whatever a backbone raises, its images are what it cannot take
+        except Exception as error:  # whatever a backbone raises, the cause is the size of the images
             raise ModelError(
-                f"{self.backbone} cannot take images of {self.side_px} px ({backbones.first_line(error)}); "
+                f"{self.backbone} does not accept images of {self.side_px} px ({backbones.first_line(error)}); "
                 f"its own size is {self.input_px} px"
             ) from error
 
@@ -133,11 +134,11 @@ class Anatomy:
         self.positions = math.prod(shape[axis] for axis in self.axes) - self.prefix
 
     def stages(self) -> tuple[str, ...]:
-        """The described stages that a probe confirms, and the last feature map."""
-        return (*(name for name in self._candidates if self._refusal(name) is None), self.last)
+        """Return the stages that timm describes and a probe confirms, and the last feature map."""
+        return (*(name for name in self._candidates if self._reason_against(name) is None), self.last)
 
     def resolve(self, stage: str | int) -> str:
-        """The name of a stage given by name, by module name, or by its index in `stages()`; ModelError if none is."""
+        """Return the name of a stage, given by name, module or index in `stages()`; ModelError for an unknown one."""
         if str(stage).lstrip("-").isdigit():
             known = self.stages()
             if not -len(known) <= int(stage) < len(known):
@@ -147,12 +148,12 @@ class Anatomy:
             return self.last
         if stage not in self._modules:
             raise ModelError(f"{self.backbone} has no stage {stage!r}; {self._listed()}")
-        if reason := self._refusal(stage):
-            raise ModelError(self.refused(stage, reason))
+        if reason := self._reason_against(stage):
+            raise ModelError(self.rejection(stage, reason))
         return stage
 
     def flops(self, stage: str | int) -> tuple[int, int]:
-        """Floating-point operations of the backbone on one image, up to the stage and after it."""
+        """Return the floating-point operations of the backbone on one image, up to the stage and after it."""
         name = self.resolve(stage)
         if name not in self._flops:
             with FlopCounterMode(display=False) as counter:
@@ -168,26 +169,26 @@ class Anatomy:
             self._flops[name] = (up_to, total - up_to)
         return self._flops[name]
 
-    def _refusal(self, stage: str) -> str | None:
-        """Why rows cannot be added at a module; None where a probe with added rows comes out whole."""
-        if stage not in self._refusals:
-            self._refusals[stage] = self._try(stage)
-        return self._refusals[stage]
+    def _reason_against(self, stage: str) -> str | None:
+        """Return why rows cannot be added at a module; None if a probe with added rows succeeds."""
+        if stage not in self._reasons:
+            self._reasons[stage] = self._probe_added_rows(stage)
+        return self._reasons[stage]
 
-    def _try(self, stage: str) -> str | None:
+    def _probe_added_rows(self, stage: str) -> str | None:
         try:
             with more_rows(self.network, stage, self.ROWS, lambda maps: maps[: self.MORE]):
                 features = self._features(self.ROWS)
         except NotMixable as error:
             return str(error)
-        except Exception:  # whatever the layers after the stage raise, it is the added rows that they do not take
-            return "the layers after it take no added rows"
+        except Exception:  # whatever the layers after the stage raise, the cause is the added rows
+            return "the layers after it do not accept added rows"
         if len(features) != self.ROWS + self.MORE:
-            return "the added rows do not come out at the end"
+            return "the added rows do not reach the output"
         return None
 
-    def refused(self, stage: str, reason: str) -> str:
-        """The sentence that refuses a stage, with those that can be had."""
+    def rejection(self, stage: str, reason: str) -> str:
+        """Return the message for a rejected stage, with the stages that exist."""
         return f"rows cannot be mixed at {stage!r} of {self.backbone}: {reason}; {self._listed()}"
 
     def _listed(self) -> str:
@@ -195,17 +196,17 @@ class Anatomy:
 
 
 def _described_stages(network: nn.Module) -> list[str]:
-    """The module names of timm's own description of the stages; not all of them exist, which a probe shows."""
+    """Return the modules that timm describes as stages; a probe shows which of them exist."""
     info = getattr(network, "feature_info", None) or []
     return [entry["module"] for entry in getattr(info, "info", info) if entry.get("module")]
 
 
 @contextmanager
 def more_rows(network: nn.Module, stage: str, rows: int, mix: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """For one forward, the output h (n rows) of module `stage` becomes cat([h, mix(h)]) for all that follow.
+    """Replace the output h (n rows) of module `stage` by cat([h, mix(h)]) during one forward pass.
 
-    The hook goes when the forward is over: layers run again in the backward pass (gradient checkpointing) would
-    need it, but are refused before, and torch itself raises when a layer that runs again gives other rows.
+    The hook is removed after the pass. Layers that run again in the backward pass (gradient checkpointing) would need
+    it, but they are rejected before, and torch raises if a layer that runs again returns other rows.
     """
     ran = 0
 
@@ -213,12 +214,12 @@ def more_rows(network: nn.Module, stage: str, rows: int, mix: Callable[[Tensor],
         nonlocal ran
         ran += 1
         if ran > 1:
-            raise NotMixable("it runs more than once in a forward")
+            raise NotMixable("it runs more than once in a forward pass")
         if not isinstance(output, Tensor) or output.shape[:1] != (rows,):
-            raise NotMixable(f"it gives {_described(output)}, not one tensor with a row for each of {rows} images")
+            raise NotMixable(f"it returns {_described(output)}, not one tensor with a row for each of {rows} images")
         mixed = mix(output).to(output.dtype)
         if output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last):
-            mixed = mixed.contiguous(memory_format=torch.channels_last)  # else all layers that follow change layout
+            mixed = mixed.contiguous(memory_format=torch.channels_last)  # otherwise all later layers change layout
         return torch.cat([output, mixed])
 
     handle = network.get_submodule(stage).register_forward_hook(add)
@@ -227,7 +228,7 @@ def more_rows(network: nn.Module, stage: str, rows: int, mix: Callable[[Tensor],
     finally:
         handle.remove()
     if not ran:
-        raise NotMixable("it is not called in a forward")
+        raise NotMixable("it is not called in a forward pass")
 
 
 def _described(output: Any) -> str:

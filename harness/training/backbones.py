@@ -1,6 +1,6 @@
-"""Backbones by name: what timm offers, networks without weights, and published files of weights.
+"""Backbones by name: the networks of timm, without weights or with them, and published files of weights.
 
-This file is the only one that knows timm and the hub it downloads from.
+This is the only file that imports timm and huggingface_hub.
 """
 
 import inspect
@@ -16,15 +16,15 @@ from torch import nn
 from harness import registry
 from harness.errors import UserError
 
-OURS = ("num_classes", "in_chans", "pretrained", "features_only", "checkpoint_path", "pretrained_cfg")
+RESERVED = ("num_classes", "in_chans", "pretrained", "features_only", "checkpoint_path", "pretrained_cfg")
 
 
 class ModelError(UserError):
-    """A backbone, option, stage or weights file that does not exist or does not fit; the message says what does."""
+    """Raised for a backbone, option, stage or weights file that does not exist or fit."""
 
 
 class Unavailable(ModelError):
-    """Weights that are not on this machine and cannot be fetched now. Another attempt or machine may have them."""
+    """Raised for weights that cannot be fetched now; a retry or another machine may succeed."""
 
 
 def _timm() -> ModuleType:
@@ -36,25 +36,24 @@ def _timm() -> ModuleType:
 
 
 def names(pattern: str = "*") -> tuple[str, ...]:
-    """timm's backbones whose name matches the shell pattern, such as "resnet*", in alphabetical order."""
+    """Return the timm backbones whose names match the shell pattern, such as "resnet*", in alphabetical order."""
     return tuple(_timm().list_models(pattern))
 
 
 def without_weights(
     backbone: str, options: Mapping[str, Any], side_px: int | None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The network on the meta device, and the options with its image size where it fixes one."""
+    """Return the network on the meta device, and the options with the image size if the network has a fixed one."""
     _check_name(backbone)
-    if taken := [name for name in OURS if name in options]:
-        raise ModelError(f"the options of {backbone} cannot set {', '.join(taken)}: the embedder does")
-
+    if reserved := [name for name in RESERVED if name in options]:
+        raise ModelError(f"the options of {backbone} cannot set {', '.join(reserved)}: the embedder sets it")
     options = dict(options)
     try:
         network = on_meta(backbone, options)
         if side_px and "img_size" not in options and _takes_image_size(network):
             options["img_size"] = side_px
             network = on_meta(backbone, options)
-    except Exception as error:  # timm reports wrong options in as many ways as it has authors
+    except Exception as error:  # timm raises many kinds of errors for wrong options
         raise ModelError(_build_failure(backbone, options, error)) from error
     return network, options
 
@@ -68,8 +67,8 @@ def _check_name(backbone: str) -> None:
     timm = _timm()
     if ":" in backbone or "/" in backbone:
         raise ModelError(
-            f"{backbone!r} is not a name of timm's: networks are named as `metrix-bench list backbones` does, and "
-            "weights from elsewhere are given as a file (pretrained: FILE)"
+            f"{backbone!r} is not a timm name: see `metrix-bench list backbones`, and give other weights as a file "
+            "(pretrained: FILE)"
         )
     architecture, _, tag = backbone.partition(".")
     if not timm.is_model(architecture):
@@ -86,7 +85,7 @@ def _takes_image_size(network: nn.Module) -> bool:
 def _build_failure(backbone: str, options: Mapping[str, Any], error: Exception) -> str:
     unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if unexpected:
-        return f"{backbone} takes no option {unexpected[1]!r}"
+        return f"{backbone} has no option {unexpected[1]!r}"
     return f"{backbone} cannot be built with the options {dict(options)} ({first_line(error)})"
 
 
@@ -108,22 +107,22 @@ def published_file(config: Mapping[str, Any]) -> Path:
         cached = hub.try_to_load_from_cache(repository, file, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
-    # Asking first fails at once where the hub cannot be reached; its download would retry for most of a minute.
-    found = [file for file in files if hub.file_exists(repository, file, revision=revision)]
-    if not found:
-        raise ModelError(f"{repository} holds neither of {', '.join(files)}")
-    return Path(hub.hf_hub_download(repository, found[0], revision=revision))
+    # This request fails at once if the hub is unreachable; a download would retry for most of a minute.
+    existing = [file for file in files if hub.file_exists(repository, file, revision=revision)]
+    if not existing:
+        raise ModelError(f"{repository} contains none of {', '.join(files)}")
+    return Path(hub.hf_hub_download(repository, existing[0], revision=revision))
 
 
 def input_config(network: nn.Module) -> dict[str, Any]:
-    """How a network's images are prepared, as timm has it: "mean", "std", "interpolation", "input_size"."""
+    """Return timm's preparation of images for a network: "mean", "std", "interpolation", "input_size"."""
     return _timm().data.resolve_data_config({}, model=network)
 
 
 def create(backbone: str, options: Mapping[str, Any], overlay: Mapping[str, Any] | None = None) -> nn.Module:
-    """The network without a classifier: with initial weights, or those that an overlay of its configuration names.
+    """Build a network without a classifier, with initial weights or those of an `overlay` of its configuration.
 
-    Raises whatever timm and the file's reader raise.
+    Raises whatever timm and the reader of the file raise.
     """
     if overlay is None:
         return _timm().create_model(backbone, pretrained=False, num_classes=0, **options)

@@ -38,9 +38,7 @@ def rank_devices(ranks: int, name: str | None) -> list[torch.device]:
     if ranks == 1 or device.type != "cuda":
         return [device] * ranks
     if device.index is not None:
-        raise DeviceError(
-            f"device {device} is one GPU; ranks = {ranks} need device cuda, that is cuda:0, cuda:1, …"
-        )
+        raise DeviceError(f"device {device} is one GPU; ranks = {ranks} need device cuda, that is cuda:0, cuda:1, …")
     if ranks > torch.cuda.device_count():
         raise DeviceError(f"ranks = {ranks}, but this machine has {torch.cuda.device_count()} GPUs")
     return [torch.device("cuda", rank) for rank in range(ranks)]

@@ -1,10 +1,10 @@
-"""One trial on several GPUs, or processes, of one machine: inside the network rows are divided, all else is repeated.
+"""A network divided among ranks: each rank computes a slice of the rows, and everything else is repeated on all.
 
 Every rank has the whole batch of images, its labels, λ, pairs, proxies and loss, so losses and Metrix see the global
-batch and know nothing of ranks. `Parallel` gives each rank a slice of the rows on the way into the network and all
-embeddings to each on the way out; gradients go back the same way (as in Megatron-LM, Shoeybi et al. 2019). What
-differs from one process, beyond the order in which numbers are added: dropout and drop-path draw other masks for the
-rows of ranks 1, 2, … (those of rank 0 come from the stream of one process).
+batch and do not know about ranks. `Parallel` gives each rank a slice of the rows before the network and all
+embeddings after it; gradients take the same way back (as in Megatron-LM, Shoeybi et al. 2019). Two things differ from
+a single process: the order in which numbers are added, and the masks of dropout and drop-path for the rows of ranks
+1, 2, … (rank 0 draws the masks of a single process).
 """
 
 from collections.abc import Callable, Iterator
@@ -24,10 +24,10 @@ from harness.training.embedder import Wrapped, batch_norms
 
 
 class Parallel(Wrapped):
-    """A network whose rows are divided among the ranks; the same rows go in on all of them and come out on all.
+    """A network whose rows are divided among the ranks; all ranks pass in the same rows and get all results.
 
-    BatchNorm that trains has the statistics of all rows, exactly. Around a `Chunked` network, where it has those of
-    a chunk, running statistics are averaged over the ranks after each step. The weights of rank 0 are given to all.
+    BatchNorm in training uses the exact statistics of all rows. In a `Chunked` network it uses those of a chunk, and
+    running statistics are averaged over the ranks after each step. All ranks get the weights of rank 0.
     """
 
     def __init__(self, model: nn.Module):
@@ -35,29 +35,29 @@ class Parallel(Wrapped):
         group.broadcast([*model.parameters(), *model.buffers()])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Unit embeddings (n, dim) of normalised images (n, 3, side, side)."""
+        """Return unit embeddings (n, dim) of normalised images (n, 3, side, side)."""
         with self._pass(images):
             return gather(self.model(scatter(images)), len(images))
 
     def forward_to(self, stage: str | int, images: Tensor) -> Tensor:
-        """The last feature map of the images; see `Embedder.forward_to`."""
+        """Return the last feature map of the images; see `Embedder.forward_to`."""
         with self._pass(images):
             return gather(self.model.forward_to(stage, scatter(images)), len(images))
 
     def forward_from(self, stage: str | int, maps: Tensor) -> Tensor:
-        """Unit embeddings (m, dim) of last feature maps (m, …)."""
+        """Return unit embeddings (m, dim) of last feature maps (m, …)."""
         with self._pass(maps):
             return gather(self.model.forward_from(stage, scatter(maps)), len(maps))
 
     def forward_joint(
         self, stage: str | int, images: Tensor, mix: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings of the clean rows (n, dim) and of the rows mixed at `stage` (m, dim); see `Embedder`."""
+        """Return embeddings of the clean rows (n, dim) and of the rows mixed at `stage` (m, dim); see `Embedder`."""
         count = 0
 
-        def mix_all(own: Tensor) -> Tensor:
+        def mix_all(own_rows: Tensor) -> Tensor:
             nonlocal count
-            mixed = mix(gather(own, len(images)))
+            mixed = mix(gather(own_rows, len(images)))
             count = len(mixed)
             return scatter(mixed)
 
@@ -66,7 +66,7 @@ class Parallel(Wrapped):
             return gather(clean, len(images)), gather(mixed, count)
 
     def reduce(self) -> None:
-        """Add up over the ranks what each has of the gradient of one loss, and average statistics of chunks."""
+        """Sum the gradients over the ranks, and average the running statistics of chunks."""
         group.sum_all(p.grad for p in self.model.parameters() if p.grad is not None)
         if not getattr(self.model, "exact", True):
             norms = [norm for norm in batch_norms(self.model) if norm.training and norm.running_mean is not None]
@@ -74,33 +74,35 @@ class Parallel(Wrapped):
 
     @contextmanager
     def _pass(self, rows: Tensor) -> Iterator[None]:
-        with ExitStack() as around:
+        with ExitStack() as stack:
             if self.training:
-                around.enter_context(_own_masks(rows.device))
+                stack.enter_context(_own_masks(rows.device))
             if getattr(self.model, "exact", True) and any(
                 norm.training or norm.running_mean is None for norm in batch_norms(self.model)
             ):
-                around.enter_context(_Synchronised())
+                stack.enter_context(_Synchronised())
             yield
 
 
 class Divided(Augmentation):
-    """An augmentation for which each rank reads a slice of the files; the same random numbers, the same batch on all.
+    """An augmentation in which each rank reads a slice of the files; all ranks get the same batch.
 
-    Images that are decoded already are augmented whole on every rank.
+    Decoded images are augmented completely on every rank.
     """
 
-    def _read(self, images: Unread, transform: Callable[[int], Tensor], places: range) -> Tensor:
-        return group.all_rows(super()._read(images, transform, places[group.own_rows(len(places))]), len(places))
+    def _read(self, images: Unread, transform: Callable[[int], Tensor], positions: range) -> Tensor:
+        return group.all_rows(
+            super()._read(images, transform, positions[group.own_rows(len(positions))]), len(positions)
+        )
 
 
 def scatter(rows: Tensor) -> Tensor:
-    """This rank's slice of rows (n, …) that all ranks have; all get the gradient of all rows."""
+    """Return this rank's slice of rows (n, …) that all ranks have; in the backward pass all get the gradient."""
     return _Scatter.apply(rows)
 
 
 def gather(rows: Tensor, count: int) -> Tensor:
-    """(count, …): the rows of all ranks, from this rank's slice of them, which gets its slice of the gradient."""
+    """Return the rows of all ranks, (count, …), from this rank's slice, which gets its slice of the gradient."""
     return _Gather.apply(rows, count)
 
 
@@ -129,7 +131,7 @@ class _Gather(Function):
 
 
 class _Synchronised(TorchFunctionMode):
-    """Inside, batch normalisation has the statistics of the rows of all ranks, whatever layer asks for it."""
+    """A mode in which every batch normalisation uses the statistics of the rows of all ranks."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         return (_batch_norm if function is F.batch_norm else function)(*args, **(kwargs or {}))
@@ -145,7 +147,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """F.batch_norm over the rows of all ranks."""
+    """Compute F.batch_norm over the rows of all ranks."""
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     normalised, mean, var, count = _Normalise.apply(input, weight, bias, eps)
@@ -157,10 +159,10 @@ def _batch_norm(
 
 
 class _Normalise(Function):
-    """(x − mean)/√(var + ε)·weight + bias of x (n, c, …), the moments over the rows of all ranks; and the moments.
+    """Return (x − mean)/√(var + ε)·weight + bias of x (n, c, …), with moments over the rows of all ranks, and these.
 
-    The variance is that of centred values, a second message, because a difference of squares would lose digits. A
-    rank may have no rows. Computed in float32 at least.
+    The variance of centred values takes a second message, but a difference of squares would lose digits. A rank may
+    have no rows. Computed in float32 or wider.
     """
 
     @staticmethod
@@ -189,33 +191,33 @@ class _Normalise(Function):
         x, weight, mean, inverse, count = ctx.saved_tensors
         gradient = gradient.to(mean.dtype)
         normalised = (x.to(mean.dtype) - mean.view(ctx.shape)) * inverse.view(ctx.shape)
-        here = torch.stack([gradient.sum(ctx.axes), (gradient * normalised).sum(ctx.axes)])
-        everywhere = here.clone()
-        group.sum_over_ranks(everywhere)
-        shift, along = (total.view(ctx.shape) for total in everywhere / count)
+        own = torch.stack([gradient.sum(ctx.axes), (gradient * normalised).sum(ctx.axes)])
+        total = own.clone()
+        group.sum_over_ranks(total)
+        shift, along = (moment.view(ctx.shape) for moment in total / count)
         scale = (inverse if weight is None else inverse * weight).view(ctx.shape)
         towards_x = (scale * (gradient - shift - normalised * along)).to(x.dtype)
-        # Weight and bias have this rank's part alone: it is added up with that of all other parameters.
-        return towards_x, None if weight is None else here[1].to(weight.dtype), here[0] if ctx.biased else None, None
+        # Weight and bias get only this rank's part: `reduce` sums it like that of all other parameters.
+        return towards_x, None if weight is None else own[1].to(weight.dtype), own[0] if ctx.biased else None, None
 
 
 @contextmanager
 def _own_masks(device: torch.device) -> Iterator[None]:
-    """Each rank draws masks of its own inside, rank 0 those of a single process; outside, all draw the same."""
+    """Let each rank draw its own masks inside, rank 0 those of a single process; outside, all draw the same."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         if rank := group.rank():
             torch.manual_seed(torch.randint(2**62, ()).item() + rank)
         yield
-    for place in ("cpu", *devices):
-        torch.rand((), device=place)  # so that the next pass draws other masks
+    for generator_device in ("cpu", *devices):
+        torch.rand((), device=generator_device)  # so that the next pass draws other masks
 
 
 def backward(model: Parallel, criterion: nn.Module, check: Callable[[], None] = lambda: None):
-    """What replaces `loss.backward()`: the full gradient on every rank, that of proxies to the bit rank 0's.
+    """Return a replacement of `loss.backward()` that gives every rank the full gradient.
 
-    All ranks compute the gradient of the proxies, from the same numbers; but a GPU may add them in another order, and
-    proxies that drift apart would be another model on every rank. `check` raises where a rank is lost.
+    All ranks compute the gradient of the proxies from the same numbers, but GPUs may add them in another order, and
+    the proxies would drift apart. So all ranks take that of rank 0. `check` raises if a rank has failed.
     """
     group.broadcast(criterion.parameters())
 

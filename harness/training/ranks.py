@@ -1,4 +1,4 @@
-"""Ranks: the processes of one machine that share the work of one trial, and what happens when one of them ends."""
+"""Ranks: the processes of one machine that share the work of a trial, and what happens when one of them ends."""
 
 import json
 import os
@@ -21,23 +21,23 @@ import torch
 from harness.training import group
 from harness.training.chunked import out_of_memory
 
-FOLLOW = (
+RUN_RANK = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
-    "from harness.training.ranks import _follow; _follow()"
+    "from harness.training.ranks import _run_rank; _run_rank()"
 )
-NOTICE_S = 3  # after a message failed, until the rank that failed it must have ended
+NOTICE_S = 3  # within which a rank whose message failed must have ended
 
 
 class RankFailed(RuntimeError):
-    """A rank other than 0 that stopped; the message names it and what it said."""
+    """Raised if a rank other than 0 stops; the message names the rank and its error."""
 
 
 class Ranks(AbstractContextManager):
-    """Ranks 1, 2, … as processes that call function(rank, *arguments), while this process, rank 0, goes on.
+    """Run function(rank, *arguments) in processes as ranks 1, 2, …, while this process continues as rank 0.
 
-    They start on entering, and meet rank 0 when it calls `join`. A rank that raises or dies raises here: RankFailed
-    naming it, or torch.OutOfMemoryError where its memory ran out. When rank 0 leaves, however it leaves, they end: a
-    rank lives as long as the pipe from rank 0 is open, and the kernel closes that. `function` is found by its name.
+    The processes start on entering the context, and meet rank 0 when it calls `join`. If a rank raises or dies, this
+    process raises RankFailed, or torch.OutOfMemoryError if the rank's memory ran out. The ranks end when rank 0
+    leaves the context or dies: a rank lives as long as its pipe from rank 0 is open. `function` must be importable.
     """
 
     def __init__(self, count: int, device: torch.device, function: Callable[..., None], *arguments: Any):
@@ -52,7 +52,7 @@ class Ranks(AbstractContextManager):
         for rank in range(1, self.count):
             with (self._folder / f"{rank}.log").open("wb") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-c", FOLLOW], stdin=subprocess.PIPE, stdout=log, stderr=log
+                    [sys.executable, "-c", RUN_RANK], stdin=subprocess.PIPE, stdout=log, stderr=log
                 )
             self._processes[rank] = process
             pickle.dump(sys.path, process.stdin)
@@ -62,14 +62,14 @@ class Ranks(AbstractContextManager):
         return self
 
     def join(self) -> None:
-        """Meet the other ranks; what follows may use `Parallel`."""
+        """Meet the other ranks; after this, `Parallel` can be used."""
         store = group.store(self._folder, self.count)
-        until = time.monotonic() + group.START_S
+        deadline = time.monotonic() + group.START_S
         for rank in self._processes:
             while not store.check([f"rank {rank}"]):
                 self.check()
-                if time.monotonic() > until:
-                    raise RankFailed(f"rank {rank} of {self.count} has not begun within {group.START_S} s")
+                if time.monotonic() > deadline:
+                    raise RankFailed(f"rank {rank} of {self.count} did not start within {group.START_S} s")
                 time.sleep(0.02)
         store.set("rank 0", "here")
         group.join(0, self.count, self.device.type, store)
@@ -77,32 +77,33 @@ class Ranks(AbstractContextManager):
             threading.Thread(target=self._abort_when_alone, daemon=True).start()
 
     def check(self) -> None:
-        """Raise what ended a rank, where one has ended before its time."""
-        if lost := self._lost():
-            raise lost
+        """Raise the failure of a rank, if one has failed."""
+        if failure := self._failure():
+            raise failure
 
     def __exit__(self, kind, error, trace) -> None:
         self._leaving.set()
         try:
             if isinstance(error, Exception) and not isinstance(error, RankFailed | torch.OutOfMemoryError):
-                self._blame(error)
+                self._raise_cause(error)
         finally:
             self._end(in_order=error is None)
 
-    def _blame(self, error: Exception) -> None:
-        """Raise what ended another rank, where that is why this one failed; not an error that all ranks have."""
-        until = time.monotonic() + (NOTICE_S if group.is_message_error(error) else 0)
-        while not (lost := self._lost()) and time.monotonic() < until:
+    def _raise_cause(self, error: Exception) -> None:
+        """Raise the failure of another rank if it caused this error; not an error that all ranks have."""
+        deadline = time.monotonic() + (NOTICE_S if group.is_message_error(error) else 0)
+        while not (failure := self._failure()) and time.monotonic() < deadline:
             time.sleep(0.02)
-        if lost and f": {type(error).__name__}: " not in str(lost):
-            raise lost from error
+        if failure and f": {type(error).__name__}: " not in str(failure):
+            raise failure from error
 
-    def _lost(self) -> Exception | None:
-        """What ended the first rank that has ended before its time."""
+    def _failure(self) -> Exception | None:
+        """Return the failure of the first rank that has failed, or None."""
         for rank, process in self._processes.items():
             if process.poll():
-                said, memory = self._last_words(rank)
-                return (torch.OutOfMemoryError if memory else RankFailed)(f"rank {rank} of {self.count}: {said}")
+                reason, of_memory = self._reason(rank)
+                kind = torch.OutOfMemoryError if of_memory else RankFailed
+                return kind(f"rank {rank} of {self.count}: {reason}")
         return None
 
     def _end(self, in_order: bool) -> None:
@@ -122,19 +123,19 @@ class Ranks(AbstractContextManager):
                 group.leave()
         self._open.close()
 
-    def _last_words(self, rank: int) -> tuple[str, bool]:
-        """What ended a rank, and whether memory ran out."""
+    def _reason(self, rank: int) -> tuple[str, bool]:
+        """Return why a rank ended, and whether memory ran out."""
         path = self._folder / f"{rank}.json"
         if path.exists():
-            words = json.loads(path.read_text(encoding="utf-8"))
-            return words["error"], words["out of memory"]
+            report = json.loads(path.read_text(encoding="utf-8"))
+            return report["error"], report["out of memory"]
         code = self._processes[rank].returncode
         how = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with status {code}"
         log = (self._folder / f"{rank}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return f"ended {how}{': ' + log[-1] if log else ''}", False
 
     def _abort_when_alone(self) -> None:
-        """On GPUs a message to a dead rank waits forever: end it, so that rank 0 goes on and finds out."""
+        """Abort messages to a dead rank, which on GPUs would wait forever, so that rank 0 notices the failure."""
         while not self._leaving.wait(1):
             if any(process.poll() for process in self._processes.values()):
                 if not self._leaving.wait(NOTICE_S):
@@ -142,14 +143,14 @@ class Ranks(AbstractContextManager):
                 return
 
 
-def _follow() -> None:
-    """The life of a rank other than 0: what is to be done comes through the standard input, whose end is its own."""
+def _run_rank() -> None:
+    """Run a rank other than 0: read its work from standard input, and end when standard input ends."""
     rank, count, device, folder = pickle.load(sys.stdin.buffer)
     call = pickle.Unpickler(sys.stdin.buffer)
 
     def end_with_rank_0() -> None:
         sys.stdin.buffer.read()
-        shutil.rmtree(folder, ignore_errors=True)  # rank 0 was killed, or it would have done so itself
+        shutil.rmtree(folder, ignore_errors=True)  # rank 0 was killed, so it did not remove the folder
         os._exit(1)
 
     try:
@@ -157,14 +158,14 @@ def _follow() -> None:
         threading.Thread(target=end_with_rank_0, daemon=True).start()
         store = group.store(folder, count)
         store.set(f"rank {rank}", "here")
-        store.wait(["rank 0"], group.FOREVER)
+        store.wait(["rank 0"], group.NO_TIMEOUT)
         group.join(rank, count, device, store)
         function(rank, *arguments)
         if device == "cuda":
-            torch.cuda.synchronize()  # rank 0 may still wait for what was sent last
+            torch.cuda.synchronize()  # rank 0 may still wait for the last message
     except BaseException as error:
         traceback.print_exc()
-        said = {"error": f"{type(error).__name__}: {error}", "out of memory": out_of_memory(error)}
-        (folder / f"{rank}.json").write_text(json.dumps(said), encoding="utf-8")
+        report = {"error": f"{type(error).__name__}: {error}", "out of memory": out_of_memory(error)}
+        (folder / f"{rank}.json").write_text(json.dumps(report), encoding="utf-8")
         os._exit(1)
-    os._exit(0)  # without the end of an interpreter, in which a process group may wait for others
+    os._exit(0)  # skips the shutdown of the interpreter, in which a process group may wait for others

@@ -1,4 +1,4 @@
-"""A trial goes on from the data, weights and code that it began with, and from no others."""
+"""A trial continues only with the data, weights and code that it started with."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ def test_a_trial_does_not_continue_on_other_classes(folder_trial, data, tmp_path
 
 
 @pytest.mark.parametrize("path", ["cache", "classical"])
-def test_a_trial_does_not_continue_on_other_pixels_under_the_same_names(path, folder_trial, data, tmp_path):
+def test_a_trial_does_not_continue_on_other_pixels_with_the_same_names(path, folder_trial, data, tmp_path):
     trial = folder_trial()
     trial = trial.model_copy(update={"images": trial.images.model_copy(update={"path": path})})
     begun(trial, tmp_path / "run", data)
@@ -57,7 +57,7 @@ def test_a_trial_does_not_continue_on_other_pixels_under_the_same_names(path, fo
 
 
 @pytest.mark.parametrize("path", ["cache", "classical"])
-def test_a_copy_of_the_same_data_is_no_other(path, folder_trial, data, tmp_path):
+def test_a_copy_of_the_same_data_is_the_same(path, folder_trial, data, tmp_path):
     trial = folder_trial()
     trial = trial.model_copy(update={"images": trial.images.model_copy(update={"path": path})})
     begun(trial, tmp_path / "run", data, 2)
@@ -67,7 +67,7 @@ def test_a_copy_of_the_same_data_is_no_other(path, folder_trial, data, tmp_path)
     assert set_aside(tmp_path / "run") == []
 
 
-def test_images_of_equal_size_and_time_are_not_taken_for_those_of_another_folder(folder_trial, tmp_path):
+def test_images_of_two_folders_with_equal_sizes_and_times_are_not_confused(folder_trial, tmp_path):
     """As two archives give that were packed with one date: the decoded ones lie in one cache."""
     found = []
     for name, shade in (("a", 0), ("b", 100)):
@@ -97,9 +97,7 @@ def test_a_trial_does_not_continue_from_other_weights(folder_trial, data, tmp_pa
 
 
 @pytest.mark.parametrize("pretrained", [True, "w.safetensors"])
-def test_weights_that_are_gone_are_a_sentence_and_hide_no_records(
-    pretrained, folder_trial, data, tmp_path, monkeypatch
-):
+def test_missing_weights_give_one_message_and_hide_no_records(pretrained, folder_trial, data, tmp_path, monkeypatch):
     def gone(*_):
         raise Unavailable("the published weights of test_resnet.r160_in1k are not on this machine")
 
@@ -144,7 +142,7 @@ def test_a_checkpoint_of_an_older_version_is_set_aside(folder_trial, data, tmp_p
     assert "after epoch 1 cannot be continued: it does not state its data, weights and code;" in sentence
 
 
-def test_what_trains_is_there_and_reports_are_no_part_of_it():
+def test_the_training_code_exists_and_excludes_reports():
     assert [place for place in provenance.TRAINS if not (provenance.ROOT / place).exists()] == []
     assert not any("report" in place or "launch" in place for place in provenance.TRAINS)
     assert len(provenance.training_versions()["the training code"]) == 64
@@ -167,7 +165,7 @@ def grid(tmp_path):
 
 
 @pytest.mark.parametrize(("where", "protocol"), [("", "fair"), ("search", "tuned")])
-def test_what_is_done_from_other_data_is_not_mixed_with(where, protocol, grid, data, tmp_path):
+def test_results_from_other_data_are_not_mixed(where, protocol, grid, data, tmp_path):
     place = tmp_path / "run"
     (trial,) = grid.trials()
     record = run_trial(trial, place / where, data)
@@ -187,7 +185,7 @@ def test_what_is_done_from_other_data_is_not_mixed_with(where, protocol, grid, d
     )
 
 
-def test_what_is_done_from_other_pixels_or_weights_is_not_mixed_with(grid, data, tmp_path):
+def test_results_from_other_pixels_are_not_mixed(grid, data, tmp_path):
     (trial,) = grid.trials()
     sources = Sources(tmp_path / "run", data)
     record = run_trial(trial, sources.out, data)

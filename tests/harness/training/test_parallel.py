@@ -1,4 +1,4 @@
-"""Two processes that share every batch compute what one does, and neither is left behind when the other ends."""
+"""Two processes that share every batch compute the same as one."""
 
 import pytest
 import torch
@@ -150,13 +150,13 @@ def test_ten_steps_of_two_ranks_are_those_of_one(case, computed):
     same(zero[str(case)], trained(*case), 1e-9)
 
 
-def test_batch_norm_of_any_kind_sees_all_rows(computed):
+def test_every_kind_of_batch_norm_sees_all_rows(computed):
     zero, one = computed
     same(zero["plain"][:3], one["plain"][:3])
     same(zero["plain"], plain(), 1e-12)
 
 
-def test_ranks_draw_masks_of_their_own_and_nothing_else(computed):
+def test_ranks_draw_their_own_masks_and_nothing_else(computed):
     (zero, again, after), (_, _, after_one) = (found["masks"] for found in computed)
     torch.manual_seed(5)
     assert torch.equal(zero[:6], nn.Dropout(0.5)(torch.ones(6, 20)))

@@ -1,4 +1,4 @@
-"""Ranks end with rank 0, and what ends one of them is what the trial raises."""
+"""Ranks end with rank 0, and the failure of a rank is raised by the trial."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def runs_out_of_memory(rank):
         (runs_out_of_memory, torch.OutOfMemoryError, "rank 1 of 2: OutOfMemoryError: of rank 1"),
     ],
 )
-def test_the_error_of_a_rank_is_that_of_the_trial(function, error, words):
+def test_the_error_of_a_rank_is_raised_by_the_trial(function, error, words):
     def meet():
         with Ranks(2, CPU, function) as ranks:
             ranks.join()
@@ -110,7 +110,7 @@ def aborts(rank):
     os.abort()
 
 
-def test_what_an_aborted_rank_wrote_last_is_told():
+def test_the_last_line_of_an_aborted_rank_is_reported():
     def meet():
         with Ranks(2, CPU, aborts) as ranks:
             ranks.join()
@@ -161,6 +161,6 @@ def test_a_trial_of_two_ranks_scores_what_one_does_and_is_resumed(tiny, tmp_path
     assert two["optimizer"]["param_groups"] == one["optimizer"]["param_groups"]
 
 
-def test_more_ranks_than_rows_are_refused(tiny, tmp_path):
+def test_more_ranks_than_rows_are_rejected(tiny, tmp_path):
     with pytest.raises(ValueError, match="ranks = 21 cannot share a batch: batch_size = 20"):
         run_trial(tiny(), tmp_path, ranks=21)

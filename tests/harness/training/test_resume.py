@@ -1,4 +1,4 @@
-"""A trial that is continued: from the data, weights and code it began with, whatever moment it was killed at."""
+"""A trial that is resumed: killed at any moment, it ends in the same result, and its costs cover all attempts."""
 
 import ctypes
 import json
@@ -49,9 +49,9 @@ class Lives:
     def __init__(self, monkeypatch, place, bucket):
         self.life, self.writes, self.kill_before, self.weights = 0, 0, 0, {}
         self.place = place
-        self._shown = train._shown
+        self._batches = train._batches
         monkeypatch.setattr(Bench, "scores", lambda bench, name: self.scores(bench))
-        monkeypatch.setattr(train, "_shown", self.shown)
+        monkeypatch.setattr(train, "_batches", self.shown)
         if bucket:
             monkeypatch.setattr(storage.Bucket, "_send", self.counted(storage.Bucket._send))
             monkeypatch.setattr(storage, "of", lambda place, copy=None: LocalBucket(place, self.copy))
@@ -74,7 +74,7 @@ class Lives:
         return counted
 
     def shown(self, *arguments):
-        for pixels, labels in self._shown(*arguments):
+        for pixels, labels in self._batches(*arguments):
             yield pixels + 0.01 * self.life, labels
 
     def scores(self, bench):
@@ -85,7 +85,7 @@ class Lives:
 
 @pytest.mark.parametrize("bucket", [False, True], ids=["folder", "bucket"])
 @pytest.mark.parametrize("protocol", ["fair", "paper"])
-def test_wherever_a_process_dies_the_chosen_weights_are_those_of_the_curve(
+def test_the_chosen_weights_match_the_curve_wherever_a_process_dies(
     protocol, bucket, folder_trial, data, tmp_path, monkeypatch
 ):
     trial = folder_trial(epochs=2).model_copy(update={"protocol": protocol})
@@ -136,7 +136,7 @@ def test_a_checkpoint_in_a_bucket_is_not_continued_on_other_data(folder_trial, d
     assert len(list((tmp_path / "run" / "set_aside").rglob("last.safetensors"))) == 1
 
 
-def test_chosen_weights_that_are_lost_are_made_again_from_the_state(folder_trial, data, tmp_path):
+def test_lost_chosen_weights_are_saved_again_from_the_state(folder_trial, data, tmp_path):
     trial = folder_trial()
     begun(trial, tmp_path / "run", data)
     path = Run(tmp_path / "run").checkpoints(trial) / "best.safetensors"
@@ -196,8 +196,8 @@ def test_the_time_of_earlier_attempts_counts(folder_trial, data, tmp_path, clock
     assert [epoch.validation_s for epoch in record.curve] == [10, 10, 10, 10]
 
 
-def test_the_time_of_an_attempt_that_ran_out_of_memory_counts_too(folder_trial, data, tmp_path, clock, monkeypatch):
-    shown, failed = train._shown, []
+def test_the_time_of_an_attempt_out_of_memory_counts_too(folder_trial, data, tmp_path, clock, monkeypatch):
+    shown, failed = train._batches, []
 
     def full(trial, epoch, *arguments):
         if epoch == 2 and not failed:
@@ -206,12 +206,12 @@ def test_the_time_of_an_attempt_that_ran_out_of_memory_counts_too(folder_trial, 
             raise torch.OutOfMemoryError("of memory")
         return shown(trial, epoch, *arguments)
 
-    monkeypatch.setattr(train, "_shown", full)
+    monkeypatch.setattr(train, "_batches", full)
     cost = run_trial(folder_trial(), tmp_path, data).cost
     assert (cost.wall_s, failed) == (540, [2])
 
 
-def test_steps_images_and_seconds_of_training_are_those_of_all_attempts(folder_trial, data, tmp_path):
+def test_steps_images_and_seconds_of_all_attempts_are_summed(folder_trial, data, tmp_path):
     whole = run_trial(folder_trial(), tmp_path / "whole", data)
     begun(folder_trial(), tmp_path / "parts", data, 2)
     parts = run_trial(folder_trial(), tmp_path / "parts", data)
@@ -221,7 +221,7 @@ def test_steps_images_and_seconds_of_training_are_those_of_all_attempts(folder_t
     assert parts.cost.wall_s > parts.cost.attempt_s > 0
 
 
-def test_the_peak_of_memory_is_that_of_the_trial_not_of_the_process(folder_trial, data, tmp_path):
+def test_the_peak_of_memory_belongs_to_the_trial_not_to_the_process(folder_trial, data, tmp_path):
     first = run_trial(folder_trial(), tmp_path, data).cost.peak_gb
     if first is None:
         pytest.skip("this system does not let a process begin its peak anew")
@@ -233,7 +233,7 @@ def test_the_peak_of_memory_is_that_of_the_trial_not_of_the_process(folder_trial
     assert run_trial(folder_trial(), tmp_path / "again", data).cost.peak_gb < large - 0.2
 
 
-def test_a_trial_that_goes_on_elsewhere_says_so(folder_trial, data, tmp_path, monkeypatch):
+def test_a_trial_continued_on_another_device_has_a_note(folder_trial, data, tmp_path, monkeypatch):
     trial = folder_trial()
     for epochs, device in ((1, "GPU A"), (2, "GPU B"), (1, "GPU A")):
         monkeypatch.setattr(trials, "device_name", lambda _, device=device: device)
@@ -245,7 +245,7 @@ def test_a_trial_that_goes_on_elsewhere_says_so(folder_trial, data, tmp_path, mo
     assert not any("GPU" in note for note in alone.notes)
 
 
-def test_what_earlier_work_has_freed_is_no_part_of_the_peak():
+def test_memory_freed_earlier_is_not_part_of_the_peak():
     """An allocator keeps freed memory, and a trial after a large one would seem as large: 2.64 and then 1.17 GB."""
     device = torch.device("cpu")
     if not memory.begin(device) or not hasattr(ctypes.CDLL(None), "malloc_trim"):
@@ -260,7 +260,7 @@ def test_what_earlier_work_has_freed_is_no_part_of_the_peak():
     del last
 
 
-def test_a_peak_that_is_not_known_is_not_made_up(folder_trial, data, tmp_path, monkeypatch):
+def test_an_unknown_peak_is_none(folder_trial, data, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "REFERENCES", tmp_path / "none" / "clear_refs")
     assert run_trial(folder_trial(), tmp_path, data).cost.peak_gb is None
 
@@ -280,7 +280,7 @@ def test_the_peak_of_earlier_attempts_counts():
 # what the chosen epoch was
 
 
-def test_the_analysis_has_the_proxies_of_the_chosen_epoch(folder_trial, data, tmp_path, monkeypatch):
+def test_the_analysis_uses_the_proxies_of_the_chosen_epoch(folder_trial, data, tmp_path, monkeypatch):
     falling = iter((0.5, 0.9, 0.8, 0.7))
     monkeypatch.setattr(Bench, "scores", lambda bench, name: ({"MAP@R": next(falling), "R@1": 0.5}, {}))
     seen, analyse = [], trials.analyse
@@ -301,7 +301,7 @@ def test_the_analysis_has_the_proxies_of_the_chosen_epoch(folder_trial, data, tm
     assert not torch.equal(used, proxies[3])
 
 
-def test_weights_of_an_older_version_are_read_without_what_the_loss_had_learnt(folder_trial, data, tmp_path):
+def test_weights_of_an_older_version_are_read_without_the_state_of_the_loss(folder_trial, data, tmp_path):
     trial = folder_trial()
     record = run_trial(trial, tmp_path, data)
     folder = Run(tmp_path).checkpoints(trial)
@@ -319,7 +319,7 @@ def test_weights_of_an_older_version_are_read_without_what_the_loss_had_learnt(f
 # the starting point
 
 
-def test_a_curve_begins_with_the_network_before_its_first_step(folder_trial, data, tmp_path):
+def test_a_curve_starts_before_the_first_step(folder_trial, data, tmp_path):
     trial, untrained = folder_trial(epochs=2), folder_trial("untrained")
     record, floor = (run_trial(some, tmp_path, data) for some in (trial, untrained))
     start, *trained = record.curve

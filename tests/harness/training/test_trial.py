@@ -89,7 +89,7 @@ def test_input_mixing_doubles_the_forward_passes_and_embedding_adds_none(tiny, t
     assert cost["embedding"].forward_passes_per_step == 1.0
 
 
-def test_the_test_split_is_read_once_and_what_it_gave_is_kept(tiny, tmp_path):
+def test_the_test_split_is_read_once_and_its_results_are_kept(tiny, tmp_path):
     trial = tiny().model_copy(update={"keep": "embeddings"})
     record = run_trial(trial, tmp_path)
     run_trial(trial, tmp_path)
@@ -144,7 +144,7 @@ def test_another_checkpoint_of_the_same_cell_is_marked(tiny, tmp_path):
     assert run_trial(other, tmp_path).notes[0].startswith("FAIR-03 test read")
 
 
-def test_a_record_says_what_was_tested_and_how_far_it_spread(tiny, tmp_path):
+def test_a_record_names_the_tested_weights_and_their_spread(tiny, tmp_path):
     record = run_trial(tiny(epochs=3), tmp_path)
     data, origin = record.data, record.provenance
     assert data.test_asked == data.test_queries + data.test_excluded == data.images["test"]
@@ -209,11 +209,11 @@ def test_head_warm_up_leaves_the_backbone_as_it_was(tiny, tmp_path):
     )
 
 
-def test_feature_mixing_says_what_a_reader_must_know(tiny, tmp_path):
+def test_notes_on_feature_mixing(tiny, tmp_path):
     (early,) = run_trial(tiny("contrastive+feature", stage="layer3"), tmp_path).notes
     assert early == "after layer3 clean and mixed rows run together, so BatchNorm sees both"
     (late,) = run_trial(tiny("contrastive+feature"), tmp_path).notes
-    assert "mixing there is mixing un-normalised embeddings" in late
+    assert "mixing there equals mixing unnormalised embeddings" in late
 
 
 def test_the_level_of_an_arm_reaches_metrix(tiny):
