@@ -63,7 +63,7 @@ lowest:  ## run the tests of what computes with the lowest versions that pyproje
 	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python --resolution lowest-direct \
 		-r pyproject.toml --extra dev --extra tune
 	@PYTHONPATH=$(call quoted,$(CURDIR)) build/lowest/bin/python -m pytest tests/baselines tests/metrix \
-		$(addprefix tests/harness/,data evaluation leaderboard reports runs/test_storage.py training/test_models.py \
+		$(addprefix tests/harness/,data evaluation leaderboard reports runs/test_storage.py training/test_embedder.py \
 		training/test_trial.py launch/test_search.py) $(ARGS)
 
 s3: $(S3)  ## install the S3 server that tests of buckets need, in an environment of its own

@@ -12,7 +12,7 @@ _HOME = {
     "run_trial": "harness.training.trial",
     "run_grid": "harness.launch",
     "evaluate": "harness.evaluation.retrieval",
-    "Embedder": "harness.training.models",
+    "Embedder": "harness.training.embedder",
 }
 
 __all__ = ["Embedder", "Grid", "Trial", "evaluate", "run_grid", "run_trial"]

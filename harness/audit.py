@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from harness.config import Arm, Trial
-from harness.evaluation import retrieval
+from harness.evaluation.conformance import conformance
+from harness.evaluation.retrieval import evaluate
 from harness.fairness import rules
 from harness.fairness.ledger import Ledger
 from harness.fairness.rules import Finding, Number, Study, Table
@@ -27,7 +28,7 @@ def audit(run: Run) -> tuple[Finding, ...]:
     board = tables.leaderboard(records, failures, asked.trials, asked.refused, published=published.load())
     found = [
         *(finding for grid in asked.grids for finding in rules.over_grid(grid.model_dump(mode="json"))),
-        *rules.over_evaluator(retrieval.evaluate, retrieval.conformance),
+        *rules.over_evaluator(evaluate, conformance),
         *rules.over_studies(studies(search, [*searched, *search.failures()], records)),
         *rules.over_records([*records, *searched], failures, asked.trials, Ledger.of(run)),
         *rules.over_tables(map(as_table, board.blocks)),

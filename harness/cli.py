@@ -23,7 +23,7 @@ from harness.runs.record import Record, Run, RunError, differences
 
 if TYPE_CHECKING:
     from harness.launch.plan import Plan
-    from harness.training.trial import Sources
+    from harness.training.bench import Sources
 
 OK, FAILED, WRONG_INPUT, INTERRUPTED, CLOSED = 0, 1, 2, 130, 141
 LISTS = ("losses", "levels", "backbones", "datasets", "arms", "seeds")
@@ -512,10 +512,10 @@ def plan_command(arguments: argparse.Namespace) -> int:
 def trial_command(arguments: argparse.Namespace) -> int:
     """Run one arm of a grid here, print its scores and keep its records with those of the grid."""
     from harness.launch import comparable
-    from harness.training.parallel import devices
-    from harness.training.trial import Sources
+    from harness.training.bench import Sources
+    from harness.training.devices import rank_devices
 
-    devices(arguments.ranks, arguments.device)
+    rank_devices(arguments.ranks, arguments.device)
     grid = _grid(arguments)
     plan = _chosen(grid, arguments)
     run = Run(_folder(arguments, grid), warn=print)
@@ -806,10 +806,10 @@ def audit_command(arguments: argparse.Namespace) -> int:
 
 def verify_command(arguments: argparse.Namespace) -> int:
     """Print for every record whether what was kept gives its scores; 1 where one does not or a file is missing."""
-    from harness.training.parallel import devices
+    from harness.training.devices import rank_devices
     from harness.verify import verify
 
-    devices(1, arguments.device)
+    rank_devices(1, arguments.device)
     run = _existing(arguments.run)
     verdicts = []
     for verdict in verify(run, arguments.only, arguments.data, arguments.cache, arguments.device):
@@ -922,17 +922,17 @@ def _datasets(pattern: str | None):
 
 
 def _backbones(pattern: str | None):
-    from harness.training import models
+    from harness.training import backbones
 
-    return "backbones", ("name",), [(name,) for name in models.names()]
+    return "backbones", ("name",), [(name,) for name in backbones.names()]
 
 
 def _stages(pattern: str | None):
-    from harness.training import models
+    from harness.training import anatomy
 
     if pattern is None:
         raise UserError("list stages needs a backbone: metrix-bench list stages resnet50")
-    return f"stages of {pattern}", ("stage",), [(stage,) for stage in models.stages(pattern)]
+    return f"stages of {pattern}", ("stage",), [(stage,) for stage in anatomy.stages(pattern)]
 
 
 def _grids(pattern: str | None):

@@ -26,7 +26,11 @@ from harness.evaluation.retrieval import Evaluation
 from harness.runs.outcomes import UNREADABLE
 from harness.runs.record import Record, Run
 from harness.training import checkpoint
-from harness.training.trial import REFUSED, Bench, Sources, device_name, load_best, read_test, score_test
+from harness.training.bench import Bench, Sources
+from harness.training.devices import device_name
+from harness.training.origin import load_best
+from harness.training.scoring import read_test, score_test
+from harness.training.trial import REFUSED
 
 MARGIN = 2.0  # two roundings of the same size differ in how many queries they turn
 SPARE = 3  # queries that may turn where rounding again turned none

@@ -22,12 +22,12 @@ FLOORS = (  # a file imports from its own room and from floors below it, never f
     {"harness.cli"},
 )
 DOORS = {
-    "timm": "harness/training/models.py",
-    "huggingface_hub": "harness/training/models.py",
+    "timm": "harness/training/backbones.py",
+    "huggingface_hub": "harness/training/backbones.py",
     "torchvision": "harness/data/loading.py",
     "pytorch_metric_learning": "harness/training/pml.py",
     "safetensors": "harness/training/checkpoint.py",
-    "torch.distributed": "harness/training/parallel.py",
+    "torch.distributed": "harness/training/group.py",
     "faiss": "harness/evaluation/retrieval.py",
     "scipy": "harness/leaderboard/statistics.py",
     "scipy.io": "harness/data/datasets/cars196.py",
@@ -134,7 +134,7 @@ def test_text_is_read_and_written_as_utf_8_whatever_the_terminal_speaks(path):
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_read_as_data_and_never_as_code(path):
     """No pickle is opened: arrays and weights that others wrote could run anything."""
-    own_pipe = path.name == "parallel.py"  # to processes that it starts itself; no file is read
+    own_pipe = path.name == "ranks.py"  # to processes that it starts itself; no file is read
     formats = {"dill", "joblib", "shelve", "marshal"} | ({"pickle"} if not own_pipe else set())
     assert not {name.partition(".")[0] for name in imports(path)} & formats
     for node in ast.walk(ast.parse(path.read_text())):

@@ -1,1 +1,1 @@
-"""Datasets, their splits and their images, from the files of a user to tensors."""
+"""Datasets, their splits and their images: from a user's files to tensors."""

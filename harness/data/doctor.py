@@ -1,8 +1,8 @@
-"""Is my copy of a dataset right? Counts, files, splits and duplicates, in words that say what to do.
+"""Check a copy of a dataset: counts, files, splits and duplicates, and what to do about problems.
 
-`examine` looks at a copy as it lies on the disk and finds all that is wrong with it: what `datasets.load` and the
-split of a run refuse, which can be told without reading the images, and every image that training could not decode.
-Published benchmarks are held against the standard copy (FAIR-01).
+`examine` finds everything that is wrong with a copy on the disk: what `datasets.load` and the split of a run would
+reject without reading the images, and every image that training could not decode. Published benchmarks are compared
+with the standard copy (FAIR-01).
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from harness.data import datasets, scorable, splits
-from harness.data.datasets import Dataset, DatasetError, printable, some
+from harness.data.datasets import Dataset, DatasetError
 from harness.data.datasets._decode import decode
 from harness.data.datasets._files import missing_files
+from harness.errors import printable, some
 
 if TYPE_CHECKING:
     from PIL import Image
 
-FILES_AT_ONCE = 200  # that a thread looks at before it reports
+FILES_AT_ONCE = 200  # per thread before it reports progress
 MISSING = "is missing"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a copy: E has to be put right before it runs, W is worth knowing."""
+    """A finding about a copy: E must be fixed before a run, W is a warning."""
 
     severity: Literal["E", "W"]
     sentence: str
@@ -42,29 +43,29 @@ class Finding:
 
 @dataclass(frozen=True)
 class Examination:
-    """What a copy of a dataset holds, and what is wrong with it.
+    """What a copy of a dataset contains, and what is wrong with it.
 
-    counts, expected: (images, classes) of train, validation and test, or of query and gallery instead; `expected` is
-    of the standard copy, {} where there is none.
+    counts, expected: (images, classes) of train, validation and test, or of query and gallery instead; `expected`
+    belongs to the standard copy, {} if there is none.
     """
 
     name: str
     title: str  # of the published benchmark, or the name
     counts: dict[str, tuple[int, int]]
     expected: dict[str, tuple[int, int]]
-    fingerprint: str | None  # of keys, classes, splits and roles; None where no index can be made
+    fingerprint: str | None  # of keys, classes, splits and roles; None if no index can be made
     unreadable: tuple[str, ...]  # which images, and why
     findings: tuple[Finding, ...]
-    advice: str  # what goes where and where it can be found; "" where nobody knows
+    advice: str  # what goes where and where to get it; "" if unknown
 
     @property
     def sound(self) -> bool:
-        """Whether nothing stands against using the copy."""
+        """Return whether the copy can be used."""
         return not any(finding.severity == "E" for finding in self.findings)
 
 
-class Look(NamedTuple):
-    """What looking at an image gave: why it cannot be read ("" if it can), and a digest of its content."""
+class ImageCheck(NamedTuple):
+    """The result of checking an image: why it cannot be read ("" if it can), and a digest of its content."""
 
     problem: str
     digest: bytes
@@ -79,11 +80,11 @@ def examine(
     progress: Callable[[int, int], None] | None = None,
     **options,
 ) -> Examination:
-    """Look at a copy of a dataset; nothing is raised about the data, all that is wrong with them is found.
+    """Check a copy of a dataset and return all problems of the data instead of raising them.
 
     name, data, cache, options: as for `datasets.load`.
-    thorough: call images equal whose pixels are, whatever the kind of file, and not only equal files.
-    progress: called with (images looked at, images in all).
+    thorough: compare images by their pixels, in any file format, instead of by the bytes of their files.
+    progress: called with (checked images, all images).
 
     Raises DatasetError for a dataset that does not exist.
     """
@@ -96,26 +97,26 @@ def examine(
         sentence = str(error).removesuffix(advice).rstrip()
         return Examination(name, title, {}, expected, None, (), (Finding("E", sentence),), advice)
     findings = [Finding("E", sentence) for sentence in datasets.problems(dataset)]
-    findings = findings or [*_scored(dataset)]
-    findings += [Finding("W", f"{name}: {passed}") for passed in dataset.passed_over]
+    findings = findings or [*_scoring_findings(dataset)]
+    findings += [Finding("W", f"{name}: {ignored}") for ignored in dataset.passed_over]
     if standard and (deviations := standard.deviations(dataset)):
         severity = "W" if options.get("allow_nonstandard") else "E"
         findings.append(Finding(severity, f"FAIR-01 {name}: {' '.join(deviations)} This is not {title}."))
-    looks = []
-    for look in _looks(dataset, thorough):
-        looks.append(look)
+    checks = []
+    for check in _checks(dataset, thorough):
+        checks.append(check)
         if progress is not None:
-            progress(len(looks), len(dataset))
+            progress(len(checks), len(dataset))
     how = "pixel for pixel" if thorough or dataset.files is None else "byte for byte"
-    findings += [*_file_findings(dataset, looks), *_duplicates(dataset, looks, how)]
-    unreadable = tuple(look.problem for look in looks if look.problem not in ("", MISSING))
+    findings += [*_file_findings(dataset, checks), *_duplicates(dataset, checks, how)]
+    unreadable = tuple(check.problem for check in checks if check.problem not in ("", MISSING))
     return Examination(
         name, title, _counts(dataset), expected, dataset.index_fingerprint, unreadable, tuple(findings), advice
     )
 
 
-def _scored(dataset: Dataset) -> Iterator[Finding]:
-    """What cannot be scored of a sound index under the fair protocol's split, and which K its test cannot answer."""
+def _scoring_findings(dataset: Dataset) -> Iterator[Finding]:
+    """Yield what cannot be scored of a valid index under the fair protocol, and the K that its test omits."""
     try:
         split = splits.fair_validation(dataset)
     except DatasetError as error:
@@ -145,47 +146,47 @@ def _expected(name: str) -> dict[str, tuple[int, int]]:
     return {"train": train, **(roles or {"test": test})}
 
 
-def _looks(dataset: Dataset, thorough: bool) -> Iterator[Look]:
-    """A look at every image, in order, on all cores: reading and hashing need no interpreter."""
-    look = partial(_look_at_image, dataset) if dataset.files is None else partial(_look_at_file, dataset, thorough)
+def _checks(dataset: Dataset, thorough: bool) -> Iterator[ImageCheck]:
+    """Check every image, in order, on all cores: reading and hashing release the interpreter lock."""
+    check = partial(_check_image, dataset) if dataset.files is None else partial(_check_file, dataset, thorough)
     every = range(len(dataset))
     parts = [every[start : start + FILES_AT_ONCE] for start in range(0, len(every), FILES_AT_ONCE)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        for found in threads.map(lambda part: [look(i) for i in part], parts):
-            yield from found
+        for checked in threads.map(lambda part: [check(i) for i in part], parts):
+            yield from checked
 
 
-def _look_at_image(dataset: Dataset, i: int) -> Look:
-    """A look at an image that is no file of its own."""
+def _check_image(dataset: Dataset, i: int) -> ImageCheck:
+    """Check an image that has no file of its own."""
     try:
         image = dataset.read(i)
     except DatasetError as error:
-        return Look(str(error), b"")
-    return Look("", _pixels_digest(image))
+        return ImageCheck(str(error), b"")
+    return ImageCheck("", _pixels_digest(image))
 
 
-def _look_at_file(dataset: Dataset, thorough: bool, i: int) -> Look:
-    """A look at an image file, which is read once and decoded as training does it."""
+def _check_file(dataset: Dataset, thorough: bool, i: int) -> ImageCheck:
+    """Read an image file once and decode it as training does."""
     key, path = printable(dataset.keys[i]), dataset.files[i]
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait forever
-            return Look(f"{key}: not a file", b"")
+            return ImageCheck(f"{key}: not a file", b"")
         content = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        return Look(MISSING, b"")
+        return ImageCheck(MISSING, b"")
     except OSError as error:
-        return Look(f"{key}: {error.strerror}", b"")
+        return ImageCheck(f"{key}: {error.strerror}", b"")
     if not content:
-        return Look(f"{key}: the file is empty", b"")
+        return ImageCheck(f"{key}: the file is empty", b"")
     try:
         image = decode(io.BytesIO(content), key)
     except DatasetError as error:
-        return Look(str(error), b"")
-    return Look("", _pixels_digest(image) if thorough else _digest(content))
+        return ImageCheck(str(error), b"")
+    return ImageCheck("", _pixels_digest(image) if thorough else _digest(content))
 
 
 def _pixels_digest(image: Image.Image) -> bytes:
-    """Of the picture in colour: a grey one is the same whether it is stored in one channel or in three."""
+    """Return a digest of the picture in colour, so that grey images with one and three channels are equal."""
     return _digest(repr(image.size).encode() + image.convert("RGB").tobytes())
 
 
@@ -193,20 +194,20 @@ def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _file_findings(dataset: Dataset, looks: list[Look]) -> Iterator[Finding]:
-    missing = [key for key, look in zip(dataset.keys, looks, strict=True) if look.problem == MISSING]
+def _file_findings(dataset: Dataset, checks: list[ImageCheck]) -> Iterator[Finding]:
+    missing = [key for key, check in zip(dataset.keys, checks, strict=True) if check.problem == MISSING]
     if missing:
         yield Finding("E", missing_files(dataset, missing))
-    broken = [look.problem for look in looks if look.problem not in ("", MISSING)]
+    broken = [check.problem for check in checks if check.problem not in ("", MISSING)]
     if broken:
         yield Finding("E", f"{dataset.name}: {len(broken)} of {len(dataset)} images cannot be read ({some(broken)})")
 
 
-def _duplicates(dataset: Dataset, looks: list[Look], how: str) -> Iterator[Finding]:
-    """Images that lie in two splits, or under two labels of one split; `how` says in what they are equal."""
+def _duplicates(dataset: Dataset, checks: list[ImageCheck], how: str) -> Iterator[Finding]:
+    """Yield images that are in two splits, or have two labels in one split; `how` says how they are equal."""
     first: dict[bytes, int] = {}
     in_two_splits, under_two_labels = [], []
-    for i, (_, digest) in enumerate(looks):
+    for i, (_, digest) in enumerate(checks):
         j = first.setdefault(digest, i)
         if digest and dataset.split[i] != dataset.split[j]:
             in_two_splits.append(f"{dataset.keys[j]} = {dataset.keys[i]}")

@@ -1,7 +1,7 @@
-"""Where the pixels of a trial come from: images decoded once per machine, or the files, decoded every time.
+"""The images of a trial: decoded once per machine, or from their files each time.
 
-`open_images` decodes a dataset into one uint8 file that every process of the machine maps into memory; `Originals`
-decodes whenever it is asked. Both give batches that `loading.Augmentation` turns into what a network sees.
+`open_images` decodes a dataset into one uint8 file that all processes of the machine map into memory; `Originals`
+decodes for every batch. Both return batches that `loading.Augmentation` prepares for a network.
 """
 
 from __future__ import annotations
@@ -28,53 +28,53 @@ from torch import Tensor
 from harness.data.cache import CacheError, building, remembered
 from harness.data.datasets import Dataset, DatasetError
 
-LAYOUT = b"images-3"  # changes when the file, or the decoded pixels of the same files, would
+LAYOUT = b"images-3"  # changes with the format of the file, or with the decoding of the same images
 FOOTER = struct.Struct("<8sQQ")  # layout, images, bytes of pixels
-CHECKED_IMAGES = 64  # whose sums are compared when a file is opened
-SAMPLED_IMAGES = 64  # from which its size is estimated
-MOST_NAMED = 20  # images that cannot be read
-LONGEST = 4  # longer side over shorter side up to which an image is kept whole
+CHECKED_IMAGES = 64  # whose checksums are compared when a file is opened
+SAMPLED_IMAGES = 64  # from which the size of the file is estimated
+MAX_NAMED = 20  # unreadable images in a message
+MAX_RATIO = 4  # of longer to shorter side; longer images are cropped
 
 
 @dataclass(frozen=True)
 class Images:
-    """All images of a dataset, decoded: uint8 pixels (3, h, w) one after the other, mapped read-only and shared."""
+    """All images of a dataset, decoded: consecutive uint8 pixels (3, h, w), mapped read-only and shared."""
 
     pixels: np.ndarray  # (bytes,) uint8
     sizes: np.ndarray  # (n, 2) height and width
     path: Path
-    sums: np.ndarray  # (n,) crc32 of each image's pixels, as they were when they were decoded
+    sums: np.ndarray  # (n,) crc32 of each image's pixels at decoding
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over sizes and sums of all images in order: equal on every machine where the pixels are."""
+        """Return the sha256 over sizes and checksums of all images, equal on every machine if the pixels are."""
         return hashlib.sha256(self.sizes.tobytes() + self.sums.tobytes()).hexdigest()
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """(n + 1,) where each image begins, and the end."""
+        """Return the offsets (n + 1,) of all images, and the end."""
         return np.concatenate([[0], np.cumsum(3 * self.sizes.prod(axis=1, dtype=np.int64))])
 
     @cached_property
     def array(self) -> np.ndarray | None:
-        """(n, 3, h, w) where all images have one size; None where they have several."""
+        """Return (n, 3, h, w) if all images have the same size, else None."""
         if (self.sizes != self.sizes[0]).any():
             return None
         return np.asarray(self.pixels).reshape(len(self), 3, *self.sizes[0])
 
     def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor | list[Tensor]:
-        """The images on `device`, copied out of the file, which is read nowhere else.
+        """Copy images from the file to `device`.
 
-        (b, 3, h, w) uint8 where all images of the dataset have one size, else a list of (3, h, w) uint8.
+        Return (b, 3, h, w) uint8 if all images of the dataset have the same size, else a list of (3, h, w) uint8.
         """
         indices = np.asarray(indices)
         if self.array is not None:
             return _moved(np.take(self.array, indices, axis=0), device)
         chosen = [self.pixels[self.offsets[i] : self.offsets[i + 1]] for i in indices]
-        together = _moved(np.concatenate(chosen), device)  # one copy to a GPU, not one an image
+        together = _moved(np.concatenate(chosen), device)  # one copy to a GPU, not one per image
         parts = together.split([len(image) for image in chosen])
         return [part.view(3, *size) for part, size in zip(parts, self.sizes[indices].tolist(), strict=True)]
 
@@ -88,22 +88,22 @@ def _moved(pixels: np.ndarray, device: torch.device | str) -> Tensor:
 
 @dataclass(frozen=True)
 class Originals:
-    """The images of a dataset as their files hold them, decoded anew for every batch: the classical path."""
+    """The images of a dataset in their files, decoded for every batch: the classical path."""
 
     dataset: Dataset
-    fingerprint: str = ""  # of what the files hold; see `contents`
+    fingerprint: str = ""  # of the contents of the files; see `contents`
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Unread:
-        """The images, to be read one by one where they are transformed; `device` is where the result shall be."""
+        """Return the images unread, for reading one by one during their transform; the result goes to `device`."""
         return Unread(self.dataset, tuple(np.asarray(indices).tolist()), torch.device(device))
 
 
 @dataclass(frozen=True)
 class Unread:
-    """A batch of images that are still files."""
+    """A batch of images that are not read yet."""
 
     dataset: Dataset
     indices: tuple[int, ...]
@@ -112,9 +112,9 @@ class Unread:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, place: int) -> Image.Image:
-        """The image at `place` of the batch, in RGB. Raises DatasetError naming it when it cannot be read."""
-        return self.dataset.read(self.indices[place]).convert("RGB")
+    def read(self, position: int) -> Image.Image:
+        """Read the image at `position` of the batch, in RGB. Raise DatasetError naming it if it cannot be read."""
+        return self.dataset.read(self.indices[position]).convert("RGB")
 
 
 def open_images(
@@ -124,19 +124,19 @@ def open_images(
     progress: Callable[[int, int], None] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> Images:
-    """The images of a dataset at one size, decoded once per machine and mapped into memory.
+    """Open the images of a dataset at one size, decoded once per machine and mapped into memory.
 
-    Each image is resized so that its shorter side has `side_px`, and kept whole, or, where it is longer than four
-    times its shorter side, its middle; grey images fill three equal channels. Resizing is antialiased, and bilinear
-    whatever a network's weights want, so that all networks share the file. `images-<dataset>-<side>px-<key>.bin` in
-    `cache` is named by the dataset's fingerprints; it is written aside and renamed, under a lock, so processes that
-    start together build it once. On opening, its length and the sums of 64 images are compared with what was
-    written; a file that was cut short or damaged is built again.
+    Each image is resized to `side_px` for its shorter side. An image longer than four times its shorter side is
+    cropped to its middle. Grey images get three equal channels. Resizing is antialiased and always bilinear, whatever
+    a network's weights expect, so that all networks share the file. The file `images-<dataset>-<side>px-<key>.bin` in
+    `cache` is named by the dataset's fingerprints. It is written under a temporary name and renamed, under a lock, so
+    that concurrent processes build it once. Opening it compares its length and the checksums of 64 images with what
+    was written; a truncated or damaged file is built again.
 
-    progress: called with (images decoded, images in all) while building.
-    announce: called with a sentence that says how much disk the file will take, before it is built.
+    progress: called with (decoded images, all images) while building.
+    announce: called with a sentence about the disk space needed, before building.
 
-    Raises DatasetError naming the images that cannot be read, and CacheError when `cache` cannot be written.
+    Raises DatasetError naming the unreadable images, and CacheError if `cache` cannot be written.
     """
     path = images_path(dataset, side_px, cache)
     if (images := _stored(path, len(dataset))) is None:
@@ -146,17 +146,15 @@ def open_images(
                 _build(dataset, side_px, scratch, progress)
         images = _stored(path, len(dataset)) if images is None else images
     if images is None:
-        raise DatasetError(
-            f"{path} was written and cannot be read back: the disk is failing, or files are lost there"
-        )
+        raise DatasetError(f"{path} was written but cannot be read back: the disk is failing or losing files")
     return images
 
 
 def contents(dataset: Dataset, cache: Path) -> str:
-    """What tells the images of a dataset from others under the same names: sha256 over the bytes of their files.
+    """Return a fingerprint of the images of a dataset: the sha256 over the bytes of their files.
 
-    The files are read, and decoded to see whether that works, once for each `stamp`. A dataset that is no files has
-    its `pixel_fingerprint` or stamp. Raises DatasetError naming the images that cannot be read.
+    The files are read and test-decoded once for each `stamp`. Without files, the fingerprint is the dataset's
+    `pixel_fingerprint` or stamp. Raises DatasetError naming the unreadable images.
     """
     if dataset.files is None and dataset.pixel_fingerprint:
         return dataset.pixel_fingerprint
@@ -170,7 +168,7 @@ def contents(dataset: Dataset, cache: Path) -> str:
 
     def read() -> str:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-            _refuse_unreadable(dataset, [said for said in threads.map(problem, range(len(dataset))) if said])
+            _require_readable(dataset, [text for text in threads.map(problem, range(len(dataset))) if text])
         if dataset.files is None:
             return dataset.source_stamp
         digest = hashlib.sha256()
@@ -183,20 +181,20 @@ def contents(dataset: Dataset, cache: Path) -> str:
 
 
 def images_path(dataset: Dataset, side_px: int, cache: Path) -> Path:
-    """The file of `open_images`: named by what decides its bytes: the images in order, not labels."""
+    """Return the file of `open_images`, named by what determines its bytes: the images in order, not their labels."""
     content = (dataset.pixel_fingerprint, dataset.source_stamp, dataset.local_stamp, *dataset.keys)
     key = hashlib.sha256(repr((LAYOUT, PIL.__version__, side_px, content)).encode()).hexdigest()
     return Path(cache) / f"images-{dataset.name}-{side_px}px-{key[:16]}.bin"
 
 
 def disk_bytes(dataset: Dataset, side_px: int) -> int:
-    """About how many bytes of disk `open_images` takes, from the shapes of 64 images."""
+    """Estimate how many bytes of disk `open_images` takes, from the shapes of 64 images."""
     areas = []
     for i in np.unique(np.linspace(0, len(dataset) - 1, SAMPLED_IMAGES).astype(int)):
         try:
             width, height = _size_and_box(dataset.read(int(i)).size, side_px)[0]
         except DatasetError:
-            continue  # building names every image that cannot be read, this one too
+            continue  # building will name every unreadable image
         areas.append(width * height)
     return round(len(dataset) * 3 * (np.mean(areas) if areas else side_px**2))
 
@@ -207,13 +205,13 @@ def _require_room(dataset: Dataset, side_px: int, folder: Path, announce: Callab
         f"{dataset.name} at {side_px} px takes about {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB left"
     )
     if free < needed:
-        raise CacheError(f"{takes}: free some space there, or name another folder for the cache")
+        raise CacheError(f"{takes}: free some space there, or choose another folder for the cache")
     if announce is not None:
         announce(f"{takes}: decoding {len(dataset)} images")
 
 
 def _stored(path: Path, count: int) -> Images | None:
-    """The images in a file, mapped; None where none can be opened, or where it is not what was written."""
+    """Map the images in a file; return None if it is missing, unreadable or not as it was written."""
     try:
         with open(path, "rb") as file:
             file.seek(-FOOTER.size, os.SEEK_END)
@@ -236,7 +234,7 @@ def _stored(path: Path, count: int) -> Images | None:
 
 
 def _build(dataset: Dataset, side_px: int, scratch: Path, progress: Callable[[int, int], None] | None) -> None:
-    """Write the images one after the other, then their sizes (8 bytes each) and crc32 (4 bytes each), the footer."""
+    """Write all images, then their sizes (8 bytes each) and crc32 (4 bytes each), then the footer."""
     sizes, sums = np.zeros((len(dataset), 2), dtype="<u4"), np.zeros(len(dataset), dtype="<u4")
     length, unreadable = 0, []
     with open(scratch, "wb") as file:
@@ -251,22 +249,22 @@ def _build(dataset: Dataset, side_px: int, scratch: Path, progress: Callable[[in
         file.write(sizes.tobytes() + sums.tobytes() + FOOTER.pack(LAYOUT, len(dataset), length))
     if unreadable:
         scratch.unlink()
-    _refuse_unreadable(dataset, unreadable)
+    _require_readable(dataset, unreadable)
 
 
-def _refuse_unreadable(dataset: Dataset, unreadable: list[str]) -> None:
-    """Raise DatasetError with what is wrong with images that cannot be read, unless there are none."""
-    named = unreadable[:MOST_NAMED]
+def _require_readable(dataset: Dataset, unreadable: list[str]) -> None:
+    """Raise DatasetError naming the unreadable images, if there are any."""
+    named = unreadable[:MAX_NAMED]
     if more := len(unreadable) - len(named):
-        named.append(f"and {more} more, all of which `metrix-bench doctor {dataset.name}` names")
+        named.append(f"and {more} more; `metrix-bench doctor {dataset.name}` names them all")
     if named:
         raise DatasetError("\n  ".join([f"{dataset.name}: {len(unreadable)} images cannot be read:", *named]))
 
 
 def _decoded(dataset: Dataset, side_px: int) -> Iterator[tuple[np.ndarray, int] | tuple[None, str]]:
-    """Pixels and crc32 of every image in order, or None and why it cannot be read; a few are held at a time.
+    """Yield pixels and crc32 of every image in order, or None and why it cannot be read, with few in memory.
 
-    Threads suffice, because Pillow decodes and resizes without the interpreter's lock.
+    Threads suffice, because Pillow releases the interpreter lock to decode and resize.
     """
 
     def decode(i: int) -> tuple[np.ndarray, int] | tuple[None, str]:
@@ -286,16 +284,16 @@ def _decoded(dataset: Dataset, side_px: int) -> Iterator[tuple[np.ndarray, int] 
 
 
 def resized(image: Image.Image, side_px: int) -> np.ndarray:
-    """(3, h, w) uint8 with a shorter side of `side_px`: torchvision's Resize(side_px), of the middle if very long."""
+    """Resize to a shorter side of `side_px`, (3, h, w) uint8, like torchvision's Resize; crop very long images."""
     size, box = _size_and_box(image.size, side_px)
     pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box).convert("RGB"))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _size_and_box(extents: tuple[int, int], side_px: int) -> tuple[tuple[int, int], tuple[float, ...]]:
-    """(width, height) after resizing, and the box (left, top, right, bottom) of the image that is kept."""
+    """Return (width, height) after resizing, and the box (left, top, right, bottom) to keep of the image."""
     short = min(extents)
-    kept = [min(extent, LONGEST * short) for extent in extents]
+    kept = [min(extent, MAX_RATIO * short) for extent in extents]
     corner = [(extent - part) / 2 for extent, part in zip(extents, kept, strict=True)]
     size = tuple(side_px * part // short for part in kept)
     return size, (*corner, *(c + part for c, part in zip(corner, kept, strict=True)))

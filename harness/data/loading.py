@@ -1,7 +1,7 @@
-"""Images to batches: which images make up each step, and whole batches cropped, flipped and normalised on the device.
+"""From images to batches: choose the images of each step, and crop, flip and normalise them.
 
-`batches` says which images make up each step of an epoch; `Augmentation` makes of them what a network sees, from
-decoded images on the device where they are, or, the classical path, from files with torchvision, image by image.
+`batches` chooses the images of each step of an epoch. `Augmentation` prepares them for a network: decoded images as
+whole batches on their device, or, on the classical path, files one by one with torchvision.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn import functional
 from harness import registry
 from harness.data.images import Unread
 
-SMALL_PX = 40  # up to this side a batch is cropped faster by matrix products than image by image, on a CPU core too
+SMALL_PX = 40  # up to this side, matrix products crop a batch faster than single images, even on a CPU core
 
 Batch = Tensor | Sequence[Tensor] | Unread
 
@@ -34,16 +34,16 @@ def batches(
     examples_per_class: int = 5,
     seed_of_epoch: int | Sequence[int] = 0,
 ) -> list[np.ndarray]:
-    """The batches of one epoch: ⌊n / batch_size⌋ arrays of (batch_size,) indices into `labels`.
+    """Return the batches of one epoch: ⌊n / batch_size⌋ arrays of (batch_size,) indices into `labels`.
 
     labels: (n,) class of each training image.
-    sampler: "shuffle" is a random order, cut into batches, the incomplete last one dropped. "balanced" puts
-        batch_size / examples_per_class classes with examples_per_class images each into every batch; in an epoch
-        all classes occur equally often (to within one), a class repeats an image only after it has shown all of
-        them, and within a batch only where it holds fewer than examples_per_class.
-    seed_of_epoch: decides everything; the same seed gives the same batches.
+    sampler: "shuffle" cuts a random order into batches and drops the incomplete last one. "balanced" puts
+        batch_size / examples_per_class classes with examples_per_class images each into every batch. In an epoch all
+        classes occur equally often (to within one). A class repeats an image only after all of its images, and within
+        a batch only if it has fewer than examples_per_class.
+    seed_of_epoch: determines the batches.
 
-    Raises ValueError when the sizes do not fit the data or each other.
+    Raises ValueError if the sizes do not fit the data or each other.
     """
     if not 1 <= batch_size <= len(labels):
         raise ValueError(f"batch_size = {batch_size}, expected 1 to {len(labels)}, the number of training images")
@@ -56,11 +56,11 @@ def batches(
         raise registry.RegisterError(registry.unknown("sampler", sampler, ("balanced", "shuffle")))
     members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     if examples_per_class < 1 or batch_size % examples_per_class:
-        raise ValueError(f"batch_size = {batch_size} is no multiple of examples_per_class = {examples_per_class}")
+        raise ValueError(f"batch_size = {batch_size} is not a multiple of examples_per_class = {examples_per_class}")
     classes_per_batch = batch_size // examples_per_class
     if classes_per_batch > len(members):
         raise ValueError(
-            f"batch_size = {batch_size} with {examples_per_class} examples a class takes {classes_per_batch} "
+            f"batch_size = {batch_size} with {examples_per_class} examples per class needs {classes_per_batch} "
             f"classes; there are {len(members)} to train on"
         )
     images = [_draws(indices, examples_per_class, generator) for indices in members]
@@ -69,9 +69,9 @@ def batches(
 
 
 def _draws(items: np.ndarray, size: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """Endless draws of `size` items: all are drawn once before any is drawn again.
+    """Yield endless draws of `size` items; all items are drawn once before any is repeated.
 
-    Where one shuffled round ends within a draw, the next begins with items that this draw does not hold yet.
+    If a shuffled round ends within a draw, the next round starts with items that the draw does not contain yet.
     """
     waiting = items[:0]
     while True:
@@ -85,13 +85,13 @@ def _draws(items: np.ndarray, size: int, generator: np.random.Generator) -> Iter
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Whole batches of uint8 images to normalised float32, on the device where they are.
+    """Prepares batches of uint8 images as normalised float32, on their device.
 
-    A batch is a tensor (b, 3, h, w), a list of tensors (3, h, w), or images still to be read. Those go through
-    torchvision's own transforms, image by image, in as many threads as torch has. Resampling is antialiased as in
+    A batch is a tensor (b, 3, h, w), a list of tensors (3, h, w), or unread images. Unread images go through
+    torchvision's own transforms one by one, in as many threads as torch has. Resampling is antialiased as in
     torchvision: a triangle ("bilinear") or Keys cubic ("bicubic") filter, stretched by the factor of reduction.
 
-    side_px: side of the square images that come out.
+    side_px: side of the square output images.
     mean, std: per channel, for pixel values in [0, 1].
     crop_scale: area of the training crop as a share of the image's, from and to.
     crop_ratio: its width / height, from and to (drawn log-uniformly).
@@ -120,17 +120,17 @@ class Augmentation:
             raise ValueError(f"centre_share = {self.centre_share}, expected 0 < share <= 1")
 
     def train(self, images: Batch, generator: torch.Generator) -> Tensor:
-        """Random resized crop and flip: b uint8 images to (b, 3, side_px, side_px) float32.
+        """Apply a random resized crop and flip to b uint8 images: (b, 3, side_px, side_px) float32.
 
         generator: a CPU generator gives the same crops on every device.
-        The crops are torchvision's RandomResizedCrop: area and ratio are drawn up to ten times until the crop
-        fits, otherwise the largest central crop of a permitted ratio is taken.
+        The crops are torchvision's RandomResizedCrop: area and ratio are drawn up to ten times until the crop fits,
+        otherwise the largest central crop of a permitted ratio is used.
         """
         uniform = torch.rand(23, len(images), generator=generator, dtype=torch.float64, device=generator.device)
         mirrored = uniform[22] < (0.5 if self.flip else 0)
         if isinstance(images, Unread):
             uniform = uniform.cpu()
-            return self._from_files(images, lambda place: self._cropped(images.read(place), uniform[:, place]))
+            return self._from_files(images, lambda i: self._cropped(images.read(i), uniform[:, i]))
         height, width = _sizes(images, uniform.device)
         crops = random_crops(uniform[:22], height, width, self.crop_scale, self.crop_ratio)
         # Per image of 224 px the matrix products take a CPU core 3 ms and torch's own 8-bit resize 0.2 ms; for
@@ -140,27 +140,27 @@ class Augmentation:
             frame = images if isinstance(images, Tensor) else framed(images)
             return self._normalised(resize_together(frame, crops, mirrored, self.side_px, self.interpolation))
         batch = torch.empty(len(images), 3, self.side_px, self.side_px)
-        for place, crop in zip(
+        for row, crop in zip(
             batch, resize_each(images, crops, mirrored, self.side_px, self.interpolation), strict=True
         ):
-            self._normalised(crop, out=place)  # while it is in the core's cache: twice as fast as afterwards
+            self._normalised(crop, out=row)  # while it is in the core's cache: twice as fast as later
         return batch
 
     def evaluate(self, images: Batch) -> Tensor:
-        """Resize and central crop: b uint8 images to (b, 3, side_px, side_px) float32."""
+        """Resize and centrally crop b uint8 images: (b, 3, side_px, side_px) float32."""
         if isinstance(images, Unread):
-            return self._from_files(images, lambda place: self._centred(images.read(place)))
+            return self._from_files(images, lambda i: self._centred(images.read(i)))
         if isinstance(images, Tensor):
             return self._normalised(self._centre(images))
         return self._normalised(torch.cat([self._centre(image.unsqueeze(0)) for image in images]))
 
     @property
     def _resized_px(self) -> int:
-        """The shorter side before the central crop."""
+        """Return the shorter side before the central crop."""
         return round(self.side_px / self.centre_share)
 
     def _centre(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) uint8 to (b, 3, side_px, side_px): resized where needed, and its centre."""
+        """Resize (b, 3, h, w) uint8 if necessary and crop its centre: (b, 3, side_px, side_px)."""
         height, width = images.shape[2:]
         resized = [self._resized_px * extent // min(height, width) for extent in (height, width)]
         if resized != [height, width]:
@@ -170,14 +170,14 @@ class Augmentation:
         return images[:, :, top : top + self.side_px, left : left + self.side_px]
 
     def _cropped(self, image: Image.Image, uniform: Tensor) -> Tensor:
-        """The classical path's training image: (3, side_px, side_px) uint8, from 23 uniform numbers."""
+        """Return a training image of the classical path, (3, side_px, side_px) uint8, from 23 uniform numbers."""
         vision, mode = _torchvision(self.interpolation)
         crop = random_crops(uniform[:22, None], image.height, image.width, self.crop_scale, self.crop_ratio)
         image = vision.resized_crop(image, *crop[:, 0].tolist(), [self.side_px] * 2, mode, antialias=True)
         return vision.pil_to_tensor(vision.hflip(image) if self.flip and uniform[22] < 0.5 else image)
 
     def _centred(self, image: Image.Image) -> Tensor:
-        """The classical path's test image: (3, side_px, side_px) uint8."""
+        """Return a test image of the classical path, (3, side_px, side_px) uint8."""
         vision, mode = _torchvision(self.interpolation)
         resized = vision.resize(image, [self._resized_px], mode, antialias=True)
         return vision.pil_to_tensor(vision.center_crop(resized, [self.side_px] * 2))
@@ -186,13 +186,13 @@ class Augmentation:
         """Read and transform each image, then normalise them together."""
         return self._normalised(self._read(images, transform, range(len(images))))
 
-    def _read(self, images: Unread, transform: Callable[[int], Tensor], places: range) -> Tensor:
-        """The images at these places of the batch, uint8, read and transformed in torch's number of threads."""
-        each = _workers(torch.get_num_threads()).map(transform, places)
+    def _read(self, images: Unread, transform: Callable[[int], Tensor], positions: range) -> Tensor:
+        """Read and transform the images at these positions of the batch, uint8, in torch's number of threads."""
+        each = _workers(torch.get_num_threads()).map(transform, positions)
         return torch.stack(list(each)).to(images.device)
 
     def _normalised(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
-        """(pixel / 255 - mean) / std in float32, for pixels in [0, 255]; a cubic filter's overshoot is cut off."""
+        """Return (pixel / 255 - mean) / std in float32, for pixels in [0, 255]; clamp a cubic filter's overshoot."""
         mean, std = _as_tensors(tuple(self.mean), tuple(self.std), pixels.device)
         if pixels.is_floating_point():
             pixels = pixels.clamp_(0, 255)
@@ -201,14 +201,14 @@ class Augmentation:
 
 @lru_cache
 def _as_tensors(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
-    """(2, 3, 1, 1) for pixels in [0, 255]; kept, because a copy to a GPU in every step makes it wait."""
-    with torch.inference_mode(False):  # an inference tensor would be kept for training, too
+    """Return (2, 3, 1, 1) for pixels in [0, 255]; cached, because a copy to a GPU in every step makes it wait."""
+    with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         return 255 * torch.tensor([mean, std], device=device).view(2, -1, 1, 1)
 
 
 @lru_cache
 def _torchvision(interpolation: str):
-    """Torchvision's transforms and its word for an interpolation; needed by the classical path alone."""
+    """Return torchvision's transforms and its name of an interpolation; only the classical path needs them."""
     from torchvision.transforms.v2 import InterpolationMode, functional
 
     return functional, InterpolationMode(interpolation)
@@ -216,12 +216,12 @@ def _torchvision(interpolation: str):
 
 @lru_cache(maxsize=1)
 def _workers(count: int) -> ThreadPoolExecutor:
-    """Threads that decode and transform: Pillow does both without the interpreter's lock."""
+    """Return threads that decode and transform: Pillow releases the interpreter lock for both."""
     return ThreadPoolExecutor(count)
 
 
 def _sizes(images: Tensor | Sequence[Tensor], device: torch.device) -> Tensor:
-    """(2, b) heights and widths; (2, 1) where all are equal."""
+    """Return heights and widths (2, b), or (2, 1) if all are equal."""
     sizes = [images.shape[2:]] if isinstance(images, Tensor) else [image.shape[1:] for image in images]
     sizes = torch.tensor(sizes, dtype=torch.float64).T
     return sizes.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else sizes
@@ -230,10 +230,10 @@ def _sizes(images: Tensor | Sequence[Tensor], device: torch.device) -> Tensor:
 def random_crops(
     uniform: Tensor, height: Tensor | int, width: Tensor | int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Tensor:
-    """(4, b) top, left, height, width, in whole pixels, of crops in images of `height` × `width`.
+    """Return top, left, height and width (4, b), in whole pixels, of crops in images of `height` × `width`.
 
     height, width: of all images, or (b,) of each.
-    uniform: (22, b) numbers in [0, 1), which decide everything.
+    uniform: (22, b) numbers in [0, 1), the only source of randomness.
     """
     height, width = (torch.as_tensor(x, dtype=torch.float64, device=uniform.device) for x in (height, width))
     log_from, log_to = math.log(ratio[0]), math.log(ratio[1])
@@ -241,19 +241,19 @@ def random_crops(
     shape = torch.exp(log_from + (log_to - log_from) * uniform[10:20])
     crop_width, crop_height = (area * shape).sqrt().round(), (area / shape).sqrt().round()
     fits = (crop_width <= width) & (crop_height <= height) & (crop_width > 0) & (crop_height > 0)
-    found, first = fits.any(0), fits.to(torch.uint8).argmax(0, keepdim=True)
+    valid, first = fits.any(0), fits.to(torch.uint8).argmax(0, keepdim=True)
     nearest = (width / height).clamp(*ratio)
-    crop_width = torch.where(found, crop_width.gather(0, first)[0], torch.minimum(width, height * nearest).round())
-    crop_height = torch.where(found, crop_height.gather(0, first)[0], torch.minimum(height, width / nearest).round())
-    top = torch.where(found, uniform[20] * (height - crop_height + 1), (height - crop_height) / 2).floor()
-    left = torch.where(found, uniform[21] * (width - crop_width + 1), (width - crop_width) / 2).floor()
+    crop_width = torch.where(valid, crop_width.gather(0, first)[0], torch.minimum(width, height * nearest).round())
+    crop_height = torch.where(valid, crop_height.gather(0, first)[0], torch.minimum(height, width / nearest).round())
+    top = torch.where(valid, uniform[20] * (height - crop_height + 1), (height - crop_height) / 2).floor()
+    left = torch.where(valid, uniform[21] * (width - crop_width + 1), (width - crop_width) / 2).floor()
     return torch.stack([top, left, crop_height, crop_width]).to(torch.int64)
 
 
 def resize_each(
     images: Tensor | Sequence[Tensor], crops: Tensor, mirrored: Tensor, side_px: int, interpolation: str
 ) -> Iterator[Tensor]:
-    """(3, side_px, side_px) uint8 for each image: the crops one after the other, by torch's resize."""
+    """Yield the crop of each image, (3, side_px, side_px) uint8, by torch's resize."""
     for image, (top, left, height, width), mirror in zip(images, crops.T.tolist(), mirrored.tolist(), strict=True):
         crop = image[:, top : top + height, left : left + width].unsqueeze(0)
         resized = functional.interpolate(crop, size=(side_px, side_px), mode=interpolation, antialias=True)[0]
@@ -261,19 +261,19 @@ def resize_each(
 
 
 def framed(images: Sequence[Tensor]) -> Tensor:
-    """(b, 3, h, w): images of several sizes, each in the upper left corner of a frame that holds them all."""
+    """Return images of several sizes as (b, 3, h, w), each in the upper left corner of a frame that fits them all."""
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
     frame = images[0].new_zeros(len(images), 3, height, width)
-    for place, image in zip(frame, images, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = image
+    for slot, image in zip(frame, images, strict=True):
+        slot[:, : image.shape[1], : image.shape[2]] = image
     return frame
 
 
 def resize_together(images: Tensor, crops: Tensor, mirrored: Tensor, side_px: int, interpolation: str) -> Tensor:
-    """(b, 3, side_px, side_px) float32: the crops of a whole batch (b, 3, h, w) at once, rows · image · columnsᵀ.
+    """Return the crops of a batch (b, 3, h, w), (b, 3, side_px, side_px) float32, as rows · image · columnsᵀ.
 
-    Antialiased resampling is separable, so an image has one matrix of weights for its rows and one for its
-    columns, (side_px, h) and (side_px, w). In float32 also under autocast: half precision would be visible.
+    Antialiased resampling is separable, so an image has one matrix of weights for its rows, (side_px, h), and one for
+    its columns, (side_px, w). Computed in float32 even under autocast, since half precision would be visible.
     """
     count, channels, height, width = images.shape
     device = images.device
@@ -287,16 +287,16 @@ def resize_together(images: Tensor, crops: Tensor, mirrored: Tensor, side_px: in
 
 
 def _weights(start: Tensor, length: Tensor, mirrored: Tensor, side: int, side_px: int, interpolation: str) -> Tensor:
-    """(b, side_px, side) weights of the pixels [start, start + length) in each of side_px places.
+    """Return weights (b, side_px, side) of the pixels [start, start + length) in each of side_px outputs.
 
-    Pixel j has filter((j + ½ - centre of place i) / stretch) in place i, and each place's weights sum to 1.
+    Pixel j has the weight filter((j + ½ - centre of output i) / stretch) in output i; weights of an output sum to 1.
     """
     start, length = start.view(-1, 1, 1).float(), length.view(-1, 1, 1).float()
-    place = (torch.arange(side_px, device=start.device) + 0.5).view(1, -1, 1)
-    place = torch.where(mirrored.view(-1, 1, 1), side_px - place, place)
+    output = (torch.arange(side_px, device=start.device) + 0.5).view(1, -1, 1)
+    output = torch.where(mirrored.view(-1, 1, 1), side_px - output, output)
     pixel = torch.arange(side, device=start.device) + 0.5 - start
     step = length / side_px
-    weights = FILTERS[interpolation]((pixel - place * step).abs() / step.clamp(min=1))
+    weights = FILTERS[interpolation]((pixel - output * step).abs() / step.clamp(min=1))
     weights = weights * ((pixel > 0) & (pixel < length))
     return weights / weights.sum(2, keepdim=True)
 
@@ -306,7 +306,7 @@ def _triangle(distance: Tensor) -> Tensor:
 
 
 def _cubic(distance: Tensor) -> Tensor:
-    """Keys 1981 with a = -1/2, the value of Pillow and of torchvision's antialiased resize."""
+    """Return Keys' cubic filter (1981) with a = -1/2, as in Pillow and torchvision's antialiased resize."""
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))

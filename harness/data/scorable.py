@@ -1,33 +1,28 @@
-"""What can be scored: which images have a positive to find, and which K their candidates can answer.
+"""What can be scored: which images have a positive, and for which K their candidates suffice.
 
-The evaluator refuses a K beyond the candidates, and a split in which no query has a positive. Both are known from
-labels and roles alone, so whoever looks at data before a training asks here: the doctor, the plan and the trial.
+The evaluator rejects a K beyond the number of candidates, and a split in which no query has a positive. Labels and
+roles are enough to know both, so the doctor, the plan and the trial check them here before a training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.data.datasets._dataset import USUAL_KS, Dataset
 from harness.errors import some
-
-if TYPE_CHECKING:
-    from harness.data.datasets import Dataset
-
-CUSTOMARY = (1, 2, 4, 8)  # the K of R@K where nobody names others
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What a scored set of images can answer.
+    """What can be scored in a set of images.
 
-    queries     how many images ask
-    answered    how many of them have a positive among their candidates; the others are in no mean
-    candidates  the fewest candidates of an answered query: R@K exists for K up to it; 0 where none is answered
-    roles       whether queries and gallery are told apart; otherwise every image is both
+    queries     the number of query images
+    answered    how many of them have a positive among their candidates; the others are left out of means
+    candidates  the fewest candidates of an answered query: R@K exists for K up to it; 0 if none is answered
+    roles       whether queries and gallery are separate; otherwise every image is both
     """
 
     queries: int
@@ -37,35 +32,34 @@ class Scope:
 
     @classmethod
     def of(cls, labels: np.ndarray, roles: np.ndarray | None = None) -> Scope:
-        """The scope of images with `labels` (n,), each its own query and candidate of all others.
+        """Return the scope of images with `labels` (n,), each of which is a query and a candidate for all others.
 
-        With `roles` (n,) of "query" and "gallery", queries search in the gallery alone.
+        With `roles` (n,) of "query" and "gallery", queries search only in the gallery.
         """
         if roles is None:
             counts = np.bincount(np.unique(labels, return_inverse=True)[1])
             answered = int(counts[counts > 1].sum())
             return cls(len(labels), answered, len(labels) - 1 if answered else 0)
-        asked, stock = labels[roles == "query"], labels[roles == "gallery"]
-        answered = int(np.isin(asked, stock).sum())
-        return cls(len(asked), answered, len(stock) if answered else 0, roles=True)
+        queries, gallery = labels[roles == "query"], labels[roles == "gallery"]
+        answered = int(np.isin(queries, gallery).sum())
+        return cls(len(queries), answered, len(gallery) if answered else 0, roles=True)
 
     def problem(self, split: str) -> str | None:
-        """Why nothing can be scored in a split of this name, MAP@R included; None where something can."""
+        """Return why nothing can be scored in the split of this name; None if something can."""
         if self.answered:
             return None
         if self.roles:
-            return f"no class has both a query and a gallery image in {split}"
+            return f"no class in {split} has both a query and a gallery image"
         return f"every class in {split} has one image, so nothing can be retrieved"
 
     def answerable(self, ks: Iterable[int]) -> tuple[int, ...]:
-        """Those of `ks` for which R@K exists."""
+        """Return those of `ks` for which R@K exists."""
         return tuple(k for k in ks if k <= self.candidates)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a trial will score: `ks` by split, why it cannot (`problems`), and which K are left out (`notes`, by
-    split)."""
+    """What a trial will score: the K of R@K by split, problems that prevent it, and notes on omitted K by split."""
 
     ks: dict[str, tuple[int, ...]]
     problems: tuple[str, ...] = ()
@@ -73,25 +67,25 @@ class Scores:
 
 
 def scores(dataset: Dataset, split: np.ndarray, ks: Sequence[int] | None = None, test: bool = True) -> Scores:
-    """What can be scored of a dataset under `split` (n,): validation where there is any, and the test split.
+    """Return what can be scored of a dataset under `split` (n,): validation, if there is any, and the test split.
 
-    A training split in which no image has a positive is a problem as well: there would be nothing to learn.
+    A training split in which no image has a positive is a problem too, because there would be nothing to learn.
 
-    ks    the wanted K of R@K; None: those customary for the dataset on test, 1, 2, 4 and 8 on validation
+    ks    the wanted K of R@K; None means the dataset's usual K on test, and 1, 2, 4 and 8 on validation
     test  whether the test split will be read
     """
-    found, problems, notes = {}, [], {}
+    answerable, problems, notes = {}, [], {}
     for name in ("train", "validation", *(["test"] if test else [])):
         images = split == name
         if not images.any():
             continue
         scope = Scope.of(dataset.labels[images], dataset.role[images] if _with_roles(dataset, name) else None)
-        wanted = () if name == "train" else tuple(ks or (dataset.ks if name == "test" else CUSTOMARY))
-        found[name] = scope.answerable(wanted)
-        beyond = [f"R@{k}" for k in wanted if k not in found[name]]
+        wanted = () if name == "train" else tuple(ks or (dataset.ks if name == "test" else USUAL_KS))
+        answerable[name] = scope.answerable(wanted)
+        beyond = [f"R@{k}" for k in wanted if k not in answerable[name]]
         if problem := scope.problem(name):
             problems.append(f"{dataset.name}: {problem}{_remedy(dataset, images, name)}")
-        elif ks and wanted and not found[name]:
+        elif ks and wanted and not answerable[name]:
             problems.append(
                 f"{dataset.name}: none of ks = {list(ks)} can be answered in {name}: a query has {scope.candidates} "
                 "candidates"
@@ -100,20 +94,20 @@ def scores(dataset: Dataset, split: np.ndarray, ks: Sequence[int] | None = None,
             notes[name] = (
                 f"{dataset.name}: {', '.join(beyond)} of {name} left out: a query has {scope.candidates} candidates"
             )
-    return Scores(found, tuple(problems), notes)
+    return Scores(answerable, tuple(problems), notes)
 
 
 def _with_roles(dataset: Dataset, name: str) -> bool:
-    """Validation images search among each other; roles are those of the test."""
+    """Return whether a split has roles: only the test split has; validation images search among each other."""
     return name == "test" and dataset.role is not None
 
 
 def _remedy(dataset: Dataset, images: np.ndarray, name: str) -> str:
-    """What to do about validation classes of one image each, which nobody chose."""
+    """Return what to do about validation classes of one image each, if they were chosen automatically."""
     if name != "validation" or (dataset.split == "validation").any():
         return ""
     names = sorted({dataset.class_names[c] for c in dataset.labels[images]})
     return (
-        f"; the validation classes follow from the class names ({some(names)}): give some of them a second "
-        "image, take them out, or name a validation split in a manifest"
+        f"; the validation classes are chosen by class name ({some(names)}): add a second image to some of them, "
+        "remove them, or define a validation split in a manifest"
     )

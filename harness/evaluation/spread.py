@@ -1,13 +1,13 @@
-"""How far an embedding spreads: what shows that it has collapsed before its scores do."""
+"""Measure how far embeddings spread, which shows a collapse before the scores do."""
 
 import numpy as np
 
 
 def spread(embeddings: np.ndarray) -> dict[str, float]:
-    """{"embedding std", "effective rank"} of embeddings (n, d), each row taken at length 1.
+    """Return {"embedding std", "effective rank"} of embeddings (n, d), each row scaled to length 1.
 
-    The std is that of a coordinate over the rows, averaged (root mean square) over the d coordinates: √(1/d) where
-    directions are spread evenly, 0 where all rows are one. The effective rank is exp(entropy) of the singular values
+    The std is that of a coordinate over the rows, averaged (root mean square) over the d coordinates: √(1/d) if
+    directions are spread evenly, 0 if all rows are equal. The effective rank is exp(entropy) of the singular values
     divided by their sum, from 1 to min(n, d): Roy & Vetterli 2007 (The Effective Rank), on the matrix as it is, not
     centred, as Garrido et al. 2023 (RankMe).
     """

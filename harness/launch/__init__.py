@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from harness.launch.cluster import Cluster
     from harness.launch.plan import Plan
     from harness.runs.lease import Lease
-    from harness.training.trial import Sources
+    from harness.training.bench import Sources
 
 __all__ = ["Outcome", "Unseen", "View", "run_grid", "supervised"]
 
@@ -84,7 +84,7 @@ def run_grid(
     with early(address) as cluster:
         from harness.launch import engine
         from harness.launch.plan import Plan, make_plan
-        from harness.training.trial import Sources
+        from harness.training.bench import Sources
 
         tracked = engine.trackers(track)
         plan = make_plan(grid, data and Path(data), cache and Path(cache))
@@ -214,7 +214,7 @@ def comparable(run: Run, grid: Grid, trials: Sequence[Trial], sources: Sources) 
 
 def refuse_other_data(run: Run, records: Sequence[Record], trials: Sequence[Trial], sources: Sources) -> None:
     """Raise RunError when the records of a run were made from other data or weights than are there now."""
-    from harness.training.trial import other_origins
+    from harness.training.origin import other_origins
 
     if differences := other_origins(records, trials, sources):
         listed = "\n  ".join(differences)

@@ -31,7 +31,7 @@ from harness.launch.supervise import Unreachable
 from harness.runs import storage
 from harness.runs.live import Unseen, View
 from harness.runs.record import Failure, Run, RunError
-from harness.training.trial import Sources, training_classes
+from harness.training.bench import Sources, training_classes
 
 DRIVER_ATTEMPTS = 3  # a crash of Tune's controller is survived, unless so many come without a trial between
 NODES_WITHIN_S = 300.0  # a cluster that has just been started has a head first

@@ -13,7 +13,7 @@ import torch
 
 from harness.config import Resources, Trial
 from harness.launch.queue import Bundle
-from harness.training.trial import EMBEDDING_BATCH, embedder, objective
+from harness.training.bench import EMBEDDING_BATCH, build_criterion, build_embedder
 
 HEADROOM = 1.15  # over the peak that was measured: batches of other sizes of groups, fragments
 CONTEXT_BYTES = 600 * 2**20  # of a process that uses CUDA, before its first tensor
@@ -58,10 +58,10 @@ def measure(trial: Trial, classes: int, device: str | None = None) -> int:
 
 
 def _work(trial: Trial, where: torch.device, classes: int) -> None:
-    model = embedder(trial).to(where)
+    model = build_embedder(trial).to(where)
     side, settings = trial.images.side_px, trial.training
     if trial.arm.at != "floor":
-        criterion = objective(trial, classes).to(where).train()
+        criterion = build_criterion(trial, classes).to(where).train()
         parameters = [*model.parameters(), *criterion.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
         each = settings.examples_per_class if settings.sampler == "balanced" else 2

@@ -21,8 +21,16 @@ from harness.fairness import rules
 from harness.fairness.protocols import PROTOCOLS
 from harness.runs.provenance import code_digest, provenance
 from harness.runs.record import Record
-from harness.training import models
-from harness.training.trial import embedder, evaluator_faults, objective, open_dataset, scores_of, split_of, splits_of
+from harness.training import anatomy, backbones, embedder, weights
+from harness.training.bench import (
+    build_criterion,
+    build_embedder,
+    evaluator_faults,
+    open_dataset,
+    scores_of,
+    split_of,
+    splits_of,
+)
 
 CODE = code_digest()  # of what was imported, even if the files change afterwards
 UNKNOWN_CLASSES = 2  # a loss is built with, where the data cannot be opened
@@ -120,23 +128,23 @@ def _network_problems(trials: list[Trial], cache: Path | None) -> tuple[list[str
 
 def _looked_at(network: Backbone, model: Model, side_px: int, stage: str | None, hardest: int | str | None) -> dict:
     """The problems of a network, and the file of its weights where it has none."""
-    wrong = models.problems(
+    wrong = embedder.problems(
         network.name, model.pooling, model.norm, network.pretrained, stage, network.options, side_px
     )
-    weights, said = None, ""
+    file, said = None, ""
     if not wrong:
         try:
-            weights = models.fetch(network.name, network.pretrained, network.options, side_px)
-            if weights:
+            file = weights.fetch(network.name, network.pretrained, network.options, side_px)
+            if file:
                 published = network.pretrained is True
-                said = models.open_weights(network.name, weights, published, network.options, side_px)
-        except models.ModelError as error:
+                said = weights.open_weights(network.name, file, published, network.options, side_px)
+        except backbones.ModelError as error:
             wrong = [str(error)]
     if not wrong and hardest is not None:
-        stages = models.stages(network.name, network.options, side_px)
+        stages = anatomy.stages(network.name, network.options, side_px)
         reason = metrix.refusal("contrastive", at="feature", stage=stage, hardest=hardest, stages=stages)
         wrong = [reason] if reason else []
-    return {"problems": wrong, "weights": weights and str(weights), "stamp": _stamp(weights), "said": said}
+    return {"problems": wrong, "weights": file and str(file), "stamp": _stamp(file), "said": said}
 
 
 def _in_order(about: dict) -> bool:
@@ -194,7 +202,7 @@ def _loss_problems(trials: Sequence[Trial], classes: int) -> list[str]:
     problems = []
     for trial in {trial.arm.label: trial for trial in trials if trial.arm.at != "floor"}.values():
         try:
-            objective(trial, classes)
+            build_criterion(trial, classes)
         except (TypeError, ValueError) as error:
             problems.append(f"losses: {trial.arm.label}: {error}")
     return problems
@@ -261,7 +269,7 @@ def _flops(trial: Trial, stage: str | None, cache: Path | None) -> tuple[float, 
     network, side_px, dim = trial.backbone, trial.images.side_px, trial.model.dim
 
     def count() -> tuple[float, float]:
-        body = models.anatomy(network.name, network.options, side_px)
+        body = anatomy.anatomy(network.name, network.options, side_px)
         head = 2 * body.width * dim
         return sum(body.flops(body.last)) + head, body.flops(stage or body.last)[1] + head
 
@@ -303,7 +311,7 @@ def estimate(
 def _pace(trial: Trial, cache: Path | None) -> float:
     """Seconds for each floating-point operation, forward and backward: median of three steps after one to warm up."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = embedder(trial).to(device).train()
+    network = build_embedder(trial).to(device).train()
     side, size = trial.images.side_px, min(trial.training.batch_size, 32)
     images, times = torch.rand(size, 3, side, side, device=device), []
     for _ in range(4):

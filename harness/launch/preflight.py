@@ -19,7 +19,7 @@ from harness.data.datasets import DatasetError
 from harness.runs.provenance import PACKAGES, code_digest, provenance
 from harness.runs.record import Run
 from harness.training import checkpoint
-from harness.training.trial import Sources, open_dataset, prepare_images
+from harness.training.bench import Sources, open_dataset, prepare_images
 
 LEAST_FREE_GB = 1.0  # in the run folder and the cache: a checkpoint has to fit
 

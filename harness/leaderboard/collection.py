@@ -16,6 +16,7 @@ from typing import Any
 
 from harness import registry
 from harness.config import Trial
+from harness.evaluation.editions import edition_of
 from harness.fairness import rules
 from harness.leaderboard import published, tables
 from harness.leaderboard.tables import Block, Leaderboard, ReportError, Row
@@ -190,7 +191,7 @@ def _protocols(records: Iterable[Record]) -> Iterator[str]:
     """That records of several protocols or evaluators are here, which no table mixes."""
     records = [record for record in records if record.test]
     protocols = sorted({f"{r.protocol.get('name')} version {r.protocol.get('version')}" for r in records})
-    evaluators = {r.provenance.get("evaluator") for r in records}
+    evaluators = {edition_of(r.provenance.get("evaluator")) for r in records}
     if len(protocols) > 1:
         yield f"FAIR-25 records of several protocols ({', '.join(protocols)}): each has tables of its own."
     if len(evaluators) > 1:

@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Any
 
 from harness.config import Trial
+from harness.evaluation.editions import edition_of
 from harness.runs.record import Cost, Failure, Record
 
 
@@ -124,7 +125,7 @@ def _unlike(folds: Iterable[Record]) -> str:
     values: dict[str, list[Any]] = defaultdict(list)
     for fold in folds:
         values["protocol"].append(fold.protocol)
-        values["the evaluator"].append(fold.provenance.get("evaluator"))
+        values["the evaluator"].append(edition_of(fold.provenance.get("evaluator")))
         data = fold.data
         values["the data"].append((data.index_fingerprint, data.pixel_fingerprint, data.content_fingerprint))
         values["the network's weights"].append((fold.weights, fold.provenance.get("initial_weights")))

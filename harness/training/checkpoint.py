@@ -1,9 +1,9 @@
-"""Checkpoints: tensors and the plain data around them in one safetensors file, never a pickle.
+"""Checkpoints: tensors and plain data in one safetensors file, never a pickle.
 
-A file is written aside, flushed to the disk and renamed into place, so at every moment there is the previous
-checkpoint or the new one, whole. Every tensor keeps a readable name ("optimizer/state/0/exp_avg"); how the
-tensors nest in dicts and lists, and the numbers between them, is JSON in the file's metadata. This file is the
-only one that knows safetensors.
+A file is written under a temporary name, flushed to the disk and renamed, so that either the previous or the new
+checkpoint exists at any time, complete. Every tensor has a readable name ("optimizer/state/0/exp_avg"). The nesting
+of the tensors in dicts and lists, and the numbers between them, are JSON in the file's metadata. This is the only
+file that imports safetensors.
 """
 
 import hashlib
@@ -25,17 +25,16 @@ FORMAT = "metrix-bench checkpoint 1"
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be written or read; the message names the file."""
+    """Raised for a checkpoint that cannot be written or read; the message names the file."""
 
 
 def save(path: Path | str, sections: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    """Write `sections` (a state dict each, nested as deep as an optimiser's) and `meta` to `path`, atomically.
+    """Write `sections` (state dicts, nested as deeply as an optimiser's) and `meta` to `path`, atomically.
 
-    Sections may hold tensors of any shape and device, numbers, text, None, and lists, tuples and dicts of them.
-    They come back from `load` with the same types, keys and bits, tensors on the CPU in the layout they had
-    (contiguous or channels last). Tensors that are one (tied weights) are stored once. Raises CheckpointError for
-    anything else, and when the disk is not writable or stays full for longer than patience lasts
-    (`storage.patiently`): a previous checkpoint is then still there.
+    Sections may contain tensors of any shape and device, numbers, text, None, and lists, tuples and dicts of them.
+    `load` returns the same types, keys and bits, with tensors on the CPU in their layout (contiguous or channels
+    last). Shared tensors (tied weights) are stored once. Raises CheckpointError for anything else, and if the disk is
+    not writable or stays full until retries end (`storage.patiently`); a previous checkpoint is then still intact.
     """
     path = Path(path)
     tensors: dict[str, Tensor] = {}
@@ -45,21 +44,21 @@ def save(path: Path | str, sections: Mapping[str, Any], meta: Mapping[str, Any])
     )
     metadata = {"format": FORMAT, "content": content, "crc32": _checksum(content, tensors)}
     try:
-        storage.put(path, lambda aside: save_file(tensors, aside, metadata))
+        storage.put(path, lambda temporary: save_file(tensors, temporary, metadata))
     except (OSError, SafetensorError, storage.StorageError) as error:
         raise CheckpointError(f"cannot write the checkpoint {path}: {error}; a previous one is intact") from error
 
 
 def load(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The (sections, meta) that `save` wrote to `path`, tensors on the CPU, each in memory of its own.
+    """Return the (sections, meta) that `save` wrote to `path`, with tensors on the CPU, each in its own memory.
 
-    Raises CheckpointError, naming the file, when it is missing, truncated, altered in any byte, or no checkpoint.
+    Raises CheckpointError, naming the file, if it is missing, truncated, changed in any byte, or not a checkpoint.
     """
     path = Path(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # Without the copy all tensors are views of one map of the file, which the optimiser then writes to.
+            # Without a copy all tensors would be views of one map of the file, which the optimiser would write to.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error}") from error
@@ -74,13 +73,13 @@ def load(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def tensors(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of any safetensors file, on the CPU. Raises SafetensorError for what is none."""
+    """Return the tensors of any safetensors file, on the CPU. Raise SafetensorError for any other file."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def remove(folder: Path | str) -> None:
-    """Delete the checkpoints in `folder`, and the folder where nothing else is in it; no error if it is not there."""
+    """Delete the checkpoints in `folder`, and the folder if it is then empty; do nothing if it does not exist."""
     folder = Path(folder)
     if not folder.is_dir():
         return
@@ -91,13 +90,13 @@ def remove(folder: Path | str) -> None:
 
 
 def digest(path: Path | str) -> str:
-    """The sha256 of the file's bytes, in hexadecimal, as `sha256sum` prints it."""
+    """Return the sha256 of the file's bytes in hexadecimal, as `sha256sum` prints it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
-    """The sha256 over names, shapes, types and bytes of a state dict of tensors, whatever file holds it."""
+    """Return the sha256 over names, shapes, types and bytes of a state dict, independent of any file."""
     sha256 = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         sha256.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -105,50 +104,50 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     return sha256.hexdigest()
 
 
-def _encode(value: Any, place: str, tensors: dict[str, Tensor], stored: dict[tuple, str]) -> Any:
-    """`value` as JSON that keeps types and key types; its tensors go to `tensors` under their place in it."""
+def _encode(value: Any, path: str, tensors: dict[str, Tensor], stored: dict[tuple, str]) -> Any:
+    """Return `value` as JSON that keeps types and key types; its tensors go to `tensors` under their path in it."""
     if isinstance(value, Tensor):
         kind = "channels_last" if _is_channels_last(value) else "tensor"
-        return {kind: _store(value, place, tensors, stored)}
+        return {kind: _store(value, path, tensors, stored)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
-        pairs = [[_key(k, place), _encode(v, f"{place}/{k}".lstrip("/"), tensors, stored)] for k, v in value.items()]
+        pairs = [[_key(k, path), _encode(v, f"{path}/{k}".lstrip("/"), tensors, stored)] for k, v in value.items()]
         return {"dict": pairs}
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [_encode(v, f"{place}/{i}", tensors, stored) for i, v in enumerate(value)]}
+        return {kind: [_encode(v, f"{path}/{i}", tensors, stored) for i, v in enumerate(value)]}
     raise CheckpointError(
-        f"{place} is a {type(value).__name__}; a checkpoint holds tensors, numbers, text, None, "
+        f"{path} is a {type(value).__name__}; a checkpoint contains tensors, numbers, text, None, "
         "and lists, tuples and dicts of them"
     )
 
 
-def _key(key: Any, place: str) -> Any:
+def _key(key: Any, path: str) -> Any:
     if key is None or isinstance(key, bool | int | float | str):
         return key
-    raise CheckpointError(f"{place} has the key {key!r}; a checkpoint's keys are numbers or text")
+    raise CheckpointError(f"{path} has the key {key!r}; a checkpoint's keys are numbers or text")
 
 
-def _store(tensor: Tensor, place: str, tensors: dict[str, Tensor], stored: dict[tuple, str]) -> str:
-    """Put the tensor among `tensors`, once for all the names of one tensor; return the name it has there."""
+def _store(tensor: Tensor, path: str, tensors: dict[str, Tensor], stored: dict[tuple, str]) -> str:
+    """Add the tensor to `tensors`, once for all names of a shared tensor; return its name there."""
     tensor = tensor.detach()
     same = (tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride())
     if tensor.numel() and same in stored:
         return stored[same]
-    name = place
+    name = path
     while name in tensors:  # {"a/b": …} beside {"a": {"b": …}}
         name += "'"
     tensors[name] = tensor.cpu().contiguous()
     if tensors[name].data_ptr() == tensor.data_ptr():
-        # The format refuses views of one memory (slices, transposes, tensors read from one map).
+        # The format rejects views of shared memory (slices, transposes, tensors read from one map).
         tensors[name] = tensors[name].clone()
     stored[same] = name
     return name
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
-    """The format stores one layout; another must come back, or vectorised optimiser steps round differently."""
+    """Return whether to restore channels last, which the format loses and optimiser steps need to round equally."""
     return (
         tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
     )
@@ -170,7 +169,7 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _checksum(content: str, tensors: Mapping[str, Tensor]) -> str:
-    """The format checks sizes, not bits: this finds a flipped one."""
+    """Return a checksum that detects flipped bits, since the format checks only sizes."""
     crc = zlib.crc32(content.encode())
     for name in sorted(tensors):
         crc = zlib.crc32(_bytes(tensors[name]), crc)

@@ -1,8 +1,8 @@
-"""A forward in chunks, for batches whose activations do not fit: memory of a chunk, gradients of the whole batch.
+"""A forward pass in chunks, for batches whose activations do not fit into memory.
 
-All embeddings of a batch are there at once, so the loss and Metrix are what they were; the activations between are
-thrown away and computed again, chunk by chunk, in the backward pass (Chen et al., Training Deep Nets with Sublinear
-Memory Cost, 2016), for about a third more time.
+It uses the memory of one chunk and computes the gradients of the whole batch. All embeddings of a batch exist at
+once, so the loss and Metrix do not change. Activations are discarded and computed again, chunk by chunk, in the
+backward pass (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016), which takes about a third more time.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,79 +14,79 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.training.models import Wrapped, batch_norms
+from harness.training.embedder import Wrapped, batch_norms
 
 NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # in a plain RuntimeError
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: a GPU's, Python's or numpy's, or that of torch on a processor."""
+    """Return whether an error means that memory ran out: on a GPU, in Python or numpy, or in torch on a processor."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
-class _Left(Exception):
-    """Ends a forward at the stage whose maps it carries."""
+class _Stop(Exception):
+    """Raised to end a forward pass at a stage; carries the stage's maps."""
 
     def __init__(self, maps: Tensor):
         self.maps = maps
 
 
-def _leave(maps: Tensor) -> Tensor:
-    raise _Left(maps)
+def _stop(maps: Tensor) -> Tensor:
+    raise _Stop(maps)
 
 
 class Chunked(Wrapped):
-    """A network whose rows cross it at most `rows` at a time, about equally many in each chunk.
+    """A network that processes at most `rows` rows at a time, about equally many in each chunk.
 
-    Embeddings, gradients and buffers are those of the network alone where no row sees another (`exact`). BatchNorm
-    in train mode normalises each chunk by itself and moves its running statistics once a chunk. Dropout and
-    drop-path draw as many masks in another order. Mixing at an earlier stage runs the layers before it twice: once
-    to have the maps of all rows, which are mixed, and once for the clean rows of each chunk.
+    Embeddings, gradients and buffers equal those of the plain network if no row affects another (`exact`). BatchNorm
+    in train mode normalises each chunk separately and updates its running statistics once per chunk. Dropout and
+    drop-path draw the same number of masks in another order. Mixing at an earlier stage runs the layers before it
+    twice: once for the maps of all rows, which are mixed, and once for the clean rows of each chunk.
     """
 
     def __init__(self, model: nn.Module, rows: int):
         super().__init__(model)
         if rows < 1:
-            raise ValueError(f"rows is {rows}; a chunk has at least one row")
+            raise ValueError(f"rows is {rows}; a chunk needs at least one row")
         self.rows = rows
 
     @property
     def exact(self) -> bool:
-        """Whether the chunks together compute what the batch would: no BatchNorm trains."""
+        """Return whether the chunks compute the same as the batch, that is, whether no BatchNorm trains."""
         return getattr(self.model, "norm", "train") == "frozen" or not batch_norms(self.model)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Unit embeddings (n, dim) of normalised images (n, 3, side, side)."""
+        """Return unit embeddings (n, dim) of normalised images (n, 3, side, side)."""
         return self._each(self.model, images)
 
     def forward_to(self, stage: str | int, images: Tensor) -> Tensor:
-        """The last feature map of the images; see `Embedder.forward_to`."""
+        """Return the last feature map of the images; see `Embedder.forward_to`."""
         return self._each(partial(self.model.forward_to, stage), images)
 
     def forward_from(self, stage: str | int, maps: Tensor) -> Tensor:
-        """Unit embeddings (m, dim) of last feature maps (m, …)."""
+        """Return unit embeddings (m, dim) of last feature maps (m, …)."""
         return self._each(partial(self.model.forward_from, stage), maps)
 
     def forward_joint(
         self, stage: str | int, images: Tensor, mix: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings of the clean rows (n, dim) and of the rows mixed at `stage` (m, dim); see `Embedder`."""
+        """Return embeddings of the clean rows (n, dim) and of the rows mixed at `stage` (m, dim); see `Embedder`."""
 
         def maps_of(chunk: Tensor) -> Tensor:
             try:
-                self.model.forward_joint(stage, chunk, _leave)
-            except _Left as left:
-                return left.maps
+                self.model.forward_joint(stage, chunk, _stop)
+            except _Stop as stop:
+                return stop.maps
 
         def both(chunk: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
             return self.model.forward_joint(stage, chunk, lambda _: mixed)
 
         chunks = self._split(images)
-        mixed = mix(torch.cat([self._run(maps_of, chunk, counts=False) for chunk in chunks]))
+        mixed = mix(torch.cat([self._run(maps_of, chunk, track=False) for chunk in chunks]))
         parts = [self._run(both, *pair) for pair in zip(chunks, mixed.tensor_split(len(chunks)), strict=True)]
-        clean, mixed = (torch.cat(some) for some in zip(*parts, strict=True))
+        clean, mixed = (torch.cat(rows) for rows in zip(*parts, strict=True))
         return clean, mixed
 
     def _each(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
@@ -95,22 +95,22 @@ class Chunked(Wrapped):
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
         return rows.tensor_split(max(1, -(-len(rows) // self.rows)))
 
-    def _run(self, function: Callable[..., Any], *inputs: Tensor, counts: bool = True) -> Any:
-        """function(*inputs), run again in the backward pass; a pass that does not count moves no statistics."""
+    def _run(self, function: Callable[..., Any], *inputs: Tensor, track: bool = True) -> Any:
+        """Return function(*inputs), run again in the backward pass; without `track`, statistics do not change."""
         if not torch.is_grad_enabled():
             return function(*inputs)
-        return checkpoint(function, *inputs, use_reentrant=False, context_fn=partial(self._contexts, counts))
+        return checkpoint(function, *inputs, use_reentrant=False, context_fn=partial(self._contexts, track))
 
-    def _contexts(self, counts: bool) -> tuple[AbstractContextManager, AbstractContextManager]:
-        """What surrounds a pass, and its repetition, which uses the statistics that the pass used and moves none."""
+    def _contexts(self, track: bool) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Return the contexts of a pass and of its repetition, which uses the same statistics and changes none."""
         norms = [norm for norm in batch_norms(self.model) if norm.training]
-        tracked = [norm.track_running_stats for norm in norms]  # `metrix.network.aside` switches them off for a while
-        return nullcontext() if counts else _on_copies(norms, tracked), _on_copies(norms, tracked)
+        tracked = [norm.track_running_stats for norm in norms]  # `metrix.network.aside` switches it off temporarily
+        return nullcontext() if track else _on_copies(norms, tracked), _on_copies(norms, tracked)
 
 
 @contextmanager
 def _on_copies(norms: list[nn.Module], tracked: list[bool]) -> Iterator[None]:
-    """BatchNorm layers, tracking or not, work on copies of their buffers."""
+    """Let BatchNorm layers, tracking or not, work on copies of their buffers."""
     before = [(norm, norm.track_running_stats, dict(norm._buffers)) for norm in norms]
     for norm, tracks in zip(norms, tracked, strict=True):
         norm.track_running_stats = tracks

@@ -1,6 +1,6 @@
-"""Training: one loop that knows no method by name, on batches whose every random draw is named, not remembered.
+"""The training loop: it knows no method by name, and every random number comes from a named seed.
 
-The test split is not an argument here. What the loop gets of validation is a function that scores the model.
+The test split is not an argument. For validation the loop gets a function that scores the model.
 """
 
 import math
@@ -21,21 +21,22 @@ from harness.runs.record import Epoch
 from harness.streams import stream
 from harness.training import checkpoint, memory
 
-CHECK_EVERY = 50  # steps between two looks at the losses: each look waits for the device
+CHECK_EVERY = 50  # steps between two checks of the losses: each check waits for the device
 
 
 class Diverged(RuntimeError):
-    """A loss or embeddings that are not finite; the message names the epoch and the step, or how many embeddings."""
+    """Raised if losses or embeddings are not finite; the message names epoch and step, or counts the embeddings."""
 
 
 @dataclass
 class Progress:
-    """What a run has done so far: its curve and the counts that FAIR-07 compares. A checkpoint holds it.
+    """What a training has done so far: its curve, and the counts that FAIR-07 compares. Stored in checkpoints.
 
-    `chunked`: the epoch at which memory ran out and the rows at a time since then; None while whole batches fit.
-    `origin`: what this training may not change on its way (see `trial.origin_of`). `earlier_s`: what attempts
-    before this one took, as far as a checkpoint tells; this one began at `began` on the clock `time.perf_counter`.
-    `devices`: what attempts ran on, each once, in order.
+    chunked    the epoch at which memory ran out, and the rows at a time since then; None while whole batches fit
+    origin     what must not change during this training (see `origin.origin_of`)
+    earlier_s  seconds of earlier attempts, as far as checkpoints record them
+    devices    the devices of all attempts, each once, in order
+    began      when this attempt began, on the clock `time.perf_counter`
     """
 
     curve: list[Epoch] = field(default_factory=list)
@@ -52,33 +53,33 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        """The last epoch that has ended; 0 before the first."""
+        """Return the last finished epoch; 0 before the first."""
         return self.curve[-1].epoch if self.curve else 0
 
     @property
     def wall_s(self) -> float:
-        """Seconds that all attempts took until now."""
+        """Return the seconds of all attempts until now."""
         return self.earlier_s + time.perf_counter() - self.began
 
     def note_peak(self, gb: float | None) -> None:
-        """Take in the peak of this attempt so far; None, not known, stays."""
+        """Update the peak with that of this attempt (GB); None means unknown and stays."""
         self.peak_gb = None if None in (gb, self.peak_gb) else max(gb, self.peak_gb)
 
     def content(self) -> dict[str, Any]:
-        """What a checkpoint holds of it; see `resumed`."""
+        """Return what a checkpoint stores of it; see `resumed`."""
         content = {**vars(self), "curve": [epoch.model_dump() for epoch in self.curve], "earlier_s": self.wall_s}
         del content["began"]
         return content
 
     def resumed(self, content: Mapping[str, Any]) -> "Progress":
-        """The progress of a checkpoint, continued by this new attempt."""
+        """Return the progress of a checkpoint, continued by this new attempt."""
         curve = [Epoch(**epoch) for epoch in content["curve"]]
-        found = Progress(**{**content, "curve": curve, "began": self.began})
-        found.chunked = found.chunked or self.chunked
-        found.earlier_s = max(found.earlier_s, self.earlier_s)
-        found.note_peak(self.peak_gb)
-        found.devices = list(dict.fromkeys([*found.devices, *self.devices]))
-        return found
+        progress = Progress(**{**content, "curve": curve, "began": self.began})
+        progress.chunked = progress.chunked or self.chunked
+        progress.earlier_s = max(progress.earlier_s, self.earlier_s)
+        progress.note_peak(self.peak_gb)
+        progress.devices = list(dict.fromkeys([*progress.devices, *self.devices]))
+        return progress
 
 
 def save(
@@ -89,15 +90,15 @@ def save(
     now: Progress,
     choose: Callable[[Sequence[Epoch]], int],
 ) -> None:
-    """The state to resume from first, then the chosen weights where they are those of this epoch.
+    """Save the state to resume from, then the weights of this epoch if it is the chosen one.
 
-    In this order an epoch whose weights were kept is never repeated: `train` makes the chosen weights again from the
-    state where a crash came between the two.
+    In this order an epoch whose weights were saved is never repeated. If a crash came between the two, `train` saves
+    the chosen weights again from the state.
     """
-    learnt = {"model": model.state_dict(), "criterion": criterion.state_dict()}
-    checkpoint.save(folder / "last.safetensors", {**learnt, "optimizer": optimizer.state_dict()}, now.content())
+    learned = {"model": model.state_dict(), "criterion": criterion.state_dict()}
+    checkpoint.save(folder / "last.safetensors", {**learned, "optimizer": optimizer.state_dict()}, now.content())
     if choose(now.curve) == now.epoch:
-        checkpoint.save(folder / "best.safetensors", learnt, {"epoch": now.epoch})
+        checkpoint.save(folder / "best.safetensors", learned, {"epoch": now.epoch})
 
 
 def train(
@@ -119,12 +120,12 @@ def train(
 ) -> Iterator[Progress]:
     """Train `model` under `criterion` on images[indices] with `labels` (n,) in 0 … classes−1; yield after each epoch.
 
-    Continues from `folder`/last.safetensors where it exists, bit for bit on the CPU with the same thread count, and
-    leaves the weights of the epoch that `choose` takes from the curve in `folder`/best.safetensors. `validate` gives
-    the scores and the spread of the validation embeddings; the curve begins with those before the first step.
-    `criterion` has `objective(model, images, labels) -> scalar`. When it continues, the state it continues from is
-    yielded first. `backward` leaves the gradients of a loss, `save` keeps what an epoch gave; `fresh` is the progress
-    of a training that has just begun. Raises Diverged when the loss stops being finite.
+    Continues from `folder`/last.safetensors if it exists, bit for bit on the CPU with the same thread count, and then
+    first yields the state it continues from. The weights of the epoch that `choose` selects from the curve are saved
+    in `folder`/best.safetensors. `validate` returns scores and spread of the validation embeddings; the curve starts
+    with those before the first step. `criterion` has `objective(model, images, labels) -> scalar`. `backward`
+    computes the gradients of a loss, `save` saves an epoch, and `fresh` is the progress of a new training. Raises
+    Diverged if the loss is not finite.
     """
     settings = trial.schedule
     groups = [{"params": list(model.parameters()), "lr": settings.lr}, *criterion.parameter_groups(settings.lr)]
@@ -133,7 +134,8 @@ def train(
     progress = _resume(folder, model, criterion, optimizer, fresh or Progress())
     if progress.curve:
         if choose(progress.curve) == progress.epoch:
-            save(folder, model, criterion, optimizer, progress, choose)  # the last attempt may have died half way
+            # The last attempt may have stopped between the two files.
+            save(folder, model, criterion, optimizer, progress, choose)
         yield progress
     else:
         progress.curve.append(_validated(validate, epoch=0, loss=None, lr=0.0, train_s=0.0))
@@ -145,7 +147,8 @@ def train(
         criterion.train()
         model.freeze_backbone(epoch <= settings.warmup_epochs)
         losses = torch.zeros(len(labels) // settings.batch_size, device=device)
-        for step, (pixels, classes) in enumerate(_shown(trial, epoch, images, indices, labels, augmentation, device)):
+        epoch_batches = _batches(trial, epoch, images, indices, labels, augmentation, device)
+        for step, (pixels, classes) in enumerate(epoch_batches):
             losses[step] = _step(settings, model, criterion, optimizer, pixels, classes, backward)
             progress.mixed_rows += criterion.mixed_rows
             progress.images_seen += len(classes)
@@ -162,13 +165,13 @@ def train(
 
 
 def _validated(validate: Callable[[], tuple[dict[str, float], dict[str, float]]], **known: Any) -> Epoch:
-    """An epoch of which all but the validation is known."""
+    """Return an epoch, after validating it."""
     began = time.perf_counter()
     scores, extent = validate()
     return Epoch(**known, validation=scores, spread=extent, validation_s=time.perf_counter() - began)
 
 
-def _shown(
+def _batches(
     trial: Trial,
     epoch: int,
     images: Images | Originals,
@@ -177,10 +180,10 @@ def _shown(
     augmentation: Augmentation,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the network is shown in an epoch: augmented images and classes, batch by batch; the same for every arm.
+    """Yield augmented images and their classes, batch by batch, for one epoch; the same for every arm.
 
-    Every random stream is seeded again for each step, also that of torch (dropout, drop-path). So no earlier draw of
-    an arm can move it, and a resumed trial needs no state of a generator.
+    Every random stream is seeded again for each step, including torch's own (dropout, drop-path). So draws of an arm
+    cannot affect later steps, and a resumed trial needs no generator state.
     """
     settings, name = trial.schedule, (trial.dataset.name, trial.backbone.name)
     generator = torch.Generator(device)
@@ -206,12 +209,12 @@ def _step(
     classes: Tensor,
     backward: Callable[[Tensor], None],
 ) -> Tensor | float:
-    """One step on one batch; its loss, NaN where the embeddings are no numbers any more."""
+    """Train on one batch and return its loss, NaN if the embeddings are not finite."""
     try:
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             loss = criterion.objective(model, pixels, classes)
     except NotFinite:
-        return math.nan  # the losses are looked at soon; until then nothing is updated
+        return math.nan  # the losses are checked soon; until then nothing is updated
     optimizer.zero_grad(set_to_none=True)
     backward(loss)
     if settings.clip_value is not None:
@@ -222,7 +225,7 @@ def _step(
 
 
 def step_size(settings: Training, epoch: int) -> float:
-    """The factor on every learning rate in `epoch` (from 1): constant, step (γ each `step_epochs`) or cosine."""
+    """Return the factor on learning rates in `epoch` (from 1): constant, step (γ every `step_epochs`) or cosine."""
     if settings.schedule == "step":
         return settings.gamma ** ((epoch - 1) // settings.step_epochs)
     if settings.schedule == "cosine":
@@ -238,7 +241,7 @@ def _require_finite(losses: Tensor, epoch: int) -> None:
     if finite.all():
         return
     step = int((~finite).nonzero()[0])
-    last = f"the last finite loss was {losses[step - 1].item():.6g}" if step else "no loss before it in this epoch"
+    last = f"the last finite loss was {losses[step - 1].item():.6g}" if step else "it is the first loss of this epoch"
     raise Diverged(f"the loss is {losses[step].item()} at epoch {epoch}, step {step + 1}; {last}")
 
 

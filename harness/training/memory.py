@@ -1,4 +1,4 @@
-"""The peak memory of a piece of work: of a GPU, or of this process where it runs on a processor."""
+"""Measure the peak memory of a piece of work: of the GPU, or of this process on a processor."""
 
 import ctypes
 import gc
@@ -12,13 +12,13 @@ RESET_PEAK = "5"  # written to `clear_refs`, it resets the peak of resident memo
 
 
 def begin(device: torch.device) -> bool:
-    """Reset the peak, and return whether `peak_gb` will be that of the work that follows.
+    """Reset the peak, and return whether `peak_gb` will be the peak of the work that follows.
 
-    On a processor only Linux can reset it, and some containers forbid it. Memory that earlier work has freed and the
-    allocator keeps counts as resident: it is given back to the system first, where the allocator can (glibc).
+    On a processor only Linux can reset it, and some containers forbid it. Memory that was freed but is kept by the
+    allocator counts as resident, so it is returned to the system first if the allocator supports that (glibc).
     """
     if device.type == "cuda":
-        torch.cuda.init()  # before that, torch knows no GPU by its number
+        torch.cuda.init()  # before this, torch does not know GPUs by number
         torch.cuda.reset_peak_memory_stats(device)
         return True
     gc.collect()
@@ -32,9 +32,9 @@ def begin(device: torch.device) -> bool:
 
 
 def peak_gb(device: torch.device) -> float | None:
-    """GB (10⁹ bytes) at the peak since `begin`: allocated on the GPU, or resident in this process with its libraries.
+    """Return the peak since `begin` in GB (10⁹ bytes): allocated on the GPU, or resident in this process.
 
-    None where the system does not say.
+    None if the system does not report it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
@@ -46,5 +46,5 @@ def _resident_gb() -> float | None:
         lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
-    found = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
-    return None if found is None else int(found) * 1024 / 1e9
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
+    return None if kilobytes is None else int(kilobytes) * 1024 / 1e9

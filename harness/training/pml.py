@@ -1,6 +1,6 @@
 """Losses of pytorch-metric-learning as arms of a grid: `pml:MarginLoss`, with its keyword arguments as options.
 
-They run as baselines under the same conditions as ours. They know no label weights, so they have no Metrix form.
+They run as baselines under the same conditions as our losses. Without label weights they have no Metrix form.
 """
 
 import inspect
@@ -14,19 +14,21 @@ from harness import registry
 
 PREFIX = "pml:"
 SIZES = {"num_classes": "num_classes", "embedding_size": "dim", "descriptors_dim": "dim"}
-RATE = 100.0  # of class vectors, as for our losses that learn some; 1 for single numbers such as β
+RATE = 100.0  # learning rate of class vectors relative to lr, as for our losses; 1 for scalars such as β
 
 
 def describe(name: str) -> Description:
-    """What is known of `pml:…`: its keyword arguments that a grid can write, with their defaults.
+    """Describe `pml:…`: the keyword arguments that a grid can set, with their defaults.
 
-    Raises RegisterError with near names for an unknown loss, and for one that wants objects instead of values.
+    Raises RegisterError with similar names for an unknown loss, and for a loss that needs objects as arguments.
     """
     loss = _find(name)
     parameters = _parameters(loss)
     objects = [key for key, default in parameters.items() if default is inspect.Parameter.empty and key not in SIZES]
     if objects:
-        raise registry.RegisterError(f"{name} needs {' and '.join(objects)}: values that no default stands for")
+        raise registry.RegisterError(
+            f"{name} needs {' and '.join(objects)}, which have no default and cannot be set in a grid"
+        )
     plain = bool | int | float | str | None
     return Description(
         name=name,
@@ -44,8 +46,8 @@ def describe(name: str) -> Description:
 
 def create(
     name: str, *, num_classes: int, dim: int, generator: torch.Generator | None = None, **options: Any
-) -> "Foreign":
-    """The loss `pml:…` as an objective; initial class vectors are drawn from a fork seeded by `generator`."""
+) -> "LibraryLoss":
+    """Create the loss `pml:…`. Initial class vectors come from a forked generator that `generator` seeds."""
     loss = _find(name)
     sizes = {"num_classes": num_classes, "dim": dim}
     wanted = {key: sizes[size] for key, size in SIZES.items() if key in _parameters(loss)}
@@ -53,11 +55,11 @@ def create(
     given = {key: value for key, value in options.items() if value is not None}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Foreign(loss(**wanted, **given))
+        return LibraryLoss(loss(**wanted, **given))
 
 
-class Foreign(nn.Module):
-    """A loss called as loss(embeddings, labels), in float32 whatever the autocast."""
+class LibraryLoss(nn.Module):
+    """A loss of the library with the interface of ours, computed in float32 even under autocast."""
 
     mixed_rows = 0
 
@@ -66,16 +68,16 @@ class Foreign(nn.Module):
         self.loss = loss
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The loss (scalar) of embeddings (n, d) with labels (n,)."""
+        """Return the loss (scalar) of embeddings (n, d) with labels (n,)."""
         with torch.autocast(embeddings.device.type, enabled=False):
             return self.loss(embeddings.float(), labels)
 
     def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss (scalar) of the model's embeddings of images (n, 3, h, w)."""
+        """Return the loss (scalar) of the model's embeddings of images (n, 3, h, w)."""
         return self(model(images), labels)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Its learnable tensors as optimiser groups: class vectors at 100 times lr, single numbers at lr."""
+        """Return its learnable tensors as optimiser groups: class vectors at 100 times lr, scalars at lr."""
         return [{"params": [p], "lr": lr * (RATE if p.ndim > 1 else 1.0)} for p in self.parameters()]
 
 
@@ -84,7 +86,7 @@ def _library():
         from pytorch_metric_learning import losses
     except ModuleNotFoundError as error:
         raise registry.RegisterError(
-            f"losses written {PREFIX}… come from pytorch-metric-learning: pip install '.[pml]'"
+            f"{PREFIX}… losses need pytorch-metric-learning: pip install '.[pml]'"
         ) from error
     return losses
 
@@ -98,8 +100,8 @@ def _find(name: str) -> type[nn.Module]:
 
 
 def _parameters(loss: type) -> dict[str, Any]:
-    """Keyword arguments with defaults, those its base classes take through **kwargs included."""
-    found: dict[str, Any] = {}
+    """Return the keyword arguments with defaults, including those that base classes take through **kwargs."""
+    parameters: dict[str, Any] = {}
     for owner in loss.__mro__:
         signature = (
             inspect.signature(owner.__init__) if "__init__" in vars(owner) and owner is not nn.Module else None
@@ -109,5 +111,5 @@ def _parameters(loss: type) -> dict[str, Any]:
                 parameter.POSITIONAL_OR_KEYWORD,
                 parameter.KEYWORD_ONLY,
             ):
-                found.setdefault(key, parameter.default)
-    return found
+                parameters.setdefault(key, parameter.default)
+    return parameters

@@ -1,7 +1,8 @@
-"""Files of weights that others wrote: what a file really is, and which of its tensors a network needs.
+"""Weights of a backbone: which file, what the file really is, and which of its tensors the network needs.
 
-A file may hold the weights themselves, or a checkpoint around them (`{"state_dict": …}`), under the names of a model
-that held the network (`model.conv1.weight`). What is unwrapped is said, and done only where it is unambiguous.
+A user's file may contain the weights themselves, or a checkpoint around them (`{"state_dict": …}`), under the names
+of a model that contained the network (`model.conv1.weight`). They are unwrapped only if that is unambiguous, and a
+sentence says what was unwrapped.
 """
 
 import json
@@ -14,135 +15,137 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.errors import some
-from harness.training import checkpoint
+from harness.training import backbones, checkpoint
+from harness.training.anatomy import Anatomy, anatomy
+from harness.training.backbones import ModelError, Unavailable, first_line
 
-CONTAINERS = ("state_dict", "model", "")  # where weights are looked for first; "" is the file itself
-DEPTH = 3  # dictionaries within dictionaries that are looked through
-COMPUTED = "num_batches_tracked"  # a counter that older files lack and torch fills in
+CONTAINERS = ("state_dict", "model", "")  # keys searched first; "" is the file itself
+DEPTH = 3  # levels of nested dictionaries that are searched
+COMPUTED = "num_batches_tracked"  # a counter that older files lack and torch adds
 SHOWN = 3  # names in a message
 
 
 class Misfit(Exception):
-    """Why a file is not the weights that were asked for; the sentence goes on after the file's name."""
+    """Raised if a file does not contain the wanted weights; the message continues after the file's name."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The tensors that a network wants of a file, and what was unwrapped or left out to get them ("": nothing)."""
+    """The tensors of a file that a network needs, and what was unwrapped or left out to get them ("": nothing)."""
 
     tensors: dict[str, Tensor]
-    said: str = ""
+    unwrapped: str = ""
 
 
 def read(path: Path) -> Any:
-    """What a file of safetensors or of torch holds, told apart by content; code in a pickle is never run.
+    """Return the content of a safetensors or torch file, recognised by its bytes; code in a pickle is never run.
 
     Raises Misfit with what the file is instead.
     """
     try:
-        if problem := _known_otherwise(path):
+        if problem := _other_kind(path):
             raise Misfit(problem)
         if _safetensors_header(path) is not None:
             return checkpoint.tensors(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Misfit:
         raise
-    except Exception as error:  # readers raise all sorts on bytes that they do not know
+    except Exception as error:  # readers raise many kinds of errors on unknown bytes
         raise Misfit(_unreadable(path, error)) from error
 
 
 def choose(content: Any, expected: Mapping[str, torch.Size], classifier: set[str]) -> Chosen:
-    """The tensors of a network with the names `expected` among what `read` gave, less those of its `classifier`.
+    """Return the tensors of a network with the names `expected` from what `read` returned, without its `classifier`.
 
-    Looks under the names of known containers first, and for one prefix under which the whole network lies. Where none
-    is whole, the most likely tensors come back as they are: a reader that converts names may know them.
-    Raises Misfit where there are no tensors, or the network lies there twice.
+    Known containers are searched first, each for a prefix under which the whole network is found. If no network is
+    complete, the most likely tensors are returned unchanged, because a reader that converts names may know them.
+    Raises Misfit if there are no tensors, or if the network is there twice.
     """
-    found = sorted(_dictionaries(content), key=lambda one: _rank(one[0]))
-    if not found:
+    candidates = sorted(_dictionaries(content), key=lambda candidate: _priority(candidate[0]))
+    if not candidates:
         held = some(map(str, content), SHOWN) if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise Misfit(f"holds no tensors, but {held}")
-    whole = [(where, prefix) for where, tensors in found for prefix in _prefixes(tensors, expected)]
+        raise Misfit(f"contains no tensors, but {held}")
+    whole = [(where, prefix) for where, tensors in candidates for prefix in _prefixes(tensors, expected)]
     if not whole:
-        where, tensors = found[0]
+        where, tensors = candidates[0]
         return Chosen(_without(tensors, classifier), f"read from {where!r}" if where else "")
-    first = [one for one in whole if one[0] == whole[0][0]]
+    first = [place for place in whole if place[0] == whole[0][0]]
     rivals = first if whole[0][0] in CONTAINERS else whole
     if len(rivals) > 1:
         named = " and ".join(repr(".".join(filter(None, (where, prefix)))) for where, prefix in rivals[:SHOWN])
-        raise Misfit(f"holds this network {len(rivals)} times, under {named}: keep the one you want in a file")
-    (where, prefix), tensors = whole[0], dict(found)[whole[0][0]]
+        raise Misfit(f"contains this network {len(rivals)} times, under {named}: save the one you want in a file")
+    (where, prefix), tensors = whole[0], dict(candidates)[whole[0][0]]
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     others = [name for name in tensors if not name.startswith(prefix)]
-    said = [f"read from {where!r}"] if where else []
-    said += [f"prefix {prefix!r} stripped"] if prefix else []
-    said += [f"{len(others)} other tensors left out ({some(others, SHOWN)})"] if others else []
-    return Chosen(_without(own, classifier), ", ".join(said))
+    notes = [f"read from {where!r}"] if where else []
+    notes += [f"prefix {prefix!r} stripped"] if prefix else []
+    notes += [f"{len(others)} other tensors left out ({some(others, SHOWN)})"] if others else []
+    return Chosen(_without(own, classifier), ", ".join(notes))
 
 
 def misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> str:
-    """In what tensors differ from those that a network wants: names, shapes, how many match."""
+    """Return how tensors differ from those that a network needs: names, shapes, how many match."""
     wanted = [name for name in expected if not name.endswith(COMPUTED)]
-    prefix = _likeliest(tensors, wanted)
+    prefix = _likely_prefix(tensors, wanted)
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     shapes = {name: tuple(own[name].shape) for name in wanted if name in own}
     wrong = [name for name, shape in shapes.items() if shape != tuple(expected[name])]
     missing = [name for name in wanted if name not in own]
-    further = [name for name in own if name not in expected]
+    extra = [name for name in own if name not in expected]
     if not shapes:
         return (
             f"none of the {len(wanted)} tensors of this network is in it; its names are {some(tensors, SHOWN)}: the "
             "weights of another network"
         )
-    said = [f"{len(shapes) - len(wrong)} of the {len(wanted)} tensors of this network are in it"]
-    said += [f"under the prefix {prefix!r}"] if prefix else []
+    clauses = [f"{len(shapes) - len(wrong)} of the {len(wanted)} tensors of this network are in it"]
+    clauses += [f"under the prefix {prefix!r}"] if prefix else []
     if missing:
-        said.append(f"{len(missing)} are missing ({some(missing, SHOWN)})")
+        clauses.append(f"{len(missing)} are missing ({some(missing, SHOWN)})")
     if wrong:
         name = wrong[0]
-        said.append(f"{len(wrong)} have another shape ({name} {shapes[name]} in place of {tuple(expected[name])})")
-    if further:
-        said.append(f"{len(further)} belong to no layer of it ({some(further, SHOWN)})")
-    return ", ".join(said)
+        clauses.append(f"{len(wrong)} have another shape ({name} {shapes[name]} instead of {tuple(expected[name])})")
+    if extra:
+        clauses.append(f"{len(extra)} belong to no layer of it ({some(extra, SHOWN)})")
+    return ", ".join(clauses)
 
 
-def _known_otherwise(path: Path) -> str | None:
-    """What a file is that can be told to be no weights, or not all of them, from its beginning and size."""
+def _other_kind(path: Path) -> str | None:
+    """Return what a file is if its first bytes and size show that it is not (complete) weights; else None."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(1024)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not size:
         return "is empty"
-    if (header := _safetensors_header(path)) is not None:  # first: its length may look like the sign of another kind
+    if (header := _safetensors_header(path)) is not None:  # its length may look like other magic bytes
         return _cut_off(size, header)
     if head.startswith(b"version https://git-lfs"):
-        return "is a pointer of git-lfs, not the weights themselves: fetch them with git lfs pull"
+        return "is a git-lfs pointer, not the weights themselves: fetch them with git lfs pull"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "is a web page, not weights: the download gave a page in place of the file"
+        return "is a web page, not weights: the download returned a page instead of the file"
     if text.startswith(b"{"):
         several = '"weight_map"' in path.read_text(encoding="utf-8", errors="replace")
         return "is JSON, " + ("the index of weights in several files" if several else "not weights")
     if head.startswith(b"PK\x03\x04"):
-        return _of_zip(path)
+        return _kind_of_zip(path)
     packed = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"Rar!": "rar", b"7z\xbc\xaf": "7z"}
     for magic, name in packed.items():
         if head.startswith(magic):
-            return f"is a {name} archive: unpack it, and name the file of weights in it"
+            return f"is a {name} archive: unpack it, and name the weights file in it"
     if head[257:262] == b"ustar":
-        return f"is a tar archive ({some(_names_of_tar(path), SHOWN)}): unpack it, and name the file of weights in it"
+        return f"is a tar archive ({some(_names_in_tar(path), SHOWN)}): unpack it, and name the weights file in it"
     if head.startswith(b"\x89HDF"):
-        return "is an HDF5 file, such as Keras writes, not weights of torch"
+        return "is an HDF5 file, as Keras writes them, not torch weights"
     if not head.startswith(b"\x80") and head.isascii() and head.decode().isprintable():
         return f"is text, not weights; it begins with {head[:40].decode()!r}"
     return None
 
 
 def _safetensors_header(path: Path) -> int | None:
-    """The length of a safetensors header with the 8 bytes before it; None for another kind of file."""
+    """Return the length of a safetensors header with the 8 bytes before it; None for another kind of file."""
     with path.open("rb") as file:
         head = file.read(9)
     length = int.from_bytes(head[:8], "little")
@@ -153,8 +156,8 @@ def _cut_off(size: int, header: int) -> str | None:
     return f"is cut off: it has {size:,} bytes, its header alone is {header:,}" if size < header else None
 
 
-def _of_zip(path: Path) -> str | None:
-    """What a zip archive is, torch's own aside."""
+def _kind_of_zip(path: Path) -> str | None:
+    """Return what a zip archive is; None for one that torch wrote."""
     if not zipfile.is_zipfile(path):
         return f"is cut off: it has {path.stat().st_size:,} bytes and its end is missing; download it again"
     with zipfile.ZipFile(path) as archive:
@@ -164,17 +167,17 @@ def _of_zip(path: Path) -> str | None:
     if any(name.endswith("data.pkl") for name in names):
         return None
     if names and all(name.endswith(".npy") for name in names):
-        return f"is an archive of numpy arrays ({some(names, SHOWN)}), not weights of torch"
-    return f"is a zip archive ({some(names, SHOWN)}): unpack it, and name the file of weights in it"
+        return f"is an archive of numpy arrays ({some(names, SHOWN)}), not torch weights"
+    return f"is a zip archive ({some(names, SHOWN)}): unpack it, and name the weights file in it"
 
 
-def _names_of_tar(path: Path) -> list[str]:
+def _names_in_tar(path: Path) -> list[str]:
     with tarfile.open(path) as archive:
         return archive.getnames()
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    """Why a file that looks like weights cannot be read."""
+    """Return why a file that looks like weights cannot be read."""
     if (header := _safetensors_header(path)) is not None:
         with path.open("rb") as file:
             try:
@@ -188,14 +191,14 @@ def _unreadable(path: Path, error: Exception) -> str:
     if (code := re.search(r"GLOBAL (\S+)", str(error))) or "weights_only" in str(error).lower():
         named = f" ({code[1]})" if code else ""
         return (
-            f"is a pickle that would run code{named} when it is read: save the weights alone, "
+            f"is a pickle that would run code{named} when it is read: save only the weights, "
             "torch.save(model.state_dict(), …) or safetensors"
         )
     return f"cannot be read ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
 
 
 def _dictionaries(content: Any, where: str = "", depth: int = DEPTH) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every dictionary of tensors in a checkpoint, with the keys that lead to it."""
+    """Yield every dictionary of tensors in a checkpoint, with the keys that lead to it."""
     if not isinstance(content, Mapping) or not depth:
         return
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
@@ -205,20 +208,20 @@ def _dictionaries(content: Any, where: str = "", depth: int = DEPTH) -> Iterator
         yield from _dictionaries(value, f"{where}.{name}" if where else str(name), depth - 1)
 
 
-def _rank(where: str) -> int:
+def _priority(where: str) -> int:
     return CONTAINERS.index(where) if where in CONTAINERS else len(CONTAINERS)
 
 
 def _prefixes(tensors: Mapping[str, Tensor], expected: Mapping[str, Any]) -> list[str]:
-    """The prefixes under which every expected name is there."""
+    """Return the prefixes under which every expected name is found."""
     wanted = [name for name in expected if not name.endswith(COMPUTED)]
     first = wanted[0]
     starts = [name[: -len(first)] for name in tensors if name == first or name.endswith(f".{first}")]
     return [start for start in starts if all(start + name in tensors for name in wanted)]
 
 
-def _likeliest(tensors: Mapping[str, Tensor], wanted: list[str]) -> str:
-    """The prefix under which most of the wanted names are there, "" where no other has more."""
+def _likely_prefix(tensors: Mapping[str, Tensor], wanted: list[str]) -> str:
+    """Return the prefix under which most of the wanted names are found, preferring ""."""
     starts = {""}
     for name in tensors:
         parts = name.split(".")
@@ -228,3 +231,76 @@ def _likeliest(tensors: Mapping[str, Tensor], wanted: list[str]) -> str:
 
 def _without(tensors: Mapping[str, Tensor], classifier: set[str]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name not in classifier}
+
+
+def fetch(
+    backbone: str,
+    pretrained: bool | str | Path = True,
+    options: Mapping[str, Any] | None = None,
+    side_px: int | None = None,
+) -> Path | None:
+    """Return the weights file for this choice of network, fetching it if necessary; None for initial weights.
+
+    Raises Unavailable if published weights are not on this machine and cannot be fetched.
+    """
+    return file_of(anatomy(backbone, options, side_px), pretrained)
+
+
+def open_weights(
+    backbone: str, file: Path, published: bool, options: Mapping[str, Any] | None = None, side_px: int | None = None
+) -> str:
+    """Load a weights file into a backbone as a trial will, and return what was unwrapped or left out ("": nothing).
+
+    Raises ModelError with what the file is, or how it differs from the backbone.
+    """
+    return build(anatomy(backbone, options, side_px), file, published=published)[1]
+
+
+def build(body: Anatomy, file: Path | None, *, published: bool) -> tuple[nn.Module, str]:
+    """Build a backbone with the weights of a file, and return it with what was unwrapped from a user's file.
+
+    A user's file must fill the backbone exactly; published weights are read by timm.
+    """
+    if file is None:
+        return backbones.create(body.backbone, body.options), ""
+    chosen, overlay = Chosen({}), {"file": str(file), "custom_load": False}
+    expected = {name: tensor.shape for name, tensor in body.network.state_dict().items()}
+    try:
+        if not published:
+            chosen = choose(read(file), expected, _classifier(body, expected))
+            overlay = {"state_dict": dict(chosen.tensors), "num_classes": 0, "label_offset": 0}
+        network = backbones.create(body.backbone, body.options, overlay)
+    except Misfit as error:
+        raise ModelError(f"the weights file {file} {error}") from error
+    except Exception as error:  # the file's reader and timm's conversion raise many kinds of errors
+        why = misfit(chosen.tensors, expected) if chosen.tensors else _why_unreadable(file, error)
+        raise ModelError(f"the weights file {file} does not fit {body.backbone}: {why}") from error
+    network.pretrained_cfg.pop("state_dict", None)
+    return network, chosen.unwrapped
+
+
+def _why_unreadable(file: Path, error: Exception) -> str:
+    """Return why a file that timm fetched cannot be read; usually it was cut off."""
+    try:
+        read(file)
+    except Misfit as problem:
+        return f"it {problem}; delete it, and it will be fetched again"
+    return first_line(error)
+
+
+def _classifier(body: Anatomy, expected: Mapping[str, Any]) -> set[str]:
+    """Return the names of the classifier's tensors, which are left out because the embedder has its own head."""
+    return set(backbones.on_meta(body.backbone, body.options, num_classes=1000).state_dict()) - set(expected)
+
+
+def file_of(body: Anatomy, pretrained: bool | str | Path) -> Path | None:
+    """Return the file to load: the user's, the published one (fetched once, then cached by the hub), or None."""
+    if pretrained is not True:
+        return Path(pretrained) if pretrained is not False else None
+    try:
+        return backbones.published_file(body.config)
+    except Exception as error:  # network, proxy, hub and disk raise different errors
+        raise Unavailable(
+            f"the published weights of {body.tag} are not on this machine and cannot be fetched "
+            f"({first_line(error)}); go online, or set pretrained to false or to a file of weights"
+        ) from error

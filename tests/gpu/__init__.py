@@ -1,4 +1,4 @@
-"""Everything a GPU can tell in minutes: tests, figures, and trials on photographs, by one command.
+"""Tests, measurements and trials on photographs that need a GPU and take minutes, in one command.
 
     make gpu DATA=photographs WEIGHTS=tf_efficientnet_lite0.safetensors
     python -m tests.gpu --data photographs --weights tf_efficientnet_lite0.safetensors --minutes 8

@@ -34,22 +34,22 @@ LEAST_CLASSES = 20
 
 
 class Refused(ValueError):
-    """What the command cannot do, in a sentence for its user."""
+    """Raised for what the command cannot do; the message is for its user."""
 
 
 class Ended(Exception):
-    """A worker that is there no more, or was ended at its limit; the message says which."""
+    """Raised if a worker has died or was killed at its limit; the message says which."""
 
 
 class Worker:
-    """The process that runs the pieces; started when first needed, and again after it was ended."""
+    """The process that runs the pieces; started when first needed, and again after it ended."""
 
     def __init__(self, settings: dict[str, Any], log: Path):
         self._settings, self._log = settings, log
         self._process: subprocess.Popen | None = None
 
     def start(self, limit_s: float) -> dict[str, Any] | None:
-        """Start it where none runs; what it says of the machine, None where it ran already."""
+        """Start the worker if none is running and return its report on the machine; None if it was running."""
         if self._process is not None:
             return None
         with self._log.open("a", encoding="utf-8") as log:
@@ -73,12 +73,12 @@ class Worker:
         answers.put("")
 
     def ask(self, piece: str, seconds: float) -> None:
-        """Ask for a piece."""
+        """Request a piece."""
         with suppress(OSError):  # it has ended, which the next answer says
             print(json.dumps({"piece": piece, "seconds": seconds}), file=self._process.stdin, flush=True)
 
     def next(self, limit_s: float) -> dict[str, Any]:
-        """What it says next; Ended where it says nothing in time or is not there any more."""
+        """Return its next message. Raise Ended if there is none in time or the worker has died."""
         try:
             line = self._answers.get(timeout=max(0.0, limit_s))
         except queue.Empty:
@@ -91,7 +91,7 @@ class Worker:
         return json.loads(line)
 
     def stop(self) -> None:
-        """End it with everything that it started."""
+        """Kill the worker and everything that it started."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -100,7 +100,7 @@ class Worker:
 
 
 class Results:
-    """The folder of results: lines are added as they come, and the table is written again after each piece."""
+    """The folder of results: lines are appended as they arrive, and the table is rewritten after each piece."""
 
     def __init__(self, out: Path, words: str):
         self._path, self._table, self._words = out / "results.jsonl", out / "table.md", words
@@ -108,7 +108,7 @@ class Results:
         self.outcomes: list[str] = []
 
     def add(self, piece: plan.Piece, **content: Any) -> None:
-        """Write what a piece said, or how it ended, and show it."""
+        """Write and print the result of a piece, or how it ended."""
         line = {
             "piece": piece.name,
             "kind": "test" if piece.is_test else "figure",
@@ -124,7 +124,7 @@ class Results:
             self.write_table()
 
     def write_table(self) -> str:
-        """Write the table of what there is so far."""
+        """Write the table of all results so far."""
         said = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
         lines = [json.loads(line) for line in said.splitlines()]
         text = table(lines, self.head, self._words)
@@ -133,7 +133,7 @@ class Results:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the pieces; 0 where no test failed, 1 where one did, 2 where nothing could run."""
+    """Run the pieces and return 0 if no test failed, 1 if one did, 2 if nothing could run."""
     options = parsed(arguments)
     try:
         pieces = plan.chosen(options.only, options.plan)
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, help="photographs: a folder with one folder a class, or a zip of one")
     parser.add_argument("--weights", type=Path, help="weights, named after their timm network: NETWORK.safetensors")
@@ -182,7 +182,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise Refused for files that are not there; whether there is a GPU the worker says."""
+    """Raise Refused for missing files; the worker checks whether there is a GPU."""
     for name, path in (("--data", options.data), ("--weights", options.weights)):
         if path is not None and not path.exists():
             raise Refused(f"{name} {path}: there is no such file or folder")
@@ -195,7 +195,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def run_all(pieces: Sequence[plan.Piece], worker: Worker, results: Results, seconds: float, stand_in: bool) -> None:
-    """Run the pieces in order while time is left, and say of the others why they did not run."""
+    """Run the pieces in order while time is left, and report why the others did not run."""
     ends = time.monotonic() + seconds
     for piece in pieces:
         left = ends - time.monotonic()
@@ -221,7 +221,7 @@ def run_all(pieces: Sequence[plan.Piece], worker: Worker, results: Results, seco
 
 
 def follow(piece: plan.Piece, worker: Worker, results: Results, limit_s: float) -> None:
-    """Run one piece and write down what it says, until it ends."""
+    """Run one piece and write its messages until it ends."""
     began = time.monotonic()
     worker.ask(piece.name, limit_s)
     while True:
@@ -233,7 +233,7 @@ def follow(piece: plan.Piece, worker: Worker, results: Results, limit_s: float) 
 
 
 def words(options: argparse.Namespace) -> str:
-    """The command as a reader would type it, without where things lie."""
+    """Return the command as a reader would type it, without paths."""
     given = [f"--{name} …" for name in ("data", "weights") if getattr(options, name)]
     only = [f"--only {options.only}"] if options.only else []
     return " ".join(["python -m tests.gpu", *(["--stand-in"] if options.stand_in else []), *given, *only])

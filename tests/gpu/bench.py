@@ -1,4 +1,4 @@
-"""Training over as many images as a measurement wants, and over a batch that lies ready on the device."""
+"""Train on any number of images, or on one batch that is ready on the device."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +12,13 @@ from torch import Tensor
 from harness.config import Trial
 from harness.data.images import Images, Originals
 from harness.runs.record import Epoch
-from harness.training.trial import Bench, augmentation, embedder, images_of, open_dataset
+from harness.training.bench import Bench, augmentation, build_embedder, images_of, open_dataset
 from tests.gpu.place import Place
 
 
 @dataclass(frozen=True)
 class Again:
-    """`count` images: those of `images` in a random order, as often as it takes."""
+    """`count` images: those of `images` in a random order, repeated as needed."""
 
     images: Images | Originals
     chosen: np.ndarray  # (count,)
@@ -30,21 +30,21 @@ class Again:
 
 @dataclass(frozen=True)
 class Ready:
-    """Images and augmentation in one that give the same batch, which lies on the device, every time."""
+    """Images and augmentation in one, which always return the same batch on the device."""
 
     pixels: Tensor
 
     def batch(self, indices: Any, device: Any = None) -> Tensor:
-        """The batch."""
+        """Return the batch."""
         return self.pixels
 
     def train(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The batch as it is."""
+        """Return the batch unchanged."""
         return images
 
 
 def bench_over(place: Place, trial: Trial, count: int) -> Bench:
-    """What a trial trains with, over `count` training images, whatever the number that there are."""
+    """Return the bench of a trial with `count` training images, repeating those that exist."""
     torch.set_num_threads(trial.training.threads)
     dataset = open_dataset(trial.dataset, place.few, place.cache)
     order = np.random.default_rng(0).permutation(len(dataset))
@@ -53,18 +53,18 @@ def bench_over(place: Place, trial: Trial, count: int) -> Bench:
         dataset, keys=tuple(map(str, range(count))), labels=dataset.labels[chosen], split=np.full(count, "train")
     )
     images = Again(images_of(trial, dataset, place.sources("benches")), chosen)
-    model = embedder(trial).to(place.device)
+    model = build_embedder(trial).to(place.device)
     return Bench(trial, many, many.split, images, model, augmentation(trial, model, dataset), place.device)
 
 
 def with_ready_batch(bench: Bench) -> Bench:
-    """The same without the way from files to batches: what training takes where no batch is waited for."""
+    """Return the same bench with a ready batch, so that training never waits for images."""
     pixels = one_batch(bench)[0]
     return replace(bench, images=Ready(pixels), augmentation=Ready(pixels))
 
 
 def one_batch(bench: Bench) -> tuple[Tensor, Tensor]:
-    """A training batch on the device: images (n, 3, side, side) and labels (n,), five of each class."""
+    """Return a training batch on the device: images (n, 3, side, side) and labels (n,), five of each class."""
     part, size = bench.part("train"), bench.trial.training.batch_size
     order = np.argsort(part.labels, kind="stable")
     starts = [np.flatnonzero(part.labels[order] == c)[:5] for c in np.unique(part.labels)]
@@ -75,7 +75,7 @@ def one_batch(bench: Bench) -> tuple[Tensor, Tensor]:
 
 
 def train(bench: Bench) -> list[Epoch]:
-    """Train without validation and checkpoints; the epochs after the first, which warms up."""
+    """Train without validation and checkpoints, and return all epochs but the first, which warms up."""
     with TemporaryDirectory() as folder:
         for progress in bench.train(bench.criterion(), unscored, Path(folder), save=unsaved):
             curve = progress.curve
@@ -83,9 +83,9 @@ def train(bench: Bench) -> list[Epoch]:
 
 
 def unscored() -> tuple[dict[str, float], dict[str, float]]:
-    """Stands for validation."""
+    """Replace validation."""
     return {"MAP@R": 0.0}, {}
 
 
 def unsaved(*_: Any) -> None:
-    """Stands for the writing of a checkpoint."""
+    """Replace saving a checkpoint."""

@@ -1,4 +1,4 @@
-"""The tests in this folder are marked `gpu` and are skipped where there is no GPU."""
+"""Mark the tests in this folder as `gpu`; they are skipped without a GPU."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What things cost on a GPU: networks bare and in a trial, levels, losses, evaluation, an epoch, torch.compile."""
+"""Measure costs on a GPU: bare networks and trials, levels, losses, evaluation, an epoch, torch.compile."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import metrix
 from harness.config import Arm
 from harness.evaluation.retrieval import evaluate
-from harness.training.trial import Bench, objective
+from harness.training.bench import Bench, build_criterion
 from tests.gpu.bench import bench_over, one_batch, train, with_ready_batch
 from tests.gpu.place import Place
 from tests.performance import losses as made
@@ -24,22 +24,22 @@ KS = (1, 10, 100, 1000)
 
 
 def resnet(place: Place) -> None:
-    """Images a second of the ResNet."""
+    """Measure images per second of the ResNet."""
     network(place, place.sizes.networks[0])
 
 
 def vit(place: Place) -> None:
-    """Images a second of the vision transformer."""
+    """Measure images per second of the vision transformer."""
     network(place, place.sizes.networks[1])
 
 
 def efficientnet(place: Place) -> None:
-    """Images a second of the EfficientNet."""
+    """Measure images per second of the EfficientNet."""
     network(place, place.sizes.networks[2])
 
 
 def network(place: Place, name: str) -> None:
-    """Images a second of the bare network, and of a trial by both ways to a batch, with the share of waiting.
+    """Measure images per second of the bare network, and of a trial on both image paths, with the share of waiting.
 
     A trial waits for data as long as its steps take longer than the same steps on a batch that lies ready.
     """
@@ -61,7 +61,7 @@ def network(place: Place, name: str) -> None:
 
 
 def steps_a_second(bench: Bench) -> list[float]:
-    """Training steps a second in each epoch but the first."""
+    """Return training steps per second in each epoch but the first."""
     steps = len(bench.dataset) // bench.trial.training.batch_size
     return [steps / epoch.train_s for epoch in train(bench)]
 
@@ -100,13 +100,13 @@ def levels(place: Place) -> None:
 
 
 def objective_of(bench: Bench, arm: str) -> nn.Module:
-    """The objective of another arm on the same bench."""
+    """Return the objective of another arm on the same bench."""
     trial = bench.trial.model_copy(update={"arm": Arm.parse(arm)})
-    return objective(trial, int(bench.part("train").labels.max()) + 1).to(bench.device)
+    return build_criterion(trial, int(bench.part("train").labels.max()) + 1).to(bench.device)
 
 
 def step(bench: Bench, criterion: nn.Module, model: nn.Module | None = None) -> Callable[[], None]:
-    """A training step on one batch that lies ready."""
+    """Return a training step on one ready batch."""
     model = bench.model if model is None else model
     images, labels = one_batch(bench)
     groups = [{"params": list(bench.model.parameters())}, *criterion.parameter_groups(1e-4)]
@@ -124,31 +124,31 @@ def step(bench: Bench, criterion: nn.Module, model: nn.Module | None = None) -> 
 
 
 class Nothing(nn.Module):
-    """A network that does nothing to its rows (n, d), so that only the criterion's own time is left."""
+    """A network that returns its rows (n, d) unchanged, so that only the criterion takes time."""
 
     def stages(self) -> tuple[str, str]:
-        """A stage before the last, and the last."""
+        """Return a stage before the last, and the last."""
         return "first", "last"
 
     def forward(self, rows: Tensor) -> Tensor:
-        """The rows."""
+        """Return the rows."""
         return rows
 
     def forward_to(self, stage: str, rows: Tensor) -> Tensor:
-        """The rows."""
+        """Return the rows."""
         return rows
 
     def forward_from(self, stage: str, maps: Tensor) -> Tensor:
-        """The rows."""
+        """Return the rows."""
         return maps
 
     def forward_joint(self, stage: str, rows: Tensor, mix: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """The rows, and the mixed ones."""
+        """Return the rows and the mixed ones."""
         return rows, mix(rows)
 
 
 def criteria(place: Place) -> None:
-    """Milliseconds, forward and backward, of losses and of Metrix at every level, without a network."""
+    """Measure milliseconds, forward and backward, of losses and of Metrix at every level, without a network."""
     for name in place.sizes.timed_losses:
         for n in place.sizes.loss_batches:
             variants = criteria_of(place, name, n)
@@ -181,7 +181,7 @@ def criteria_of(place: Place, name: str, n: int) -> dict[str, Callable[[], None]
 
 
 def evaluation(place: Place) -> None:
-    """Seconds and peak memory of the evaluation at the size of Stanford Online Products, on the device."""
+    """Measure seconds and peak memory of an evaluation of the size of Stanford Online Products, on the device."""
     sizes, device = place.sizes, place.device
     embeddings, labels = products_like(sizes.gallery, sizes.dim, 2.2)
     moved = torch.from_numpy(embeddings).to(device)
@@ -202,13 +202,13 @@ def evaluation(place: Place) -> None:
 
 
 def blocks(embeddings: Tensor) -> None:
-    """The similarities of all to all in blocks, which are thrown away."""
+    """Compute all similarities in blocks, and discard them."""
     for queries in embeddings.split(1024):
         torch.mm(queries, embeddings.T)
 
 
 def epoch(place: Place) -> None:
-    """Seconds of an epoch of the size of CUB-200-2011, and of a look at a test split of its size."""
+    """Measure seconds of an epoch of the size of CUB-200-2011, and of reading a test split of its size."""
     sizes = place.sizes
     name = sizes.networks[0]
     trial = place.large(name, epochs=3)
@@ -226,7 +226,7 @@ def epoch(place: Place) -> None:
 
 
 def compiled(place: Place) -> None:
-    """A step with torch.compile over one without, and the seconds of compiling."""
+    """Measure a step with torch.compile relative to one without, and the seconds of compiling."""
     for name in place.sizes.networks[:2]:
         bench = bench_over(place, place.large(name), 2 * place.sizes.batch)
         criterion = bench.criterion()
@@ -250,7 +250,7 @@ def compiled(place: Place) -> None:
 
 
 def ratios(of: Sequence[float], to: Sequence[float]) -> list[float]:
-    """Round by round."""
+    """Divide round by round."""
     return [a / b for a, b in zip(of, to, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Losses and levels on photographs, fine-tuned from the weights that were given; the records are kept."""
+"""Fine-tune losses and levels on photographs from the given weights; the records are kept."""
 
 import time
 import zipfile
@@ -20,7 +20,7 @@ FIRST_S = 10.0  # what a trial is taken to need before one has run
 
 
 def finetune(place: Place) -> None:
-    """Each loss and level, seed by seed, as far as time reaches; `records.zip` continues where it stopped."""
+    """Train each loss and level, seed by seed, while time is left; `records.zip` continues where it stopped."""
     if place.given is None or place.weights is None:
         raise SkipTest("needs photographs (--data) and weights (--weights)")
     packed, folder = place.out / "records.zip", place.scratch / RUN
@@ -60,7 +60,7 @@ def keep(packed: Path, path: Path) -> None:
 
 
 def summary(place: Place, scores: dict[str, list[float]], last: Record) -> None:
-    """The mean of each arm, over the seeds that ran."""
+    """Return the mean of each arm over the seeds that ran."""
     at = f"{place.weights.stem} fine-tuned for {place.sizes.tuned_epochs} epochs"
     for arm, found in scores.items():
         place.note(f"{at}, {arm}, R@1, mean of {len(found)} seeds", mean(found), "%")

@@ -1,4 +1,4 @@
-"""Photographs as one zip that is small enough to carry to another machine: `--data photographs.zip` takes it.
+"""Pack photographs into one zip that is small enough to copy to another machine: `--data photographs.zip` takes it.
 
     python -m tests.gpu.pack PHOTOGRAPHS photographs.zip --mb 20
 
@@ -23,7 +23,7 @@ ENTRY = 200  # bytes that a zip takes for each file, its name included
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the zip and say what is in it; 2 where there is nothing to pack."""
+    """Write the zip and print its contents; return 2 if there is nothing to pack."""
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.pack", description=__doc__.partition("\n")[0])
     parser.add_argument("data", type=Path, help="a folder with one folder of images a class")
     parser.add_argument("out", type=Path, help="the zip to write")
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def smaller(file: Path, side_px: int) -> tuple[str, bytes]:
-    """Suffix and content of an image file, made smaller where its shorter side is longer than `side_px`."""
+    """Return suffix and content of an image file, scaled down if its shorter side exceeds `side_px`."""
     with Image.open(file) as image:
         if min(image.size) <= side_px:
             return file.suffix.lower(), file.read_bytes()
@@ -68,7 +68,7 @@ def smaller(file: Path, side_px: int) -> tuple[str, bytes]:
 
 
 def most_that_fit(sizes: Sequence[Sequence[int]], room: float) -> int:
-    """How many images each class keeps, at most, so that all together take no more than `room` bytes."""
+    """Return the most images per class for which the total is at most `room` bytes."""
     kept, total = 0, 0
     for kept in range(max(map(len, sizes))):
         total += sum(files[kept] + ENTRY for files in sizes if kept < len(files))

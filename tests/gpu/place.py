@@ -17,7 +17,8 @@ from PIL import ImageDraw, ImageFont
 
 from harness.config import Arm, Backbone, Choice, Images, Model, Training, Trial
 from harness.runs.record import Record, Run
-from harness.training.trial import Sources, steps
+from harness.training.bench import Sources
+from harness.training.trial import steps
 from tests.performance._clock import Spread
 from tests.performance._pictures import photograph
 
@@ -27,7 +28,7 @@ MARGIN_S = 3.0  # before its time limit a piece begins nothing new
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is; `CARD` on a GPU, `STAND_IN` where a processor stands in for one."""
+    """All sizes: `CARD` on a GPU, `STAND_IN` on a processor that replaces one."""
 
     networks: tuple[str, str, str]  # a ResNet, a vision transformer, an EfficientNet
     side_px: int
@@ -118,27 +119,27 @@ class Place:
 
     @property
     def stand_in(self) -> bool:
-        """Whether a processor stands in for a GPU."""
+        """Return whether a processor replaces a GPU."""
         return self.device.type == "cpu"
 
     @property
     def cores(self) -> int:
-        """The processor's cores that a piece may use; a stand-in shares them with others."""
+        """Return how many cores a piece may use; on a processor they are shared."""
         return 1 if self.stand_in else len(os.sched_getaffinity(0))
 
     @property
     def left_s(self) -> float:
-        """Seconds in which new work may still begin."""
+        """Return the seconds in which new work may still start."""
         return self.ends - MARGIN_S - time.monotonic()
 
     @property
     def cache(self) -> Path:
-        """Where decoded images are kept."""
+        """Return the folder of decoded images."""
         return self.scratch / "cache"
 
     @cached_property
     def data(self) -> Path:
-        """The folder of images, one folder a class: the one that was given, unpacked from a zip, or drawn."""
+        """Return the folder of images, one folder per class: the given one, unpacked from a zip, or drawn."""
         if self.given is not None and self.given.is_dir():
             return self.given
         folder = self.scratch / "data"
@@ -155,7 +156,7 @@ class Place:
 
     @cached_property
     def few(self) -> Path:
-        """The first images of the first classes, so that times do not depend on how much data was given."""
+        """Return the first images of the first classes, so that times do not depend on the amount of data."""
         classes, each = self.sizes.few
         folder, aside = self.scratch / "few", self.scratch / "few.part"
         if not folder.is_dir():
@@ -174,17 +175,17 @@ class Place:
         return "balanced" if 5 * classes >= self.sizes.batch else "shuffle"
 
     def measured(self, what: str, unit: str, values: Sequence[float]) -> None:
-        """Note the median of what was measured in several rounds, with the least and the most."""
+        """Note the median of several rounds, with minimum and maximum."""
         spread = Spread.of(values)
         self.note(what, spread.median, unit, spread=(spread.least, spread.most), rounds=spread.rounds)
 
     def backbone(self, name: str) -> Backbone:
-        """A network, with the weights that were given where they are its own."""
+        """Return a network, with the given weights if they fit it."""
         own = self.weights is not None and self.weights.stem == name
         return Backbone(name=name, pretrained=str(self.weights) if own else False)
 
     def small(self, arm: str = "contrastive", seed: int = 0, epochs: int = 3, **images: Any) -> Trial:
-        """A trial of a few seconds: a tiny network on images of 32 px."""
+        """Return a trial of a few seconds: a tiny network on images of 32 px."""
         return Trial(
             dataset=Choice(name="folder"),
             backbone=Backbone(name="test_resnet"),
@@ -197,7 +198,7 @@ class Place:
         )
 
     def large(self, network: str, arm: str = "contrastive", seed: int = 0, path: str = "cache", **training) -> Trial:
-        """A trial as benchmarks have it: images of 224 px, batches of 100, bfloat16."""
+        """Return a trial of the size of benchmarks: images of 224 px, batches of 100, bfloat16."""
         settings = {"epochs": 1, "batch_size": self.sizes.batch, "lr": 1e-4, "schedule": "constant", **training}
         settings["sampler"] = self.sampler
         return Trial(
@@ -217,7 +218,7 @@ class Place:
         return Sources(self.scratch / run, **others)
 
     def run(self, trial: Trial, run: str, device: str | torch.device | None = None, **others: Any) -> Record:
-        """Run a trial to its record, in the run folder `run`."""
+        """Run a trial in the run folder `run` and return its record."""
         sources = self.sources(run, device, **others)
         for _ in steps(trial, sources):
             continue
@@ -225,7 +226,7 @@ class Place:
 
 
 def losses_of(record: Record) -> list[float]:
-    """The losses of a record's epochs of training, in order."""
+    """Return the losses of a record's training epochs, in order."""
     return [epoch.loss for epoch in record.curve if epoch.loss is not None]
 
 

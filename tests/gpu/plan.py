@@ -20,11 +20,11 @@ class Piece:
 
     @property
     def is_test(self) -> bool:
-        """Whether it passes or fails; figures are only measured."""
+        """Return whether it is a test that passes or fails; figures are only measured."""
         return self.home.partition(":")[2].startswith("test_")
 
     def run(self, place: Any) -> None:
-        """Do it at this place."""
+        """Run it at this place."""
         module, _, function = self.home.partition(":")
         getattr(import_module(module), function)(place)
 
@@ -56,7 +56,7 @@ PLAN = (
 
 
 def find(name: str, where: str = __name__) -> Piece:
-    """The piece of this name in the plan of a module."""
+    """Return the piece of this name in the plan of a module."""
     return {piece.name: piece for piece in import_module(where).PLAN}[name]
 
 

@@ -1,4 +1,4 @@
-"""All results as one section of Markdown in the form of results/LOG.md."""
+"""Format all results as one section of Markdown in the style of results/LOG.md."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -38,13 +38,13 @@ def table(lines: Sequence[dict[str, Any]], head: dict[str, Any], command: str) -
 
 
 def title(lines: Sequence[dict[str, Any]], head: dict[str, Any]) -> str:
-    """Date and card."""
+    """Return date and card."""
     date = lines[-1]["at"][:10] if lines else "nothing ran"
     return f"## {date} · What one GPU says: {head.get('device', 'nothing ran')}"
 
 
 def about(head: dict[str, Any], command: str) -> str:
-    """The command and what a figure must name."""
+    """Return the command and the settings that each figure must name."""
     if not head:
         return f"`{command}`: nothing ran."
     cuda = f" (CUDA {head['cuda']}, cuDNN {head['cudnn']})" if head.get("cuda") else ""
@@ -62,7 +62,7 @@ def about(head: dict[str, Any], command: str) -> str:
 
 
 def value_of(figure: dict[str, Any]) -> str:
-    """A value with its unit and, where there were rounds, its spread."""
+    """Return a value with its unit and, after several rounds, its range."""
     unit = f" {figure['unit']}" if figure.get("unit") else ""
     text = f"{number(figure['value'])}{unit}"
     if "spread" in figure:
@@ -72,7 +72,7 @@ def value_of(figure: dict[str, Any]) -> str:
 
 
 def number(value: Any) -> str:
-    """Three digits that count, thousands with commas; text as it is."""
+    """Return three significant digits, thousands with commas; text unchanged."""
     if not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int) or abs(value) >= 1000:
@@ -81,11 +81,11 @@ def number(value: Any) -> str:
 
 
 def rows(names: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; nothing where it would be empty."""
+    """Return a Markdown table, or nothing if it is empty."""
     body = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join([f"| {' | '.join(names)} |", "|" + "---|" * len(names), *body]) if body else ""
 
 
 def cell(text: str) -> str:
-    """Text that stands in one cell of a table."""
+    """Return text escaped for one cell of a table."""
     return " ".join(text.replace("|", "\\|").split())

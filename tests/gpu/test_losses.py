@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import baselines
 import metrix
-from harness.training.models import Embedder
+from harness.training.embedder import Embedder
 from tests.gpu.place import Place
 from tests.performance.losses import batch
 

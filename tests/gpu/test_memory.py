@@ -12,7 +12,7 @@ import torch
 
 from harness.config import Trial
 from harness.runs.record import Record
-from harness.training.models import Embedder
+from harness.training.embedder import Embedder
 from harness.training.trial import CHUNKS, kind_of
 from tests.gpu.child import said, started
 from tests.gpu.place import Place

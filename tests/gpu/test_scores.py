@@ -5,7 +5,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from harness.evaluation.retrieval import Evaluation, conformance, evaluate
+from harness.evaluation.conformance import conformance
+from harness.evaluation.retrieval import Evaluation, evaluate
 from tests.gpu.place import Place
 from tests.performance.retrieval import products_like
 

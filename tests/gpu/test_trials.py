@@ -7,7 +7,8 @@ import torch
 
 from harness.config import Trial
 from harness.runs.record import Record, Run
-from harness.training.trial import Bench, steps
+from harness.training.bench import Bench
+from harness.training.trial import steps
 from tests.gpu.bench import one_batch
 from tests.gpu.child import said, started
 from tests.gpu.place import Place, losses_of

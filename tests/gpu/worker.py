@@ -20,7 +20,7 @@ from unittest import SkipTest
 import torch
 
 from harness.runs.provenance import provenance
-from harness.training.trial import device_name, driver
+from harness.training.devices import device_name, driver_version
 from tests.gpu.place import Place
 from tests.gpu.plan import Piece, find
 
@@ -99,7 +99,7 @@ def head(place: Place) -> dict[str, Any]:
     count = sum(1 for folder in classes for file in folder.iterdir())
     return {
         "device": "stand-in: cpu" if place.stand_in else device_name(place.device),
-        "driver": driver(place.device) or "none",
+        "driver": driver_version(place.device) or "none",
         "torch": torch.__version__,
         "cuda": torch.version.cuda if not place.stand_in else None,
         "cudnn": attempted(torch.backends.cudnn.version) if not place.stand_in else None,

@@ -14,8 +14,9 @@ from harness.config import LEVELS, SHARED_BY_A_LOSS, Arm, Grid
 from harness.data.cache import default_folder
 from harness.errors import UserError
 from harness.launch.plan import make_plan
+from harness.training.bench import Sources, prepare_images
 from harness.training.loop import Diverged
-from harness.training.trial import Sources, prepare_images, run_trial
+from harness.training.trial import run_trial
 from tests.harness import strange_grids, strangers
 
 CACHE = default_folder()

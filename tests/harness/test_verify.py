@@ -10,7 +10,9 @@ from harness.config import Choice
 from harness.fairness.ledger import Ledger
 from harness.runs.record import Run, write_json
 from harness.training import checkpoint
-from harness.training.trial import Bench, Unfair, run_trial, score_test
+from harness.training.bench import Bench, Unfair
+from harness.training.scoring import score_test
+from harness.training.trial import run_trial
 from harness.verify import SPARE, _moved, verify
 
 
@@ -163,7 +165,7 @@ def test_data_that_nobody_gave(run, record, monkeypatch):
             "dataset 'cub200' reads your own copy: say where it is with --data FOLDER (data=… in Python)"
         )
 
-    monkeypatch.setattr("harness.training.trial.open_dataset", refuse)
+    monkeypatch.setattr("harness.training.bench.open_dataset", refuse)
     found = contrastive(run)
     assert (found.state, len(found.matches)) == ("missing", 2)
     assert "say where it is" in found.missing[0]

@@ -14,8 +14,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from harness.training import models
-from harness.training.models import Embedder
+from harness.training import anatomy
+from harness.training.embedder import Embedder
 from tests.performance._clock import take_turns
 
 NETWORKS = (("test_resnet", 32, 100), ("test_vit", 32, 100), ("resnet18", 64, 50))
@@ -31,7 +31,7 @@ def main() -> None:
     print(f"a training step of the Embedder, one thread, median of {rounds} rounds")
     for name, side_px, batch in NETWORKS:
         began = time.perf_counter()
-        models.stages(name, None, side_px)
+        anatomy.stages(name, None, side_px)
         probed = time.perf_counter() - began
         model = Embedder(name, dim=DIM, pretrained=False, side_px=side_px, generator=0).train()
         size = {"img_size": side_px} if "img_size" in model._anatomy.options else {}

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from harness.config import Grid
-from harness.training.trial import embedder, run_trial
+from harness.training.bench import build_embedder
+from harness.training.trial import run_trial
 
 AIM = 0.85
 
@@ -46,7 +47,7 @@ def main() -> None:
 
 
 def _bare(trial, steps: int) -> float:
-    network = embedder(trial).train()
+    network = build_embedder(trial).train()
     side, size = trial.images.side_px, trial.training.batch_size
     images = torch.randn(size, 3, side, side)
     for _ in range(3):

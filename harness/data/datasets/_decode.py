@@ -1,4 +1,4 @@
-"""How any image file becomes 8-bit grey or RGB: the same picture gives the same pixels in every container."""
+"""Decode any image file to 8-bit grey or RGB: the same picture has the same pixels in every format."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from harness.data.datasets import DatasetError
+from harness.data.datasets._dataset import DatasetError
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 ORIENTATION = 0x0112  # the EXIF tag
-TURNS = {
+ROTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -27,17 +27,17 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-KEY_SCALE = {"L;2": 85, "L;4": 17}  # from a grey value of 2 or 4 bits, as a colour key has it, to 8
+KEY_SCALE = {"L;2": 85, "L;4": 17}  # factor from a grey value of 2 or 4 bits, as in a colour key, to 8
 
 
 def decode(source: str | Path | BinaryIO, key: str) -> Image.Image:
-    """Decode one image file to 8-bit RGB, or L where it is grey.
+    """Decode one image file to 8-bit RGB, or L if it is grey.
 
-    Turned upright by its EXIF orientation; transparency, as a channel or as a colour key, is laid on white; 16-bit
-    grey is divided by 257; the first frame of an animation is taken. Colour profiles are not applied, and CMYK is
-    converted without one, as in torchvision. Metadata that cannot be read are ignored.
+    The image is rotated by its EXIF orientation. Transparency, as a channel or a colour key, is blended with white.
+    16-bit grey is divided by 257. Of an animation, the first frame is used. Colour profiles are not applied, and CMYK
+    is converted without one, as in torchvision. Unreadable metadata are ignored.
 
-    Raises DatasetError naming `key` when it cannot be read.
+    Raises DatasetError naming `key` if the image cannot be read.
     """
     try:
         return _decoded(source)
@@ -45,7 +45,7 @@ def decode(source: str | Path | BinaryIO, key: str) -> Image.Image:
         pixels = int(re.search(r"\d+", str(error))[0])
         raise DatasetError(
             f"{key}: it has {pixels:,} pixels, more than the limit of {2 * Image.MAX_IMAGE_PIXELS:,}: save it at a "
-            "smaller size; networks see a few hundred pixels a side"
+            "smaller size; networks see a few hundred pixels per side"
         ) from error
     except Exception as error:  # Pillow's decoders raise anything from SyntaxError to struct.error on bad bytes
         with suppress(Exception):
@@ -55,16 +55,16 @@ def decode(source: str | Path | BinaryIO, key: str) -> Image.Image:
 
 def _decoded(source: str | Path | BinaryIO) -> Image.Image:
     with Image.open(source) as image:
-        raw = image.tile[0][3] if image.tile else None  # forgotten once the pixels are there
+        raw = image.tile[0][3] if image.tile else None  # Pillow clears this once the pixels are loaded
         image.load()
-        turn = TURNS.get(_orientation(image))
-        upright = image if turn is None else image.transpose(turn)
+        rotation = ROTATIONS.get(_orientation(image))
+        upright = image if rotation is None else image.transpose(rotation)
         upright.info = image.info
         return _eight_bit(upright, raw)
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation; None where there is none, or where the metadata are broken."""
+    """Return the EXIF orientation; None if there is none or the metadata are broken."""
     try:
         return image.getexif().get(ORIENTATION)
     except Exception:  # Pillow's parser raises anything on bad bytes
@@ -72,7 +72,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _eight_bit(image: Image.Image, raw: object) -> Image.Image:
-    """The image in L or RGB, on white; `raw` is how its file stores pixels, in Pillow's words."""
+    """Return the image in L or RGB, on white; `raw` is Pillow's name for the pixel format of its file."""
     key = image.info.get("transparency")
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
@@ -93,7 +93,7 @@ def _eight_bit(image: Image.Image, raw: object) -> Image.Image:
 
 
 def _in_eight_bits(key: int | tuple[int, ...], mode: str, raw: object) -> np.ndarray:
-    """The colour key as the decoded pixels have it: files state it in their own number of bits."""
+    """Return the colour key in 8 bits, since files state it in their own number of bits."""
     if mode == "1":
         return np.array(255 if key else 0)
     if raw == "RGB;16B":
@@ -108,7 +108,7 @@ def _on_white(image: Image.Image, key: np.ndarray) -> Image.Image:
 
 
 def _without_metadata(source: str | Path | BinaryIO) -> BinaryIO:
-    """A JPEG or PNG file less everything that its pixels do not need. Raises ValueError for other files."""
+    """Return a JPEG or PNG file without metadata that its pixels do not need. Raise ValueError for other files."""
     if isinstance(source, str | Path):
         content = Path(source).read_bytes()
     else:
@@ -121,25 +121,25 @@ def _without_metadata(source: str | Path | BinaryIO) -> BinaryIO:
 
 
 def _png_parts(content: bytes) -> Iterator[bytes]:
-    """The chunks that decide the pixels, and the EXIF chunk where it is whole."""
+    """Yield the chunks that define the pixels, and the EXIF chunk if it is intact."""
     place = len(PNG)
     while place + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, place)
         chunk = content[place : place + 12 + length]
         kind = chunk[4:8]
-        whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
-        if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and whole):
+        intact = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and intact):
             yield chunk
         place += len(chunk)
 
 
 def _jpeg_parts(content: bytes) -> Iterator[bytes]:
-    """The segments that decide the pixels, and the EXIF segment."""
+    """Yield the segments that define the pixels, and the EXIF segment."""
     place = len(JPEG)
     while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":
         end = place + 2 + int.from_bytes(content[place + 2 : place + 4], "big")
         segment = content[place:end]
-        is_metadata = (0xE1 <= segment[1] <= 0xEF and segment[1] != 0xEE) or segment[1] == 0xFE  # Adobe's tells CMYK
+        is_metadata = (0xE1 <= segment[1] <= 0xEF and segment[1] != 0xEE) or segment[1] == 0xFE  # Adobe's marks CMYK
         if not is_metadata or segment[4:10] == b"Exif\0\0":
             yield segment
         place = max(end, place + 2)

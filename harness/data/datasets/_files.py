@@ -1,4 +1,4 @@
-"""Datasets whose images are files: an index of them, and what tells when they change."""
+"""Datasets of image files: their index, and stamps that show when files change."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from harness.data.datasets import Dataset, DatasetError, PassedOver, some
+from harness.data.datasets._dataset import Dataset, DatasetError, PassedOver
 from harness.data.datasets._decode import decode
 from harness.data.datasets._labels import utf8
+from harness.errors import some
 
-SEVERAL = 10  # missing files are no accident any more
-TWICE = "further paths to a file that is indexed already"
+SEVERAL = 10  # from this number on, missing files have a common cause
+TWICE = "additional paths to a file that is indexed already"
 
 
 class Row(NamedTuple):
@@ -30,17 +31,17 @@ class Row(NamedTuple):
     class_name: str
     split: str
     role: str = ""
-    file: str = ""  # where it lies, relative to the dataset's folder, if not where `key` says
+    file: str = ""  # path relative to the dataset's folder, if it differs from `key`
 
 
 def from_files(
     name: str, folder: Path, rows: Sequence[Row], passed_over: Sequence[PassedOver] | None = None, **fields
 ) -> Dataset:
-    """A dataset of image files below `folder`, each of which exists, can be read and is there once; see `listed`.
+    """Return a dataset of image files below `folder`, each of which must exist once and be readable; see `listed`.
 
-    passed_over: what lies there besides; further paths to one file join it. None: they are refused.
+    passed_over: the ignored files; additional paths to one file are added to it. None: such paths are an error.
 
-    Raises DatasetError naming the files for which that is not so, and those under two labels or in two splits.
+    Raises DatasetError naming missing, unreadable and repeated files, and those with two labels or in two splits.
     """
     dataset = listed(name, folder, rows, **fields)
     statuses = _statuses(dataset)
@@ -61,7 +62,7 @@ def from_files(
 
 
 def _refuse_contradictions(name: str, pairs: Sequence[tuple[Row, Row]]) -> None:
-    """Raise DatasetError where two paths to one file disagree about what it shows, or in which split it is."""
+    """Raise DatasetError if two paths to one file differ in label or split."""
     for what, field in (("under two labels", "class_name"), ("in two splits", "split")):
         wrong = [f"{one.key} = {other.key}" for one, other in pairs if getattr(one, field) != getattr(other, field)]
         if wrong:
@@ -77,7 +78,7 @@ def listed(
     mirrored: bool = True,
     ks: tuple[int, ...] = Dataset.ks,
 ) -> Dataset:
-    """A dataset of image files below `folder`, not yet looked at; class names are sorted, images as in `rows`.
+    """Return a dataset of image files below `folder` without checking them; images in the order of `rows`.
 
     groups: the group of each class name, or None.  mirrored, ks: as in `Dataset`.
     """
@@ -105,7 +106,7 @@ def _read_file(files: tuple[str, ...], keys: tuple[str, ...], index: int) -> Ima
 
 
 def stamped(dataset: Dataset) -> Dataset:
-    """The dataset with stamps of its files: digests of their sizes and times.
+    """Return the dataset with stamps of its files: digests of their sizes and times.
 
     Raises DatasetError naming the files that do not exist or cannot be read.
     """
@@ -113,8 +114,11 @@ def stamped(dataset: Dataset) -> Dataset:
 
 
 def _stamps(statuses: Sequence[os.stat_result]) -> dict[str, str]:
-    """`source_stamp`: sizes and modification times, equal for copies that keep them. `local_stamp`: with the times of
-    change, which the system sets itself whenever a file is written, replaced or renamed."""
+    """Return digests of sizes and times of files.
+
+    `source_stamp` covers sizes and modification times, equal for copies that preserve them. `local_stamp` adds change
+    times, which the system sets whenever a file is written, replaced or renamed.
+    """
     digests: dict[str, Any] = {"source_stamp": hashlib.sha256(), "local_stamp": hashlib.sha256()}
     for status in statuses:
         digests["source_stamp"].update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
@@ -123,7 +127,7 @@ def _stamps(statuses: Sequence[os.stat_result]) -> dict[str, str]:
 
 
 def _statuses(dataset: Dataset) -> list[os.stat_result]:
-    """What the system says of each file, which costs one question a file; none is opened."""
+    """Return the status of each file, with one system call per file; no file is opened."""
     found, missing, unreadable = [], [], []
     for key, file in zip(dataset.keys, dataset.files, strict=True):
         try:
@@ -133,7 +137,7 @@ def _statuses(dataset: Dataset) -> list[os.stat_result]:
         except OSError as error:
             unreadable.append(f"{key}: {error.strerror}")
         else:
-            if reason := _unfit(file, found[-1]):
+            if reason := _unreadable_reason(file, found[-1]):
                 unreadable.append(f"{key}: {reason}")
     if missing:
         raise DatasetError(missing_files(dataset, missing)) from FileNotFoundError(missing[0])
@@ -142,8 +146,8 @@ def _statuses(dataset: Dataset) -> list[os.stat_result]:
     return found
 
 
-def _unfit(file: str, status: os.stat_result) -> str | None:
-    """Why a path leads to nothing that can be read; a file that all may read is not asked about again."""
+def _unreadable_reason(file: str, status: os.stat_result) -> str | None:
+    """Return why a file cannot be read; without another system call if everyone may read it."""
     if not stat.S_ISREG(status.st_mode):
         return "a folder" if stat.S_ISDIR(status.st_mode) else "not a file"
     for_all = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
@@ -152,22 +156,22 @@ def _unfit(file: str, status: os.stat_result) -> str | None:
     return None
 
 
-def _written_otherwise(dataset: Dataset, missing: Sequence[str]) -> bool:
-    """Whether the first missing file is there under the same name to the eye, as archives made on a Mac have it."""
+def _in_other_unicode_form(dataset: Dataset, missing: Sequence[str]) -> bool:
+    """Return whether the first missing file exists in another Unicode form, as in archives from a Mac."""
     file = dataset.files[dataset.keys.index(missing[0])]
     forms = {unicodedata.normalize(form, file) for form in ("NFC", "NFD")} if utf8(file) else set()
     return any(os.path.exists(form) for form in forms)
 
 
 def missing_files(dataset: Dataset, missing: Sequence[str]) -> str:
-    """The sentence for files that do not exist, with the first few of their keys."""
+    """Return the message for missing files, with the first few keys."""
     folder = os.path.commonpath([os.path.dirname(file) for file in dataset.files])
-    if _written_otherwise(dataset, missing):
-        why = ": files of these names are there in another Unicode form of the letters (NFC, NFD); rename them"
+    if _in_other_unicode_form(dataset, missing):
+        why = ": files with these names exist in another Unicode form (NFC, NFD); rename them"
     elif len(missing) < SEVERAL:
         why = ""
     else:
-        why = ": the lists and the images do not belong together, or only a part was extracted"
+        why = ": the lists and the images do not belong together, or only part of an archive was extracted"
     return (
         f"{dataset.name}: {len(missing)} of {len(dataset)} files are missing in {folder}{why} ({some(list(missing))})"
     )

@@ -1,4 +1,4 @@
-"""Finding the parts of a dataset in a folder as users have it: nested, renamed in case, packed, or not there."""
+"""Find the parts of a dataset in a user's folder, where they may be nested, packed, missing or in other case."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.data.datasets import DatasetError, some
+from harness.data.datasets._dataset import DatasetError
 from harness.data.datasets._standard import Standard
 from harness.data.datasets._walk import IMAGE, Walk, clutter
+from harness.errors import some
 
-DEPTH = 3  # levels of folders that are looked through: data, its folders and theirs
+DEPTH = 3  # levels of folders that are searched: data, its folders and theirs
 ARCHIVES = (".tgz", ".tar", ".tar.gz", ".zip")
 
 
 def locate(data: Path, *names: str) -> Path | None:
-    """The file or folder below `data` that has one of the names, whatever its case; None where there is none.
+    """Return the file or folder below `data` with one of the names in any case; None if there is none.
 
-    The one nearest to `data` is taken, then the first in alphabetical order.
+    The one closest to `data` is preferred, then the first in alphabetical order.
     """
     wanted = {name.lower() for name in names}
     return next((Path(entry) for entry in _entries(data) if entry.name.lower() in wanted), None)
 
 
 def inside(folder: Path, *names: str) -> Path | None:
-    """The folder that these names lead to from `folder`, whatever their case; None where one is missing."""
+    """Return the folder at this path from `folder`, in any case; None if it does not exist."""
     for name in names:
         found = [entry for entry in _listed(folder) if entry.name.lower() == name.lower() and entry.is_dir()]
         if not found:
@@ -35,19 +36,17 @@ def inside(folder: Path, *names: str) -> Path | None:
 
 
 def absent(name: str, data: Path, standard: Standard, what: str) -> DatasetError:
-    """The error of a copy that lacks `what`: what lies there instead, what goes where, where it can be found."""
+    """Return the error of a copy without `what`: packed archives in its place, and where everything belongs."""
     packed = [entry.name for entry in _entries(data) if entry.name.lower().endswith(ARCHIVES)]
-    if packed:
-        unpack = f"; {some(packed)} there {'is' if len(packed) == 1 else 'are'} still packed: extract first"
-    else:
-        unpack = ""
+    are = "is" if len(packed) == 1 else "are"
+    unpack = f"; {some(packed)} {are} still packed: extract first" if packed else ""
     return DatasetError(f"{name}: there is no {what} in {data}{unpack}\n{standard.advice}")
 
 
 def text(name: str, path: Path) -> str:
-    """A text file in UTF-8, or in UTF-16 with a byte order mark; line ends as they are in it.
+    """Return a text file in UTF-8, or in UTF-16 with a byte order mark, with its own line ends.
 
-    Raises DatasetError of dataset `name` where it cannot be read, with the line that is not in UTF-8.
+    Raises DatasetError of dataset `name` if it cannot be read, with the line that is not UTF-8.
     """
     try:
         content = path.read_bytes()
@@ -59,18 +58,20 @@ def text(name: str, path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         words = ascii(content.splitlines()[line - 1][:60])[1:] if encoding == "utf-8-sig" else error.reason
-        raise DatasetError(f"{name}: {path} is not in UTF-8: line {line} holds {words}; save it as UTF-8") from error
+        raise DatasetError(
+            f"{name}: {path} is not in UTF-8: line {line} contains {words}; save it as UTF-8"
+        ) from error
 
 
 def lines(name: str, path: Path) -> list[list[str]]:
-    """The words of each line of a text file that holds any. Raises DatasetError as `text` does."""
+    """Return the words of each non-blank line of a text file. Raise DatasetError as `text` does."""
     return [words for line in text(name, path).splitlines() if (words := line.split())]
 
 
 def class_folders(walk: Walk, folder: Path) -> dict[str, list[str]]:
-    """The image files in and below each class folder in `folder`, as paths from there, both in alphabetical order.
+    """Return the image files in and below each class folder in `folder`, as paths from there, in alphabetical order.
 
-    Folders without any are left out. walk: notes what is passed over; `folder` lies in its root.
+    Folders without images are left out. `walk` records ignored files; `folder` is inside its root.
     """
     above = folder.relative_to(walk.root).as_posix().removeprefix(".")
     folders, links, _ = walk.entries(above)
@@ -82,12 +83,12 @@ def class_folders(walk: Walk, folder: Path) -> dict[str, list[str]]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image; `._a.jpg`, which macOS leaves behind, is none."""
+    """Return whether a file name is that of an image; `._a.jpg`, which macOS leaves behind, is not."""
     return not clutter(name) and IMAGE.fullmatch(os.path.splitext(name)[1]) is not None
 
 
 def refuse_split_folders(name: str, data: Path, standard: Standard) -> None:
-    """Raise DatasetError when `data` holds train/ and test/ with class folders: a split, but not the standard one."""
+    """Raise DatasetError if `data` contains train/ and test/ with class folders, which is not the standard split."""
     train = locate(data, "train")
     test = train and (inside(train.parent, "test") or inside(train.parent, "val") or inside(train.parent, "valid"))
     if not test:
@@ -103,15 +104,15 @@ def refuse_split_folders(name: str, data: Path, standard: Standard) -> None:
     both = classes[0] & classes[1]
     known = standard.look_alikes.get(tuple(images))
     if known is None and both:
-        known = f"{len(both)} classes are in both {train.name}/ and {test.name}/: no split for metric learning"
+        known = f"{len(both)} classes are in both {train.name}/ and {test.name}/: not a split for metric learning"
     raise DatasetError(
-        f"FAIR-01 {name}: {sizes} images, expected {expected}. {f'{known}. ' if known else ''}{train.parent} holds "
-        f"{train.name}/ and {test.name}/ instead of the published files.\n{standard.advice}"
+        f"FAIR-01 {name}: {sizes} images, expected {expected}. {f'{known}. ' if known else ''}{train.parent} "
+        f"contains {train.name}/ and {test.name}/ instead of the published files.\n{standard.advice}"
     )
 
 
 def _entries(data: Path) -> Iterator[os.DirEntry]:
-    """What lies below a folder, level by level, each level in alphabetical order."""
+    """Yield the entries below a folder, level by level, each level in alphabetical order."""
     level = [data] if data.is_dir() else []
     for _ in range(DEPTH):
         entries = [entry for folder in level for entry in _listed(folder)]
@@ -120,10 +121,10 @@ def _entries(data: Path) -> Iterator[os.DirEntry]:
 
 
 def _listed(folder: Path) -> list[os.DirEntry]:
-    """What lies in a folder, without what is hidden or made by a system. Raises DatasetError where it is closed."""
+    """Return the entries of a folder without hidden and system files. Raise DatasetError if it cannot be opened."""
     try:
         with os.scandir(folder) as entries:
             shown = [entry for entry in entries if not clutter(entry.name)]
     except OSError as error:
-        raise DatasetError(f"{folder} cannot be looked into: {error.strerror}") from error
+        raise DatasetError(f"{folder} cannot be opened: {error.strerror}") from error
     return sorted(shown, key=lambda entry: entry.name)

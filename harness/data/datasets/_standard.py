@@ -1,4 +1,4 @@
-"""Published benchmarks: what a standard copy holds, and what is said of a copy that holds something else."""
+"""Published benchmarks: what a standard copy contains, and how another copy differs."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from harness.data.datasets import Dataset, DatasetError, some
+from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._files import stamped
+from harness.errors import some
 
 CLASSIFICATION = "This is the classification split (same classes in train and test)"
 
 
 @dataclass(frozen=True)
 class Standard:
-    """The numbers by which a published benchmark is known. Pairs are (training, test)."""
+    """The known numbers of a published benchmark. Pairs are (training, test)."""
 
     title: str  # as papers write it
     images: tuple[int, int]
     classes: tuple[int, int]
     layout: str  # what goes where
-    source: str  # where it can be found, in words
+    source: str  # where to get it
     roles: Mapping[str, int] = field(default_factory=dict)  # test images by role
-    numbers: tuple[range, range] | None = None  # of the classes, whose names begin with them
-    look_alikes: Mapping[tuple[int, int] | int, str] = field(default_factory=dict)  # images: what is taken for it
+    numbers: tuple[range, range] | None = None  # of the classes, whose names start with them
+    look_alikes: Mapping[tuple[int, int] | int, str] = field(default_factory=dict)  # known wrong copies, by images
 
     @property
     def advice(self) -> str:
-        """What goes where and where it can be found, for the end of an error."""
-        return f"  What goes where: {self.layout}\n  Where it is: {self.source}"
+        """Return what goes where and where to get it, for the end of an error message."""
+        return f"  What goes where: {self.layout}\n  Where to get it: {self.source}"
 
     def deviations(self, dataset: Dataset) -> tuple[str, ...]:
-        """What tells a dataset from the standard copy, a sentence each; () where nothing does."""
+        """Return how a dataset differs from the standard copy, one sentence each; () if it does not."""
         masks = [dataset.split == split for split in ("train", "test")]
         images = tuple(int(mask.sum()) for mask in masks)
         classes = tuple(len(np.unique(dataset.labels[mask])) for mask in masks)
@@ -45,7 +46,7 @@ class Standard:
         return (*found, *self._wrong_numbers(dataset, masks))
 
     def miscounted(self, images: tuple[int, ...], classes: tuple[int, ...]) -> list[str]:
-        """What tells these (training, test) counts from the standard ones, and what they are known to come from."""
+        """Return how these (training, test) counts differ from the standard ones, and what is known about them."""
         found = []
         for what, counts, expected in (("images", images, self.images), ("classes", classes, self.classes)):
             if counts != expected:
@@ -55,26 +56,26 @@ class Standard:
         return found
 
     def _wrong_numbers(self, dataset: Dataset, masks: list[np.ndarray]) -> list[str]:
-        """Classes that the standard split numbers and the copy lacks, and those that are in the wrong split."""
+        """Return sentences about missing classes, and about classes in the wrong split, by number."""
         found = []
         for split, mask, numbers in zip(("train", "test"), masks, self.numbers or (), strict=False):
             held = {int(re.match(r"\d+", dataset.class_names[c])[0]) for c in np.unique(dataset.labels[mask])}
-            for problem, some_numbers in (("lacks", set(numbers) - held), ("should not have", held - set(numbers))):
-                if some_numbers:
-                    listed = some([str(number) for number in sorted(some_numbers)])
-                    found.append(f"{split} {problem} {len(some_numbers)} classes ({listed}).")
+            for problem, wrong in (("lacks", set(numbers) - held), ("should not have", held - set(numbers))):
+                if wrong:
+                    listed = some([str(number) for number in sorted(wrong)])
+                    found.append(f"{split} {problem} {len(wrong)} classes ({listed}).")
         return found
 
     def guard(self, dataset: Dataset, allow_nonstandard: bool) -> Dataset:
-        """The dataset, its files found to exist; refused where it is not standard, unless that is allowed.
+        """Return the dataset with stamps of its files, and with its `deviations` if it is not standard but allowed.
 
-        Allowed, it carries its `deviations`. Raises DatasetError.
+        Raises DatasetError if it is not standard and not allowed, or if files are missing.
         """
         found = self.deviations(dataset)
         if found and not allow_nonstandard:
             raise DatasetError(
-                f"FAIR-01 {dataset.name}: {' '.join(found)} `metrix-bench doctor {dataset.name}` says more; the "
-                f"option allow_nonstandard: true runs it, marked `not {self.title}`"
+                f"FAIR-01 {dataset.name}: {' '.join(found)} `metrix-bench doctor {dataset.name}` gives details; "
+                f"the option allow_nonstandard: true runs it, marked `not {self.title}`"
             )
         if found:
             dataset = replace(dataset, deviations=found)

@@ -1,7 +1,7 @@
-"""Caltech-UCSD Birds-200-2011 (Wah et al. 2011): 11,788 photographs of 200 kinds, the first 100 for training.
+"""Caltech-UCSD Birds-200-2011 (Wah et al. 2011): 11,788 photographs of 200 species, the first 100 for training.
 
-`data` is the folder CUB_200_2011, or one that holds it. The classes are split by their number, 1–100 and 101–200
-(Oh Song et al. 2016), whatever train_test_split.txt says: that is the split for classification.
+`data` is the folder CUB_200_2011, or one that contains it. The classes are split by their number, 1–100 and 101–200
+(Oh Song et al. 2016), whatever train_test_split.txt says, which is the split for classification.
 Wah, Branson, Welinder, Perona, Belongie: The Caltech-UCSD Birds-200-2011 Dataset, 2011.
 """
 
@@ -11,11 +11,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from harness.data.datasets import Dataset, DatasetError, some
+from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._files import Row, listed
 from harness.data.datasets._layout import absent, class_folders, inside, lines, locate, refuse_split_folders
 from harness.data.datasets._standard import CLASSIFICATION, Standard
 from harness.data.datasets._walk import Walk
+from harness.errors import some
 
 NEEDS_DATA = True
 STANDARD = Standard(
@@ -31,50 +32,50 @@ STANDARD = Standard(
     },
     layout="CUB_200_2011/images.txt, CUB_200_2011/image_class_labels.txt, and the photographs in "
     "CUB_200_2011/images/001.Black_footed_Albatross/ … 200.Common_Yellowthroat/",
-    source="the university's old page no longer gives it out. The archive CUB_200_2011.tgz (1.1 GB) is kept by "
+    source="the university's old page no longer offers it. The archive CUB_200_2011.tgz (1.1 GB) is in "
     "CaltechDATA, the data repository of Caltech's library, under its full name.",
 )
 CLASS_FOLDER = re.compile(r"(\d{3})\.\w")
 
 
 def load(data: Path | None, cache: Path, *, allow_nonstandard: bool = False) -> Dataset:
-    """The dataset of a standard copy.
+    """Load a standard copy of the dataset.
 
-    allow_nonstandard: run another size too; its rows are marked `not CUB-200-2011`.
+    allow_nonstandard: also run a copy of another size; its rows are marked `not CUB-200-2011`.
 
-    Raises DatasetError when the copy is none or not complete, in words that say what is wrong with it.
+    Raises DatasetError if the copy is not the standard one or not complete; the message says what is wrong.
     """
     return STANDARD.guard(index(data), allow_nonstandard)
 
 
 def index(data: Path) -> Dataset:
-    """What images.txt says, or, where it is missing, the class folders; the photographs are not looked at.
+    """Read images.txt, or the class folders if it is missing, without looking at the photographs.
 
-    Raises DatasetError where neither is there, and where the lists contradict each other.
+    Raises DatasetError if neither exists, or if the lists contradict each other.
     """
     lists, walk = locate(data, "images.txt"), Walk(str(data))
     if lists is None:
         folder, keys = _class_folders(walk, data)
     else:
         folder, keys = inside(lists.parent, "images") or lists.parent / "images", _listed_keys(lists, data)
-    strange = [key for key in keys if not CLASS_FOLDER.match(key)]
-    if strange:
+    misplaced = [key for key in keys if not CLASS_FOLDER.match(key)]
+    if misplaced:
         raise DatasetError(
-            f"cub200: {len(strange)} images are in no folder like 001.Black_footed_Albatross ({some(strange)})"
+            f"cub200: {len(misplaced)} images are in no folder like 001.Black_footed_Albatross ({some(misplaced)})"
         )
     rows = [Row(key, key.partition("/")[0], "train" if int(key[:3]) <= 100 else "test") for key in keys]
     return replace(listed("cub200", folder, rows), passed_over=walk.passed_over)
 
 
 def _listed_keys(lists: Path, data: Path) -> list[str]:
-    """The paths that images.txt lists, in classes that image_class_labels.txt gives them too."""
+    """Return the paths in images.txt, after comparing their classes with image_class_labels.txt."""
     labels = locate(lists.parent, "image_class_labels.txt")
     if labels is None:
         raise absent("cub200", data, STANDARD, f"image_class_labels.txt beside {lists}")
     paths, numbers = _pairs(lists), _pairs(labels)
     if alone := sorted(paths.keys() ^ numbers.keys()):
         raise DatasetError(
-            f"cub200: {len(alone)} image numbers stand in only one of {lists} and {labels.name} ({some(alone)}): "
+            f"cub200: {len(alone)} image numbers are in only one of {lists} and {labels.name} ({some(alone)}): "
             "one of the two was cut short"
         )
     wrong = [path for image, path in paths.items() if path[:3].lstrip("0") != numbers[image]]
@@ -86,7 +87,7 @@ def _listed_keys(lists: Path, data: Path) -> list[str]:
 
 
 def _pairs(path: Path) -> dict[str, str]:
-    """The lines `number value` of a file."""
+    """Return the lines `number value` of a file."""
     found = lines("cub200", path)
     if bad := [" ".join(words) for words in found if len(words) != 2]:
         raise DatasetError(f"cub200: {len(bad)} lines of {path} are not `number value` ({some(bad, 2)})")
@@ -94,11 +95,11 @@ def _pairs(path: Path) -> dict[str, str]:
 
 
 def _class_folders(walk: Walk, data: Path) -> tuple[Path, list[str]]:
-    """The folder images/ and the images in its class folders, as mirrors have them that leave the lists out."""
+    """Return images/ and the images in its class folders, for mirrors without the lists."""
     refuse_split_folders("cub200", data, STANDARD)
     folder = locate(data, "images") or data
     found = class_folders(walk, folder)
-    walk.refuse_unreadable("cub200")
+    walk.require_readable("cub200")
     if not any(map(CLASS_FOLDER.match, found)):
         raise absent("cub200", data, STANDARD, "images.txt, nor images/ with a folder for each class,")
     return folder, [f"{name}/{file}" for name, files in found.items() for file in files]

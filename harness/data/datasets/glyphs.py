@@ -1,9 +1,9 @@
 """Characters in the typefaces that matplotlib ships (DejaVu, STIX): no download, class = character.
 
-Every character that at least 13 typefaces hold is drawn once in each. Drawings that would make the task trivial
-or unfair are removed first (see `_clean`); each remaining one is then rotated, scaled and shifted by a jitter
-that depends on its code point and typeface alone, so the images are the same on every machine with the same
-Pillow and FreeType. Half of the classes are the test split: the first in the order of
+Every character that at least 13 typefaces contain is drawn once in each. Drawings that would make the task trivial
+or unfair are removed first (see `_clean`). Each remaining one is then rotated, scaled and shifted by a jitter that
+depends only on its code point and typeface, so the images are the same on every machine with the same Pillow and
+FreeType. Half of the classes are the test split: the first in the order of
 sha256("test-1" + class name).
 """
 
@@ -26,7 +26,7 @@ import PIL
 from PIL import Image, ImageDraw, ImageFont, features
 
 from harness.data.cache import building
-from harness.data.datasets import Dataset, DatasetError
+from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.splits import hash_order
 
 NEEDS_DATA = False
@@ -35,7 +35,7 @@ SIDE_PX = 32
 LEAST_TYPEFACES = 13
 LEAST_IMAGES = 8  # of a class, after the clean-up
 REFERENCE = "DejaVuSans"
-# The other files that matplotlib ships have no place here: Computer Modern and STIXNonUni put other characters
+# The other files that matplotlib ships are excluded: Computer Modern and STIXNonUni put other characters
 # at their code points, the STIXSiz faces are brackets of one design in five sizes, the Display faces hold a few
 # symbols, and LastResort draws the same box for a whole script.
 TYPEFACES = re.compile(
@@ -57,7 +57,7 @@ Drawing = tuple[int, str]  # code point, typeface
 
 @dataclass(frozen=True)
 class _Glyphs:
-    """The rendered set, as it lies in the cache."""
+    """The rendered set, as stored in the cache."""
 
     pixels: np.ndarray  # uint8 (n, 32, 32), white on black
     drawings: list[Drawing]
@@ -65,11 +65,11 @@ class _Glyphs:
 
 
 def load(data: Path | None, cache: Path, *, classes: int | None = None) -> Dataset:
-    """Draw the characters, or open them from `cache` where they have been drawn before.
+    """Draw the characters, or load them from `cache` if they were drawn before.
 
-    classes: take only this many classes of each split, the first in hash order; None takes all.
+    classes: use only this many classes of each split, the first in hash order; None uses all.
 
-    Raises DatasetError when matplotlib's typefaces are missing or `classes` is not in the possible range.
+    Raises DatasetError if matplotlib's typefaces are missing or `classes` is out of range.
     """
     glyphs = _open(cache)
     characters = sorted(set(glyphs.class_of))
@@ -115,7 +115,7 @@ def _open(cache: Path) -> _Glyphs:
 
 
 def _stored(path: Path) -> _Glyphs | None:
-    """The set in a cache file; None where none can be opened, or where it was cut short (the zip's sums differ)."""
+    """Return the set in a cache file; None if it is missing, unreadable or damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             drawings, class_of = json.loads(stored["index"].tobytes())
@@ -125,7 +125,7 @@ def _stored(path: Path) -> _Glyphs | None:
 
 
 def _typefaces() -> dict[str, Path]:
-    """Name and file of each text typeface that matplotlib ships, found without importing it (a second or so)."""
+    """Return name and file of each text typeface of matplotlib, without importing it, which would take a second."""
     package = importlib.util.find_spec("matplotlib")
     if package is None:
         raise DatasetError("glyphs are drawn in the typefaces of matplotlib, which is not installed")
@@ -149,7 +149,7 @@ def _render(typefaces: dict[str, Path]) -> _Glyphs:
 
 
 def _characters(typefaces: dict[str, Path]) -> list[Drawing]:
-    """The (character, typeface) pairs of all characters that enough typefaces hold, in order."""
+    """Return the (character, typeface) pairs of all characters that enough typefaces contain, in order."""
     from fontTools.ttLib import TTFont
 
     held = {}
@@ -166,7 +166,7 @@ def _characters(typefaces: dict[str, Path]) -> list[Drawing]:
 
 
 def _draw(font: ImageFont.FreeTypeFont, point: int) -> Image.Image:
-    """The character in white on a black 128 px square: its ink centred across, its baseline at a fixed height."""
+    """Draw the character in white on a black 128 px square: centred, with its baseline at a fixed height."""
     side = SIDE_PX * OVERSAMPLING
     canvas = Image.new("L", (side, side))
     left, _, right, _ = font.getbbox(chr(point), anchor="ls")
@@ -180,10 +180,10 @@ def _shrink(canvas: Image.Image) -> Image.Image:
 
 
 def _clean(images: dict[Drawing, Image.Image]) -> dict[Drawing, int]:
-    """The lowest code point of the class of each drawing that stays.
+    """Return the lowest code point of the class of each remaining drawing.
 
-    Without this a fifth of the drawings would have an exact copy before the jitter: in the same class, which
-    makes retrieval trivial, or in another, which makes it a lottery.
+    Otherwise a fifth of the drawings would have an exact copy before the jitter: in the same class, which makes
+    retrieval trivial, or in another, which makes it random.
     """
     ink = {drawing: image.tobytes() for drawing, image in images.items() if image.getbbox()}
     # 1. Characters with one drawing in the reference typeface are one class: Latin A, Greek Alpha, Cyrillic A.
@@ -191,21 +191,21 @@ def _clean(images: dict[Drawing, Image.Image]) -> dict[Drawing, int]:
     merged = {
         point: first_with.setdefault(pixels, point) for (point, face), pixels in ink.items() if face == REFERENCE
     }
-    # 2. Of equal drawings in one class the first stays.
+    # 2. Of equal drawings in one class, keep the first.
     owners: dict[bytes, dict[int, Drawing]] = defaultdict(dict)
     for drawing, pixels in ink.items():
         owners[pixels].setdefault(merged.get(drawing[0], drawing[0]), drawing)
-    # 3. A drawing that is still in two classes belongs to neither.
+    # 3. Remove drawings that are still in two classes.
     kept = {
         drawing: character for owner in owners.values() if len(owner) == 1 for character, drawing in owner.items()
     }
-    # 4. A class that lost half of its drawings or more goes: a symbol that most typefaces draw alike.
+    # 4. Remove classes that lost half of their drawings or more: symbols that most typefaces draw alike.
     size = Counter(kept.values())
     return {drawing: character for drawing, character in kept.items() if size[character] >= LEAST_IMAGES}
 
 
 def _jitter(canvas: Image.Image, key: str) -> Image.Image:
-    """The 128 px drawing rotated, scaled and shifted by amounts drawn from the key's hash, at 32 px."""
+    """Return the 128 px drawing at 32 px, rotated, scaled and shifted by amounts from the hash of the key."""
     digest = hashlib.sha256(f"jitter-1 {key}".encode()).digest()
     angle, scale, right, down = (int.from_bytes(digest[8 * i : 8 * i + 8], "big") / 2**64 for i in range(4))
     angle = math.radians(ROTATION_DEGREES * (2 * angle - 1))
@@ -213,7 +213,7 @@ def _jitter(canvas: Image.Image, key: str) -> Image.Image:
     side = canvas.width
     right, down = (side * SHIFT * (2 * shift - 1) for shift in (right, down))
     cos, sin, centre = math.cos(angle) / scale, math.sin(angle) / scale, side / 2
-    # Pillow wants the way back, from a place in the result to the place in the drawing.
+    # Pillow expects the inverse map, from positions in the result to positions in the drawing.
     x = centre - cos * (centre + right) - sin * (centre + down)
     y = centre + sin * (centre + right) - cos * (centre + down)
     moved = canvas.transform(

@@ -1,7 +1,7 @@
-"""In-Shop Clothes Retrieval (Liu et al. 2016): 52,712 photographs of 7,982 garments, queries apart from the gallery.
+"""In-Shop Clothes Retrieval (Liu et al. 2016): 52,712 photographs of 7,982 garments, with queries and a gallery.
 
-`data` is the folder of the copy (whatever its name and its case), or one that holds it. Test images are queries or
-gallery as Eval/list_eval_partition.txt says: each query is looked up in the gallery alone.
+`data` is the folder of the copy (of any name and case), or one that contains it. Test images are queries or gallery
+as in Eval/list_eval_partition.txt: queries search only in the gallery.
 Liu, Luo, Qiu, Wang, Tang: DeepFashion: Powering Robust Clothes Recognition and Retrieval, CVPR 2016.
 """
 
@@ -10,10 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness import registry
-from harness.data.datasets import Dataset, DatasetError, some
+from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._files import Row, listed
 from harness.data.datasets._layout import absent, inside, lines, locate
 from harness.data.datasets._standard import Standard
+from harness.errors import some
 
 NEEDS_DATA = True
 STANDARD = Standard(
@@ -22,9 +23,9 @@ STANDARD = Standard(
     classes=(3_997, 3_985),
     roles={"query": 14_218, "gallery": 12_612},
     layout="Eval/list_eval_partition.txt, and the unpacked photographs in Img/img/MEN/ and Img/img/WOMEN/ (low "
-    "resolution, the customary one) or Img/img_highres/ (high)",
+    "resolution, the usual one) or Img/img_highres/ (high)",
     source="the In-shop Clothes Retrieval Benchmark of DeepFashion, kept by the multimedia laboratory of the Chinese "
-    "University of Hong Kong in a shared drive; img.zip opens as it is, img_highres.zip with a password from them.",
+    "University of Hong Kong in a shared drive; img.zip needs no password, img_highres.zip needs one from them.",
 )
 LIST = "list_eval_partition.txt"
 HEADER = ["image_name", "item_id", "evaluation_status"]
@@ -33,20 +34,21 @@ FOLDERS = {"low": "img", "high": "img_highres"}
 
 
 def load(data: Path | None, cache: Path, *, resolution: str = "low", allow_nonstandard: bool = False) -> Dataset:
-    """The dataset of a standard copy.
+    """Load a standard copy of the dataset.
 
     resolution: "low", images of 256 px as in the literature, or "high", the originals.
-    allow_nonstandard: run another size too; its rows are marked `not In-Shop Clothes`.
+    allow_nonstandard: also run a copy of another size; its rows are marked `not In-Shop Clothes`.
 
-    Raises DatasetError when the copy is none or not complete, in words that say what is wrong with it.
+    Raises DatasetError if the copy is not the standard one or not complete; the message says what is wrong.
     """
     return STANDARD.guard(index(data, resolution=resolution), allow_nonstandard)
 
 
 def index(data: Path, *, resolution: str = "low") -> Dataset:
-    """What list_eval_partition.txt says; the photographs are not looked at.
+    """Read list_eval_partition.txt, without looking at the photographs.
 
-    Raises DatasetError where it, or the folder of photographs in that resolution, is missing, and where it was cut.
+    Raises DatasetError if the list or the folder of photographs in this resolution is missing, or the list is cut
+    off.
     """
     if resolution not in FOLDERS:
         raise DatasetError(f"inshop: {registry.unknown('resolution', resolution, FOLDERS)}")
@@ -58,13 +60,13 @@ def index(data: Path, *, resolution: str = "low") -> Dataset:
         other = next((name for name in FOLDERS if folder[name]), None)
         what = f"{FOLDERS[resolution]}/ with the photographs of {resolution} resolution"
         if other:
-            what += f" (but {FOLDERS[other]}/: the option resolution: {other} takes it, for tables of their own)"
+            what += f" (but {FOLDERS[other]}/: the option resolution: {other} uses it, in separate tables)"
         raise absent("inshop", data, STANDARD, what)
     return listed("inshop", folder[resolution], rows, ks=(1, 10, 20, 30))
 
 
 def _rows(path: Path) -> list[Row]:
-    """The lines of the partition: their number in the first line, the columns in the second, padded with spaces."""
+    """Return the lines of the partition, whose first line is their number and whose second names the columns."""
     found = lines("inshop", path)
     if len(found) < 2 or len(found[0]) != 1 or not found[0][0].isdigit() or found[1] != HEADER:
         raise DatasetError(f"inshop: {path} does not begin with a number of images and `{' '.join(HEADER)}`")
@@ -79,7 +81,7 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _images(data: Path, path: Path, resolution: str) -> Path | None:
-    """The folder that holds MEN/ and WOMEN/ in a resolution."""
+    """Return the folder that contains MEN/ and WOMEN/ in a resolution; None if there is none."""
     name = FOLDERS[resolution]
     for above in (path.parent.parent, path.parent, data):
         for names in (("Img", name), (name,), ("Img", name, name), (name, name)):

@@ -1,8 +1,8 @@
 """Your own images, listed in a CSV file: path,label,split[,role].
 
-`path` is relative to the CSV file's folder and may not leave it, nor through links; `split` is train, validation
-or test; `role` is query or gallery for test images, or left out when every test image is both. `data` is the CSV
-file, or a folder with a `manifest.csv`. It is in UTF-8, or in UTF-16 as Excel saves "Unicode text".
+`path` is relative to the folder of the CSV file and must not leave it, not even through links. `split` is train,
+validation or test. `role` is query or gallery for test images, and is omitted if every test image is both. `data` is
+the CSV file, or a folder with a `manifest.csv`. It is in UTF-8, or in UTF-16 as Excel saves "Unicode text".
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness import registry
-from harness.data.datasets import ROLES, SPLITS, Dataset, DatasetError, _labels, some
+from harness.data.datasets import _labels
+from harness.data.datasets._dataset import ROLES, SPLITS, Dataset, DatasetError
 from harness.data.datasets._files import Row, from_files
 from harness.data.datasets._layout import text
+from harness.errors import some
 
 NEEDS_DATA = True
 
 COLUMNS = ("path", "label", "split", "role")
 LEAVES = "leaves the folder of the manifest"
-MOST_OF_A_KIND = 5  # sentences that are printed of one kind of mistake
+MAX_OF_A_KIND = 5  # sentences printed about one kind of mistake
 
 Mistake = tuple[int, str, str]  # line, kind, sentence
 
@@ -32,9 +34,9 @@ Mistake = tuple[int, str, str]  # line, kind, sentence
 def load(data: Path | None, cache: Path, *, mirrored: bool = True) -> Dataset:
     """Index the images that the CSV file lists, in its order.
 
-    mirrored: whether a mirrored image still shows its class (it does not for characters).
+    mirrored: whether a mirrored image still shows its class (not true for characters).
 
-    Raises DatasetError with every kind of mistake in the file at once, or with every file that is missing.
+    Raises DatasetError with all kinds of mistakes in the file at once, or with all missing files.
     """
     path = data / "manifest.csv" if data.is_dir() else data
     if not path.exists():
@@ -46,7 +48,7 @@ def load(data: Path | None, cache: Path, *, mirrored: bool = True) -> Dataset:
     except csv.Error as error:
         raise DatasetError(f"manifest: {path} is not a CSV file: {error}") from error
     inside = _Inside(path.parent)
-    mistakes = [(number, *said) for number, line in numbered for said in _problems(line, inside)]
+    mistakes = [(number, *problem) for number, line in numbered for problem in _problems(line, inside)]
     mistakes += [*_repeats(numbered, inside), *_spellings(numbered)]
     if mistakes:
         heading = f"manifest: {len(mistakes)} mistakes in {path}:"
@@ -74,25 +76,25 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
 
 
 class _Inside:
-    """Whether files lie below a folder once symbolic links are followed; each folder is looked up once."""
+    """Checks whether files are below a folder after following symbolic links; each folder is resolved once."""
 
     def __init__(self, folder: Path):
         self._folder, self._real = os.path.abspath(folder), os.path.realpath(folder)
         self._parents: dict[str, str] = {}
 
     def relative(self, path: str) -> str:
-        """The path from the folder, normalised; one that names the folder itself from the root is cut."""
+        """Return the normalised path relative to the folder; absolute paths into the folder become relative."""
         for folder in (self._folder, self._real):
             if path.startswith(folder.rstrip("/") + "/"):
                 path = posixpath.relpath(path, folder)
         return posixpath.normpath(path)
 
-    def holds(self, path: str) -> bool:
-        """Whether there is something at a relative path."""
+    def exists(self, path: str) -> bool:
+        """Return whether a relative path exists."""
         return os.path.exists(os.path.join(self._folder, path))
 
-    def leads_to(self, path: str) -> str | None:
-        """Where outside the folder a relative path leads to; None where it stays inside."""
+    def target_outside(self, path: str) -> str | None:
+        """Return where outside the folder a relative path leads to; None if it stays inside."""
         parent, name = posixpath.split(path)
         if parent not in self._parents:
             self._parents[parent] = os.path.realpath(os.path.join(self._folder, parent))
@@ -102,7 +104,7 @@ class _Inside:
 
 
 def _problems(line: dict, inside: _Inside) -> Iterator[tuple[str, str]]:
-    """The kinds of mistakes in one line, each in words."""
+    """Yield the kind and the description of each mistake in one line."""
     if None in line or None in line.values():
         values = ", ".join(v for v in line.values() if isinstance(v, str))
         yield "values", f"more or fewer values than columns ({values})"
@@ -124,31 +126,31 @@ def _problems(line: dict, inside: _Inside) -> Iterator[tuple[str, str]]:
 
 def _path_problem(path: str, inside: _Inside) -> str | None:
     if "\0" in path:
-        return f"path {path!r} holds a zero byte"
+        return f"path {path!r} contains a zero byte"
     relative = inside.relative(path)
     if posixpath.isabs(relative) or relative.split("/")[0] == "..":
         return f"path {path!r} {LEAVES}"
-    if path and (outside := inside.leads_to(relative)):
+    if path and (outside := inside.target_outside(relative)):
         return f"path {path!r} {LEAVES}: a link leads to {outside}"
-    if path != path.strip() and not inside.holds(relative):
-        return f"path {path!r} begins or ends with a blank, and there is no such file"
+    if path != path.strip() and not inside.exists(relative):
+        return f"path {path!r} begins or ends with a space, and there is no such file"
     return None
 
 
 def _repeats(numbered: Sequence[tuple[int, dict]], inside: _Inside) -> Iterator[Mistake]:
-    """Files that several lines list, and what these lines disagree in."""
+    """Yield files that several lines list, and the columns in which these lines differ."""
     first: dict[str, tuple[int, dict]] = {}
     for number, line in numbered:
         if line.get("path"):
             before, other = first.setdefault(inside.relative(line["path"]), (number, line))
             if before != number:
                 differs = [column for column in COLUMNS[1:] if line.get(column) != other.get(column)]
-                other_words = f" with another {' and '.join(differs)}" if differs else ""
-                yield number, "repeat", f"path {line['path']!r} is listed in line {before} already{other_words}"
+                difference = f" with another {' and '.join(differs)}" if differs else ""
+                yield number, "repeat", f"path {line['path']!r} is listed in line {before} already{difference}"
 
 
 def _spellings(numbered: Sequence[tuple[int, dict]]) -> Iterator[Mistake]:
-    """Labels that a reader would take for one another, with the lines where each spelling occurs."""
+    """Yield labels that look alike, with the lines of each spelling."""
     where: dict[str, list[int]] = defaultdict(list)
     for number, line in numbered:
         if label := line.get("label"):
@@ -160,16 +162,16 @@ def _spellings(numbered: Sequence[tuple[int, dict]]) -> Iterator[Mistake]:
 
 
 def _grouped(mistakes: Sequence[Mistake]) -> Iterator[str]:
-    """Mistakes by their kind and sentence, in the order of the lines that made them first."""
+    """Yield the mistakes by kind and sentence, in the order of their first lines."""
     kinds: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, kind, sentence in mistakes:
         kinds[kind][sentence].append(number)
     for sentences in kinds.values():
         ordered = list(sentences.items())
-        for sentence, numbers in ordered[:MOST_OF_A_KIND]:
+        for sentence, numbers in ordered[:MAX_OF_A_KIND]:
             yield f"{_lines(numbers)}: {sentence}"
-        if rest := sorted(number for _, numbers in ordered[MOST_OF_A_KIND:] for number in numbers):
-            yield f"{_lines(rest)}: a mistake of the same kind"
+        if rest := sorted(number for _, numbers in ordered[MAX_OF_A_KIND:] for number in numbers):
+            yield f"{_lines(rest)}: more mistakes of the same kind"
 
 
 def _lines(numbers: Sequence[int]) -> str:

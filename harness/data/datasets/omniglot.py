@@ -1,10 +1,10 @@
 """Handwritten characters of many alphabets (Lake et al. 2015): 20 drawings of each, by 20 people.
 
-`data` is a folder (or one zip) that holds the official archives, packed or unpacked:
-images_background_small1, images_background_small2, images_background, images_evaluation. Inside they read
-`<alphabet>/<character>/<drawing>.png`. The archives overlap; a drawing that lies in several counts once.
+`data` is a folder (or one zip) with the official archives, packed or unpacked:
+images_background_small1, images_background_small2, images_background, images_evaluation. They contain
+`<alphabet>/<character>/<drawing>.png`. The archives overlap; a drawing in several of them counts once.
 
-The test split is half of the classes, in whole alphabets where possible: see `harness.data.splits.held_out`.
+The test split is half of the classes, in whole alphabets if possible: see `harness.data.splits.held_out`.
 Lake, Salakhutdinov, Tenenbaum: Human-level concept learning through probabilistic program induction, Science 2015.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from harness.data.datasets import Dataset, DatasetError
+from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._decode import decode
 from harness.data.datasets._walk import Walk
 from harness.data.splits import held_out
@@ -30,14 +30,14 @@ from harness.data.splits import held_out
 NEEDS_DATA = True
 
 NO_DRAWINGS = "files that are not drawings"
-AGAIN = "copies of a drawing of the same character"
+COPIES = "copies of a drawing of the same character"
 CHARACTER = re.compile(r"character\d+")
 
 
 def load(data: Path | None, cache: Path) -> Dataset:
-    """Read the drawings below `data`; their files are small (0.3 kB) and stay in memory as they are.
+    """Read the drawings below `data`; their files are small (0.3 kB) and stay in memory undecoded.
 
-    Raises DatasetError when none are found, when a zip is damaged, and when two different drawings have one name.
+    Raises DatasetError if there are none, if a zip is damaged, and if two different drawings have the same name.
     """
     walk = Walk(str(data))
     drawings: dict[str, bytes] = {}
@@ -47,15 +47,15 @@ def load(data: Path | None, cache: Path) -> Dataset:
             raise DatasetError(f"omniglot: two different drawings are named {key}, one of them in {source}")
         identity = (_character(key), hashlib.sha256(content).digest())
         if identity in seen:
-            walk.passed[AGAIN].append(f"{Path(source).relative_to(data)}: {key}")
+            walk.ignored[COPIES].append(f"{Path(source).relative_to(data)}: {key}")
         else:
             seen.add(identity)
             drawings[key] = content
     if not drawings:
         raise DatasetError(
             f"omniglot: no drawings in {data}. Put the official archives there, packed or unpacked "
-            "(images_background.zip, images_evaluation.zip, or the two small sets); they read "
-            "<alphabet>/character01/<drawing>.png inside"
+            "(images_background.zip, images_evaluation.zip, or the two small sets); they contain "
+            "<alphabet>/character01/<drawing>.png"
         )
     keys = tuple(sorted(drawings))
     class_names = sorted({_character(key) for key in keys})
@@ -79,9 +79,9 @@ def load(data: Path | None, cache: Path) -> Dataset:
 
 
 def _drawings(data: Path, walk: Walk) -> Iterator[tuple[str, str, bytes]]:
-    """Where it lies, `<alphabet>/<character>/<file>` and the file's bytes, for every drawing below `data`."""
+    """Yield source, `<alphabet>/<character>/<file>` and bytes of every drawing below `data`."""
     files = walk.files() if data.is_dir() else []
-    walk.refuse_unreadable("omniglot")
+    walk.require_readable("omniglot")
     is_archive = {file: file.lower().endswith(".zip") for file in files}
     for path in [data / file for file in files if is_archive[file]] if data.is_dir() else [data]:
         yield from _packed(path, walk)
@@ -92,18 +92,18 @@ def _drawings(data: Path, walk: Walk) -> Iterator[tuple[str, str, bytes]]:
             except OSError as error:
                 raise DatasetError(f"omniglot: {data / file}: {error.strerror}") from error
         elif not is_archive[file]:
-            walk.passed[NO_DRAWINGS].append(file)
+            walk.ignored[NO_DRAWINGS].append(file)
 
 
 def _packed(path: Path, walk: Walk) -> Iterator[tuple[str, str, bytes]]:
-    """The drawings in an archive, as `_drawings` gives them."""
+    """Yield the drawings in an archive, as `_drawings` does."""
     try:
         with zipfile.ZipFile(path) as archive:
             for member in sorted(archive.namelist()):
                 if (key := _key(member)) is not None:
                     yield str(path), key, archive.read(member)
                 elif not member.endswith("/"):
-                    walk.passed[NO_DRAWINGS].append(f"{path.name}: {member}")
+                    walk.ignored[NO_DRAWINGS].append(f"{path.name}: {member}")
     except OSError as error:
         raise DatasetError(f"omniglot: {path}: {error.strerror}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
@@ -111,7 +111,7 @@ def _packed(path: Path, walk: Walk) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _key(path: str) -> str | None:
-    """The last three parts of a drawing's path; None for any other file."""
+    """Return the last three parts of a drawing's path; None for any other file."""
     parts = PurePosixPath(path).parts[-3:]
     is_drawing = len(parts) == 3 and CHARACTER.fullmatch(parts[1]) and parts[2].endswith(".png")
     return "/".join(parts) if is_drawing and not parts[2].startswith(".") else None

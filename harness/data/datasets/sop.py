@@ -1,17 +1,18 @@
-"""Stanford Online Products (Oh Song et al. 2016): 120,053 photographs of 22,634 products sold at an auction.
+"""Stanford Online Products (Oh Song et al. 2016): 120,053 photographs of 22,634 auctioned products.
 
-`data` is the folder Stanford_Online_Products, or one that holds it. Ebay_train.txt and Ebay_test.txt are the split.
-Oh Song, Xiang, Jegelka, Savarese: Deep Metric Learning via Lifted Structured Feature Embedding, CVPR 2016.
+`data` is the folder Stanford_Online_Products, or one that contains it. Ebay_train.txt and Ebay_test.txt are the
+split. Oh Song, Xiang, Jegelka, Savarese: Deep Metric Learning via Lifted Structured Feature Embedding, CVPR 2016.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from harness.data.datasets import Dataset, DatasetError, some
+from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._files import Row, listed
 from harness.data.datasets._layout import absent, inside, lines, locate
 from harness.data.datasets._standard import Standard
+from harness.errors import some
 
 NEEDS_DATA = True
 STANDARD = Standard(
@@ -30,19 +31,19 @@ HEADER = ["image_id", "class_id", "super_class_id", "path"]
 
 
 def load(data: Path | None, cache: Path, *, allow_nonstandard: bool = False) -> Dataset:
-    """The dataset of a standard copy.
+    """Load a standard copy of the dataset.
 
-    allow_nonstandard: run another size too; its rows are marked `not Stanford Online Products`.
+    allow_nonstandard: also run a copy of another size; its rows are marked `not Stanford Online Products`.
 
-    Raises DatasetError when the copy is none or not complete, in words that say what is wrong with it.
+    Raises DatasetError if the copy is not the standard one or not complete; the message says what is wrong.
     """
     return STANDARD.guard(index(data), allow_nonstandard)
 
 
 def index(data: Path) -> Dataset:
-    """What Ebay_train.txt and Ebay_test.txt say; the photographs are not looked at.
+    """Read Ebay_train.txt and Ebay_test.txt, without looking at the photographs.
 
-    Raises DatasetError where one of them is missing or not in the published form.
+    Raises DatasetError if one of them is missing or not in the published format.
     """
     rows, lists = [], {split: locate(data, name) for split, name in LISTS.items()}
     for split, path in lists.items():
@@ -53,17 +54,17 @@ def index(data: Path) -> Dataset:
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:
-    """(path, class number) of every line after the header."""
+    """Return (path, class number) of every line after the header."""
     header, *found = lines("sop", path) or [[]]
     bad = [" ".join(words) for words in found if len(words) != 4 or not words[1].isdigit()]
     if header != HEADER or bad:
         what = f"{len(bad)} lines like {some(bad, 2)}" if bad else f"the first line {' '.join(header)!r}"
-        raise DatasetError(f"sop: {path} is not in the published form `{' '.join(HEADER)}`: it has {what}")
+        raise DatasetError(f"sop: {path} is not in the published format `{' '.join(HEADER)}`: it has {what}")
     return [(words[3], words[1]) for words in found]
 
 
 def _images(lists: Path, rows: list[Row]) -> Path:
-    """The folder that the paths of the lists begin in: theirs, or images/ in it or beside it."""
+    """Return the folder that the listed paths start from: that of the lists, or images/ in it or next to it."""
     first = rows[0].key.partition("/")[0] if rows else ""
     for folder in (lists, inside(lists, "images"), lists.parent, inside(lists.parent, "images")):
         if folder and (folder / first).is_dir():

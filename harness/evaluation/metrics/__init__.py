@@ -1,19 +1,19 @@
-"""Retrieval metrics: one per file, each a pure function that gives one number per query.
+"""Retrieval metrics: one per file, each a pure function that returns one number per query.
 
-A metric sees ranks, never similarities: the evaluator alone decides what a query may retrieve and how ties break.
+A metric sees ranks, never similarities: only the evaluator decides what a query may retrieve and how ties break.
 The file is the register: `harness/evaluation/metrics/<name>.py` holds a function called `<name>` and two constants,
 
-    TITLE   what the number is called in records and tables; "{k}" stands for K where the function takes one
-    DEPTH   how far ranks have to be known:
-            "best"      only the best positive's, which is exact however far down it stands
+    TITLE   name of the number in records and tables; "{k}" stands for K if the function takes one
+    DEPTH   how deep ranks must be known:
+            "best"      only the best positive's, which is exact at any depth
             "relevant"  up to R, the query's number of positives
             "k"         up to K
             "all"       of every positive
 
 and the function takes `(ranks, relevant)` or `(ranks, relevant, k)`:
 
-    ranks     (q, m) int64, each row ascending: the places of the query's positives among its candidates, from 1.
-              Entries past the query's own number of positives, and places past DEPTH, are `BEYOND`
+    ranks     (q, m) int64, each row ascending: the ranks of the query's positives among its candidates, from 1.
+              Entries past the query's own number of positives, and ranks past DEPTH, are `BEYOND`
     relevant  (q,) int64 ≥ 1: R, the number of the query's positives among its candidates
 """
 
@@ -33,7 +33,7 @@ DEPTHS = ("best", "relevant", "k", "all")
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as found in its file: `compute(ranks, relevant[, k])` gives one number per query."""
+    """A metric as its file defines it: `compute(ranks, relevant[, k])` returns one number per query."""
 
     name: str
     title: str
@@ -43,19 +43,19 @@ class Metric:
     summary: str
 
     def columns(self, ks: tuple[int, ...]) -> dict[str, dict[str, int]]:
-        """The columns this metric fills, each with the keyword arguments that compute it."""
+        """Return the columns of this metric, each with the keyword arguments that compute it."""
         if not self.takes_k:
             return {self.title: {}}
         return {self.title.format(k=k): {"k": k} for k in ks}
 
 
 def names() -> tuple[str, ...]:
-    """The metrics that exist, in the order of their file names."""
+    """Return the names of all metrics, in the order of their files."""
     return registry.names(__name__)
 
 
 def load(name: str) -> Metric:
-    """Read one metric's file; RegisterError where there is none, or where it lacks what a metric needs."""
+    """Load one metric from its file. Raise RegisterError if there is no such file or it does not define a metric."""
     module = registry.entry(__name__, name, "metric")
     compute = getattr(module, name, None)
     if not callable(compute):
@@ -69,11 +69,11 @@ def load(name: str) -> Metric:
         )
     takes_k = "k" in inspect.signature(compute).parameters
     if takes_k != ("{k}" in module.TITLE):
-        raise registry.RegisterError(f"metric file {name}.py: TITLE must contain {{k}} exactly where {name} takes k")
+        raise registry.RegisterError(f"metric file {name}.py: TITLE must contain {{k}} if and only if {name} takes k")
     summary = (inspect.getdoc(compute) or "").partition("\n")[0]
     return Metric(name, module.TITLE, module.DEPTH, takes_k, compute, summary)
 
 
-def found() -> tuple[Metric, ...]:
-    """Every metric that exists, those with a K first, as tables print them."""
+def load_all() -> tuple[Metric, ...]:
+    """Load all metrics, those with a K first, in the order of table columns."""
     return tuple(sorted(map(load, names()), key=lambda metric: not metric.takes_k))

@@ -7,10 +7,10 @@ DEPTH = "relevant"
 
 
 def map_at_r(ranks: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Mean over the first R places of the precision at each place that holds a positive: (q,) float64 in [0, 1].
+    """Return the mean over the first R ranks of the precision at each rank of a positive: (q,) float64 in [0, 1].
 
     Musgrave et al. 2020 (A Metric Learning Reality Check, eq. 1): 1/R Σ_{i=1..R} P(i), with P(i) the precision at i
-    where the i-th neighbour is a positive, else 0. The positive in place ranks[j] is the (j+1)-th, so that
+    if the i-th neighbour is a positive, else 0. The positive at ranks[j] is the (j+1)-th, so
     P(ranks[j]) = (j+1) / ranks[j].
 
     >>> ranks = np.array([[1, 3, 9], [2, 3, 4]])

@@ -7,7 +7,7 @@ DEPTH = "relevant"
 
 
 def r_precision(ranks: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Precision at R = the query's number of positives: (q,) float64 in [0, 1].
+    """Return the precision at R = the query's number of positives: (q,) float64 in [0, 1].
 
     Musgrave et al. 2020 (A Metric Learning Reality Check, §3.2), r/R.
 

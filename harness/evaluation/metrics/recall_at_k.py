@@ -1,4 +1,4 @@
-"""Recall at K, the customary metric of class-disjoint retrieval."""
+"""Recall at K, the usual metric of class-disjoint retrieval."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ DEPTH = "best"
 
 
 def recall_at_k(ranks: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
-    """Whether a query has a positive among its K nearest candidates: (q,) bool.
+    """Return whether each query has a positive among its K nearest candidates: (q,) bool.
 
     Jégou et al. 2011 (Product Quantization for Nearest Neighbor Search, §V), as used in metric learning since Song
     et al. 2016 (Deep Metric Learning via Lifted Structured Feature Embedding): one positive is enough, so R@1 = P@1.

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from harness.config import FLOORS, Trial
+from harness.evaluation.editions import edition_of
 from harness.fairness.protocols import PROTOCOLS
 from harness.runs.folds import by_seed
 from harness.runs.record import Failure, Record
@@ -112,7 +113,7 @@ def factors_of(record: Record) -> dict[str, Any]:
     data, origin = record.data, record.provenance
     factors = dict(record.trial.shared)
     factors |= {f"protocol.{key}": value for key, value in record.protocol.items()}
-    factors |= {"evaluator": origin.get("evaluator"), "weights": record.weights}
+    factors |= {"evaluator": edition_of(origin.get("evaluator")), "weights": record.weights}
     for name in ("index_fingerprint", "pixel_fingerprint", "split_fingerprint"):
         factors[f"data.{name}"] = getattr(data, name)
     if record.trial.backbone.pretrained:

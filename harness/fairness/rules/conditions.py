@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import SHARED_BY_A_LOSS
 from harness.errors import some
+from harness.evaluation.editions import edition_of
 from harness.fairness.rules import Results, Table, rule
 from harness.fairness.rules._subjects import Comparable, cell_of, factors_of, ids
 
@@ -163,7 +164,7 @@ def one_evaluator(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
     """
     asked = {
         "protocols": lambda r: f"{r.protocol.get('name')} version {r.protocol.get('version')}",
-        "evaluators": lambda r: str(r.provenance.get("evaluator"))[:12],
+        "evaluators": lambda r: str(edition_of(r.provenance.get("evaluator")))[:12],
     }
     for what, name_of in asked.items():
         found: dict[str, list[Record]] = defaultdict(list)

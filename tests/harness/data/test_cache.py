@@ -50,7 +50,7 @@ def test_one_builds_while_the_others_wait(tmp_path):
     assert built == [1]
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
+def test_files_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / ".x.part").write_text("left behind")
     with building(tmp_path / "x") as scratch:
         assert not scratch.exists()
@@ -62,7 +62,7 @@ def test_a_folder_without_permission_is_named(tmp_path, monkeypatch, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "open", refuse)
-    message = f"cannot write the cache in {tmp_path}: {os.strerror(number)}; make room"
+    message = f"cannot write the cache in {tmp_path}: {os.strerror(number)}; free some space"
     with pytest.raises(CacheError, match=message), building(tmp_path / "x"):
         pytest.fail("nothing to build in")
 
@@ -79,7 +79,7 @@ def test_the_default_folder_follows_xdg(monkeypatch, tmp_path):
     assert default_folder() == tmp_path / "metrix-bench"
 
 
-def test_what_was_found_is_remembered_by_other_processes(tmp_path):
+def test_results_are_shared_with_other_processes(tmp_path):
     code = (
         "import sys; from pathlib import Path; from harness.data.cache import remembered\n"
         "print(remembered(Path(sys.argv[1]), ['answer', {'of': 6}], lambda: int(sys.argv[2])))"
@@ -99,7 +99,7 @@ def test_what_was_found_is_remembered_by_other_processes(tmp_path):
     assert len(list(tmp_path.rglob("*"))) == 3
 
 
-def test_what_is_not_worth_it_any_more_is_found_again(tmp_path):
+def test_an_invalid_result_is_computed_again(tmp_path):
     found = iter([{"file": str(tmp_path / "a")}, {"file": str(tmp_path / "b")}])
 
     def ask() -> dict:
@@ -113,6 +113,6 @@ def test_what_is_not_worth_it_any_more_is_found_again(tmp_path):
         ask()
 
 
-def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path):
+def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path):
     (tmp_path / "file").touch()
     assert remembered(tmp_path / "file", "key", lambda: [1, 2]) == [1, 2]

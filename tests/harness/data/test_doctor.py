@@ -28,7 +28,7 @@ def sentences(found, severity="E"):
     return [finding.sentence for finding in found.findings if finding.severity == severity]
 
 
-def test_a_standard_copy_is_sound(birds):
+def test_a_standard_copy_has_no_findings(birds):
     seen = []
     found = doctor.examine("cub200", birds, progress=lambda done, total: seen.append((done, total)))
     assert found.sound
@@ -75,7 +75,7 @@ def test_damage_inside_a_file_is_found(tmp_path):
     assert [problem.partition(":")[0] for problem in found.unreadable] == ["ant/1.png"]
 
 
-def test_another_size_is_an_error_unless_it_is_asked_for(tmp_path):
+def test_another_size_is_an_error_unless_allowed(tmp_path):
     cub200.write(tmp_path)
     found = doctor.examine("cub200", tmp_path)
     assert not found.sound
@@ -84,14 +84,14 @@ def test_another_size_is_an_error_unless_it_is_asked_for(tmp_path):
     assert doctor.examine("cub200", tmp_path, allow_nonstandard=True).sound
 
 
-def test_what_is_no_copy_at_all_gets_advice(tmp_path):
+def test_a_folder_without_a_copy_gets_advice(tmp_path):
     for name in ("cub200", "cars196", "sop", "inshop"):
         found = doctor.examine(name, tmp_path)
         assert not found.sound
         assert found.counts == {}
         assert sentences(found)[0].startswith(f"{name}: there is no ")
         assert "What goes where" not in sentences(found)[0]
-        assert re.search("What goes where: .*\n  Where it is: ", found.advice)
+        assert re.search("What goes where: .*\n  Where to get it: ", found.advice)
     assert doctor.examine("cub200", None).findings[0].sentence == (
         "dataset 'cub200' reads your own copy: say where it is with --data FOLDER (data=… in Python)"
     )
@@ -116,13 +116,13 @@ def test_every_dataset_can_be_examined(name, tmp_path):
     assert sum(images for images, _ in found.counts.values()) > 0
 
 
-def test_the_command_says_it_all(tmp_path, capsys):
+def test_the_command_prints_all_findings(tmp_path, capsys):
     cub200.write(tmp_path)
     assert cli.main(["doctor", "cub200", "--data", str(tmp_path)]) == cli.FAILED
     said = capsys.readouterr().out
     assert re.search(r"train +16 +4 +5864 +100", said)
     assert re.search(r"fingerprint [0-9a-f]{64}\nE  FAIR-01 cub200: 16/16 images", said)
-    assert "Where it is: the university's old page" in said
+    assert "Where to get it: the university's old page" in said
     words = ["--option", "allow_nonstandard=true", "--thorough"]
     assert cli.main(["doctor", "cub200", "--data", str(tmp_path), *words]) == cli.OK
     assert "cub200: nothing keeps it from being run" in capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_options_of_the_commands(capsys, tmp_path):
     assert "resolution = 1, expected something like 'low'" in capsys.readouterr().out
 
 
-def test_two_training_classes_are_refused_as_by_a_plan(tmp_path):
+def test_two_training_classes_are_rejected_as_in_a_plan(tmp_path):
     for split, names in (("train", "ab"), ("test", "cd")):
         for name in names:
             for number in (1, 2):
@@ -168,7 +168,7 @@ def test_two_training_classes_are_refused_as_by_a_plan(tmp_path):
     assert not found.sound
 
 
-def test_equal_pixels_in_two_kinds_of_file_are_found_when_asked(tmp_path):
+def test_equal_pixels_in_two_formats_are_found_if_thorough(tmp_path):
     data = folder.write(tmp_path)
     dataset = datasets.load("folder", data)
     one, other = (Path(dataset.files[list(dataset.split).index(split)]) for split in ("train", "test"))

@@ -3,7 +3,8 @@
 import pytest
 
 from harness.config import Arm, Backbone, Choice, Images, Model, Training, Trial
-from harness.training.trial import Sources, prepare_images, run_trial
+from harness.training.bench import Sources, prepare_images
+from harness.training.trial import run_trial
 from tests.harness.data.datasets.sources import cub200
 
 
@@ -44,7 +45,7 @@ def test_a_network_trains_on_the_files(birds, tmp_path):
     assert list((tmp_path / "cache").glob("images-*")) == [], "nothing is decoded beforehand"
 
 
-def test_what_trials_need_is_decoded_and_announced_once(birds, tmp_path):
+def test_the_images_of_trials_are_decoded_and_announced_once(birds, tmp_path):
     said, sources = [], Sources(tmp_path, birds, tmp_path / "cache")
     trials = [make(arm, path) for arm in ("untrained", "contrastive") for path in ("classical", "cache")]
     prepare_images(trials, sources, said.append)

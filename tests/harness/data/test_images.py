@@ -47,7 +47,7 @@ def test_images_of_one_size_make_a_tensor_and_of_several_a_list(tmp_path):
     assert all(image.dtype == torch.uint8 and image.is_contiguous() for image in batch)
 
 
-def test_its_size_is_foretold_and_announced_before_anything_is_decoded(tmp_path):
+def test_the_size_is_estimated_and_announced_before_decoding(tmp_path):
     pictures, said = Pictures(size=(20, 10)), []
     assert disk_bytes(pictures.dataset, 8) == 100 * 3 * 8 * 16
     images = open_images(pictures.dataset, 8, tmp_path, announce=lambda sentence: said.append(sentence))
@@ -59,13 +59,13 @@ def test_its_size_is_foretold_and_announced_before_anything_is_decoded(tmp_path)
     assert disk_bytes(Pictures(broken=range(100)).dataset, 8) == 100 * 3 * 8 * 8
 
 
-def test_sizes_and_sources_have_files_of_their_own(tmp_path):
+def test_each_size_and_source_has_its_own_file(tmp_path):
     paths = {open_images(Pictures().dataset, side, tmp_path).path for side in (8, 9)}
     paths.add(open_images(Pictures(stamp="2").dataset, 8, tmp_path).path)
     assert len(paths) == len(list(tmp_path.glob("images-toy-*.bin"))) == 3
 
 
-def test_labels_and_splits_do_not_decide_the_file(tmp_path):
+def test_labels_and_splits_do_not_change_the_file(tmp_path):
     pictures = Pictures()
     open_images(pictures.dataset, 8, tmp_path)
     pictures.dataset.split[50:] = "test"
@@ -100,7 +100,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("harness.data.images.resized", full)
-        with pytest.raises(CacheError, match="No space left on device; make room"):
+        with pytest.raises(CacheError, match="No space left on device; free some space"):
             open_images(pictures.dataset, 8, tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
     assert len(open_images(pictures.dataset, 8, tmp_path)) == 100
@@ -132,7 +132,7 @@ def test_of_many_unreadable_images_some_are_named(tmp_path):
         open_images(Pictures(broken=range(100)).dataset, 8, tmp_path)
     said = str(caught.value).splitlines()
     assert len(said) == 22
-    assert said[-1] == "  and 80 more, all of which `metrix-bench doctor toy` names"
+    assert said[-1] == "  and 80 more; `metrix-bench doctor toy` names them all"
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -160,7 +160,7 @@ def test_stored_images_are_torchvisions_resize(tmp_path, size, mode):
     assert torch.equal(stored, expected)
 
 
-def test_of_a_very_long_image_the_middle_is_kept(tmp_path):
+def test_a_very_long_image_is_cropped_to_its_middle(tmp_path):
     strip = np.arange(1000, dtype=np.uint32)[:, None].repeat(7, 1)  # 7 px wide, rows counted from the top
     image = Image.fromarray((strip // 4).astype(np.uint8))
     dataset = replace(Pictures(count=1).dataset, read=lambda _: image)
@@ -186,7 +186,7 @@ def test_a_replaced_file_of_the_same_size_and_time_is_decoded_again(tmp_path):
     assert second.array[list(after.keys).index("ant/1.png"), :, 0, 0].tolist() == [9, 8, 7]
 
 
-def test_files_that_are_decoded_every_time_are_tried_beforehand(tmp_path):
+def test_files_decoded_every_time_are_checked_beforehand(tmp_path):
     pictures = Pictures(broken=(5, 50))
     with pytest.raises(
         DatasetError, match=r"^toy: 2 images cannot be read:\n  5.png: truncated\n  50.png: truncated$"

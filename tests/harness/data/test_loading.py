@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as vision
 from harness import config
 from harness.data.images import Originals, open_images
 from harness.data.loading import Augmentation, batches, framed, random_crops, resize_each, resize_together
-from harness.training.models import Embedder
+from harness.training.embedder import Embedder
 from tests.harness.pictures import Pictures, noise, to_image
 
 PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
@@ -131,7 +131,7 @@ def test_the_classical_path_is_torchvisions(photographs):
         ({"side_px": 128}, 146, 128 / 146),
     ],
 )
-def test_what_the_settings_say_of_the_cache_and_of_the_test_crop(settings, stored_px, share):
+def test_settings_of_the_cache_and_of_the_test_crop(settings, stored_px, share):
     images = config.Images(**settings)
     assert images.stored_px == stored_px
     assert images.centre_share == pytest.approx(share)
@@ -158,7 +158,7 @@ def test_a_crop_that_never_fits_is_the_largest_central_one():
 
 
 @pytest.mark.parametrize("side", [32, 64])
-def test_training_depends_on_the_generator_alone(side):
+def test_training_depends_only_on_the_generator(side):
     images = noise(8, side)
     augmentation = Augmentation(32, **PLAIN)
     first, again = (augmentation.train(images, torch.Generator().manual_seed(3)) for _ in range(2))
@@ -198,12 +198,12 @@ def test_pixels_are_normalised_per_channel():
         ({"centre_share": 0}, "centre_share = 0, expected"),
     ],
 )
-def test_impossible_augmentations_are_refused(wrong, message):
+def test_impossible_augmentations_are_rejected(wrong, message):
     with pytest.raises(ValueError, match=message):
         Augmentation(32, **PLAIN, **wrong)
 
 
-def test_balanced_batches_hold_equal_classes():
+def test_balanced_batches_contain_equal_classes():
     labels = np.repeat(np.arange(12), [3, 5, 5, 5, 5, 5, 6, 7, 8, 9, 10, 32])  # 100 images
     epoch = batches(labels, batch_size=20, sampler="balanced", examples_per_class=5, seed_of_epoch=0)
     assert len(epoch) == 5
@@ -215,7 +215,7 @@ def test_balanced_batches_hold_equal_classes():
     assert sorted(times.values()) == [1] * 4 + [2] * 8, "20 places for 12 classes"
 
 
-def test_a_class_shows_all_images_before_one_comes_again():
+def test_a_class_uses_all_images_before_it_repeats_one():
     labels = np.repeat([0, 1], [8, 32])
     shown = np.concatenate(batches(labels, batch_size=4, examples_per_class=2))  # 10 batches of both classes
     first = [i for i in shown if labels[i] == 0]
@@ -231,7 +231,7 @@ def test_shuffled_batches_show_every_image_once():
 
 
 @pytest.mark.parametrize("sampler", ["balanced", "shuffle"])
-def test_batches_depend_on_the_seed_alone(sampler):
+def test_batches_depend_only_on_the_seed(sampler):
     labels = np.repeat(np.arange(20), 6)
     draw = [np.concatenate(batches(labels, batch_size=20, sampler=sampler, seed_of_epoch=s)) for s in (1, 1, 2)]
     assert np.array_equal(draw[0], draw[1])
@@ -251,11 +251,11 @@ def test_images_of_a_class_are_drawn_evenly():
     [
         ({"batch_size": 101}, "batch_size = 101, expected 1 to 100"),
         ({"batch_size": 0}, "batch_size = 0, expected 1 to 100"),
-        ({"batch_size": 21}, "batch_size = 21 is no multiple of examples_per_class = 5"),
-        ({"batch_size": 60}, "batch_size = 60 with 5 examples a class takes 12 classes; there are 10"),
+        ({"batch_size": 21}, "batch_size = 21 is not a multiple of examples_per_class = 5"),
+        ({"batch_size": 60}, "batch_size = 60 with 5 examples per class needs 12 classes; there are 10"),
         ({"batch_size": 20, "sampler": "ballanced"}, "no sampler named 'ballanced'; did you mean 'balanced'"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(wrong, message):
+def test_sizes_that_do_not_fit_are_rejected(wrong, message):
     with pytest.raises(ValueError, match=message):
         batches(np.repeat(np.arange(10), 10), **wrong)

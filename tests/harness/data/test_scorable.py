@@ -1,4 +1,4 @@
-"""What can be scored is known beforehand, and is what the evaluator does."""
+"""What can be scored is known beforehand, and agrees with the evaluator."""
 
 import numpy as np
 import pytest
@@ -14,15 +14,16 @@ from harness.data.scorable import Scope
 from harness.launch.plan import make_plan
 from harness.leaderboard.tables import leaderboard
 from harness.runs.record import Run
-from harness.training.trial import run_trial, score_test
-from tests.harness.data.datasets.test_check import dataset
+from harness.training.scoring import score_test
+from harness.training.trial import run_trial
+from tests.harness.data.datasets.test_checks import dataset
 from tests.harness.pictures import noise, to_image
 
 roles = st.one_of(st.none(), st.just(("query", "gallery")))
 
 
 @given(labels=st.lists(st.integers(0, 4), min_size=2, max_size=12), roles=roles, data=st.data())
-def test_it_is_what_the_evaluator_answers(labels, roles, data):
+def test_it_agrees_with_the_evaluator(labels, roles, data):
     """A K is answerable exactly where the evaluator takes it, and a problem is what it refuses."""
     labels = np.array(labels)
     if roles is not None:
@@ -59,7 +60,7 @@ SPLIT = [("a", "train")] * 2 + [("b", "train")] * 2 + [("v", "validation"), ("w"
 TEST = [(c, "test") for c in "ccdd"]
 
 
-def test_what_is_left_out_and_what_is_refused():
+def test_omitted_ks_and_rejected_splits():
     toy = dataset([*SPLIT, *TEST])
     asked = scorable.scores(toy, toy.split)
     assert asked.problems == ("toy: every class in validation has one image, so nothing can be retrieved",)
@@ -104,7 +105,7 @@ def planned(tmp_path):
     return planned
 
 
-def test_a_k_beyond_the_gallery_is_left_out_and_said(planned, tmp_path):
+def test_a_k_beyond_the_gallery_is_omitted_with_a_note(planned, tmp_path):
     plan = planned([3] * 10, [2] * 4)
     said = "folder: R@8 of test left out: a query has 7 candidates"
     unseen = "folder: R@8 of validation left out: a query has 5 candidates"
@@ -118,7 +119,7 @@ def test_a_k_beyond_the_gallery_is_left_out_and_said(planned, tmp_path):
     assert record.notes[:2] == (unseen, said)
 
 
-def test_ks_of_the_grid_are_what_is_scored(planned, tmp_path, capsys):
+def test_the_ks_of_the_grid_are_scored(planned, tmp_path, capsys):
     plan = planned([3] * 10, [2] * 4, "ks=[2, 5]")
     assert plan.notes == ()
     record = run_trial(plan.trials[0], tmp_path / "run", tmp_path / "data", tmp_path / "cache")
@@ -139,21 +140,21 @@ def test_ks_of_the_grid_are_what_is_scored(planned, tmp_path, capsys):
         ([1] * 9 + [2], ["folds=5"], "fold 1 of 5: folder: every class in validation has one image"),
     ],
 )
-def test_splits_without_a_score_are_refused_by_the_plan(planned, sizes, overrides, said):
+def test_splits_without_a_score_are_rejected_by_the_plan(planned, sizes, overrides, said):
     with pytest.raises(GridError) as error:
         planned(sizes, [2] * 4, *overrides)
     assert said in str(error.value)
 
 
-def test_validation_classes_of_one_image_are_refused_everywhere(planned, tmp_path, make_trial):
+def test_validation_classes_of_one_image_are_rejected_everywhere(planned, tmp_path, make_trial):
     plan = planned([3] * 10, [2] * 4)
     folder = tmp_path / "data" / "train"
     for name in ("train04", "train08"):  # those that the fair protocol holds out
         for path in sorted((folder / name).iterdir())[1:]:
             path.unlink()
     said = (
-        "folder: every class in validation has one image, so nothing can be retrieved; the validation classes follow "
-        "from the class names (train04, train08): give some of them a second image, take them out, or name a "
+        "folder: every class in validation has one image, so nothing can be retrieved; the validation classes are "
+        "chosen by class name (train04, train08): add a second image to some of them, remove them, or define a "
         "validation split in a manifest"
     )
     found = doctor.examine("folder", tmp_path / "data", tmp_path / "other")
@@ -179,7 +180,7 @@ def test_validation_classes_of_one_image_are_refused_everywhere(planned, tmp_pat
         ("[10, 1, 1]", "ks: [10, 1, 1] does not have each K once, in rising order: write [1, 10]"),
     ],
 )
-def test_wrong_ks_are_refused_in_words(written, said):
+def test_wrong_ks_are_rejected_with_a_reason(written, said):
     with pytest.raises(GridError) as error:
         Grid.load("quick", [f"ks={written}"])
     assert error.value.problems == (said,)

@@ -44,7 +44,7 @@ def fifth(**sizes):
     }
 
 
-def test_whole_groups_are_taken_within_a_quarter_of_the_share():
+def test_whole_groups_are_held_out_within_a_quarter_of_the_share():
     # In the order h j a b e. Wanted: 20 of 100, so 15 to 25.
     assert fifth(h=20, j=20, a=20, b=20, e=20) == {"h": 20}
     assert fifth(h=25, j=20, a=20, b=20, e=15) == {"h": 25}
@@ -52,19 +52,19 @@ def test_whole_groups_are_taken_within_a_quarter_of_the_share():
     assert fifth(h=10, j=20, a=12, b=40, e=18) == {"h": 10, "a": 12}  # j after h is too large
 
 
-def test_where_the_first_group_spoils_it_the_second_is_the_start():
+def test_if_the_first_group_does_not_fit_the_second_is_the_start():
     # Wanted 20, 15 to 25: h with any other passes 25, and alone it is too small.
     assert fifth(h=14, j=17, a=23, b=23, e=23) == {"j": 17}
 
 
-def test_groups_that_cannot_be_kept_whole_are_disregarded():
+def test_groups_that_cannot_be_kept_whole_are_ignored():
     split = fifth(h=40, j=30, a=30)  # wanted 20, 15 to 25
     assert sum(split.values()) == 20
     assert len(split) == 3
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5])
-def test_a_share_out_of_range_is_refused(share):
+def test_a_share_out_of_range_is_rejected(share):
     with pytest.raises(ValueError, match=f"share = {share} of the classes"):
         held_out(LETTERS, share, "val-1")
 
@@ -102,7 +102,7 @@ def test_a_validation_split_of_the_source_is_kept():
     assert fair_validation(toy).tolist() == toy.split.tolist()
 
 
-def test_too_few_training_classes_are_refused():
+def test_too_few_training_classes_are_rejected():
     with pytest.raises(ValueError, match="toy: 3 training classes, 2 of them for validation: at least 2 must remain"):
         fair_validation(dataset(train="abc", test="gh"))
 
@@ -154,7 +154,7 @@ def test_folds_of_whole_alphabets_the_largest_first_to_the_smallest_part():
     assert [len(part) for part in found] == [68, 62, 57, 50]
 
 
-def test_groups_too_unequal_to_be_folds_are_disregarded():
+def test_groups_too_unequal_for_folds_are_ignored():
     # 10 classes in 2 folds: 7 and 3 are more than a quarter of 5 away from 5.
     toy = dataset(train="abcdefghij", test="xy", groups=("g",) * 7 + ("h",) * 3 + ("t", "t"))
     assert divided(toy, 2) == ["abdef", "cghij"]
@@ -165,18 +165,23 @@ def test_groups_too_unequal_to_be_folds_are_disregarded():
 @pytest.mark.parametrize(
     ("toy", "fold", "folds", "words"),
     [
-        ({"train": "abcdefg"}, 1, 4, "toy: 7 training classes make no 4 folds of at least 2 classes; .* at most 3"),
+        (
+            {"train": "abcdefg"},
+            1,
+            4,
+            "toy: 7 training classes are too few for 4 folds of .*; .* at most 3",
+        ),
         ({"train": "abc"}, 1, 2, "folds may be none"),
         (
             {"train": "abcdef", "validation": "ij"},
             1,
             2,
-            "its source names the validation classes, which 2 folds",
+            "its source defines the validation classes, which 2 folds",
         ),
-        ({"train": "abcdef"}, 3, 2, "fold 3 of 2; name one from 1 to 2"),
-        ({"train": "abcdef"}, None, 2, "fold None of 2; name one from 1 to 2"),
+        ({"train": "abcdef"}, 3, 2, "fold 3 of 2; choose one from 1 to 2"),
+        ({"train": "abcdef"}, None, 2, "fold None of 2; choose one from 1 to 2"),
     ],
 )
-def test_folds_that_cannot_be(toy, fold, folds, words):
+def test_impossible_folds_are_rejected(toy, fold, folds, words):
     with pytest.raises(ValueError, match=words):
         fold_validation(dataset(test="xy", **toy), fold, folds)

@@ -1,4 +1,4 @@
-"""Whatever lies in a folder is indexed, passed over with its count, or refused in words."""
+"""Everything in a folder is indexed, ignored and counted, or rejected with a reason."""
 
 import os
 import tempfile
@@ -12,12 +12,13 @@ from harness import reports
 from harness.config import Choice, Grid
 from harness.data import datasets, doctor
 from harness.data.cache import default_folder
-from harness.data.datasets import DatasetError
+from harness.data.datasets import DatasetError, _dataset
 from harness.errors import UserError, printable
 from harness.launch.plan import make_plan
 from harness.leaderboard import collection
 from harness.reports import _gallery as gallery
-from harness.training.trial import Sources, prepare_images, run_trial
+from harness.training.bench import Sources, prepare_images
+from harness.training.trial import run_trial
 from tests.harness import strangers
 
 CACHE = default_folder()
@@ -26,8 +27,8 @@ FORMATS = [name for name in reports.names() if name not in ("figures", "picture"
 
 @pytest.fixture(autouse=True)
 def _every_example(monkeypatch):
-    """What is passed over is named in full."""
-    monkeypatch.setattr(datasets, "EXAMPLES", 10**6)
+    """Name all ignored files."""
+    monkeypatch.setattr(_dataset, "EXAMPLES", 10**6)
 
 
 def loaded(name, folder):
@@ -48,7 +49,7 @@ def examined(name, folder):
 
 @given(strangers.trees())
 @strangers.tried(60)
-def test_a_folder_is_indexed_passed_over_or_refused(tree):
+def test_a_folder_is_indexed_ignored_or_rejected(tree):
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place).resolve() / "outer" / "data"
         strangers.plant(folder, tree)
@@ -141,7 +142,7 @@ def agreed(name, grid, data, place):
 
 @given(strangers.trees(3), GRIDS)
 @strangers.tried(10)
-def test_what_the_plan_of_a_folder_accepts_finishes(tree, grid):
+def test_a_folder_that_the_plan_accepts_finishes(tree, grid):
     with tempfile.TemporaryDirectory() as place:
         data = Path(place).resolve() / "outer" / "data"
         strangers.plant(data, tree)
@@ -153,7 +154,7 @@ def test_what_the_plan_of_a_folder_accepts_finishes(tree, grid):
 
 @given(strangers.manifests(), GRIDS)
 @strangers.tried(10)
-def test_what_the_plan_of_a_manifest_accepts_finishes(case, grid):
+def test_a_manifest_that_the_plan_accepts_finishes(case, grid):
     with tempfile.TemporaryDirectory() as place:
         data = Path(place) / "data"
         strangers.plant(data, [])
@@ -163,7 +164,7 @@ def test_what_the_plan_of_a_manifest_accepts_finishes(case, grid):
 
 @given(strangers.manifests())
 @strangers.tried(60)
-def test_a_manifest_is_indexed_or_refused(case):
+def test_a_manifest_is_indexed_or_rejected(case):
     rows, encoding, line_end = case
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "data"

@@ -1,6 +1,5 @@
-"""Retrieval against an obvious double loop in float64, for every engine; then ties, roles, borders and bad input."""
+"""Retrieval against a plain double loop in float64, for every engine; then ties, roles, edge cases and bad input."""
 
-import shutil
 import sys
 from functools import partial
 
@@ -8,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from harness.evaluation import metrics, retrieval
-from harness.evaluation.retrieval import conformance, evaluate
+from harness.evaluation import retrieval
+from harness.evaluation.conformance import conformance
+from harness.evaluation.retrieval import evaluate
 
 KS = (1, 2, 5)
 TITLES = ["R@1", "R@2", "R@5", "MAP@R", "R-Precision"]
@@ -64,7 +64,7 @@ def some_embeddings(seed, n, classes, dim=8, spread=1.5):
 @pytest.mark.parametrize(("n", "classes"), [(60, 8), (90, 70), (180, 2)], ids=["few", "singletons", "deep"])
 @pytest.mark.parametrize("rows", [1024, 7], ids=["one block", "many blocks"])
 def test_equals_the_double_loop(engine, monkeypatch, n, classes, rows):
-    monkeypatch.setattr(retrieval, "MOST_QUERIES", rows)
+    monkeypatch.setattr(retrieval, "MAX_QUERIES", rows)
     embeddings, labels = some_embeddings(n, n, classes)
     found = evaluate(embeddings, labels, KS, engine=engine)
     expected = by_loops(embeddings, labels, embeddings, labels, lambda i, j: i == j)
@@ -80,7 +80,7 @@ def test_queries_against_a_gallery(engine):
     check(found, by_loops(embeddings, labels, gallery, stock, lambda i, j: False))
 
 
-def test_equal_ids_are_left_out_wherever_they_stand(engine):
+def test_equal_ids_are_left_out_in_any_position(engine):
     embeddings, labels = some_embeddings(2, 80, 12)
     order = np.random.default_rng(3).permutation(80)[:60]
     ids = [f"image {i % 70}" for i in range(80)]  # ten images stand in the gallery twice
@@ -94,7 +94,7 @@ def test_equal_ids_are_left_out_wherever_they_stand(engine):
 
 
 def test_one_large_class_deepens_only_its_own_block(engine, monkeypatch):
-    monkeypatch.setattr(retrieval, "MOST_QUERIES", 32)
+    monkeypatch.setattr(retrieval, "MAX_QUERIES", 32)
     monkeypatch.setattr(retrieval, "BLOCK_BYTES", 64 * 100 * 4)  # four rows of a hundred positives
     embeddings, labels = some_embeddings(4, 200, 20)
     labels[:100] = 99
@@ -160,7 +160,7 @@ def test_kinds_of_numbers():
     assert list(found.values) == ["R@1", "R@2", "R@4", "R@8", "MAP@R", "R-Precision"]
 
 
-def test_what_embeddings_may_be():
+def test_accepted_kinds_of_embeddings():
     coarse = np.random.default_rng(8).integers(-8, 9, (60, 16)).astype(np.float32)  # exact in 16 bits
     labels = np.arange(60) // 4
     expected = evaluate(coarse, labels).values
@@ -189,7 +189,7 @@ def test_what_embeddings_may_be():
         assert evaluate(coarse, same).values == expected
 
 
-def test_threads_and_precision_of_the_caller_change_nothing_and_stay(monkeypatch):
+def test_threads_and_precision_of_the_caller_do_not_matter_and_are_restored(monkeypatch):
     embeddings, labels = some_embeddings(10, 300, 2, dim=64)
     expected = evaluate(embeddings, labels, engine="torch")
     seen = []
@@ -252,63 +252,22 @@ GOOD = np.random.default_rng(12).standard_normal((9, 4))
         ((GOOD, NINE, (1,), GOOD, NINE), "the gallery is the query array itself"),
         ((GOOD, NINE, (1,), GOOD.astype(np.float16), NINE), "the gallery is the query array itself"),
         ((GOOD, NINE, (1,), GOOD[:5]), "a gallery needs gallery_labels"),
-        ((GOOD, NINE, (1,), None, NINE), "belong to a gallery, and none is given"),
+        ((GOOD, NINE, (1,), None, NINE), "need a gallery, and none is given"),
         ((GOOD, NINE, (1,), GOOD[:5, :3], NINE[:5]), "gallery has 3 dimensions, embeddings have 4"),
         ((GOOD, NINE, (1,), GOOD[:5], NINE[:5], range(9)), "go together"),
         ((GOOD, NINE, (1,), GOOD[:5], NINE[:5], range(8), range(5)), "query_ids has 8 entries for 9 vectors"),
         ((GOOD, NINE, (1,), GOOD[:5], [str(i) for i in NINE[:5]]), "none of the 9 queries has a positive"),
     ],
 )
-def test_bad_input_is_refused_in_words(arguments, words):
+def test_bad_input_is_rejected_with_a_reason(arguments, words):
     with pytest.raises(ValueError, match=words):
         evaluate(*arguments)
+
+
+def test_every_engine_conforms(engine):
+    assert conformance(partial(evaluate, engine=engine)) == []
 
 
 def test_an_unknown_engine():
     with pytest.raises(ValueError, match="engine: 'cuda'; choose faiss or torch"):
         evaluate(GOOD, NINE, engine="cuda")
-
-
-def test_the_evaluator_conforms(engine):
-    assert conformance(partial(evaluate, engine=engine)) == []
-
-
-def naive(embeddings, labels, ks=(1, 2, 4, 8), gallery=None, gallery_labels=None, stable=True, **_):
-    """The evaluator of many repositories: sort, drop the first, count what follows; every query counts."""
-    embeddings, labels = np.asarray(embeddings), np.asarray(labels)
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    order = np.argsort(-(unit @ unit.T), axis=1, kind="stable")[:, 1:]
-    right = labels[order] == labels[:, None]
-    values = {f"R@{k}": float(right[:, :k].any(axis=1).mean()) for k in ks}
-    return retrieval.Evaluation(values | {"MAP@R": 0.0, "R-Precision": 0.0}, {}, None, None, 0, "naive")
-
-
-def test_an_evaluator_with_the_customary_faults_does_not_conform():
-    with np.errstate(all="ignore"):
-        problems = conformance(naive)
-    assert any(p.startswith("constant embedding scored R@1 = ") for p in problems)
-    assert any(p.startswith("embedding with a NaN value was not refused") for p in problems)
-    assert any(p.startswith("classes of one image scored") for p in problems)
-    assert any(p.startswith("perfect embedding scored MAP@R = 0.000, expected 1.000") for p in problems)
-
-
-def refusing(**arguments):
-    raise ValueError("never")
-
-
-def test_an_evaluator_that_refuses_everything_does_not_conform():
-    assert "hand-computed case: refused (never)" in conformance(refusing)
-
-
-def test_the_digest_follows_the_source(tmp_path, monkeypatch):
-    before = retrieval.evaluator_digest()
-    assert before == retrieval.evaluator_digest()
-    assert len(before) == 64
-    (tmp_path / "metrics").mkdir()
-    copies = {tmp_path / "retrieval.py": retrieval.__file__, tmp_path / "metrics" / "__init__.py": metrics.__file__}
-    for copy, source in copies.items():
-        shutil.copy(source, copy)
-    monkeypatch.setattr(retrieval, "__file__", str(tmp_path / "retrieval.py"))
-    fewer = retrieval.evaluator_digest()
-    (tmp_path / "metrics" / "new.py").write_text("TITLE = 'new'")
-    assert len({before, fewer, retrieval.evaluator_digest()}) == 3

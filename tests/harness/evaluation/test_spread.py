@@ -1,4 +1,4 @@
-"""The spread of an embedding, on matrices whose singular values are known."""
+"""The spread of embeddings, on matrices with known singular values."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,12 @@ import pytest
 from harness.evaluation.spread import spread
 
 
-def test_even_directions_have_full_rank_and_one_place_has_rank_one():
+def test_even_directions_have_full_rank_and_equal_rows_have_rank_one():
     axes = np.concatenate([np.eye(4), -np.eye(4)])
     assert spread(axes) == pytest.approx({"embedding std": 0.5, "effective rank": 4.0})
-    one_place = spread(np.tile([3.0, 4.0, 0.0], (10, 1)))
-    assert one_place["effective rank"] == pytest.approx(1.0, abs=1e-3)
-    assert one_place["embedding std"] < 1e-7
+    equal_rows = spread(np.tile([3.0, 4.0, 0.0], (10, 1)))
+    assert equal_rows["effective rank"] == pytest.approx(1.0, abs=1e-3)
+    assert equal_rows["embedding std"] < 1e-7
 
 
 def test_effective_rank_by_hand():

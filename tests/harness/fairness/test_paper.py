@@ -8,7 +8,8 @@ from harness.config import Backbone, Grid
 from harness.launch.plan import make_plan
 from harness.leaderboard import tables
 from harness.runs.record import Run
-from harness.training.trial import Sources, steps
+from harness.training.bench import Sources
+from harness.training.trial import steps
 
 SMALL = [
     *("epochs=2", "warmup_epochs=1", "batch_size=8", "examples_per_class=4", "precision=float32", "threads=1"),

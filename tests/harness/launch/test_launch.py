@@ -9,7 +9,7 @@ from harness.audit import audit
 from harness.config import Backbone, Choice
 from harness.launch import early, environment, supervise, tidy
 from harness.runs.record import Run
-from harness.training.trial import Sources
+from harness.training.bench import Sources
 from tests.harness.pictures import class_folders
 
 

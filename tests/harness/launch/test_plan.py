@@ -136,7 +136,7 @@ def test_a_file_of_weights_is_opened_by_the_plan_and_again_when_it_is_another(dr
     with pytest.raises(GridError) as error:
         make_plan(Grid.load("quick", changes), cache=drawn)
     assert error.value.problems == (
-        f"backbones: the weights file {weights} is a pointer of git-lfs, not the weights themselves: fetch them with "
+        f"backbones: the weights file {weights} is a git-lfs pointer, not the weights themselves: fetch them with "
         "git lfs pull",
     )
 
@@ -154,9 +154,9 @@ def test_what_is_passed_over_is_in_the_plan_and_in_the_record(tmp_path):
     changes = [*OWN, "backbones=[test_resnet]"]
     plan = make_plan(Grid.load("quick", changes), data, tmp_path / "cache")
     assert plan.notes == (
-        "folder: 8 files and folders of an operating system or a storage box passed over (ant/._1.png, bee/._1.png, "
+        "folder: ignored 8 files and folders of an operating system or a storage device (ant/._1.png, bee/._1.png, "
         "cat/._1.png, dog/._1.png, elk/._1.png and 3 more)",
-        "folder: 8 files that are not images passed over (ant/notes.txt, bee/notes.txt, cat/notes.txt, "
+        "folder: ignored 8 files that are not images (ant/notes.txt, bee/notes.txt, cat/notes.txt, "
         "dog/notes.txt, elk/notes.txt and 3 more)",
     )
     pixels = next(trial for trial in plan.trials if trial.arm.loss == "pixels")

@@ -13,7 +13,7 @@ from harness.launch.plan import refusal
 from harness.launch.search import space, tune
 from harness.leaderboard.tables import leaderboard
 from harness.runs.record import Run, RunError
-from harness.training.trial import objective
+from harness.training.bench import build_criterion
 
 SETTINGS = Search(trials=6, round_of=2, search_seed=99)
 
@@ -150,7 +150,7 @@ def test_every_loss_is_searched_at_every_level(tmp_path, make_trial, make_record
     assert len({trial.id for trial in tried}) == 6
     assert tried[0].arm.options == first.arm.options, "the first proposal is the arm as it is"
     for trial in tried:
-        objective(trial, num_classes=5)
+        build_criterion(trial, num_classes=5)
         for name, values in declared.items():
             if name.startswith("loss.") and "choices" in values:
                 assert trial.arm.options[name.removeprefix("loss.")] in values["choices"]

@@ -14,7 +14,7 @@ from harness.reports._gallery import with_gallery
 from harness.runs import outcomes
 from harness.runs.folds import by_seed, named
 from harness.runs.record import Cost, Failure, Run, conflicts
-from harness.training.trial import open_dataset, splits_of
+from harness.training.bench import open_dataset, splits_of
 from harness.verify import verify
 
 ARM, VARIANT = "contrastive", "contrastive+input"
@@ -214,5 +214,5 @@ def test_every_split_that_trials_use_is_found_before_they_run(fold_of, make_tria
     validating = [dataset.labels[split == "validation"] for _, split in splits_of(dataset, some)]
     assert [len(np.unique(classes)) for classes in validating] == [8, 8]
     assert len(list(splits_of(dataset, [make_trial(), make_trial(seed=1)]))) == 1
-    with pytest.raises(ValueError, match="glyphs: 16 training classes make no 9 folds of at least 2 classes"):
+    with pytest.raises(ValueError, match="glyphs: 16 training classes are too few for 9 folds of at least 2 classes"):
         list(splits_of(dataset, [fold_of(1, folds=9)]))

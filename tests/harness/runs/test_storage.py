@@ -20,8 +20,9 @@ from harness.fairness.ledger import Ledger
 from harness.runs import storage
 from harness.runs.record import Run, RunError
 from harness.runs.storage import StorageError
+from harness.training.bench import Sources
 from harness.training.checkpoint import CheckpointError
-from harness.training.trial import Sources, run_trial, steps
+from harness.training.trial import run_trial, steps
 
 CACHE = default_folder()  # of datasets; tests of buckets have a cache folder of their own
 KEY = {"cell": "glyphs/test_resnet/contrastive/s0", "checkpoint": "aa", "split": "s1", "evaluator": "e1"}
@@ -235,7 +236,8 @@ WORKER = """
 import os, sys
 from pathlib import Path
 from harness.config import Trial
-from harness.training.trial import Sources, steps
+from harness.training.bench import Sources
+from harness.training.trial import steps
 for progress in steps(Trial.model_validate_json(sys.argv[1]), Sources(sys.argv[2], cache=Path(sys.argv[3]))):
     print(progress.epoch, flush=True)
     if sys.argv[4:] == [str(progress.epoch)]: os.kill(os.getpid(), 9)

@@ -45,7 +45,7 @@ def test_an_optimiser_resumes_in_the_same_bits(tmp_path, optimizer):
     assert checkpoint.state_digest(other.state_dict()) == checkpoint.state_digest(net.state_dict())
 
 
-def test_tensors_of_every_kind_keep_type_shape_and_bits(tmp_path):
+def test_tensors_keep_type_shape_and_bits(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
     tensors = {
         "zero": torch.tensor(0.0),
@@ -90,7 +90,7 @@ def test_data_between_the_tensors_keeps_its_types_and_keys(tmp_path):
     assert isinstance(sections["optimizer"]["list"][3], bool)
 
 
-def test_tied_tensors_are_stored_once_and_names_that_meet_are_kept_apart(tmp_path):
+def test_tied_tensors_are_stored_once_and_equal_names_are_kept_apart(tmp_path):
     tied = torch.randn(1000)
     sections = {"a": {"encoder": tied, "decoder": tied}, "m": {"x/y": torch.ones(1), "x": {"y": torch.zeros(1)}}}
     checkpoint.save(tmp_path / "a.safetensors", sections, {})
@@ -101,7 +101,7 @@ def test_tied_tensors_are_stored_once_and_names_that_meet_are_kept_apart(tmp_pat
 
 
 @pytest.mark.parametrize("content", [{"f": print}, {"o": object()}, {"s": {1}}, {(1, 2): 0}, {"b": b"pickle"}])
-def test_what_is_not_data_is_refused_by_its_place(tmp_path, content):
+def test_anything_but_data_is_rejected_with_its_path(tmp_path, content):
     with pytest.raises(CheckpointError, match=r"^model"):
         checkpoint.save(tmp_path / "a.safetensors", {"model": content}, {})
     assert not any(tmp_path.iterdir())
@@ -130,7 +130,7 @@ def test_a_flipped_bit_is_found(saved, bit):
         checkpoint.load(saved)
 
 
-def test_a_missing_or_foreign_file_is_named(tmp_path):
+def test_a_missing_file_or_another_format_is_named(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
@@ -140,7 +140,7 @@ def test_a_missing_or_foreign_file_is_named(tmp_path):
         checkpoint.load(tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize("fails", ["checkpoint.save_file", "storage.flush", "storage.os.replace"])
+@pytest.mark.parametrize("fails", ["training.checkpoint.save_file", "runs.storage.flush", "runs.storage.os.replace"])
 def test_a_full_disk_leaves_the_previous_checkpoint(saved, monkeypatch, fails):
     def full(*args, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -167,7 +167,7 @@ def test_a_process_killed_while_writing_leaves_the_previous_checkpoint(saved, mo
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
-def test_remove_takes_checkpoints_and_leaves_the_rest(saved):
+def test_remove_deletes_only_checkpoints(saved):
     (saved.parent / ".best.safetensors.part").touch()
     note = saved.parent / "note.txt"
     note.touch()

@@ -1,4 +1,4 @@
-"""A forward in chunks: the same numbers in less memory, and a trial that ran out of it ends all the same."""
+"""A forward pass in chunks: the same numbers in less memory, and a trial that ran out of memory still finishes."""
 
 import copy
 import gc
@@ -16,11 +16,11 @@ import baselines
 import metrix
 from harness.config import Choice, Images, Model
 from harness.runs.record import Run
-from harness.training import checkpoint
-from harness.training import trial as trial_module
+from harness.training import bench, checkpoint
+from harness.training.bench import Sources
 from harness.training.chunked import Chunked, out_of_memory
-from harness.training.models import Embedder, batch_norms
-from harness.training.trial import Sources, run_trial, steps
+from harness.training.embedder import Embedder, batch_norms
+from harness.training.trial import run_trial, steps
 
 LEVELS = {
     "plain": None,
@@ -69,7 +69,7 @@ def test_embeddings_and_gradients_are_those_of_the_whole_batch(level):
 
 
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
-def test_running_statistics_move_once_a_chunk(level):
+def test_running_statistics_are_updated_once_per_chunk(level):
     model = network("train")
     expected = copy.deepcopy(model)
     images, labels = batch()
@@ -103,7 +103,7 @@ def test_the_backward_pass_of_chunks_with_batch_norm_repeats_what_the_forward_di
 
 
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
-def test_what_is_kept_for_the_backward_pass_is_a_fraction(level):
+def test_only_a_fraction_of_the_activations_is_kept(level):
     def kept(model):
         images, labels = batch(20)
         sizes = {}
@@ -123,12 +123,12 @@ def test_what_is_kept_for_the_backward_pass_is_a_fraction(level):
     assert kept(Chunked(network(), 5)) < 0.5 * kept(network())
 
 
-def test_a_chunk_has_a_row():
-    with pytest.raises(ValueError, match="rows is 0; a chunk has at least one row"):
+def test_a_chunk_needs_a_row():
+    with pytest.raises(ValueError, match="rows is 0; a chunk needs at least one row"):
         Chunked(network(), 0)
 
 
-def test_errors_that_say_that_memory_ran_out():
+def test_which_errors_mean_out_of_memory():
     with pytest.raises((RuntimeError, MemoryError)) as caught:
         torch.empty(2**60)
     assert out_of_memory(caught.value)
@@ -169,13 +169,13 @@ def small_memory(monkeypatch):
                     raise torch.OutOfMemoryError(f"no memory for {len(images)} rows")
                 return super().forward(images)
 
-        monkeypatch.setattr(trial_module, "Embedder", Small)
+        monkeypatch.setattr(bench, "Embedder", Small)
         return made
 
     return limit
 
 
-def test_a_trial_out_of_memory_ends_in_chunks_and_says_so(tiny, small_memory, tmp_path):
+def test_a_trial_out_of_memory_continues_in_chunks_with_a_note(tiny, small_memory, tmp_path):
     trial = tiny()
     whole = run_trial(trial, tmp_path / "whole")
     made = small_memory(5)
@@ -187,7 +187,7 @@ def test_a_trial_out_of_memory_ends_in_chunks_and_says_so(tiny, small_memory, tm
     assert [e.loss for e in record.curve[1:]] == pytest.approx([e.loss for e in whole.curve[1:]], rel=1e-3)
 
 
-def test_that_memory_ran_out_is_remembered(tiny, small_memory, tmp_path):
+def test_a_resumed_trial_still_uses_chunks(tiny, small_memory, tmp_path):
     trial = tiny(norm="train")
     first = steps(trial, Sources(tmp_path))
     next(first)
@@ -201,19 +201,19 @@ def test_that_memory_ran_out_is_remembered(tiny, small_memory, tmp_path):
     made = small_memory(5)
     record = run_trial(trial, tmp_path)
     assert len(made) == 1, "it goes on in chunks"
-    said = "out of memory at epoch 2; the forward ran in chunks of 5 rows, of which BatchNorm took its statistics"
-    assert record.notes == (said,)
+    note = "the forward ran in chunks of 5 rows, and BatchNorm took its statistics from each chunk"
+    assert record.notes == (f"out of memory at epoch 2; {note}",)
     assert record.provenance["batch_norm_rows"] == 5
 
 
-def test_memory_that_runs_out_again_is_an_error(tiny, small_memory, tmp_path):
+def test_running_out_of_memory_twice_is_an_error(tiny, small_memory, tmp_path):
     made = small_memory(4)
     with pytest.raises(torch.OutOfMemoryError, match="no memory for 5 rows"):
         run_trial(tiny(), tmp_path)
     assert len(made) == 2
 
 
-def test_chunks_that_were_asked_for(tiny, tmp_path):
+def test_requested_chunks(tiny, tmp_path):
     trial = tiny("contrastive+feature")
     for _ in steps(trial, Sources(tmp_path, chunk_rows=7)):
         continue
@@ -224,7 +224,8 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from harness.config import Trial
-from harness.training.trial import Bench, run_trial
+from harness.training.bench import Bench
+from harness.training.trial import run_trial
 
 train = Bench.train
 
@@ -238,7 +239,7 @@ run_trial(Trial.model_validate_json(sys.argv[1]), sys.argv[2])
 """
 
 
-def test_a_processor_that_is_out_of_memory_for_real(tiny, tmp_path):
+def test_a_processor_really_out_of_memory(tiny, tmp_path):
     trial = tiny(epochs=1, batch_size=60, images=Images(side_px=96, crop_scale=(0.6, 1.0)))
     room = 170 * 2**20  # measured: chunks of 15 fit into 140 MB, the batch of 60 not into 200
     subprocess.run(

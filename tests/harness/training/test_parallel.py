@@ -1,11 +1,4 @@
-"""Two processes that share every batch compute what one does, and neither is left behind when the other ends."""
-
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""Two processes that share every batch compute the same as one."""
 
 import pytest
 import torch
@@ -13,17 +6,16 @@ from torch import nn
 
 import baselines
 import metrix
-from harness.config import Choice, Model
+from harness.config import Choice
 from harness.data.images import Originals
 from harness.data.loading import Augmentation
-from harness.runs.record import Run
-from harness.training import checkpoint, parallel
+from harness.training import parallel
+from harness.training.bench import open_dataset
 from harness.training.chunked import Chunked
-from harness.training.models import Embedder
-from harness.training.parallel import DeviceError, Parallel, RankFailed, Ranks
-from harness.training.trial import Sources, open_dataset, run_trial, steps
+from harness.training.embedder import Embedder
+from harness.training.parallel import Parallel
+from harness.training.ranks import Ranks
 
-ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 ROWS, STEPS = 11, 10
 ARMS = {
@@ -158,13 +150,13 @@ def test_ten_steps_of_two_ranks_are_those_of_one(case, computed):
     same(zero[str(case)], trained(*case), 1e-9)
 
 
-def test_batch_norm_of_any_kind_sees_all_rows(computed):
+def test_every_kind_of_batch_norm_sees_all_rows(computed):
     zero, one = computed
     same(zero["plain"][:3], one["plain"][:3])
     same(zero["plain"], plain(), 1e-12)
 
 
-def test_ranks_draw_masks_of_their_own_and_nothing_else(computed):
+def test_ranks_draw_their_own_masks_and_nothing_else(computed):
     (zero, again, after), (_, _, after_one) = (found["masks"] for found in computed)
     torch.manual_seed(5)
     assert torch.equal(zero[:6], nn.Dropout(0.5)(torch.ones(6, 20)))
@@ -180,162 +172,3 @@ def test_files_are_read_once_by_all_ranks_together(computed):
     expected = [alone.train(images.batch(torch.arange(7)), generator), alone.evaluate(images.batch([3, 4, 5]))]
     for found in computed:
         same(found["files"], expected)
-
-
-def raises(rank):
-    if rank:
-        raise KeyError("what rank 1 said")
-
-
-def runs_out_of_memory(rank):
-    raise torch.OutOfMemoryError("of rank 1")
-
-
-@pytest.mark.parametrize(
-    ("function", "error", "words"),
-    [
-        (raises, RankFailed, "rank 1 of 2: KeyError: 'what rank 1 said'"),
-        (runs_out_of_memory, torch.OutOfMemoryError, "rank 1 of 2: OutOfMemoryError: of rank 1"),
-    ],
-)
-def test_the_error_of_a_rank_is_that_of_the_trial(function, error, words):
-    def meet():
-        with Ranks(2, CPU, function) as ranks:
-            ranks.join()
-            Parallel(nn.Linear(2, 2))
-
-    with pytest.raises(error, match=words):
-        meet()
-
-
-def test_devices_that_there_are_not(monkeypatch):
-    assert parallel.devices(2, "cpu") == [CPU, CPU]
-    with pytest.raises(DeviceError, match="ranks = 0; a trial has at least one"):
-        parallel.devices(0, "cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for name in ("cuda", "cuda:7", "gpu", "", "meta"):
-        with pytest.raises(DeviceError) as caught:
-            parallel.present(name)
-        assert str(caught.value) == f"no device {name!r} on this machine; there are: cpu (torch sees no GPU)"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(DeviceError, match="device cuda:0 is one GPU; ranks = 2 take device cuda"):
-        parallel.devices(2, "cuda:0")
-    with pytest.raises(DeviceError, match="ranks = 2, and there are 1 GPUs"):
-        parallel.devices(2, "cuda")
-
-
-@pytest.fixture
-def tiny(make_trial):
-    def tiny(arm="proxy_anchor+embedding", norm="train", **training):
-        trial = make_trial(arm, **{"epochs": 2, "lr": 1e-4, **training})
-        glyphs = Choice(name="glyphs", options={"classes": 16})
-        return trial.model_copy(update={"dataset": glyphs, "model": Model(dim=16, norm=norm), "keep": "weights"})
-
-    return tiny
-
-
-def ranks_of(pid):
-    """The ranks that a process started; other tests may have left it with other children."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [
-        int(child) for child in children if "harness.training.parallel" in Path(f"/proc/{child}/cmdline").read_text()
-    ]
-
-
-def gone(pid, within_s=5.0):
-    until = time.monotonic() + within_s
-    while time.monotonic() < until:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def waits(rank):
-    """Meets rank 0 once, and waits for it to come again."""
-    Parallel(nn.Linear(2, 2))
-    Parallel(nn.Linear(2, 2))
-
-
-def sleeps(rank):
-    """Meets rank 0 once, and is busy with something else when that comes again."""
-    Parallel(nn.Linear(2, 2))
-    time.sleep(60)
-
-
-def test_a_killed_rank_is_noticed():
-    def meet():
-        with Ranks(2, CPU, sleeps) as ranks:
-            ranks.join()
-            Parallel(nn.Linear(2, 2))
-            os.kill(*ranks_of(os.getpid()), signal.SIGKILL)
-            Parallel(nn.Linear(2, 2))
-
-    with pytest.raises(RankFailed, match=r"rank 1 of 2: ended by signal 9 \(SIGKILL\)"):
-        meet()
-    assert ranks_of(os.getpid()) == []
-
-
-def aborts(rank):
-    """Ends as a library does that finds no way on: it writes why, and raises nothing."""
-    os.write(2, b"what(): no room for a buffer\n")
-    os.abort()
-
-
-def test_what_an_aborted_rank_wrote_last_is_told():
-    def meet():
-        with Ranks(2, CPU, aborts) as ranks:
-            ranks.join()
-            Parallel(nn.Linear(2, 2))
-
-    with pytest.raises(
-        RankFailed, match=r"rank 1 of 2: ended by signal 6 \(SIGABRT\): what\(\): no room for a buffer$"
-    ):
-        meet()
-
-
-def test_no_rank_outlives_rank_0():
-    script = (
-        "import time; from torch import nn; from harness.training.parallel import Parallel, Ranks\n"
-        "from tests.harness.training.test_parallel import CPU, waits\n"
-        "with Ranks(2, CPU, waits) as ranks: ranks.join(); Parallel(nn.Linear(2, 2)); print('met', flush=True); "
-        "time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT) as process:
-        assert process.stdout.readline() == b"met\n"
-        (rank,) = ranks_of(process.pid)
-        process.kill()
-    assert gone(rank)
-
-
-def test_a_trial_of_two_ranks_scores_what_one_does_and_is_resumed(tiny, tmp_path):
-    trial = tiny()
-    alone = run_trial(trial, tmp_path / "alone")
-    running = steps(trial, Sources(tmp_path, ranks=2))
-    next(running)
-    (rank,) = ranks_of(os.getpid())
-    running.close()
-    assert gone(rank)
-    record = run_trial(trial, tmp_path, ranks=2)
-    assert [e.loss for e in record.curve[1:]] == pytest.approx([e.loss for e in alone.curve[1:]], rel=1e-3)
-    assert record.test["MAP@R"] == pytest.approx(alone.test["MAP@R"], abs=1e-3)
-    assert record.test["R@1"] == pytest.approx(alone.test["R@1"], abs=0.01)  # two of 234 queries
-    assert (record.provenance["ranks"], alone.provenance["ranks"]) == (2, 1)
-    assert record.cost.forward_passes_per_step == alone.cost.forward_passes_per_step
-    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 1
-    assert ranks_of(os.getpid()) == []
-    two, one = (
-        checkpoint.load(Run(folder).checkpoints(trial) / "last.safetensors")[0]
-        for folder in (tmp_path, tmp_path / "alone")
-    )
-    assert two["model"].keys() == one["model"].keys()
-    assert two["optimizer"]["param_groups"] == one["optimizer"]["param_groups"]
-
-
-def test_more_ranks_than_rows_are_refused(tiny, tmp_path):
-    with pytest.raises(ValueError, match="ranks = 21 cannot share a batch: batch_size = 20"):
-        run_trial(tiny(), tmp_path, ranks=21)

@@ -11,13 +11,13 @@ from harness.training.trial import run_trial
 losses = pytest.importorskip("pytorch_metric_learning.losses")
 
 
-def test_a_foreign_loss_is_the_library_s_own():
+def test_a_library_loss_equals_the_library():
     z, labels = torch.randn(12, 8), torch.arange(12) % 4
     mine = pml.create("pml:TripletMarginLoss", num_classes=4, dim=8, margin=0.2)
     assert mine(z, labels) == losses.TripletMarginLoss(margin=0.2)(z, labels)
 
 
-def test_class_vectors_come_from_the_generator_and_move_no_other_stream():
+def test_class_vectors_come_from_the_generator_and_affect_no_other_stream():
     before = torch.random.get_rng_state()
     one, two = (
         pml.create("pml:ProxyAnchorLoss", num_classes=4, dim=8, generator=torch.Generator().manual_seed(5))
@@ -29,7 +29,7 @@ def test_class_vectors_come_from_the_generator_and_move_no_other_stream():
     assert pml.create("pml:MarginLoss", num_classes=4, dim=8, learn_beta=True).parameter_groups(0.1)[0]["lr"] == 0.1
 
 
-def test_an_arm_of_a_foreign_loss():
+def test_an_arm_of_a_library_loss():
     arm = Arm.parse("pml:MarginLoss[margin=0.3]")
     assert (arm.label, arm.options["nu"]) == ("pml:MarginLoss[margin=0.3]", 0)
     assert "no label weights to mix" in plan.refusal(Arm.parse("pml:MarginLoss+embedding"))
@@ -48,7 +48,7 @@ def test_wrong_names(text, sentence):
         Arm.parse(text)
 
 
-def test_a_trial_with_a_foreign_loss(make_trial, tmp_path):
+def test_a_trial_with_a_library_loss(make_trial, tmp_path):
     trial = make_trial("pml:ProxyAnchorLoss")
     dataset = trial.dataset.model_copy(update={"options": {"classes": 16}})
     record = run_trial(trial.model_copy(update={"dataset": dataset}), tmp_path)

@@ -11,7 +11,8 @@ from harness.fairness import protocols as selection
 from harness.runs.record import Epoch, Run
 from harness.training import checkpoint
 from harness.training import loop as train
-from harness.training.trial import Pixels, Sources, driver, open_dataset, run_trial, steps
+from harness.training.bench import Pixels, Sources, open_dataset
+from harness.training.trial import run_trial, steps
 from tests.harness.pictures import class_folders
 
 
@@ -74,7 +75,7 @@ def test_every_arm_of_a_seed_sees_the_same_batches_and_augmentations(tiny, tmp_p
             shown[name].append((pixels.sum().item(), torch.initial_seed()))
             return pixels
 
-    monkeypatch.setattr("harness.training.trial.Augmentation", Watched)
+    monkeypatch.setattr("harness.training.bench.Augmentation", Watched)
     for name in ("contrastive", "proxy_anchor", "multi_similarity+input", "contrastive+embedding"):
         shown[name] = []
         run_trial(tiny(name), tmp_path)
@@ -88,7 +89,7 @@ def test_input_mixing_doubles_the_forward_passes_and_embedding_adds_none(tiny, t
     assert cost["embedding"].forward_passes_per_step == 1.0
 
 
-def test_the_test_split_is_read_once_and_what_it_gave_is_kept(tiny, tmp_path):
+def test_the_test_split_is_read_once_and_its_results_are_kept(tiny, tmp_path):
     trial = tiny().model_copy(update={"keep": "embeddings"})
     record = run_trial(trial, tmp_path)
     run_trial(trial, tmp_path)
@@ -143,7 +144,7 @@ def test_another_checkpoint_of_the_same_cell_is_marked(tiny, tmp_path):
     assert run_trial(other, tmp_path).notes[0].startswith("FAIR-03 test read")
 
 
-def test_a_record_says_what_was_tested_and_how_far_it_spread(tiny, tmp_path):
+def test_a_record_names_the_tested_weights_and_their_spread(tiny, tmp_path):
     record = run_trial(tiny(epochs=3), tmp_path)
     data, origin = record.data, record.provenance
     assert data.test_asked == data.test_queries + data.test_excluded == data.images["test"]
@@ -152,14 +153,6 @@ def test_a_record_says_what_was_tested_and_how_far_it_spread(tiny, tmp_path):
     for spread in (record.test_spread, *(epoch.spread for epoch in record.curve)):
         assert 0 < spread["embedding std"] <= 0.25  # 1/√16
         assert 1 <= spread["effective rank"] <= 16
-
-
-def test_the_driver_of_a_gpu(tmp_path, monkeypatch):
-    module = tmp_path / "version"
-    monkeypatch.setattr("harness.training.trial.DRIVER", module)
-    assert driver(torch.device("cuda")) == "unknown"
-    module.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release\nGCC 12\n")
-    assert driver(torch.device("cuda")) == "580.95.05"
 
 
 def test_a_loss_that_is_not_finite_stops_the_trial_with_the_step(tiny, tmp_path):
@@ -200,9 +193,9 @@ def test_schedules():
 
 def test_head_warm_up_leaves_the_backbone_as_it_was(tiny, tmp_path):
     trial = tiny(epochs=2, warmup_epochs=1)
-    from harness.training.trial import embedder
+    from harness.training.bench import build_embedder
 
-    initial = embedder(trial).state_dict()
+    initial = build_embedder(trial).state_dict()
     running = steps(trial, Sources(tmp_path))
     next(running)
     after, _ = checkpoint.load(Run(tmp_path).checkpoints(trial) / "last.safetensors")
@@ -216,17 +209,17 @@ def test_head_warm_up_leaves_the_backbone_as_it_was(tiny, tmp_path):
     )
 
 
-def test_feature_mixing_says_what_a_reader_must_know(tiny, tmp_path):
+def test_notes_on_feature_mixing(tiny, tmp_path):
     (early,) = run_trial(tiny("contrastive+feature", stage="layer3"), tmp_path).notes
     assert early == "after layer3 clean and mixed rows run together, so BatchNorm sees both"
     (late,) = run_trial(tiny("contrastive+feature"), tmp_path).notes
-    assert "mixing there is mixing un-normalised embeddings" in late
+    assert "mixing there equals mixing unnormalised embeddings" in late
 
 
 def test_the_level_of_an_arm_reaches_metrix(tiny):
-    from harness.training.trial import objective
+    from harness.training.bench import build_criterion
 
-    criterion = objective(tiny("contrastive+embedding[weight=0.2,pairs=pos-neg]"), 4)
+    criterion = build_criterion(tiny("contrastive+embedding[weight=0.2,pairs=pos-neg]"), 4)
     assert (criterion.weight, criterion.pairs, criterion.at) == (0.2, "pos-neg", "embedding")
     assert isinstance(Level(at="embedding"), Level)
 

@@ -1,4 +1,4 @@
-"""A file of weights: what it is, what is unwrapped of it, and that a record says what was loaded."""
+"""A weights file: what it is, what is unwrapped from it, and what a record says about it."""
 
 import errno
 import hashlib
@@ -21,9 +21,11 @@ from harness.fairness import rules
 from harness.launch.queue import FINAL
 from harness.leaderboard.tables import leaderboard
 from harness.reports._wording import heading
+from harness.training.backbones import ModelError, Unavailable
+from harness.training.bench import Unfair
+from harness.training.embedder import Embedder
 from harness.training.loop import Diverged
-from harness.training.models import Embedder, ModelError, Unavailable
-from harness.training.trial import Unfair, kind_of, run_trial
+from harness.training.trial import kind_of, run_trial
 
 
 @pytest.fixture(scope="module")
@@ -61,34 +63,34 @@ def cut(path, state, share):
 
 FILES = {
     "is empty": lambda path, state: path.write_bytes(b""),
-    "is a pointer of git-lfs, not the weights themselves: fetch them with git lfs pull": lambda path, state: (
+    "is a git-lfs pointer, not the weights themselves: fetch them with git lfs pull": lambda path, state: (
         path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
     ),
-    "is a web page, not weights: the download gave a page in place of the file": lambda path, state: path.write_text(
-        "\n<!DOCTYPE html><html><title>Sign in</title>"
+    "is a web page, not weights: the download returned a page instead of the file": lambda path, state: (
+        path.write_text("\n<!DOCTYPE html><html><title>Sign in</title>")
     ),
     "is JSON, the index of weights in several files": lambda path, state: path.write_text('{"weight_map": {}}'),
-    "is a zip archive (a.pth, b.txt): unpack it, and name the file of weights in it": lambda path, state: zipped(
+    "is a zip archive (a.pth, b.txt): unpack it, and name the weights file in it": lambda path, state: zipped(
         path, **{"a.pth": b"1", "b.txt": b"2"}
     ),
     "is a tar archive (a.pth): unpack it": lambda path, state: tarred(path),
     "cannot be read (": lambda path, state: path.write_bytes(bytes(257) + b"ustar" + bytes(300)),
     "has a damaged header": lambda path, state: path.write_bytes((8).to_bytes(8, "little") + b'{"a": 1}'),
-    "is an archive of numpy arrays (a.npy), not weights of torch": lambda path, state: np.savez(
+    "is an archive of numpy arrays (a.npy), not torch weights": lambda path, state: np.savez(
         path.open("wb"), a=np.zeros(1)
     ),
     "is a TorchScript program, not weights: save the state_dict": lambda path, state: torch.jit.script(
         torch.nn.Linear(1, 1)
     ).save(path),
     "is a gzip archive: unpack it": lambda path, state: path.write_bytes(b"\x1f\x8b\x08\0\0"),
-    "is an HDF5 file, such as Keras writes": lambda path, state: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)),
+    "is an HDF5 file, as Keras writes them": lambda path, state: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)),
     "is text, not weights; it begins with 'not found'": lambda path, state: path.write_text("not found"),
     "is a pickle that would run code (argparse.Namespace) when it is read": lambda path, state: torch.save(
         {"state_dict": state, "args": Namespace(lr=1)}, path
     ),
     "is cut off: it has": lambda path, state: cut(path, state, 0.5),
-    "holds no tensors, but epoch": lambda path, state: torch.save({"epoch": 3}, path),
-    "holds this network 2 times, under 'teacher' and 'student': keep the one": lambda path, state: torch.save(
+    "contains no tensors, but epoch": lambda path, state: torch.save({"epoch": 3}, path),
+    "contains this network 2 times, under 'teacher' and 'student': save the one": lambda path, state: torch.save(
         {"teacher": state, "student": state}, path
     ),
     "2 times, under 'module.encoder_q.' and 'module.encoder_k.'": lambda path, state: torch.save(
@@ -97,7 +99,7 @@ FILES = {
     "none of the 75 tensors of this network is in it; its names are x.a: the weights of another network": (
         lambda path, state: torch.save({"x.a": torch.zeros(1)}, path)
     ),
-    "74 of the 75 tensors of this network are in it, 1 have another shape (conv1.0.weight (16, 1, 3, 3) in place of "
+    "74 of the 75 tensors of this network are in it, 1 have another shape (conv1.0.weight (16, 1, 3, 3) instead of "
     "(16, 3, 3, 3))": lambda path, state: torch.save({**state, "conv1.0.weight": torch.zeros(16, 1, 3, 3)}, path),
     "under the prefix 'net.', 1 are missing (conv1.0.weight)": lambda path, state: torch.save(
         {name: tensor for name, tensor in under("net.", state).items() if name != "net.conv1.0.weight"}, path
@@ -109,7 +111,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("said", FILES)
-def test_what_cannot_be_loaded_is_said_to_be_what_it_is(tmp_path, state, said):
+def test_the_message_says_what_an_unloadable_file_is(tmp_path, state, said):
     path = tmp_path / "w.ckpt"
     FILES[said](path, state)
     with pytest.raises(ModelError) as error:
@@ -146,7 +148,7 @@ def test_a_cut_safetensors_file_says_how_much_is_there(tmp_path, state):
         (lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, None),
     ],
 )
-def test_wrappers_are_unwrapped_and_said(tmp_path, state, wrap, said):
+def test_wrappers_are_unwrapped_and_reported(tmp_path, state, wrap, said):
     path = tmp_path / "w.bin"
     torch.save(wrap(state), path)
     model = loaded(path)
@@ -169,12 +171,12 @@ def test_a_header_length_that_looks_like_json_is_a_length(tmp_path, state):
     assert torch.equal(loaded(path).backbone.conv1[0].weight, state["conv1.0.weight"])
 
 
-def test_safetensors_are_told_by_their_content(tmp_path, state):
+def test_safetensors_are_recognised_by_their_content(tmp_path, state):
     save_file(state, tmp_path / "w.ckpt")
     assert torch.equal(loaded(tmp_path / "w.ckpt").backbone.conv1[0].weight, state["conv1.0.weight"])
 
 
-def test_what_cannot_change_is_not_tried_again(tmp_path):
+def test_permanent_errors_are_not_retried(tmp_path):
     assert {"refused", "diverged", "out of memory"} == set(FINAL)
     for error in (ModelError("x"), DatasetError("x"), Unfair("x"), GridError("g", ["x"])):
         assert kind_of(error) == "refused"
@@ -261,7 +263,7 @@ def test_an_untrained_network_has_no_weights_tag(recorded):
     assert any(sentence.startswith("Network: test_resnet, random initial weights, avg") for sentence in block.caption)
 
 
-def test_older_records_are_read_as_what_they_are(make_trial, make_record):
+def test_older_records_are_read_correctly(make_trial, make_record):
     """They name timm's tag whatever was loaded."""
     origin = {"weights": "test_resnet.r160_in1k", "initial_weights": "ab" * 32}
     said = {}
@@ -271,7 +273,7 @@ def test_older_records_are_read_as_what_they_are(make_trial, make_record):
     assert said == {True: "test_resnet.r160_in1k", False: None, "there/mine.pth": "mine.pth (sha256 abababababab)"}
 
 
-def test_settings_of_images_enter_the_digest_only_where_they_are_given(make_trial):
+def test_image_settings_enter_the_digest_only_if_set(make_trial):
     trial = make_trial()
     assert trial.digest == "05b422a5b02fd9f827024874482e9de14ba36a124cdbc3cd2b874dffdfe74829"
     backbone = Backbone(name="test_resnet", mean=(0.5, 0.5, 0.5))
@@ -281,7 +283,7 @@ def test_settings_of_images_enter_the_digest_only_where_they_are_given(make_tria
 
 
 @pytest.mark.parametrize("wrong", ["mean: [127.5, 127.5, 127.5]", "std: [0, 1, 1]", "interpolation: nearest"])
-def test_nonsensical_preparation_is_refused(tmp_path, wrong):
+def test_invalid_preparation_is_rejected(tmp_path, wrong):
     (tmp_path / "g.yaml").write_text(GRID.format(path="false", more=f", {wrong}"))
     with pytest.raises(GridError, match=r"backbones.0.(mean|std|interpolation)"):
         Grid.load(tmp_path / "g.yaml")

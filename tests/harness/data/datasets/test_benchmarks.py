@@ -1,4 +1,4 @@
-"""What holds for every published benchmark: the standard numbers, and what is said of a copy without them."""
+"""The contract of every published benchmark: the standard numbers, and messages about other copies."""
 
 from importlib import import_module
 
@@ -20,7 +20,7 @@ def written(tmp_path):
     )
 
 
-def test_they_are_these():
+def test_which_benchmarks_exist():
     assert BENCHMARKS == ["cars196", "cub200", "inshop", "sop"]
 
 
@@ -40,13 +40,13 @@ def test_lists_of_the_standard_size_make_the_standard_dataset(name, written):
 
 
 @every
-def test_the_k_of_recall_are_the_customary_ones(name, written):
+def test_the_k_of_recall_are_the_usual_ones(name, written):
     ks = {"sop": (1, 10, 100, 1000), "inshop": (1, 10, 20, 30)}
     assert datasets.index(name, written(name)).ks == ks.get(name, (1, 2, 4, 8))
 
 
 @every
-def test_another_size_is_refused_unless_it_is_asked_for(name, written):
+def test_another_size_is_rejected_unless_allowed(name, written):
     data, standard = written(name), datasets.standard(name)
     train, test = standard.images
     with pytest.raises(
@@ -73,7 +73,7 @@ def test_files_of_the_finder_are_left_out_and_grey_images_are_read(name, written
 
 
 @every
-def test_the_folder_itself_and_another_case_of_its_name_do(name, written):
+def test_the_folder_itself_and_another_case_of_its_name_work(name, written):
     data = written(name)
     inner = next(path for path in data.iterdir() if path.is_dir())
     first = datasets.load(name, data, allow_nonstandard=True)
@@ -86,9 +86,7 @@ def test_the_folder_itself_and_another_case_of_its_name_do(name, written):
 @every
 def test_an_archive_that_is_still_packed_is_named(name, tmp_path):
     (tmp_path / "photographs.tgz").write_bytes(b"")
-    with pytest.raises(
-        DatasetError, match=r"photographs\.tgz there is still packed: extract first\n  What goes where"
-    ):
+    with pytest.raises(DatasetError, match=r"photographs\.tgz is still packed: extract first\n  What goes where"):
         datasets.load(name, tmp_path)
 
 

@@ -25,7 +25,7 @@ def classes(dataset):
 
 
 @pytest.mark.parametrize("layout", [write, write_devkit])
-def test_both_layouts_hold_the_same_classes(tmp_path, layout):
+def test_both_layouts_contain_the_same_classes(tmp_path, layout):
     dataset = datasets.load("cars196", layout(tmp_path), **load)
     assert classes(dataset) == {"train": {1, 2, 3, 4}, "test": {99, 100, 101, 102}}
     assert dataset.class_names[0] == "001.Maker Model 1 Sedan 2012"
@@ -55,7 +55,7 @@ def test_mirrors_with_other_names_give_the_same_dataset(tmp_path, folder):
     assert again.read(9).size == (36, 48)
 
 
-def test_a_mirror_that_packs_a_folder_twice(tmp_path):
+def test_a_mirror_with_a_nested_folder(tmp_path):
     first = datasets.load("cars196", write_devkit(tmp_path), **load)
     for part in ("cars_train", "cars_test"):
         (tmp_path / part).rename(tmp_path / "aside")
@@ -72,7 +72,7 @@ def test_a_devkit_without_the_labels_of_the_test_images(tmp_path):
         datasets.load("cars196", tmp_path, **load)
     (tmp_path / "devkit" / "cars_test_annos.mat").rename(tmp_path / "devkit" / "cars_test_annos_withlabels.mat")
     with pytest.raises(
-        DatasetError, match=r"withlabels\.mat holds no annotations with class; it is not the published"
+        DatasetError, match=r"withlabels\.mat contains no annotations with class; it is not the published"
     ):
         datasets.load("cars196", tmp_path, **load)
 
@@ -112,14 +112,14 @@ def test_half_of_the_classification_split_is_recognised():
 def test_a_damaged_annotation_file_is_named(tmp_path, damage):
     path = write(tmp_path) / "cars196" / "cars_annos.mat"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DatasetError, match=r"cars_annos\.mat is damaged or no MATLAB file .*; download it again"):
+    with pytest.raises(DatasetError, match=r"cars_annos\.mat is damaged or not a MATLAB file .*; download it again"):
         datasets.load("cars196", tmp_path, **load)
 
 
-def test_train_and_test_folders_of_other_classes_are_not_taken_for_a_split(tmp_path):
+def test_train_and_test_folders_of_other_classes_are_not_a_split(tmp_path):
     for part, name in (("train", "a"), ("test", "b")):
         photograph(tmp_path / part / name / "1.jpg", name, 1)
     with pytest.raises(
-        DatasetError, match=r"FAIR-01 cars196: 1/1 images, expected 8054/8131\. .* holds train/ and test/"
+        DatasetError, match=r"FAIR-01 cars196: 1/1 images, expected 8054/8131\. .* contains train/ and test/"
     ):
         datasets.load("cars196", tmp_path)

@@ -55,7 +55,7 @@ def test_opaque_pictures(form, mode):
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP", "JPEG2000"])
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
-def test_an_alpha_channel_is_laid_on_white(form, mode):
+def test_an_alpha_channel_is_blended_with_white(form, mode):
     image = Image.fromarray(GREY if mode == "LA" else RGB)
     expected = np.where(CLEAR[:, :, None], 255, np.asarray(image.convert("RGB")))
     image.putalpha(Image.fromarray(OPAQUE))
@@ -92,7 +92,7 @@ def test_a_palette_with_a_transparent_colour(form):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_turned_upright_once(form, orientation):
+def test_every_orientation_is_applied_once(form, orientation):
     corner = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}[orientation]
     drawn = np.full((16, 24, 3), 255, dtype=np.uint8)
     rows, columns = (slice(8) if side == 0 else slice(-8, None) for side in corner)
@@ -116,7 +116,7 @@ def with_segment(marker, content):
     return raw[:2] + b"\xff" + bytes([marker]) + struct.pack(">H", len(content) + 2) + content + raw[2:]
 
 
-def test_broken_metadata_spoil_no_jpeg():
+def test_a_jpeg_with_broken_metadata_is_read():
     assert decode(io.BytesIO(with_segment(0xE1, broken_exif(6))), "x").size == (16, 24), "turned all the same"
     for marker, content in (
         (0xE1, b"Exif\0\0II*\0\xff\xff"),
@@ -127,7 +127,7 @@ def test_broken_metadata_spoil_no_jpeg():
 
 
 @pytest.mark.parametrize("kind", ["tEXt", "iTXt", "zTXt", "iCCP", "pHYs", "eXIf"])
-def test_broken_metadata_spoil_no_png(kind):
+def test_a_png_with_broken_metadata_is_read(kind):
     large = b"key\0\0" + zlib.compress(bytes(PngImagePlugin.MAX_TEXT_CHUNK + 1))
     for extra in (
         chunk(kind.encode(), b"damaged", checksum=1),
@@ -138,14 +138,14 @@ def test_broken_metadata_spoil_no_png(kind):
         assert np.array_equal(pixels(io.BytesIO(whole[:33] + extra + whole[33:])), RGB)
 
 
-def test_damaged_pixels_are_refused_all_the_same():
+def test_damaged_pixels_are_still_rejected():
     whole = bytearray(png(8, 2, RGB.astype(np.int64), (b"tEXt", b"a\0b")))
     whole[whole.index(b"IDAT") + 8] ^= 255
     with pytest.raises(DatasetError, match=r"^x: "):
         decode(io.BytesIO(whole), "x")
 
 
-def test_a_huge_image_is_refused_with_its_size_and_what_to_do():
+def test_a_huge_image_is_rejected_with_its_size_and_a_remedy():
     head = struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The birds: lists and folders, and the copies that are taken for them."""
+"""The birds: lists and folders, and copies that are known to be wrong."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_a_mirror_without_lists_is_the_same_dataset(tmp_path):
     assert alone.index_fingerprint == listed.index_fingerprint
 
 
-def test_an_archive_that_was_extracted_in_part_lacks_classes(tmp_path):
+def test_a_partly_extracted_archive_lacks_classes(tmp_path):
     home = write(tmp_path, 1, False) / "CUB_200_2011"
     lines = (home / "images.txt").read_text().splitlines()
     for name in ("images.txt", "image_class_labels.txt"):
@@ -71,14 +71,14 @@ def test_other_copies_are_recognised_by_their_size(train, test, words):
     assert found == (f"{train}/{test} images, expected 5864/5924.", words)
 
 
-def test_lists_that_contradict_each_other_are_refused(tmp_path):
+def test_contradicting_lists_are_rejected(tmp_path):
     home = write(tmp_path) / "CUB_200_2011"
     labels = (home / "image_class_labels.txt").read_text()
     (home / "image_class_labels.txt").write_text(labels.replace("1 1\n", "1 2\n", 1))
     with pytest.raises(DatasetError, match=r"puts 1 images into another class than their folder \(001.Bird_1/"):
         datasets.load("cub200", tmp_path)
     (home / "image_class_labels.txt").write_text("\n".join(labels.splitlines()[:-2]))
-    with pytest.raises(DatasetError, match=r"2 image numbers stand in only one of .*\(31, 32\).*cut short"):
+    with pytest.raises(DatasetError, match=r"2 image numbers are in only one of .*\(31, 32\).*cut short"):
         datasets.load("cub200", tmp_path)
     (home / "image_class_labels.txt").write_text(labels + "33\n")
     with pytest.raises(DatasetError, match=r"1 lines of .*image_class_labels.txt are not `number value` \(33\)"):

@@ -28,7 +28,7 @@ def test_grey_rgb_and_one_bit():
     assert first_pixel(Image.new("1", (2, 2), 1)) == ("L", 255)
 
 
-def test_palette_and_transparency_are_laid_on_white():
+def test_palette_and_transparency_are_blended_with_white():
     palette = Image.new("P", (2, 2), 1)
     palette.putpalette([0, 0, 0, 10, 20, 30])
     assert first_pixel(palette) == ("RGB", (10, 20, 30))

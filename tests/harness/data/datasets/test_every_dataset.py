@@ -1,4 +1,4 @@
-"""What holds for every dataset that exists, found by its file."""
+"""The contract of every dataset, found by its file."""
 
 import inspect
 import pickle
@@ -32,7 +32,7 @@ def test_index_is_complete_disjoint_and_the_same_each_time(name, load_source):
 
 
 @every
-def test_images_are_grey_or_rgb_and_travel_to_another_process(name, load_source):
+def test_images_are_grey_or_rgb_and_can_be_pickled(name, load_source):
     dataset = load_source(name)
     there = pickle.loads(pickle.dumps(dataset))
     for i in (0, len(dataset) - 1):
@@ -50,7 +50,7 @@ def test_it_describes_itself_and_its_options(name):
 
 
 @every
-def test_what_it_cannot_use_is_refused(name, tmp_path, cache):
+def test_unusable_data_are_rejected(name, tmp_path, cache):
     with pytest.raises(datasets.DatasetError, match=f"no option of dataset '{name}' named 'colour'"):
         datasets.load(name, tmp_path, cache, colour="red")
     if datasets.describe(name).needs_data:

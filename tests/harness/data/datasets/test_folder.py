@@ -24,7 +24,7 @@ def test_classes_are_split_by_hash(tmp_path):
     assert not datasets.load("folder", tmp_path, mirrored=False).mirrored
 
 
-def test_split_folders_are_kept_and_images_may_lie_deeper(tmp_path):
+def test_split_folders_are_kept_and_images_may_be_nested(tmp_path):
     for path in (
         "train/a/1.png",
         "train/a/x/2.png",
@@ -45,7 +45,7 @@ def test_split_folders_are_kept_and_images_may_lie_deeper(tmp_path):
     assert dataset.class_names == ("a", "b", "c", "d", "e", "f")
 
 
-def test_a_class_in_both_splits_is_refused(tmp_path):
+def test_a_class_in_both_splits_is_rejected(tmp_path):
     for split in ("train", "test"):
         for name in ("a", "b"):
             image(tmp_path / split / name / "1.png")
@@ -59,18 +59,18 @@ def test_a_class_in_both_splits_is_refused(tmp_path):
     [
         (["a.png", "b.png"], "no class folders with images"),
         (["a/1.png", "b/1.png", "c/1.png", "d/1.png"], "every class in train has one image"),
-        (["train/a/1.png"], "holds train/; train/ and test/ are both needed, or neither"),
-        (["train/a/1.png", "test/b/1.png", "tset/c/1.png"], "beside them tset: split or class"),
+        (["train/a/1.png"], "contains train/; provide both train/ and test/, or neither"),
+        (["train/a/1.png", "test/b/1.png", "tset/c/1.png"], "but also tset: move these away"),
     ],
 )
-def test_layouts_that_are_refused(tmp_path, paths, message):
+def test_rejected_layouts(tmp_path, paths, message):
     for path in paths:
         image(tmp_path / path)
     with pytest.raises(DatasetError, match=message):
         datasets.load("folder", tmp_path)
 
 
-def test_a_file_and_an_impossible_share_are_refused(tmp_path):
+def test_a_file_and_an_impossible_share_are_rejected(tmp_path):
     with pytest.raises(DatasetError, match="is a file; name the folder"):
         datasets.load("folder", __file__)
     with pytest.raises(ValueError, match=r"share = 1.5"):
@@ -89,7 +89,7 @@ def passed(dataset):
     return {one.reason: (one.count, one.examples) for one in dataset.passed_over}
 
 
-def test_whatever_lies_there_is_indexed_or_counted(tmp_path):
+def test_every_file_is_indexed_or_counted_as_ignored(tmp_path):
     data = write(tmp_path / "data")
     (data / "ant" / "2.png").rename(data / "ant" / "2.jfif")
     (data / "ant" / "3.png").rename(data / "ant" / "3")
@@ -113,22 +113,22 @@ def test_whatever_lies_there_is_indexed_or_counted(tmp_path):
     assert passed(dataset) == {
         "class folders without images": (1, ("words",)),
         "empty folders": (1, ("nothing",)),
-        "files and folders of an operating system or a storage box": (
+        "files and folders of an operating system or a storage device": (
             11,
             ("Thumbs.db", "__MACOSX", "ant/._1.png", "ant/@eaDir", "bee/._1.png"),
         ),
-        "files in no class folder": (1, ("readme",)),
+        "files outside class folders": (1, ("readme",)),
         "files that are not images": (
             10,
             ("ant/notes.txt", "bee/notes.txt", "cat/notes.txt", "cat/readme", "dog/notes.txt"),
         ),
-        "further paths to a file that is indexed already": (1, ("cat/again.png",)),
+        "additional paths to a file that is indexed already": (1, ("cat/again.png",)),
         "hidden files and folders": (2, (".cache", "cat/.hidden.png")),
         "links to a folder that is indexed already": (1, ("bee/back",)),
         "pipes, sockets and devices": (1, ("cat/pipe.png",)),
     }
     said = [finding.sentence for finding in doctor.examine("folder", data).findings]
-    assert "folder: 1 class folders without images passed over (words)" in said
+    assert "folder: ignored 1 class folders without images (words)" in said
     assert len(said) == 9
 
 
@@ -145,7 +145,7 @@ for closed in ("ant", "ant/1.png"):
 """
 
 
-def test_what_cannot_be_read_is_refused(tmp_path):
+def test_unreadable_files_are_rejected(tmp_path):
     write(tmp_path)
     gone = "-dac_override,-dac_read_search"  # what lets root read everything
     words = ["setpriv", f"--bounding-set={gone}", f"--inh-caps={gone}"] if os.geteuid() == 0 else []
@@ -157,27 +157,27 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         check=True,
     )
     assert done.stdout.splitlines() == [
-        f"folder: 1 files or folders in {tmp_path} cannot be read (ant: Permission denied): give yourself permission "
-        "(chmod -R u+rX), or take them away",
+        f"folder: 1 files or folders in {tmp_path} cannot be read (ant: Permission denied): grant yourself "
+        "permission (chmod -R u+rX), or remove them",
         "folder: 1 files cannot be read (ant/1.png: Permission denied)",
     ]
 
 
-def test_a_link_that_leads_nowhere_is_refused(tmp_path):
+def test_a_broken_link_is_rejected(tmp_path):
     write(tmp_path)
     (tmp_path / "ant" / "4.png").symlink_to("gone.png")
-    with pytest.raises(DatasetError, match=r"cannot be read \(ant/4.png: a link that leads nowhere\)"):
+    with pytest.raises(DatasetError, match=r"cannot be read \(ant/4.png: a broken link\)"):
         datasets.load("folder", tmp_path)
 
 
-def test_one_file_under_two_labels_is_refused(tmp_path):
+def test_one_file_with_two_labels_is_rejected(tmp_path):
     write(tmp_path)
     (tmp_path / "ant" / "4.png").symlink_to("../bee/1.png")
     with pytest.raises(DatasetError, match=r"1 files are under two labels, by links to one file \(ant/4.png = bee/1"):
         datasets.load("folder", tmp_path)
 
 
-def test_equal_files_under_two_labels_are_reported(tmp_path):
+def test_equal_files_with_two_labels_are_reported(tmp_path):
     write(tmp_path)
     names = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen")
     one, other = [names[c] for c in hash_order(names, "test-1")[:2]]
@@ -190,7 +190,7 @@ def test_equal_files_under_two_labels_are_reported(tmp_path):
 @pytest.mark.parametrize(
     "names", [("Train", "TEST", "Val"), ("training", "testing", "valid"), ("train", "Test", "validation")]
 )
-def test_split_folders_are_known_in_any_case(tmp_path, names):
+def test_split_folders_are_recognised_in_any_case(tmp_path, names):
     for name, classes in zip(names, ("ab", "cd", "ef"), strict=True):
         for class_name in classes:
             image(tmp_path / name / class_name / "1.png")
@@ -200,10 +200,10 @@ def test_split_folders_are_known_in_any_case(tmp_path, names):
     assert found == dict(zip("abcdef", ["train"] * 2 + ["test"] * 2 + ["validation"] * 2, strict=True))
 
 
-def test_two_folders_for_one_split_are_refused(tmp_path):
+def test_two_folders_for_one_split_are_rejected(tmp_path):
     for name in ("train/a", "Train/b", "test/c"):
         image(tmp_path / name / "1.png")
-    with pytest.raises(DatasetError, match="holds Train, train, all of them for train: keep one"):
+    with pytest.raises(DatasetError, match="contains Train, train, all of them for train: keep one"):
         datasets.load("folder", tmp_path)
 
 
@@ -212,16 +212,16 @@ def test_two_folders_for_one_split_are_refused(tmp_path):
     [
         (
             "ant ",
-            "1 labels begin or end with a blank, or hold invisible characters: 'ant ' begins or ends with a blank",
+            "1 labels begin or end with a space, or contain invisible characters: 'ant ' begins or ends with a space",
         ),
-        ("a\u200bnt", r"'a\u200bnt' holds U+200B ZERO WIDTH SPACE, which is invisible"),
+        ("a\u200bnt", r"'a\u200bnt' contains U+200B ZERO WIDTH SPACE, which is invisible"),
         (
             "ANT",
-            "labels that differ only in case, blanks or Unicode form: 'ANT' and 'ant'. Spell one class in one way",
+            "labels that differ only in case, spaces or Unicode form: 'ANT' and 'ant'. Spell each class in one way",
         ),
     ],
 )
-def test_class_names_that_only_a_machine_can_tell_apart_are_refused(tmp_path, name, words):
+def test_class_names_that_look_alike_are_rejected(tmp_path, name, words):
     write(tmp_path)
     image(tmp_path / name / "1.png")
     with pytest.raises(DatasetError) as caught:
@@ -229,7 +229,7 @@ def test_class_names_that_only_a_machine_can_tell_apart_are_refused(tmp_path, na
     assert words in str(caught.value)
 
 
-def test_names_that_are_not_utf8_are_refused_escaped(tmp_path):
+def test_names_that_are_not_utf8_are_rejected_and_escaped(tmp_path):
     write(tmp_path)
     os.rename(tmp_path / "ant" / "1.png", os.fsencode(tmp_path / "ant") + b"/caf\xe9.png")
     with pytest.raises(
@@ -241,7 +241,7 @@ def test_names_that_are_not_utf8_are_refused_escaped(tmp_path):
     assert r"(ant/caf\xe9.png)" in found.findings[0].sentence
 
 
-def test_every_folder_that_the_system_says_nothing_of_is_looked_into(tmp_path, monkeypatch):
+def test_folders_of_unknown_type_are_searched(tmp_path, monkeypatch):
     for name in ("ant", "bee"):
         image(tmp_path / name / "1.png")
     monkeypatch.setattr(Walk, "_identity", lambda self, path: None)

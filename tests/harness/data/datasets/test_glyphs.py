@@ -62,7 +62,7 @@ def test_clean_drops_empty_equal_and_ambiguous_drawings(monkeypatch):
     assert kept == {(65, "DejaVuSans"): 65, (65, "bold"): 65, (66, "DejaVuSans"): 66, (66, "italic"): 66}
 
 
-def test_jitter_depends_on_the_key_alone_and_is_moderate():
+def test_jitter_depends_only_on_the_key_and_is_moderate():
     square = Image.new("L", (128, 128))
     square.paste(255, (44, 44, 84, 84))
     assert glyphs._jitter(square, "U+0041/a").tobytes() == glyphs._jitter(square, "U+0041/a").tobytes()
@@ -75,7 +75,7 @@ def test_jitter_depends_on_the_key_alone_and_is_moderate():
     assert 2.8 < rows.max() < 3.3
 
 
-def test_classes_takes_the_first_of_each_split(whole, cache):
+def test_the_option_classes_uses_the_first_of_each_split(whole, cache):
     small = datasets.load("glyphs", cache=cache, classes=5)
     for split in ("train", "test"):
         chosen = {small.class_names[c] for c in small.labels[small.split == split]}
@@ -103,7 +103,9 @@ def test_a_truncated_cache_is_drawn_again(whole, cache, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(CacheError, match=r"cannot write the cache in .*file/cache: Not a directory; make room or"):
+    with pytest.raises(
+        CacheError, match=r"cannot write the cache in .*file/cache: Not a directory; free some space or"
+    ):
         datasets.load("glyphs", cache=tmp_path / "file" / "cache")
 
 

@@ -30,7 +30,7 @@ def test_test_images_are_queries_or_gallery(tmp_path):
         ("img", "."),
     ],
 )
-def test_folders_go_by_many_names(tmp_path, home, list_in):
+def test_folders_may_have_several_names(tmp_path, home, list_in):
     (tmp_path / "first").mkdir()
     (tmp_path / "second").mkdir()
     first = datasets.load("inshop", write(tmp_path / "first"), **load)
@@ -39,7 +39,7 @@ def test_folders_go_by_many_names(tmp_path, home, list_in):
     assert other.read(3).tobytes() == first.read(3).tobytes()
 
 
-def test_resolutions_are_told_apart(tmp_path):
+def test_resolutions_are_distinguished(tmp_path):
     write(tmp_path, home="Inshop_Clothes/Img/img_highres")
     with pytest.raises(
         DatasetError, match=r"no img/ with .* low resolution \(but img_highres/: the option resolution: high"
@@ -55,7 +55,7 @@ def test_resolutions_are_told_apart(tmp_path):
         datasets.load("inshop", tmp_path, resolution="hihg", **load)
 
 
-def test_a_partition_that_was_cut_short_or_is_another_file(tmp_path):
+def test_a_truncated_or_wrong_partition_is_named(tmp_path):
     path = write(tmp_path) / "Inshop_Clothes" / "Eval" / "list_eval_partition.txt"
     lines = path.read_text().splitlines()
     for content, words in (
@@ -70,7 +70,7 @@ def test_a_partition_that_was_cut_short_or_is_another_file(tmp_path):
             datasets.load("inshop", tmp_path, **load)
 
 
-def test_photographs_that_are_missing_altogether(tmp_path):
+def test_missing_photographs_are_named(tmp_path):
     write(tmp_path, photographs=False)
     (tmp_path / "Inshop_Clothes" / "Img" / "img" / "WOMEN").rmdir()
     with pytest.raises(DatasetError, match="no img/ with the photographs of low resolution in"):

@@ -9,7 +9,7 @@ from harness.data.datasets import DatasetError
 from tests.harness.data.datasets.sources.manifest import write
 
 
-def test_order_splits_and_roles_are_the_files(tmp_path):
+def test_order_splits_and_roles_come_from_the_file(tmp_path):
     dataset = datasets.load("manifest", write(tmp_path))
     assert dataset.keys[:2] == ("images/ant/0.png", "images/ant/1.png")
     assert dataset.split.tolist() == ["train"] * 6 + ["validation"] * 6 + ["test"] * 6
@@ -33,7 +33,7 @@ def test_a_link_that_leaves_the_folder_is_named(tmp_path):
     assert len(datasets.load("manifest", folder)) == 18
 
 
-def test_role_may_be_left_out(tmp_path):
+def test_role_may_be_omitted(tmp_path):
     write(tmp_path)
     lines = (tmp_path / "manifest.csv").read_text().splitlines()
     (tmp_path / "manifest.csv").write_text("\ufeff" + "\r\n".join(line.rpartition(",")[0] for line in lines))
@@ -86,13 +86,13 @@ def test_wrong_columns_are_named(tmp_path, head, message):
         datasets.load("manifest", tmp_path)
 
 
-def test_a_file_that_is_no_csv_is_named(tmp_path):
+def test_a_file_that_is_not_csv_is_named(tmp_path):
     (tmp_path / "manifest.csv").write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(DatasetError, match="is not in UTF-8: line 1 holds "):
+    with pytest.raises(DatasetError, match="is not in UTF-8: line 1 contains "):
         datasets.load("manifest", tmp_path)
 
 
-def test_the_same_image_twice_is_refused(tmp_path):
+def test_a_repeated_image_is_rejected(tmp_path):
     write(tmp_path)
     with open(tmp_path / "manifest.csv", "a") as file:
         file.write("\nimages/./ant/0.png,ant,train,")
@@ -111,7 +111,7 @@ def test_one_mistake_in_many_rows_is_one_sentence(tmp_path):
     said = refusal(tmp_path, [f"../{i}.png,a,train," for i in range(60_000)])
     assert said[0] == f"manifest: 60000 mistakes in {tmp_path}/manifest.csv:"
     assert said[1] == "  line 2: path '../0.png' leaves the folder of the manifest"
-    assert said[-1] == "  lines 7, 8, 9, 10, 11 and 59990 more: a mistake of the same kind"
+    assert said[-1] == "  lines 7, 8, 9, 10, 11 and 59990 more: more mistakes of the same kind"
     assert len(said) == 7
     said = refusal(tmp_path, [f"{i}.png,a,tarin," for i in range(60_000)])
     assert said[1:] == ["  lines 2, 3, 4, 5, 6 and 59995 more: no split named 'tarin'; did you mean 'train'?"]
@@ -120,14 +120,14 @@ def test_one_mistake_in_many_rows_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("label", "words"),
     [
-        ("ant ", "line 2: label 'ant ' begins or ends with a blank"),
-        ("a\u200bnt", r"line 2: label 'a\u200bnt' holds U+200B ZERO WIDTH SPACE, which is invisible"),
-        ("\ufeffant", r"line 2: label '\ufeffant' holds U+FEFF ZERO WIDTH NO-BREAK SPACE, which is invisible"),
-        ("an\u00a0t", r"line 2: label 'an\xa0t' holds U+00A0 NO-BREAK SPACE, which is invisible"),
-        ("an\x07t", r"line 2: label 'an\x07t' holds U+0007 a control character, which is invisible"),
+        ("ant ", "line 2: label 'ant ' begins or ends with a space"),
+        ("a\u200bnt", r"line 2: label 'a\u200bnt' contains U+200B ZERO WIDTH SPACE, which is invisible"),
+        ("\ufeffant", r"line 2: label '\ufeffant' contains U+FEFF ZERO WIDTH NO-BREAK SPACE, which is invisible"),
+        ("an\u00a0t", r"line 2: label 'an\xa0t' contains U+00A0 NO-BREAK SPACE, which is invisible"),
+        ("an\x07t", r"line 2: label 'an\x07t' contains U+0007 a control character, which is invisible"),
     ],
 )
-def test_labels_with_what_cannot_be_seen_are_refused(tmp_path, label, words):
+def test_labels_with_invisible_characters_are_rejected(tmp_path, label, words):
     assert refusal(tmp_path, [f"a.png,{label},train,"])[1] == f"  {words}"
 
 
@@ -140,12 +140,12 @@ def test_labels_with_what_cannot_be_seen_are_refused(tmp_path, label, words):
         ("red ant", "red  ant", "'red ant' (lines 2, 4) and 'red  ant' (line 3)"),
     ],
 )
-def test_labels_that_look_alike_are_refused_with_their_lines(tmp_path, first, second, named):
+def test_labels_that_look_alike_are_rejected_with_their_lines(tmp_path, first, second, named):
     said = refusal(tmp_path, [f"{i}.png,{label},train," for i, label in enumerate((first, second, first))])
-    start = "  line 2: labels that differ only in case, blanks or Unicode form: "
+    start = "  line 2: labels that differ only in case, spaces or Unicode form: "
     assert said[1].startswith(start)
     assert said[1][len(start) :].encode("ascii", "backslashreplace").decode().replace(r"\xe9", r"\u00e9") == (
-        f"{named}. Spell one class in one way, and let two classes differ in more"
+        f"{named}. Spell each class in one way, and give different classes clearly different names"
     )
 
 
@@ -158,7 +158,7 @@ def test_joiners_inside_a_word_are_part_of_its_spelling(tmp_path):
     assert "\u0645\u06cc\u200c\u0634\u0648\u062f" in datasets.load("manifest", tmp_path).class_names
 
 
-def test_split_and_role_with_blanks_are_refused(tmp_path):
+def test_split_and_role_with_spaces_are_rejected(tmp_path):
     assert refusal(tmp_path, ["a.png,a,train ,", "b.png,a,test,query "])[1:] == [
         "  line 2: no split named 'train '; did you mean 'train'?",
         "  line 3: no role named 'query '; did you mean 'query'?",
@@ -166,7 +166,7 @@ def test_split_and_role_with_blanks_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("through", ["as it is", "through a link"])
-def test_a_whole_path_inside_the_folder_is_made_relative(tmp_path, through):
+def test_an_absolute_path_inside_the_folder_becomes_relative(tmp_path, through):
     folder = tmp_path / "data"
     folder.mkdir()
     text = (write(folder) / "manifest.csv").read_text()
@@ -188,11 +188,12 @@ def test_encodings_with_a_byte_order_mark_are_read(tmp_path, encoding):
 
 def test_the_line_that_is_not_utf8_is_named(tmp_path):
     assert refusal(tmp_path, ["a.png,a,train,", "b.png,caf\u00e9,train,"], "latin-1") == [
-        rf"manifest: {tmp_path}/manifest.csv is not in UTF-8: line 3 holds 'b.png,caf\xe9,train,'; save it as UTF-8"
+        f"manifest: {tmp_path}/manifest.csv is not in UTF-8: "
+        r"line 3 contains 'b.png,caf\xe9,train,'; save it as UTF-8"
     ]
 
 
-def test_one_file_by_two_paths_is_refused(tmp_path):
+def test_one_file_with_two_paths_is_rejected(tmp_path):
     write(tmp_path)
     (tmp_path / "images" / "ants").symlink_to("ant")
     text = (tmp_path / "manifest.csv").read_text()
@@ -215,11 +216,11 @@ def test_a_name_in_the_other_unicode_form_is_explained(tmp_path):
     (tmp_path / "images" / "ant" / "0.png").rename(tmp_path / "images" / "ant" / "e\u0301.png")
     text = (tmp_path / "manifest.csv").read_text().replace("images/ant/0.png", "images/ant/\u00e9.png")
     (tmp_path / "manifest.csv").write_text(text, encoding="utf-8")
-    with pytest.raises(DatasetError, match=r"1 of 18 files are missing .* in another Unicode form of the letters"):
+    with pytest.raises(DatasetError, match=r"1 of 18 files are missing .* in another Unicode form"):
         datasets.load("manifest", tmp_path)
 
 
-def test_a_folder_or_a_pipe_in_place_of_an_image_is_refused(tmp_path):
+def test_a_folder_or_a_pipe_instead_of_an_image_is_rejected(tmp_path):
     write(tmp_path)
     (tmp_path / "images" / "ant" / "0.png").unlink()
     os.mkfifo(tmp_path / "images" / "ant" / "0.png")

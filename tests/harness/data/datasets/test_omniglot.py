@@ -66,7 +66,7 @@ def test_the_official_small_sets():
     assert dataset.read(0).size == (105, 105)
 
 
-def test_what_is_no_drawing_is_counted(tmp_path):
+def test_other_files_are_counted_as_ignored(tmp_path):
     source.write(tmp_path)
     (tmp_path / "readme.txt").touch()
     (tmp_path / "Greek" / "character01").mkdir(parents=True)
@@ -76,6 +76,6 @@ def test_what_is_no_drawing_is_counted(tmp_path):
     assert not any(str(tmp_path) in path for one in passed for path in one.examples), "no path of this machine"
     found = {one.reason: one.count for one in passed}
     assert found.pop("copies of a drawing of the same character") > 0
-    assert found.pop("files and folders of an operating system or a storage box") == 1
+    assert found.pop("files and folders of an operating system or a storage device") == 1
     assert found.pop("files that are not drawings") >= 2
     assert found == {}

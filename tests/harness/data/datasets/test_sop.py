@@ -14,7 +14,7 @@ def test_lists_decide_the_split(tmp_path):
     assert (dataset.split == "train").sum() == 16
 
 
-def test_lists_may_lie_apart_from_the_images(tmp_path):
+def test_lists_may_be_in_another_folder_than_the_images(tmp_path):
     home = write(tmp_path) / "Stanford_Online_Products"
     first = datasets.load("sop", tmp_path, allow_nonstandard=True)
     (home / "Info_Files").mkdir()
@@ -46,18 +46,18 @@ def test_a_class_in_both_lists_and_an_image_in_both(tmp_path):
         (5, "20 mug 5 mug_final/1_1.JPG", r"1 lines like 20 mug 5 mug_final/1_1.JPG"),
     ],
 )
-def test_a_list_in_another_form_is_refused(tmp_path, line, text, words):
+def test_a_list_in_another_format_is_rejected(tmp_path, line, text, words):
     path = write(tmp_path) / "Stanford_Online_Products" / "Ebay_test.txt"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:line], text, *lines[line + 1 :]]))
-    with pytest.raises(DatasetError, match=rf"Ebay_test\.txt is not in the published form .*: it has {words}"):
+    with pytest.raises(DatasetError, match=rf"Ebay_test\.txt is not in the published format .*: it has {words}"):
         datasets.load("sop", tmp_path, allow_nonstandard=True)
 
 
 def test_a_missing_or_empty_list_is_named(tmp_path):
     home = write(tmp_path) / "Stanford_Online_Products"
     (home / "Ebay_test.txt").write_text("")
-    with pytest.raises(DatasetError, match=r"Ebay_test\.txt is not in the published form"):
+    with pytest.raises(DatasetError, match=r"Ebay_test\.txt is not in the published format"):
         datasets.load("sop", tmp_path)
     (home / "Ebay_test.txt").unlink()
     with pytest.raises(DatasetError, match=r"sop: there is no Ebay_test\.txt in"):
@@ -67,5 +67,5 @@ def test_a_missing_or_empty_list_is_named(tmp_path):
 def test_a_list_that_is_not_utf8_names_its_line(tmp_path):
     path = write(tmp_path) / "Stanford_Online_Products" / "Ebay_test.txt"
     path.write_bytes(path.read_bytes().replace(b"chair_final/", b"chaise_fran\xe7aise/", 1))
-    with pytest.raises(DatasetError, match=r"Ebay_test\.txt is not in UTF-8: line \d+ holds .*fran\\xe7aise"):
+    with pytest.raises(DatasetError, match=r"Ebay_test\.txt is not in UTF-8: line \d+ contains .*fran\\xe7aise"):
         datasets.load("sop", tmp_path, allow_nonstandard=True)

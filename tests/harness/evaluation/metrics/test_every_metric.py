@@ -1,4 +1,4 @@
-"""What every metric file promises, checked for each one found; and that a new file is enough to add one."""
+"""The contract of every metric file, and that a new file is enough to add a metric."""
 
 import doctest
 import importlib
@@ -15,7 +15,7 @@ from harness.evaluation.metrics.recall_at_k import recall_at_k
 from harness.evaluation.retrieval import evaluate
 
 
-@pytest.fixture(params=metrics.found(), ids=lambda metric: metric.name)
+@pytest.fixture(params=metrics.load_all(), ids=lambda metric: metric.name)
 def metric(request):
     return request.param
 
@@ -94,17 +94,17 @@ def test_a_new_file_is_a_new_column(add):
     ("wrong", "words"),
     [
         ({"depth": "far"}, "DEPTH = 'far'; choose one of best, relevant, k, all"),
-        ({"title": "MRR@{{k}}"}, "exactly where reciprocal_rank takes k"),
-        ({"more": ", k"}, "exactly where reciprocal_rank takes k"),
+        ({"title": "MRR@{{k}}"}, "if and only if reciprocal_rank takes k"),
+        ({"more": ", k"}, "if and only if reciprocal_rank takes k"),
         ({"name": "other"}, "needs a function named 'other'"),
     ],
 )
-def test_a_file_that_is_no_metric_is_named(add, wrong, words):
+def test_a_file_that_defines_no_metric_is_named(add, wrong, words):
     add(**wrong)
     with pytest.raises(ValueError, match=words):
-        metrics.found()
+        metrics.load_all()
 
 
-def test_an_unknown_name_gets_the_near_one():
+def test_an_unknown_name_suggests_a_similar_one():
     with pytest.raises(ValueError, match="no metric named 'map_at_k'; did you mean 'map_at_r'"):
         metrics.load("map_at_k")

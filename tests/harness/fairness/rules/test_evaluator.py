@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from harness.evaluation.conformance import conformance
 from harness.evaluation.metrics.map_at_r import map_at_r
 from harness.evaluation.metrics.r_precision import r_precision
-from harness.evaluation.retrieval import Evaluation, conformance, evaluate
+from harness.evaluation.retrieval import Evaluation, evaluate
 from harness.fairness import rules
 
 

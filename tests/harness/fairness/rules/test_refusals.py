@@ -4,8 +4,9 @@ import pytest
 
 from harness.config import Choice, Grid, GridError
 from harness.launch.plan import make_plan
-from harness.training import trial
-from harness.training.trial import Unfair, run_trial
+from harness.training import bench
+from harness.training.bench import Unfair
+from harness.training.trial import run_trial
 
 GRID = """
 name: tiny
@@ -35,10 +36,10 @@ def test_a_grid_that_selects_on_the_test(load):
 
 @pytest.fixture
 def broken_evaluator(monkeypatch):
-    trial.evaluator_faults.cache_clear()
-    monkeypatch.setattr(trial.retrieval, "conformance", lambda evaluate: ["constant embedding scored R@1 = 1.000"])
+    bench.evaluator_faults.cache_clear()
+    monkeypatch.setattr(bench, "conformance", lambda evaluate: ["constant embedding scored R@1 = 1.000"])
     yield
-    trial.evaluator_faults.cache_clear()
+    bench.evaluator_faults.cache_clear()
 
 
 @pytest.mark.usefixtures("broken_evaluator")
@@ -59,7 +60,7 @@ def test_a_class_in_two_splits(load, make_trial, tmp_path, monkeypatch):
         split[first[::2]] = "validation"
         return split
 
-    monkeypatch.setattr("harness.training.trial.split_of", careless)
+    monkeypatch.setattr("harness.training.bench.split_of", careless)
     monkeypatch.setattr("harness.launch.plan.split_of", careless)
     with pytest.raises(GridError, match="datasets: FAIR-02 glyphs: 1 class in both train and validation"):
         make_plan(load())

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.training import models
-from harness.training.models import Embedder, ModelError
+from harness.training.anatomy import anatomy
+from harness.training.backbones import ModelError
+from harness.training.embedder import Embedder, problems
 
 BACKBONES = {  # what comes out of forward_features, and the last stage
     "test_resnet": "layer4",  # (n, C, H, W)
@@ -60,7 +61,7 @@ def test_embeddings_are_unit_vectors_and_the_last_map_is_a_stage(backbone):
 
 
 @pytest.mark.parametrize("backbone", SMALL)
-def test_added_rows_run_like_rows_of_their_own_from_every_stage(backbone):
+def test_added_rows_at_every_stage_give_the_same_embeddings_as_separate_rows(backbone):
     """mix(h) = two rows of h in another order: their embeddings are those of the images they came from."""
     model, x = embedder(backbone).eval(), images()
     with torch.no_grad():
@@ -72,7 +73,7 @@ def test_added_rows_run_like_rows_of_their_own_from_every_stage(backbone):
             assert (mixed - z[[4, 1]]).abs().max() < 1e-5
 
 
-def test_the_joint_pass_mixes_at_the_stage_that_is_named():
+def test_the_joint_pass_mixes_at_the_named_stage():
     """Against the ResNet run by hand up to layer2, mixed, and run on."""
     model, x = embedder(pooling="avg").eval(), images(4)
     net = model.backbone
@@ -84,7 +85,7 @@ def test_the_joint_pass_mixes_at_the_stage_that_is_named():
     assert (mixed - expected).abs().max() < 1e-6
 
 
-def test_stages_go_by_name_module_or_index():
+def test_stages_are_given_by_name_module_or_index():
     model, x = embedder().eval(), images(3)
     assert model.stages() == ("act1", "layer1", "layer2", "layer3", "layer4")
     with torch.no_grad():
@@ -94,7 +95,7 @@ def test_stages_go_by_name_module_or_index():
         assert torch.equal(model.forward_to(-1, x), model.forward_to("layer4.0", x))
 
 
-def test_a_joint_pass_leaves_nothing_behind():
+def test_a_joint_pass_removes_its_hook():
     model, x = embedder().eval(), images(3)
     z = model(x)
     model.forward_joint("layer2", x, lambda h: h[:1])  # no backward follows
@@ -115,7 +116,7 @@ def test_gradients_of_the_joint_pass_are_those_of_separate_passes():
 
 
 @pytest.mark.parametrize("backbone", SMALL)
-def test_gradient_checkpointing_is_refused_with_a_joint_pass(backbone):
+def test_gradient_checkpointing_is_rejected_in_a_joint_pass(backbone):
     model = embedder(backbone)
     model.backbone.set_grad_checkpointing(True)
     with pytest.raises(ModelError, match="gradient checkpointing"):
@@ -131,36 +132,19 @@ def test_a_layer_that_runs_again_in_the_backward_pass_is_never_silently_wrong():
         model.forward_joint("layer3.0", images(), lambda h: h)[1].sum().backward()
 
 
-@pytest.mark.parametrize(
-    ("backbone", "stage", "reason"),
-    [
-        ("test_resnet", "layer9", "no stage 'layer9'; its stages are act1, layer1"),
-        ("test_resnet", 5, "no stage 5; its stages are act1, layer1"),
-        ("test_resnet", "layer2.0.conv1", "take no added rows; its stages are act1, layer1"),  # beside a shortcut
-        ("test_resnet", "global_pool", "not called in a forward; its stages"),
-        ("twins_svt_small", "blocks.0", "not called in a forward; its stages are norm"),  # a list of blocks
-        ("hrnet_w18_small", "stage2", "gives a list of 2, not one tensor"),
-        ("tnt_s_legacy_patch16_224", "blocks.3", "gives a tuple of 2, not one tensor"),
-        ("crossvit_tiny_240", None, "ends in a list of 2, not in one feature map"),
-    ],
-)
-def test_what_cannot_be_mixed_is_refused_with_what_can(backbone, stage, reason):
-    assert reason in " ".join(models.problems(backbone, pretrained=False, stage=stage))
-
-
 def test_an_earlier_stage_cannot_be_entered():
     with pytest.raises(ModelError, match=r"at its last feature map 'layer4', not at 'layer2'; .*forward_joint"):
         embedder().forward_to("layer2", images())
 
 
-def test_a_stage_that_changed_since_the_probe_is_refused():
+def test_a_stage_that_changed_since_the_probe_is_rejected():
     model = embedder()
     model.backbone.layer2 = nn.Sequential(model.backbone.layer2)
     block = model.backbone.layer2
     block.forward = lambda h: block[0](h)
     model.backbone.layer1.forward = lambda h: [block(h), block(h)][1]
     model.backbone.layer2 = block
-    with pytest.raises(ModelError, match="more than once in a forward; its stages are act1"):
+    with pytest.raises(ModelError, match="more than once in a forward pass; its stages are act1"):
         model.forward_joint("layer2", images(), lambda h: h)
 
 
@@ -180,7 +164,7 @@ def hand_made(layout):
 )
 def test_pooling_by_hand(backbone, pooling, pooled):
     if pooling == "token" and backbone != "test_vit":
-        assert f"{backbone} has no class token" in " ".join(models.problems(backbone, pooling, pretrained=False))
+        assert f"{backbone} has no class token" in " ".join(problems(backbone, pooling, pretrained=False))
         return
     model = embedder(backbone, dim=2, pooling=pooling)
     model.head = nn.Identity()
@@ -245,7 +229,7 @@ def test_the_weights_name_their_own_configuration():
     assert (model.mean, model.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert model.width == 2048
     assert embedder("test_resnet").tag == "test_resnet.r160_in1k"
-    assert models.anatomy("resnet50").tag == "resnet50.a1_in1k"
+    assert anatomy("resnet50").tag == "resnet50.a1_in1k"
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
@@ -267,7 +251,7 @@ class Code:
         return (print, ("a pickle ran",))
 
 
-def test_a_file_that_is_not_these_weights_is_refused(tmp_path, capsys):
+def test_a_file_of_other_weights_is_rejected(tmp_path, capsys):
     good = embedder().backbone.state_dict()
     files = {
         "another.pth": embedder("test_byobnet").backbone.state_dict(),
@@ -295,7 +279,7 @@ def test_published_weights_come_from_the_cache_without_asking_the_hub(tmp_path, 
     assert model.weights_digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_published_weights_offline_are_one_clear_sentence(monkeypatch):
+def test_unavailable_published_weights_give_one_clear_message(monkeypatch):
     def unreachable(*args, **settings):
         raise OSError("Name or service not known")
 
@@ -313,28 +297,28 @@ def test_published_weights_offline_are_one_clear_sentence(monkeypatch):
         ({"backbone": "test_resnett"}, "no backbone named 'test_resnett'; did you mean 'test_resnet'"),
         (
             {"backbone": "hf-hub:timm/resnet50"},
-            "'hf-hub:timm/resnet50' is not a name of timm's: networks are named as",
+            "'hf-hub:timm/resnet50' is not a timm name: see `metrix-bench list backbones`",
         ),
-        ({"options": {"in_chans": 1}}, "the options of test_resnet cannot set in_chans: the embedder does"),
+        ({"options": {"in_chans": 1}}, "the options of test_resnet cannot set in_chans: the embedder sets it"),
         ({"backbone": "resnet50.tv_in1kk"}, "no weights of resnet50 named 'tv_in1kk'; did you mean 'tv_in1k'"),
-        ({"pooling": "gem"}, "pooling is 'gem'; it is one of avg, max, avg+max, token"),
-        ({"norm": "batch"}, "norm is 'batch'; it is one of train, frozen"),
+        ({"pooling": "gem"}, "pooling is 'gem'; choose one of avg, max, avg+max, token"),
+        ({"norm": "batch"}, "norm is 'batch'; choose one of train, frozen"),
         ({"pretrained": "none.pth"}, "there is no weights file 'none.pth'"),
         ({"backbone": "test_mambaout", "pretrained": True}, "there are no published weights for test_mambaout"),
-        ({"options": {"drop_paths": 0.1}}, "test_resnet takes no option 'drop_paths'"),
+        ({"options": {"drop_paths": 0.1}}, "test_resnet has no option 'drop_paths'"),
         ({"options": {"num_classes": 3}}, "cannot set num_classes"),
-        ({"backbone": "test_vit", "side_px": 40}, "test_vit cannot take images of 40 px"),
+        ({"backbone": "test_vit", "side_px": 40}, "test_vit does not accept images of 40 px"),
         ({"dim": 0}, "dim is 0"),
     ],
 )
-def test_wrong_choices_are_refused_in_words(wrong, words):
+def test_wrong_choices_are_rejected_with_a_reason(wrong, words):
     with pytest.raises(ModelError) as error:
         embedder(**wrong)
     assert words in str(error.value)
 
 
-def test_all_mistakes_are_told_at_once():
-    found = models.problems("test_vit", "sum", "off", "none.pth", "blocks.9", {}, side_px=32)
+def test_all_mistakes_are_reported_at_once():
+    found = problems("test_vit", "sum", "off", "none.pth", "blocks.9", {}, side_px=32)
     assert len(found) == 4
 
 
@@ -379,8 +363,3 @@ def test_where_mixing_the_last_map_equals_mixing_embeddings_before_their_normali
         raw = model.head(model._pool(maps))
         of_embeddings = F.normalize(0.3 * raw[:1] + 0.7 * raw[1:])
     assert ((of_maps - of_embeddings).abs().max() < 1e-6) == same
-
-
-def test_names_match_a_pattern():
-    assert models.names("test_convnext*") == ("test_convnext", "test_convnext2", "test_convnext3")
-    assert models.stages("test_convnext") == ("stages.0", "stages.1", "stages.2", "stages.3")

@@ -28,7 +28,7 @@ def dataset(rows, **changes):
 GOOD = [(c, split) for split, pair in (("train", "ab"), ("test", "cd")) for c in pair for _ in (1, 2)]
 
 
-def test_a_sound_dataset_passes():
+def test_a_valid_dataset_passes():
     check(dataset(GOOD))
 
 
@@ -45,7 +45,7 @@ def test_a_sound_dataset_passes():
         ([*GOOD, ("e", "validation"), ("f", "validation")], "toy: every class in validation has one image"),
     ],
 )
-def test_an_unfair_one_is_refused(rows, message):
+def test_an_unfair_dataset_is_rejected(rows, message):
     with pytest.raises(DatasetError, match=message):
         check(dataset(rows))
 
@@ -55,11 +55,11 @@ def test_a_key_that_is_listed_twice_is_named():
         check(dataset(GOOD, keys=("0.png", "1.png", "2.png", "3.png", "3.png", "5.png", "6.png", "7.png")))
 
 
-def test_roles_must_cover_the_test_split_and_meet_in_a_class():
+def test_roles_must_cover_the_test_split_and_share_a_class():
     check(dataset(GOOD, role=np.array(["", "", "", "", "query", "gallery", "query", "gallery"])))
     with pytest.raises(DatasetError, match=r"1 test images are neither query nor gallery \(7.png\)"):
         check(dataset(GOOD, role=np.array(["", "", "", "", "query", "gallery", "query", ""])))
-    with pytest.raises(DatasetError, match="no class has both a query and a gallery image"):
+    with pytest.raises(DatasetError, match="no class in test has both a query and a gallery image"):
         check(dataset(GOOD, role=np.array(["", "", "", "", "query", "query", "gallery", "gallery"])))
 
 
@@ -72,7 +72,7 @@ def test_index_fingerprint_is_the_sha256_of_the_sorted_rows():
     assert moved.index_fingerprint != two.index_fingerprint
 
 
-def test_misspelled_names_and_options_get_the_nearest(tmp_path):
+def test_misspelled_names_and_options_get_a_suggestion(tmp_path):
     with pytest.raises(ValueError, match="no dataset named 'glyhps'; did you mean 'glyphs'"):
         datasets.load("glyhps")
     with pytest.raises(DatasetError, match="'clases'; did you mean 'classes'"):

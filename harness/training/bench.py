@@ -1,0 +1,301 @@
+"""The bench of a trial: the data, network, objective and device that its settings describe."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import baselines
+import metrix
+from harness.config import Choice, Trial
+from harness.data import datasets, scorable, splits
+from harness.data.cache import default_folder
+from harness.data.datasets import Dataset, DatasetError
+from harness.data.images import Images, Originals, contents, open_images
+from harness.data.loading import Augmentation
+from harness.errors import UserError
+from harness.evaluation import retrieval
+from harness.evaluation.conformance import conformance
+from harness.evaluation.spread import spread
+from harness.fairness import rules
+from harness.fairness.protocols import PROTOCOLS, Protocol
+from harness.streams import stream
+from harness.training import parallel, pml
+from harness.training.chunked import Chunked
+from harness.training.devices import rank_devices
+from harness.training.embedder import Embedder
+from harness.training.loop import Diverged, Progress, train
+
+EMBEDDING_BATCH = 256
+
+
+class Unfair(UserError):
+    """Raised for a trial that a fairness rule forbids; the message is the rule's finding."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a trial reads its data, writes its results and runs. None of it changes what the trial computes.
+
+    `ranks` is the number of GPUs (cuda:0, cuda:1, …) or processes of this machine that share a batch. `chunk_rows` is
+    the number of rows that go through the network at a time; None means all, and fewer after memory ran out.
+    `gpu_share` is the share of a GPU that the trial has, for the record: trials that share a GPU are slower.
+    """
+
+    out: str | Path
+    data: Path | None = None
+    cache: Path | None = None
+    device: str | None = None
+    grid: tuple[tuple[str, Any], ...] = ()
+    identity: str | None = None  # of the run folder that `out` must be; None accepts any
+    ranks: int = 1
+    chunk_rows: int | None = None
+    gpu_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one split: their indices in the dataset and their labels."""
+
+    indices: Tensor
+    labels: np.ndarray
+
+
+class Pixels(nn.Flatten):
+    """Flatten images (n, 3, side, side) in [0, 1] to vectors, for the floor that compares pixels by cosine.
+
+    A black image has no direction and counts as evenly grey, the limit of ever darker grey.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return vectors (n, 3·side²), none of them zero."""
+        vectors = super().forward(images)
+        return torch.where(vectors.any(dim=1, keepdim=True), vectors, 1.0)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The objects that a trial works with. `scored` holds the K of R@K by split, and notes about them."""
+
+    trial: Trial
+    dataset: Dataset
+    split: np.ndarray
+    images: Images | Originals
+    model: nn.Module
+    augmentation: Augmentation
+    device: torch.device
+    embedding_batch: int = EMBEDDING_BATCH
+    scored: scorable.Scores = field(default_factory=partial(scorable.Scores, {}))
+
+    @classmethod
+    def of(cls, trial: Trial, sources: Sources, chunked: tuple[int, int] | None = None, rank: int = 0) -> "Bench":
+        """Open the data, build the network and choose the device. Raise UserError if settings or data are wrong."""
+        torch.set_num_threads(trial.training.threads)
+        device = rank_devices(sources.ranks, sources.device)[rank]
+        dataset = open_dataset(trial.dataset, sources.data, sources.cache)
+        images = images_of(trial, dataset, sources)
+        split = split_of(dataset, PROTOCOLS[trial.protocol], trial.fold, trial.folds)
+        raise_errors(rules.over_data(dataset, split))
+        scores = scores_of(trial, dataset, split)
+        if scores.problems:
+            raise DatasetError("\n  ".join(scores.problems))
+        model = Pixels() if trial.arm.loss == "pixels" else build_embedder(trial).to(device)
+        bench = cls(trial, dataset, split, images, model, augmentation(trial, model, dataset), device, scored=scores)
+        if chunked is None:
+            return bench
+        _, rows = chunked
+        return replace(bench, model=Chunked(model, rows), embedding_batch=min(rows, EMBEDDING_BATCH))
+
+    def divided(self) -> "Bench":
+        """Return a copy that divides its rows and files among the ranks, all of which must make the same calls."""
+        augmentation = parallel.Divided(**vars(self.augmentation))
+        return replace(self, model=parallel.Parallel(self.model), augmentation=augmentation)
+
+    def criterion(self) -> nn.Module:
+        """Return the objective of the trial, on the device."""
+        return build_criterion(self.trial, int(self.part("train").labels.max()) + 1).to(self.device)
+
+    def train(
+        self, criterion: nn.Module, validate: Callable[[], Any], folder: Path, **options: Any
+    ) -> Iterator[Progress]:
+        """Train on the images of the training split; `options` are those of `harness.training.loop.train`."""
+        training = self.part("train")
+        return train(
+            self.trial,
+            self.model,
+            criterion,
+            self.images,
+            training.indices,
+            torch.as_tensor(training.labels),
+            self.augmentation,
+            validate,
+            PROTOCOLS[self.trial.protocol].choose,
+            folder,
+            self.device,
+            **options,
+        )
+
+    def part(self, name: str) -> Part:
+        """Return the images of split `name`, with labels renumbered 0 … classes−1, as proxies are."""
+        indices = np.flatnonzero(self.split == name)
+        return Part(torch.as_tensor(indices), np.unique(self.dataset.labels[indices], return_inverse=True)[1])
+
+    @torch.inference_mode()
+    def embed(self, indices: Tensor) -> Tensor:
+        """Return embeddings (n, d) float32 of images[indices] on the device, in evaluation mode, not augmented.
+
+        Raise Diverged if one of them is zero or not finite, since it cannot be scored.
+        """
+        self.model.eval()
+        batches = indices.split(self.embedding_batch)
+        embeddings = torch.cat(
+            [self.model(self.augmentation.evaluate(self.images.batch(b, self.device))).float() for b in batches]
+        )
+        largest = embeddings.abs().amax(dim=1)
+        if broken := int((~largest.isfinite() | (largest == 0)).sum()):
+            raise Diverged(f"{broken} of {len(indices)} embeddings are zero or not finite, so nothing can be scored")
+        return embeddings
+
+    def scores(self, name: str) -> tuple[dict[str, float], dict[str, float]]:
+        """Return scores and spread of a split other than the test split; ({}, {}) if the split is empty."""
+        part = self.part(name)
+        if not len(part.indices):
+            return {}, {}
+        embeddings = self.embed(part.indices)
+        values = retrieval.evaluate(embeddings, part.labels, ks=self.scored.ks[name]).values
+        return values, spread(embeddings.cpu().numpy()) if self.trial.arm.at != "floor" else {}
+
+
+@lru_cache(maxsize=1)
+def evaluator_faults() -> tuple[rules.Finding, ...]:
+    """Return the faults of the evaluator (FAIR-16 to 18); checked once per process, in a few tenths of a second."""
+    return rules.over_evaluator(retrieval.evaluate, conformance)
+
+
+def raise_errors(findings: Sequence[rules.Finding]) -> None:
+    """Raise Unfair with the findings that forbid the trial, if there are any."""
+    if errors := [finding.sentence for finding in findings if finding.severity == "E"]:
+        raise Unfair("\n  ".join(errors))
+
+
+@lru_cache(maxsize=4)
+def _dataset(name: str, options: tuple[tuple[str, Any], ...], data: Path | None, cache: Path | None) -> Dataset:
+    return datasets.load(name, data=data, cache=cache, **dict(options))
+
+
+def open_dataset(choice: Choice, data: Path | None = None, cache: Path | None = None) -> Dataset:
+    """Open and check a dataset, once per process for all of its trials."""
+    return _dataset(choice.name, tuple(sorted(choice.options.items())), data, cache)
+
+
+def images_of(
+    trial: Trial, dataset: Dataset, sources: Sources, announce: Callable[[str], None] | None = None
+) -> Images | Originals:
+    """Return the images of a trial: decoded (now, if they are not in the cache), or as files."""
+    cache = sources.cache or default_folder()
+    if trial.images.path == "classical":
+        return Originals(dataset, contents(dataset, cache))
+    return open_images(dataset, trial.images.stored_px, cache, announce=announce)
+
+
+def prepare_images(trials: Sequence[Trial], sources: Sources, announce: Callable[[str], None]) -> None:
+    """Decode the images that these trials need and this machine lacks, so that no trial waits for another.
+
+    `announce` is called with the disk space needed before it is used. Raises DatasetError naming every unreadable
+    image, and CacheError if the decoded images do not fit on the disk.
+    """
+    for trial in {(t.dataset.model_dump_json(), t.images): t for t in trials}.values():
+        images_of(trial, open_dataset(trial.dataset, sources.data, sources.cache), sources, announce)
+
+
+def split_of(dataset: Dataset, protocol: Protocol, fold: int | None = None, folds: int | None = None) -> np.ndarray:
+    """Return the split (n,) of a dataset under a protocol: train, test, and validation if it selects an epoch.
+
+    Under cross-validation, return the split of fold `fold` of 1 … `folds`.
+    """
+    if protocol.validation_share == 0:
+        return splits.no_validation(dataset)
+    if folds is not None:
+        return splits.fold_validation(dataset, fold, folds)
+    return splits.fair_validation(dataset, protocol.validation_share)
+
+
+def scores_of(trial: Trial, dataset: Dataset, split: np.ndarray) -> scorable.Scores:
+    """Return what a trial will score of a dataset under `split` (n,)."""
+    return scorable.scores(dataset, split, trial.ks, PROTOCOLS[trial.protocol].reads_test)
+
+
+def splits_of(dataset: Dataset, trials: Sequence[Trial]) -> Iterator[tuple[list[Trial], np.ndarray]]:
+    """Yield each split (n,) that these trials of one dataset use, with the trials that score it alike.
+
+    Raises DatasetError if the dataset cannot be split that way.
+    """
+    users: dict[tuple, list[Trial]] = {}
+    for trial in trials:
+        users.setdefault((trial.protocol, trial.fold, trial.folds, trial.ks), []).append(trial)
+    for (protocol, fold, folds, _), same in users.items():
+        yield same, split_of(dataset, PROTOCOLS[protocol], fold, folds)
+
+
+def build_embedder(trial: Trial) -> Embedder:
+    """Build the network of a trial. Its initial weights depend on seed, dataset and backbone, never on the arm."""
+    generator = torch.Generator().manual_seed(
+        stream(trial.seed, trial.dataset.name, trial.backbone.name, "initial weights")
+    )
+    return Embedder(
+        trial.backbone.name,
+        dim=trial.model.dim,
+        pooling=trial.model.pooling,
+        norm=trial.model.norm,
+        pretrained=trial.backbone.pretrained,
+        options=trial.backbone.options,
+        mean=trial.backbone.mean,
+        std=trial.backbone.std,
+        interpolation=trial.backbone.interpolation,
+        side_px=trial.images.side_px,
+        generator=generator,
+    )
+
+
+def training_classes(trial: Trial, sources: Sources) -> int:
+    """Return how many classes a trial trains on."""
+    dataset = open_dataset(trial.dataset, sources.data, sources.cache)
+    split = split_of(dataset, PROTOCOLS[trial.protocol], trial.fold, trial.folds)
+    return len(np.unique(dataset.labels[split == "train"]))
+
+
+def build_criterion(trial: Trial, num_classes: int) -> nn.Module:
+    """Build the loss of a trial, inside Metrix if its arm says so.
+
+    Proxies depend on (seed, loss), and λ on (seed, "metrix").
+    """
+    arm, seed = trial.arm, trial.seed
+    generator = torch.Generator().manual_seed(stream(seed, arm.loss, "proxies"))
+    create = pml.create if arm.loss.startswith(pml.PREFIX) else baselines.create
+    loss = create(arm.loss, num_classes=num_classes, dim=trial.model.dim, generator=generator, **arm.options)
+    if arm.metrix is None:
+        return loss
+    generator = torch.Generator().manual_seed(stream(seed, "metrix"))
+    return metrix.Metrix(loss, **arm.metrix.model_dump(), generator=generator)
+
+
+def augmentation(trial: Trial, model: nn.Module, dataset: Dataset) -> Augmentation:
+    """Return the crops and flips of a trial, normalised for its weights; plain images in [0, 1] for `pixels`."""
+    images = trial.images
+    if trial.arm.loss == "pixels":
+        return Augmentation(images.side_px, mean=(0.0,) * 3, std=(1.0,) * 3, centre_share=images.centre_share)
+    return Augmentation(
+        images.side_px,
+        mean=model.mean,
+        std=model.std,
+        interpolation=model.interpolation,
+        crop_scale=images.crop_scale,
+        crop_ratio=images.crop_ratio,
+        flip=dataset.mirrored if images.flip == "auto" else images.flip,
+        centre_share=images.centre_share,
+    )
