@@ -14,7 +14,8 @@ from harness.leaderboard import published, tables
 from harness.leaderboard.comparisons import ALPHA, MARKS_FROM
 from harness.leaderboard.statistics import holm, paired_difference, places
 from harness.leaderboard.tables import Block, Cell, Row
-from harness.runs.record import Failure, Record, Run
+from harness.runs.record import Failure, Record
+from harness.runs.run import Run
 
 
 def audit(run: Run) -> tuple[Finding, ...]:

@@ -18,8 +18,11 @@ from harness import registry
 from harness.config import Grid, GridError, Images, Trial, grids, set_twice, texts
 from harness.data.cache import default_folder
 from harness.errors import UserError
+from harness.fairness.comparability import differences
 from harness.runs import storage
-from harness.runs.record import Record, Run, RunError, differences
+from harness.runs.errors import RunError
+from harness.runs.record import Record
+from harness.runs.run import Run
 
 if TYPE_CHECKING:
     from harness.launch.plan import Plan

@@ -24,10 +24,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.runs import storage
+from harness.runs import files, patience
 
 if TYPE_CHECKING:
-    from harness.runs.record import Run
+    from harness.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Ledger:
                 _append(file, ("\n" if cut_off else "").encode() + _line(entry))
             return text
 
-        return _parsed(storage.patiently(attempt, self.path))
+        return _parsed(patience.patiently(attempt, self.path))
 
     def _parsed(self) -> tuple[tuple[Entry, ...], tuple[int, ...]]:
         return _parsed(self.path.read_bytes() if self.path.exists() else b"")
@@ -131,7 +131,7 @@ class Ledger:
     @contextmanager
     def _locked(self) -> Iterator[int]:
         """An open descriptor that only this caller holds; the kernel releases it when the process dies."""
-        storage.make(self.path.parent)
+        files.make(self.path.parent)
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -173,7 +173,7 @@ class _ObjectLedger(Ledger):
     def _enter(self, entry: Entry) -> tuple[tuple[Entry, ...], tuple[int, ...]]:
         cell = hashlib.sha256(entry.cell.encode()).hexdigest()[:16]
         mine = self.path / f"{cell}-{time.time_ns()}-{secrets.token_hex(4)}.json"
-        storage.put(mine, lambda aside: aside.write_bytes(_line(entry)))
+        files.put(mine, lambda aside: aside.write_bytes(_line(entry)))
         self._run.push(mine)
         return self._parsed(f"{cell}-", without=mine)
 

@@ -22,11 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from harness.config import Grid, Trial
+from harness.fairness.comparability import conflicts
 from harness.launch import environment, supervise
 from harness.launch.supervise import supervised
-from harness.runs import storage
+from harness.runs import patience
+from harness.runs.errors import RunError
 from harness.runs.live import Journal, Together, Unseen, View
-from harness.runs.record import Failure, Record, Run, RunError, conflicts
+from harness.runs.record import Failure, Record
+from harness.runs.run import Run
 
 if TYPE_CHECKING:
     from harness.launch.cluster import Cluster
@@ -146,7 +149,7 @@ def ready(out: str | Path, notes: list[str]) -> Run:
     """The run at `out`, ready to be written, and the same that a driver before this one worked in."""
     run = Run(out, notes.append, identity=supervise.known_run())
     if run.identity is not None:
-        storage.patiently(lambda: None, run.folder)
+        patience.patiently(lambda: None, run.folder)
     else:
         run.require_own()
     run.prepare()

@@ -17,8 +17,10 @@ from harness.fairness.protocols import FAIR
 from harness.launch import packing
 from harness.launch.cluster import ray
 from harness.launch.queue import FINAL
-from harness.runs import storage
-from harness.runs.record import Run, RunError, now
+from harness.runs import files, patience
+from harness.runs.errors import RunError
+from harness.runs.record import now
+from harness.runs.run import Run
 from harness.training.trial import kind_of, steps
 
 
@@ -110,14 +112,14 @@ class Log:
 
     def __init__(self, run: Run, trial: Trial):
         self._run, self._path = run, run.log_path(trial.id)
-        self._file: TextIO = storage.patiently(self._opened, self._path)
+        self._file: TextIO = patience.patiently(self._opened, self._path)
         self._errors = os.dup(2)
         os.dup2(self._file.fileno(), 2)
         self._pushed, self._seconds = 0.0, 0.0
-        storage.waiting[:] = [self._wait]
+        patience.waiting[:] = [self._wait]
 
     def _opened(self) -> TextIO:
-        storage.make(self._path.parent)
+        files.make(self._path.parent)
         return self._path.open("a", buffering=1, encoding="utf-8")
 
     def say(self, text: str) -> None:
@@ -149,7 +151,7 @@ class Log:
 
     def close(self) -> None:
         self.unwatch()
-        storage.waiting.clear()
+        patience.waiting.clear()
         os.dup2(self._errors, 2)
         os.close(self._errors)
         try:

@@ -19,7 +19,7 @@ from typing import Any
 from harness.launch.queue import Bundle
 from harness.launch.scratch import scratch, sweep
 from harness.launch.supervise import Unreachable
-from harness.runs.record import RunError
+from harness.runs.errors import RunError
 
 try:
     import ray

@@ -28,9 +28,11 @@ from harness.launch.plan import relative_costs
 from harness.launch.queue import FINAL, Bundle, Entry, Queue
 from harness.launch.scratch import scratch
 from harness.launch.supervise import Unreachable
-from harness.runs import storage
+from harness.runs import patience
+from harness.runs.errors import RunError
 from harness.runs.live import Unseen, View
-from harness.runs.record import Failure, Run, RunError
+from harness.runs.record import Failure
+from harness.runs.run import Run
 from harness.training.trial import Sources, training_classes
 
 DRIVER_ATTEMPTS = 3  # a crash of Tune's controller is survived, unless so many come without a trial between
@@ -496,7 +498,7 @@ def _error_text(trial: "tune.experiment.Trial") -> str:
 def _look_around() -> None:
     """See which nodes have come or gone, and which trials hang; called all the time."""
     cluster = _watch.cluster
-    overdue_s = _watch.timeout_s + storage.longest_wait_s() + GRACE_S
+    overdue_s = _watch.timeout_s + patience.longest_wait_s() + GRACE_S
     for trial_id in [t for t in _watch.queue.out if t in _watch.actors and _silent_s(t) > overdue_s]:
         _end_process(trial_id)
     if not cluster.shared:

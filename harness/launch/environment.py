@@ -7,7 +7,7 @@ is; in both cases nobody gets in without its token.
 import os
 import sys
 
-from harness.runs.record import RunError
+from harness.runs.errors import RunError
 
 SAFE = {"RAY_AUTH_MODE": "token"}  # whatever the environment says
 ALWAYS = {

@@ -17,7 +17,7 @@ from harness.config import Choice, Trial
 from harness.data.cache import default_folder
 from harness.data.datasets import DatasetError
 from harness.runs.provenance import PACKAGES, code_digest, provenance
-from harness.runs.record import Run
+from harness.runs.run import Run
 from harness.training import checkpoint
 from harness.training.trial import Sources, open_dataset, prepare_images
 

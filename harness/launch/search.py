@@ -13,7 +13,9 @@ from typing import Any
 from harness import registry
 from harness.config import Search, Trial
 from harness.fairness.protocols import SEARCH
-from harness.runs.record import Record, Run, RunError, write_json
+from harness.runs.errors import RunError
+from harness.runs.record import Record, write_json
+from harness.runs.run import Run
 from harness.streams import stream
 
 Space = dict[str, dict[str, Any]]

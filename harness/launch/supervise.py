@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.launch.scratch import scratch
-from harness.runs.record import RunError
+from harness.runs.errors import RunError
 
 REPORT = "METRIX_BENCH_REPORT"  # names the file in which a child says how it ended
 BACK_WITHIN_S = 1800.0  # a head that is gone for longer is not waited for

@@ -20,7 +20,9 @@ from harness.fairness import rules
 from harness.leaderboard import published, tables
 from harness.leaderboard.tables import Block, Leaderboard, ReportError, Row
 from harness.runs import outcomes
-from harness.runs.record import Failure, Record, Run, RunError
+from harness.runs.errors import RunError
+from harness.runs.record import Failure, Record
+from harness.runs.run import Run
 
 RECORDS: dict[str, Callable[[Trial], str]] = {
     "dataset": lambda trial: trial.dataset.name,

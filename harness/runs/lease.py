@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 
-from harness.runs.storage import Bucket, Folder, RunError, alive, this_boot, this_host
+from harness.runs.errors import RunError
+from harness.runs.process import alive, this_boot, this_host
+from harness.runs.storage import Bucket, Folder
 
 NAME = "driver.json"
 EVERY_S = 5.0

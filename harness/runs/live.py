@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from harness.config import Trial
-from harness.runs.record import Run, RunError, now
+from harness.runs.errors import RunError
+from harness.runs.record import now
+from harness.runs.run import Run
 
 JOURNAL_EVERY_S = 3.0
 SILENT_AFTER_S = 60.0  # a driver that has not written for this long has stopped, or has lost its storage

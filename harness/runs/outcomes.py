@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.runs.storage import RunError
+from harness.runs.errors import RunError
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what a damaged file of arrays raises
 

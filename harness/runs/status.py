@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.runs.live import SILENT_AFTER_S
-from harness.runs.record import Record, Run
+from harness.runs.record import Record
+from harness.runs.run import Run
 
 
 def drives(run: Run) -> str | None:

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.errors import UserError
-from harness.runs import storage
+from harness.runs import files
+from harness.runs.errors import StorageError
 
 FORMAT = "metrix-bench checkpoint 1"
 
@@ -35,7 +36,7 @@ def save(path: Path | str, sections: Mapping[str, Any], meta: Mapping[str, Any])
     They come back from `load` with the same types, keys and bits, tensors on the CPU in the layout they had
     (contiguous or channels last). Tensors that are one (tied weights) are stored once. Raises CheckpointError for
     anything else, and when the disk is not writable or stays full for longer than patience lasts
-    (`storage.patiently`): a previous checkpoint is then still there.
+    (`patience.patiently`): a previous checkpoint is then still there.
     """
     path = Path(path)
     tensors: dict[str, Tensor] = {}
@@ -45,8 +46,8 @@ def save(path: Path | str, sections: Mapping[str, Any], meta: Mapping[str, Any])
     )
     metadata = {"format": FORMAT, "content": content, "crc32": _checksum(content, tensors)}
     try:
-        storage.put(path, lambda aside: save_file(tensors, aside, metadata))
-    except (OSError, SafetensorError, storage.StorageError) as error:
+        files.put(path, lambda aside: save_file(tensors, aside, metadata))
+    except (OSError, SafetensorError, StorageError) as error:
         raise CheckpointError(f"cannot write the checkpoint {path}: {error}; a previous one is intact") from error
 
 

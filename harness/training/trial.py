@@ -39,9 +39,10 @@ from harness.evaluation.spread import spread
 from harness.fairness import rules
 from harness.fairness.ledger import Ledger
 from harness.fairness.protocols import FAIR, PROTOCOLS, Protocol
+from harness.runs.errors import StorageError
 from harness.runs.provenance import provenance, training_versions
-from harness.runs.record import Cost, Data, Epoch, Record, Run, least_recall, now, write_json
-from harness.runs.storage import StorageError
+from harness.runs.record import Cost, Data, Epoch, Record, least_recall, now, write_json
+from harness.runs.run import Run
 from harness.streams import stream
 from harness.training import checkpoint, memory, models, parallel, pml
 from harness.training.chunked import Chunked, out_of_memory

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from harness.runs.record import Run
+from harness.runs.run import Run
 
 
 def records(folder: Path) -> dict[str, dict]:

@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 from pyarrow.fs import FileSelector, FileSystem
 
-from harness.runs.record import Run
+from harness.runs.run import Run
 from tests.cluster.books import processes, records, scores, wrong
 from tests.cluster.conftest import TRIALS
 from tests.cluster.machines import ROOT, Machines

@@ -16,7 +16,8 @@ import torch
 from PIL import ImageDraw, ImageFont
 
 from harness.config import Arm, Backbone, Choice, Images, Model, Training, Trial
-from harness.runs.record import Record, Run
+from harness.runs.record import Record
+from harness.runs.run import Run
 from harness.training.trial import Sources, steps
 from tests.performance._clock import Spread
 from tests.performance._pictures import photograph

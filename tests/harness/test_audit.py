@@ -11,7 +11,8 @@ from harness.config import Choice, Grid
 from harness.fairness.ledger import Ledger
 from harness.fairness.rules import over_tables
 from harness.leaderboard import tables
-from harness.runs.record import Run, write_json
+from harness.runs.record import write_json
+from harness.runs.run import Run
 from harness.training.trial import run_trial
 
 SPACE = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}, "loss.margin": {"low": 0.0, "high": 0.9}}

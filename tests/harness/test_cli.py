@@ -11,7 +11,7 @@ import pytest
 from harness.cli import main
 from harness.config import grids
 from harness.runs import storage
-from harness.runs.record import Run
+from harness.runs.run import Run
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -9,7 +9,7 @@ import pytest
 
 from harness.cli import main
 from harness.config import Grid
-from harness.runs.record import Run
+from harness.runs.run import Run
 
 TINY = """
 name: mine
@@ -279,7 +279,7 @@ def test_a_damaged_record_stays_where_nothing_can_be_moved(said, monkeypatch):
     def closed(*_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("harness.runs.record.storage.make", closed)
+    monkeypatch.setattr("harness.runs.files.make", closed)
     code, text = said("status", "base")
     assert (code, "its trial runs again (it stays where it is: Permission denied)\n" in text) == (0, True)
     assert path.exists()

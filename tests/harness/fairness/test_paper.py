@@ -7,7 +7,7 @@ import pytest
 from harness.config import Backbone, Grid
 from harness.launch.plan import make_plan
 from harness.leaderboard import tables
-from harness.runs.record import Run
+from harness.runs.run import Run
 from harness.training.trial import Sources, steps
 
 SMALL = [

@@ -8,7 +8,7 @@ import pytest
 from harness.audit import audit
 from harness.config import Backbone, Choice
 from harness.launch import early, environment, supervise, tidy
-from harness.runs.record import Run
+from harness.runs.run import Run
 from harness.training.trial import Sources
 from tests.harness.pictures import class_folders
 

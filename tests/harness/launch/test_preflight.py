@@ -7,7 +7,7 @@ import pytest
 
 from harness.config import Choice
 from harness.launch.preflight import facts, mismatches
-from harness.runs.record import Run
+from harness.runs.run import Run
 from harness.training.trial import Sources
 
 

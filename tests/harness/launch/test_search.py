@@ -12,7 +12,8 @@ from harness.fairness import rules
 from harness.launch.plan import refusal
 from harness.launch.search import space, tune
 from harness.leaderboard.tables import leaderboard
-from harness.runs.record import Run, RunError
+from harness.runs.errors import RunError
+from harness.runs.run import Run
 from harness.training.trial import objective
 
 SETTINGS = Search(trials=6, round_of=2, search_seed=99)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from harness.config import Choice
+from harness.fairness.comparability import conflicts
 from harness.fairness.rules import over_records
 from harness.leaderboard.collection import collect, trace
 from harness.leaderboard.tables import leaderboard
@@ -13,7 +14,8 @@ from harness.reports import _columns
 from harness.reports._gallery import with_gallery
 from harness.runs import outcomes
 from harness.runs.folds import by_seed, named
-from harness.runs.record import Cost, Failure, Run, conflicts
+from harness.runs.record import Cost, Failure
+from harness.runs.run import Run
 from harness.training.trial import open_dataset, splits_of
 from harness.verify import verify
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from harness.runs import lease
-from harness.runs.record import Run, RunError
+from harness.runs.errors import RunError
+from harness.runs.run import Run
 
 BEAT_S = 0.3
 HOLDER = """
 import sys, time
-from harness.runs.record import Run
+from harness.runs.run import Run
 run = Run(sys.argv[1])
 run.prepare()
 with run.lock(host=sys.argv[2] or None, every_s=float(sys.argv[3])) as held:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from harness.runs.live import Journal, Tally, Together, Unseen
-from harness.runs.record import Run
+from harness.runs.run import Run
 from harness.runs.status import status
 
 

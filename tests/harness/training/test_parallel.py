@@ -16,7 +16,7 @@ import metrix
 from harness.config import Choice, Model
 from harness.data.images import Originals
 from harness.data.loading import Augmentation
-from harness.runs.record import Run
+from harness.runs.run import Run
 from harness.training import checkpoint, parallel
 from harness.training.chunked import Chunked
 from harness.training.models import Embedder

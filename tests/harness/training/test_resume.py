@@ -9,8 +9,10 @@ import torch
 from harness.audit import audit
 from harness.config import Backbone, Choice, Grid
 from harness.launch import comparable, run_grid
-from harness.runs import storage
-from harness.runs.record import Run, RunError
+from harness.runs import files, storage
+from harness.runs.bucket import Bucket
+from harness.runs.errors import RunError
+from harness.runs.run import Run
 from harness.training import checkpoint, memory, models
 from harness.training import loop as train
 from harness.training import trial as trials
@@ -198,11 +200,11 @@ def test_what_trains_is_there_and_reports_are_no_part_of_it():
 # the moment of the crash
 
 
-class LocalBucket(storage.Bucket):
+class LocalBucket(Bucket):
     """A bucket that is a folder of this machine; each life of the process has a working copy of its own."""
 
     def prepare(self):
-        storage.make(self.folder)
+        files.make(self.folder)
 
     def _put(self, key, content):
         self._opened[0].create_dir(key.rpartition("/")[0])
@@ -225,7 +227,7 @@ class Lives:
         monkeypatch.setattr(trials.Bench, "scores", lambda bench, name: self.scores(bench))
         monkeypatch.setattr(train, "_shown", self.shown)
         if bucket:
-            monkeypatch.setattr(storage.Bucket, "_send", self.counted(storage.Bucket._send))
+            monkeypatch.setattr(Bucket, "_send", self.counted(Bucket._send))
             monkeypatch.setattr(storage, "of", lambda place, copy=None: LocalBucket(place, self.copy))
         else:
             monkeypatch.setattr(checkpoint, "save", self.counted(checkpoint.save))
