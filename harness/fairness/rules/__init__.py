@@ -27,7 +27,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness import registry
-from harness.fairness.rules._subjects import Average, Number, RankTest, Results, Study, Table, factors_of
+from harness.fairness.comparability import factors_of
+from harness.fairness.rules._subjects import Average, Number, RankTest, Results, Study, Table
 
 if TYPE_CHECKING:
     import numpy as np

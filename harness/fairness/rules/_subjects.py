@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from harness.config import FLOORS, Trial
+from harness.fairness.comparability import Comparable, Entry, Place, comparable_tables, place_of
 from harness.fairness.protocols import PROTOCOLS
 from harness.runs.folds import by_seed
 from harness.runs.record import Failure, Record
@@ -17,7 +17,6 @@ from harness.runs.record import Failure, Record
 if TYPE_CHECKING:
     from harness.fairness.ledger import Ledger
 
-Place = tuple[str, str]  # dataset, backbone
 UNTRAINED = FLOORS[0]
 
 
@@ -36,52 +35,39 @@ class Results:
         return tuple(r for r in self.records if r.trial.protocol not in PROTOCOLS or _reads_test(r.trial))
 
     @cached_property
-    def tables(self) -> tuple[Comparable, ...]:
-        """Tested records, one a seed, by what they may be compared with, the largest table of each place first.
+    def tables(self) -> tuple[RecordTable, ...]:
+        """Tested records, one a seed, grouped by what they may be compared with; the largest of each place first.
 
-        Floors are not among the records of a table; the untrained network goes to every table that starts from it.
+        Of the floors, only the untrained network belongs to a table: the one that training starts from.
         """
-        tables: dict[str, Comparable] = {}
-        records = by_seed(self.tested).records
-        for record in records:
-            if record.level != "floor":
-                factors = factors_of(record)
-                key = json.dumps(factors, sort_keys=True, default=str)
-                tables.setdefault(key, Comparable(place_of(record.trial), factors)).records.append(record)
-        for record in records:
-            if record.arm == UNTRAINED:
-                for table in tables.values():
-                    table.start_from(record)
-        return tuple(sorted(tables.values(), key=lambda table: (table.place, -len(table.records))))
+        records = [r for r in by_seed(self.tested).records if r.level != "floor" or r.arm == UNTRAINED]
+        tables = comparable_tables([Entry(r.trial, r.arm, r.level, r) for r in records])
+        found = [RecordTable.of(table) for table in tables]
+        return tuple(sorted((t for t in found if t.records), key=lambda t: (t.place, -len(t.records))))
 
 
-@dataclass
-class Comparable:
-    """Records that may stand in one table: one dataset, one backbone, one value of each shared factor."""
+@dataclass(frozen=True)
+class RecordTable:
+    """The records of a table of comparable numbers, without floors.
+
+    untrained  by seed, the test record of the network before training
+    """
 
     place: Place
     factors: dict[str, Any]
-    records: list[Record] = field(default_factory=list)
-    untrained: dict[int, Record] = field(default_factory=dict)  # seed → the network before training, tested
+    records: tuple[Record, ...]
+    untrained: dict[int, Record]
+
+    @classmethod
+    def of(cls, table: Comparable[Entry]) -> RecordTable:
+        """Return the records of a table in which every entry has one."""
+        records = [entry.record for entry in table.entries if entry.record is not None]
+        untrained = {record.trial.seed: record for record in records if record.arm == UNTRAINED}
+        return cls(table.place, table.factors, tuple(r for r in records if r.level != "floor"), untrained)
 
     @property
     def name(self) -> str:
         return "/".join(self.place)
-
-    def start_from(self, untrained: Record) -> None:
-        """Take the record of an untrained network if this table's training began there.
-
-        It did if all settings but those of training agree. Of two records of a seed, the one whose training settings
-        agree too is taken.
-        """
-        if place_of(untrained.trial) != self.place:
-            return
-        factors = {key: value for key, value in factors_of(untrained).items() if key != "weights"}
-        differing = [key for key, value in factors.items() if self.factors.get(key, value) != value]
-        if all(key.startswith("training.") for key in differing):
-            if not differing:
-                self.untrained[untrained.trial.seed] = untrained
-            self.untrained.setdefault(untrained.trial.seed, untrained)
 
     @cached_property
     def arms(self) -> dict[str, dict[int, Record]]:
@@ -97,27 +83,9 @@ class Comparable:
         return {record.arm: record.baseline for record in self.records if record.baseline != record.arm}
 
 
-def place_of(trial: Trial) -> Place:
-    """(dataset, backbone)"""
-    return trial.dataset.name, trial.backbone.name
-
-
 def cell_of(record: Record) -> str:
     """`glyphs/test_resnet/contrastive+embedding`, what seeds repeat."""
     return "/".join((*place_of(record.trial), record.arm))
-
-
-def factors_of(record: Record) -> dict[str, Any]:
-    """Whatever must be equal for two numbers to stand in one table (FAIR-08, FAIR-25)."""
-    data, origin = record.data, record.provenance
-    factors = dict(record.trial.shared)
-    factors |= {f"protocol.{key}": value for key, value in record.protocol.items()}
-    factors |= {"evaluator": origin.get("evaluator"), "weights": record.weights}
-    for name in ("index_fingerprint", "pixel_fingerprint", "split_fingerprint"):
-        factors[f"data.{name}"] = getattr(data, name)
-    if record.trial.backbone.pretrained:
-        factors["weights_digest"] = origin.get("initial_weights")
-    return factors
 
 
 def _reads_test(trial: Trial) -> bool:

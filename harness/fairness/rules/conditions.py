@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import SHARED_BY_A_LOSS
 from harness.errors import some
+from harness.fairness.comparability import differing, factors_of
 from harness.fairness.rules import Results, Table, rule
-from harness.fairness.rules._subjects import Comparable, cell_of, factors_of, ids
+from harness.fairness.rules._subjects import RecordTable, cell_of, ids
 
 if TYPE_CHECKING:
     from harness.runs.record import Record
@@ -77,12 +78,12 @@ def shared_factors(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     Backbone, weights, dimension, pooling, resolution, augmentation, optimiser, epochs, batch: each of them moves the
     score by more than most methods do. Rows that differ in one stand in a table of their own.
     """
-    largest: dict[tuple[str, str], Comparable] = {}
+    largest: dict[tuple[str, str], RecordTable] = {}
     for table in results.tables:
         first = largest.setdefault(table.place, table)
         if first is not table:
             said = some(
-                [_differing(key, table.factors, first.factors) for key in _keys(table.factors, first.factors)]
+                [_differing(key, table.factors, first.factors) for key in differing(table.factors, first.factors)]
             )
             n = f"{len(table.records)} record{'s' * (len(table.records) > 1)}"
             yield f"{table.name}: {n} with {said}: moved to their own table.", ids(table.records)
@@ -185,10 +186,6 @@ def _majority(records: Iterable[Record]) -> tuple[dict[str, Any], dict[str, dict
     usual = {key: max(by_value, key=lambda value: len(by_value[value])) for key, by_value in values.items()}
     others = {key: {v: r for v, r in by_value.items() if v != usual[key]} for key, by_value in values.items()}
     return {key: known[key, value] for key, value in usual.items()}, {k: v for k, v in others.items() if v}
-
-
-def _keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    return [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
 
 
 def _differing(key: str, one: dict[str, Any], other: dict[str, Any]) -> str:
