@@ -672,7 +672,7 @@ def stop_command(arguments: argparse.Namespace) -> int:
     if (driver := drives(run)) is None:
         print(f"{run.place}: nothing runs here")
         return OK
-    run.ask_to_stop()
+    run.request_stop()
     print(f"{run.place}: {driver} was asked to stop; it keeps what the running trials have done so far")
     return OK
 

@@ -27,7 +27,8 @@ from harness.launch import environment, supervise
 from harness.launch.supervise import supervised
 from harness.runs import patience
 from harness.runs.errors import RunError
-from harness.runs.live import Journal, Together, Unseen, View
+from harness.runs.journal import Journal
+from harness.runs.live import Together, Unseen, View
 from harness.runs.record import Failure, Record
 from harness.runs.run import Run
 
@@ -79,7 +80,7 @@ def run_grid(
     the plan to run now.
 
     Raises GridError before anything runs when the grid cannot run, RunError when the folder is in use, not writable,
-    or holds results of other settings, and when a node is unfit. Ctrl-C, and `Run.ask_to_stop` from anywhere, ends
+    or holds results of other settings, and when a node is unfit. Ctrl-C, and `Run.request_stop` from anywhere, ends
     the running epochs' trials, keeps everything, and returns with `interrupted` set.
     """
     environment.prepare(address)
@@ -160,7 +161,7 @@ def tidy(run: Run) -> None:
     """Clear away what a driver that died has left, and what was asked of one that ended."""
     run.sweep()
     if supervise.known_run() is None:
-        run.forget_stop()  # of a run before; one that follows a lost driver may have been asked meanwhile
+        run.clear_stop_request()  # of a run before; one that follows a lost driver may have been asked meanwhile
     supervise.remember_run(run.identity)
 
 
@@ -174,14 +175,16 @@ def watched(
 ) -> Iterator[View]:
     """What tells the screen and the run folder how the run goes on; all else that is printed goes to driver.log."""
     with quiet(run.folder / "driver.log") as screen:
-        journal = Journal(run, about, interrupt, lost=lambda: held.lost)
+        journal, failure = Journal(run, about, interrupt, lost=lambda: held.lost), None
         try:
             yield Together(watch(screen) if watch else Unseen(), journal)
-        except KeyboardInterrupt:
-            require(held, run)  # nobody pressed a key: the journal interrupts a run that was lost
+        except BaseException as error:
+            failure = error
+            if isinstance(error, KeyboardInterrupt):
+                require(held, run)  # nobody pressed a key: the journal interrupts a run that was lost
             raise
         finally:
-            journal.close()
+            journal.close(failure)
 
 
 def require(held: Lease, run: Run) -> None:
@@ -195,7 +198,7 @@ def require(held: Lease, run: Run) -> None:
 def conclude(run: Run, held: Lease) -> None:
     """Leave the run folder as it should be found. Raises RunError where another driver has it by now."""
     require(held, run)
-    run.forget_stop()
+    run.clear_stop_request()
     run.sweep(ended=True)
     run.push(run.folder / "driver.log")
 

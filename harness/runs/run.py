@@ -276,15 +276,15 @@ class Run:
         content = self._small("state.json", {"state", "driver", "updated"})
         return (content, self._storage.age_s("state.json")) if content else None
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Ask the driver, wherever it runs, to end the run cleanly."""
         self._storage.write("stop", now().encode())
 
-    def asked_to_stop(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether somebody asked the driver to stop."""
         return self._storage.read("stop") is not None
 
-    def forget_stop(self) -> None:
+    def clear_stop_request(self) -> None:
         """Nobody asks any more."""
         self._storage.delete("stop")
 

@@ -7,7 +7,7 @@ after.
 from dataclasses import dataclass
 from typing import Any
 
-from harness.runs.live import SILENT_AFTER_S
+from harness.runs.journal import SILENT_AFTER_S
 from harness.runs.record import Record
 from harness.runs.run import Run
 
@@ -75,7 +75,9 @@ def _of_the_driver(state: dict[str, Any], age_s: float, alive: bool) -> list[str
             f"driver: {state['driver']} was last {heard}: it is gone, or has lost its storage; the same command "
             "continues"
         ]
-    return [f"driver: none; the last one, {state['driver']}, {state['state']} at {state['updated']}"]
+    ended = "stopped with an error" if state["state"] == "failed" else state["state"]
+    reason = f": {state['reason']}" if state.get("reason") else ""
+    return [f"driver: none; the last one, {state['driver']}, {ended} at {state['updated']}{reason}"]
 
 
 def _of_time(state: dict[str, Any], alive: bool, records) -> list[str]:
@@ -87,7 +89,7 @@ def _of_time(state: dict[str, Any], alive: bool, records) -> list[str]:
         said.append(
             f"time left: about {_hours(left)} on {state['slots']} slots"
             if left is not None
-            else "time left: unknown until an epoch has ended"
+            else "time left: estimating"
         )
     return said
 

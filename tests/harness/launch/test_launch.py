@@ -171,12 +171,12 @@ def test_what_was_asked_of_an_earlier_run_is_forgotten_but_not_what_a_lost_drive
     monkeypatch.setenv(supervise.REPORT, str(tmp_path / "report"))
     run = Run(tmp_path / "run")
     run.prepare()
-    run.ask_to_stop()
+    run.request_stop()
     tidy(run)
-    assert not run.asked_to_stop()
-    run.ask_to_stop()  # while this driver was being lost
+    assert not run.stop_requested()
+    run.request_stop()  # while this driver was being lost
     tidy(run)
-    assert run.asked_to_stop()
+    assert run.stop_requested()
     assert supervise.known_run() == run.identity
 
 
