@@ -2,7 +2,11 @@
 
     environment   what ray reads when it is imported
     cluster       the machines: one alone or many, which of them are fit
-    engine        Tune, fed one trial at a time from the queue of `harness.launch.queue`
+    admission     which nodes are fit, and what a trial occupies on them
+    engine        submits trials until none is left
+    dispatch      which trial starts next, and what follows when one finishes, fails or hangs
+    adapters      Ray Tune's interfaces
+    signals       Ctrl-C and requests to stop
     actor         the process that runs trials
     supervise     a driver that is started again when the head of its cluster comes back
     remote        the same command on the head of a cluster, relayed
@@ -75,7 +79,7 @@ def run_grid(
     """Run what a grid lacks and return what there is.
 
     `out` is the run folder, or a bucket such as s3://bucket/run; `watch` makes a view on the stream it is given,
-    `track` names `engine.TRACKERS`. `address` is that of a ray cluster of which this machine is a node ("auto" or
+    `track` names `adapters.TRACKERS`. `address` is that of a ray cluster of which this machine is a node ("auto" or
     host:port), None a ray of this machine alone. `device` is "cpu" to leave GPUs alone. `only` says which trials of
     the plan to run now.
 
@@ -86,11 +90,12 @@ def run_grid(
     environment.prepare(address)
     began = time.perf_counter()
     with early(address) as cluster:
-        from harness.launch import engine
+        from harness.launch import adapters, signals
+        from harness.launch.engine import Engine
         from harness.launch.plan import Plan, make_plan
         from harness.training.trial import Sources
 
-        tracked = engine.trackers(track)
+        tracked = adapters.trackers(track)
         plan = make_plan(grid, data and Path(data), cache and Path(cache))
         notes = list(plan.notes)
         run = ready(out, notes)
@@ -106,24 +111,24 @@ def run_grid(
             before = comparable(run, grid, plan.trials, sources)
             about = {"grid": grid.name, "address": address}
             with (
-                watched(run, about, held, watch, engine.interrupt) as view,
-                closing(engine.Engine(sources, grid.resources, view, notes, tracked, address, cluster)) as motor,
+                watched(run, about, held, watch, signals.interrupt) as view,
+                closing(Engine(sources, grid.resources, view, notes, tracked, address, cluster)) as engine,
             ):
-                trials = motor.searched(grid, plan.trials, run) if grid.protocol == "tuned" else plan.trials
-                if not motor.interrupted:
+                trials = engine.search(grid, plan.trials, run) if grid.protocol == "tuned" else plan.trials
+                if not engine.interrupted:
                     if grid.protocol == "tuned":
                         refuse_other_settings(run, run.records(), grid, trials)
                     run.remember(grid, trials, plan.refused)
-                    motor.run([trial for trial in trials if only(trial)], run)
+                    engine.run([trial for trial in trials if only(trial)], run)
             conclude(run, held)
             records = tuple(run.records())
             return Outcome(
                 Plan(tuple(trials), plan.refused, plan.notes),
                 records,
                 tuple(run.failures()),
-                motor.interrupted,
+                engine.interrupted,
                 time.perf_counter() - began,
-                motor.slots,
+                engine.slots,
                 frozenset(record.id for record in records) - before,
             )
 

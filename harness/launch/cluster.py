@@ -380,5 +380,11 @@ def _silence() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+def last_line(error: object) -> str:
+    """Return the last line of an error, without the advice that ray adds for every conceivable cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].partition(" Worker exit type")[0] if lines else "no message"
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
