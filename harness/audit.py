@@ -23,7 +23,7 @@ def audit(run: Run) -> tuple[Finding, ...]:
 
     The records of a search (in `run`/search) are looked at too, but make no rows.
     """
-    asked, search = run.asked(), run.sub("search")
+    asked, search = run.requested(), run.sub("search")
     records, failures, searched = run.records(), run.failures(), search.records()
     board = tables.leaderboard(records, failures, asked.trials, asked.refused, published=published.load())
     found = [

@@ -461,7 +461,7 @@ def _retry(arguments: argparse.Namespace) -> int:
     if not failed:
         print(f"{run.place}: nothing has failed" + (f" with {arguments.only!r} in its id" if arguments.only else ""))
         return OK
-    if not (grids := run.asked().grids):
+    if not (grids := run.requested().grids):
         raise UserError(f"{run.place} remembers no grid: its trials ran one by one, as metrix-bench trial does")
     worst = OK
     for grid in grids:

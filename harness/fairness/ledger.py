@@ -123,7 +123,7 @@ class Ledger:
                 _append(file, ("\n" if cut_off else "").encode() + _line(entry))
             return text
 
-        return _parsed(patience.patiently(attempt, self.path))
+        return _parsed(patience.retry(attempt, self.path))
 
     def _parsed(self) -> tuple[tuple[Entry, ...], tuple[int, ...]]:
         return _parsed(self.path.read_bytes() if self.path.exists() else b"")
@@ -131,7 +131,7 @@ class Ledger:
     @contextmanager
     def _locked(self) -> Iterator[int]:
         """An open descriptor that only this caller holds; the kernel releases it when the process dies."""
-        files.make(self.path.parent)
+        files.make_folder(self.path.parent)
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

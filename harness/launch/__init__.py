@@ -155,7 +155,7 @@ def ready(out: str | Path, notes: list[str]) -> Run:
     """The run at `out`, ready to be written, and the same that a driver before this one worked in."""
     run = Run(out, notes.append, identity=supervise.known_run())
     if run.identity is not None:
-        patience.patiently(lambda: None, run.folder)
+        patience.retry(lambda: None, run.folder)
     else:
         run.require_own()
     run.prepare()
@@ -164,7 +164,7 @@ def ready(out: str | Path, notes: list[str]) -> Run:
 
 def tidy(run: Run) -> None:
     """Clear away what a driver that died has left, and what was asked of one that ended."""
-    run.sweep()
+    run.remove_scratch()
     if supervise.known_run() is None:
         run.clear_stop_request()  # of a run before; one that follows a lost driver may have been asked meanwhile
     supervise.remember_run(run.identity)
@@ -204,7 +204,7 @@ def conclude(run: Run, held: Lease) -> None:
     """Leave the run folder as it should be found. Raises RunError where another driver has it by now."""
     require(held, run)
     run.clear_stop_request()
-    run.sweep(ended=True)
+    run.remove_scratch(ended=True)
     run.push(run.folder / "driver.log")
 
 

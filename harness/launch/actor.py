@@ -131,14 +131,14 @@ class Log:
 
     def __init__(self, run: Run, trial: Trial):
         self._run, self._path = run, run.log_path(trial.id)
-        self._file: TextIO = patience.patiently(self._opened, self._path)
+        self._file: TextIO = patience.retry(self._opened, self._path)
         self._errors = os.dup(2)
         os.dup2(self._file.fileno(), 2)
         self._pushed, self._seconds = 0.0, 0.0
-        patience.waiting.append(self._restart_timer)
+        patience.on_pause.append(self._restart_timer)
 
     def _opened(self) -> TextIO:
-        files.make(self._path.parent)
+        files.make_folder(self._path.parent)
         return self._path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, text: str) -> None:
@@ -172,7 +172,7 @@ class Log:
 
     def close(self) -> None:
         """Give standard error back and store the log."""
-        patience.waiting.remove(self._restart_timer)
+        patience.on_pause.remove(self._restart_timer)
         os.dup2(self._errors, 2)
         os.close(self._errors)
         try:

@@ -350,7 +350,7 @@ def _require_answer(address: str) -> None:
 def _require_token(address: str, head: str) -> None:
     """Raise RunError unless the cluster turns away someone without a token.
 
-    Asked by another process, since ray knows one mode.
+    Requested by another process, since ray knows one mode.
     """
     without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     try:

@@ -56,7 +56,7 @@ def facts(
     """
     run, cache = Run(sources.out), sources.cache or default_folder()
     problems = []
-    if identity is not None and (wrong := run.seen_here(identity)):
+    if identity is not None and (wrong := run.problem_here(identity)):
         problems.append(wrong)
     visible = _gpus()
     if counted_gpus > visible and sources.device is None:

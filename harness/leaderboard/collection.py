@@ -125,7 +125,7 @@ def collect(
                     notes.append(_conflict(first, record, names[id(home[record.id])], names[id(run)]))
     if len(kept) > MANY:
         gc.freeze()  # what was read stays until the process ends: the collector need not walk it
-    asked = [run.asked() for run in runs]
+    asked = [run.requested() for run in runs]
     whole = Collection(
         records=tuple(kept.values()),
         failures=tuple(failure for run in runs for failure in run.failures()),

@@ -1,4 +1,4 @@
-"""A run in a bucket, with a working copy on each machine. This file is the only one that knows pyarrow."""
+"""A run in a bucket, with a working copy on each machine; the only file that imports pyarrow."""
 
 import errno
 import hashlib
@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from harness.data.cache import default_folder
 from harness.runs.errors import RunError, StorageError
-from harness.runs.files import make, put, scratch
-from harness.runs.patience import MARKER, patiently
+from harness.runs.files import make_folder, put, scratch_path
+from harness.runs.patience import MARKER, retry
 
 T = TypeVar("T")
 
@@ -24,10 +24,10 @@ THREADS = 32  # small objects cost a round trip each, not bandwidth
 
 
 class Bucket:
-    """A run that lies in a bucket, with a working copy in a folder of this machine.
+    """The storage of a run in a bucket, with a working copy in a folder of this machine.
 
-    A put is atomic: an object is the old or the new one. The copy's files carry the modification times of their
-    objects, so that only what changed is fetched again.
+    Replacing an object is atomic. Files of the copy have the modification times of their objects, so that only
+    changed objects are fetched again.
     """
 
     def __init__(self, url: str, copy: Path | None = None):
@@ -39,7 +39,7 @@ class Bucket:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        """The file system and the run's path in it."""
+        """The file system, and the path of the run in it."""
         fs = _pyarrow_fs()
         url, _, options = self.place.partition("?")
         if url.startswith("s3://") and "allow_delayed_open" not in options:
@@ -67,78 +67,80 @@ class Bucket:
         name = path.relative_to(self.folder).as_posix() if isinstance(path, Path) else path
         return f"{self._opened[1]}/{name}".removesuffix("/.")
 
-    def _do(self, attempt: Callable[[], T], patience_s: float | None = None) -> T:
-        """One request, waiting where it must; RunError in words where the bucket refuses it."""
+    def _do(self, request: Callable[[], T], longest_s: float | None = None) -> T:
+        """Return the answer to a request, with retries. Raises RunError if the bucket refuses it."""
         try:
-            return patiently(attempt, self.place, patience_s)
+            return retry(request, self.place, longest_s)
         except StorageError:
             raise
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise RunError(self._refusal(str(error))) from error
+            raise RunError(self._refused(str(error))) from error
 
-    def _refusal(self, words: str) -> str:
+    def _refused(self, words: str) -> str:
+        """Return what to do about an error of the bucket."""
         bucket = self._opened[1].partition("/")[0]
         if "NO_SUCH_BUCKET" in words:
-            return f"there is no bucket {bucket} for {self.place}; make it first, or correct the name"
+            return f"there is no bucket {bucket} for {self.place}; create it, or correct the name"
         if re.search(r"ACCESS_DENIED|HTTP status 40[13]|Forbidden", words):
             return (
-                f"{self.place}: no permission; it needs reading, writing, listing and deleting in {bucket} for the "
+                f"{self.place}: no permission; allow reading, writing, listing and deleting in {bucket} for the "
                 "credentials in the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, …)"
             )
         return f"{self.place} cannot be used: {words}"
 
     def exists(self) -> bool:
         return self.read(MARKER) is not None or bool(
-            self._do(partial(self._list, self.folder / "records"), patience_s=0)
+            self._do(partial(self._list, self.folder / "records"), longest_s=0)
         )
 
     def prepare(self) -> None:
-        """Make sure that the bucket is there and can be written; RunError says who must do what otherwise."""
-        make(self.folder)
+        """Check that the bucket exists and can be written. Raises RunError, with what to do, otherwise."""
+        make_folder(self.folder)
         files, root = self._opened
         bucket = root.partition("/")[0]
-        if self._do(lambda: files.get_file_info(bucket), patience_s=0).type == _pyarrow_fs().FileType.NotFound:
-            raise RunError(self._refusal("NO_SUCH_BUCKET"))
+        if self._do(lambda: files.get_file_info(bucket), longest_s=0).type == _pyarrow_fs().FileType.NotFound:
+            raise RunError(self._refused("NO_SUCH_BUCKET"))
         self.probe()
 
     def claim(self) -> str:
-        """The identity of this run, given to it now where it has none."""
+        """Return the identity of this run, creating one if it has none."""
         if self.read(MARKER) is None:
             self.write(MARKER, secrets.token_hex(16).encode())
         return self.read(MARKER).decode()
 
-    def recognise(self, identity: str) -> None:
-        """A bucket that cannot be reached says so; it never passes for an empty one."""
+    def expect(self, identity: str) -> None:
+        """Nothing to do: a bucket that is unavailable raises an error and never looks empty."""
 
     def probe(self) -> None:
-        name = scratch(Path("probe")).name
-        self.write(name, b"", patience_s=0)
+        """Write and delete an object. Raises RunError if that is impossible."""
+        name = scratch_path(Path("probe")).name
+        self.write(name, b"", longest_s=0)
         self.delete(name)
 
     def read(self, name: str) -> bytes | None:
-        """The content of a small object, None where there is none."""
+        """Return the content of a small object; None if it does not exist."""
 
-        def attempt() -> bytes | None:
+        def content() -> bytes | None:
             try:
                 with self._opened[0].open_input_stream(self._key(name)) as stream:
                     return stream.read()
             except FileNotFoundError:
                 return None
 
-        return self._do(attempt, patience_s=0)
+        return self._do(content, longest_s=0)
 
-    def write(self, name: str, content: bytes, patience_s: float | None = 0) -> None:
+    def write(self, name: str, content: bytes, longest_s: float | None = 0) -> None:
         """Replace a small object."""
-        self._do(partial(self._put, self._key(name), content), patience_s)
+        self._do(partial(self._put, self._key(name), content), longest_s)
 
     def delete(self, name: str) -> None:
         with suppress(FileNotFoundError):
-            self._do(lambda: self._opened[0].delete_file(self._key(name)), patience_s=0)
+            self._do(lambda: self._opened[0].delete_file(self._key(name)), longest_s=0)
 
     def pull(self, path: Path) -> bool:
-        """Fetch one file where it changed; whether there is such an object."""
+        """Fetch one file if it changed; return whether the object exists."""
         info = self._do(lambda: self._opened[0].get_file_info(self._key(path)))
         if not info.is_file:
             return False
@@ -146,18 +148,18 @@ class Bucket:
         return True
 
     def pull_all(self, folder: Path, prefix: str = "") -> list[Path]:
-        """Fetch the objects in `folder` whose names begin with `prefix` and that changed; the files, by name.
+        """Fetch the changed ones of the objects in `folder` with this prefix; return the files of all, by name.
 
-        What lies in the copy alone is not among them.
+        Files that are only in the copy are left out.
         """
         found = self._do(partial(self._list, folder))
-        there = {path: info for path, info in found.items() if path.name.startswith(prefix)}
+        matching = {path: info for path, info in found.items() if path.name.startswith(prefix)}
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda one: self._fetch(*one), there.items()))
-        return sorted(there)
+            list(pool.map(lambda item: self._fetch(*item), matching.items()))
+        return sorted(matching)
 
     def names(self, folder: Path) -> set[str]:
-        """The names of the objects in `folder`, without fetching them."""
+        """Return the names of the objects in `folder`, without fetching them."""
         return {path.name for path in self._do(partial(self._list, folder))}
 
     def _list(self, folder: Path) -> dict[Path, Any]:
@@ -177,12 +179,12 @@ class Bucket:
                     file.write(block)
             os.utime(aside, ns=(info.mtime_ns, info.mtime_ns))
 
-        with suppress(FileNotFoundError):  # deleted since it was listed
+        with suppress(FileNotFoundError):  # it was deleted after it was listed
             self._do(partial(put, path, write))
         self._pushed[path] = (info.size, info.mtime_ns)
 
     def push(self, path: Path) -> None:
-        """Store a file of the copy, or the files in a folder, where they changed since they were pushed or pulled."""
+        """Store a file of the copy, or the files in a folder, if they changed since they were pushed or pulled."""
         if path.is_dir():
             for file in sorted(file for file in path.iterdir() if not file.name.startswith(".")):
                 self.push(file)
@@ -208,25 +210,25 @@ class Bucket:
         with self._opened[0].open_output_stream(key) as stream:
             stream.write(content)
 
-    def holds(self) -> set[str]:
-        """The first part of the names of everything at this place."""
+    def entries(self) -> set[str]:
+        """Return the first part of the names of everything at this place."""
         selector = _pyarrow_fs().FileSelector(self._opened[1], allow_not_found=True)
-        return {info.base_name for info in self._do(lambda: self._opened[0].get_file_info(selector), patience_s=0)}
+        return {info.base_name for info in self._do(lambda: self._opened[0].get_file_info(selector), longest_s=0)}
 
     def folders_with(self, folder: str, name: str) -> set[str]:
-        """The names of the folders in `folder` that hold an object `name`."""
+        """Return the names of the folders in `folder` that contain an object `name`."""
         fs, root = _pyarrow_fs(), self._key(folder)
         selector = fs.FileSelector(root, allow_not_found=True, recursive=True)
         found = self._do(lambda: self._opened[0].get_file_info(selector))
         return {Path(info.path).parent.name for info in found if info.is_file and info.base_name == name}
 
     def age_s(self, name: str) -> float:
-        """Seconds since an object was written, by the bucket's clock; by this machine's where it is read-only."""
+        """Return the seconds since an object was written, by the bucket's clock (this machine's if read-only)."""
 
-        def written_ns(one: str) -> int:
-            return self._do(lambda: self._opened[0].get_file_info(self._key(one)), patience_s=0).mtime_ns
+        def written_ns(name: str) -> int:
+            return self._do(lambda: self._opened[0].get_file_info(self._key(name)), longest_s=0).mtime_ns
 
-        probe = scratch(Path("probe")).name
+        probe = scratch_path(Path("probe")).name
         try:
             self.write(probe, b"")
             new = written_ns(probe)
@@ -236,7 +238,7 @@ class Bucket:
         return (new - written_ns(name)) / 1e9
 
     def drop(self, path: Path) -> None:
-        """Delete the object of a file, or those in a folder."""
+        """Delete the object of a file, or the objects in a folder."""
         files = self._opened[0]
         infos = [
             *self._do(partial(self._list, path)).values(),

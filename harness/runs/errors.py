@@ -4,12 +4,12 @@ from harness.errors import UserError
 
 
 class RunError(UserError):
-    """A run folder that cannot be used, with the reason and the way out in its message."""
+    """A run folder that cannot be used; the message gives the reason and the way out."""
 
 
 class StorageError(RunError):
-    """Storage that had no room or stayed away for longer than patience lasts; what it holds is whole."""
+    """Storage that stayed full or unavailable for longer than the longest wait; what it holds is intact."""
 
 
-class Vanished(OSError):
-    """A run folder that is not there, or is another one than it was."""
+class FolderGone(OSError):
+    """A run folder that is not there, or is not the one it was."""

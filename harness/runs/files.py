@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what dead writers left of them."""
+"""Atomic writes, and the scratch files that killed processes leave behind."""
 
 import os
 import re
@@ -8,32 +8,34 @@ from itertools import count
 from pathlib import Path
 
 from harness.data.cache import flush
-from harness.runs.patience import patiently, root_of
-from harness.runs.process import alive, numbering
+from harness.runs.patience import retry, run_folder_of
+from harness.runs.process import alive, namespace
 
+SCRATCH = re.compile(r"\..*\.(?P<host>[^/]+)-(?P<pid>\d+)-\d+\.part")
 SCRATCH_AGE_S = 3600.0
+_numbers = count()
 
 
-def make(folder: Path) -> None:
-    """Make a folder and those above it, but no run folder anew: below a mount point that would be the wrong disk."""
-    root = root_of(folder)
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, but no run folder: below a mount point it would be on the wrong disk."""
+    root = run_folder_of(folder)
     if root is None:
         folder.mkdir(parents=True, exist_ok=True)
         return
-    steps = folder.absolute().relative_to(root).parts
-    for depth in range(len(steps)):
-        root.joinpath(*steps[: depth + 1]).mkdir(exist_ok=True)
+    parts = folder.absolute().relative_to(root).parts
+    for depth in range(len(parts)):
+        root.joinpath(*parts[: depth + 1]).mkdir(exist_ok=True)
 
 
-def put(path: Path, write: Callable[[Path], object], patience_s: float | None = None) -> None:
-    """Have `write` fill a scratch file, flush it to the disk and rename it to `path`, waiting where it must.
+def put(path: Path, write: Callable[[Path], object], longest_s: float | None = None) -> None:
+    """Have `write` fill a scratch file, flush it to the disk and rename it to `path`, with `patience.retry`.
 
-    Readers see all of it or nothing, and until then what was there before. StorageError after `patience_s`.
+    Readers see the old content or all of the new. Raises StorageError after `longest_s` seconds.
     """
 
-    def attempt() -> None:
-        make(path.parent)
-        aside = scratch(path)
+    def replace() -> None:
+        make_folder(path.parent)
+        aside = scratch_path(path)
         try:
             write(aside)
             flush(aside)
@@ -43,31 +45,27 @@ def put(path: Path, write: Callable[[Path], object], patience_s: float | None = 
             with suppress(OSError):
                 aside.unlink(missing_ok=True)
 
-    patiently(attempt, path, patience_s)
+    retry(replace, path, longest_s)
 
 
-_numbers = count()
-SCRATCH = re.compile(r"\..*\.(?P<host>[^/]+)-(?P<pid>\d+)-\d+\.part")
+def scratch_path(path: Path) -> Path:
+    """Return a hidden path beside `path` that no other writer uses, on any machine. Long names are cut."""
+    return path.with_name(f".{path.name[:80]}.{namespace()}-{os.getpid()}-{next(_numbers)}.part")
 
 
-def scratch(path: Path) -> Path:
-    """A hidden name beside `path` that no other writer has, on this machine or another. Names may be long: cut."""
-    return path.with_name(f".{path.name[:80]}.{numbering()}-{os.getpid()}-{next(_numbers)}.part")
+def remove_scratch(folder: Path, ended: bool = False, older_than_s: float = SCRATCH_AGE_S) -> int:
+    """Remove the scratch files that killed processes left below `folder`; return how many.
 
-
-def sweep(folder: Path, ended: bool = False, older_than_s: float = SCRATCH_AGE_S) -> int:
-    """Remove what dead writers left below `folder`; how many files that were.
-
-    Of writers whose process numbers are seen here, those that are gone; of others, all where the run has `ended`,
-    else those not touched for `older_than_s` by the storage's own clock (machines' clocks differ).
+    The scratch file of a process in this namespace is removed once the process is gone. Any other is removed if the
+    run has `ended`, or if it was not touched for `older_than_s` seconds by the clock of the storage.
     """
-    left = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names if SCRATCH.fullmatch(name)]
-    now = clock(folder) if left else 0.0
+    paths = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names if SCRATCH.fullmatch(name)]
+    now = storage_time(folder) if paths else 0.0
     removed = 0
-    for path in left:
+    for path in paths:
         writer = SCRATCH.fullmatch(path.name)
         try:
-            if writer["host"] == numbering():
+            if writer["host"] == namespace():
                 dead = not alive(int(writer["pid"]))
             else:
                 dead = ended or now - path.stat().st_mtime > older_than_s
@@ -79,9 +77,9 @@ def sweep(folder: Path, ended: bool = False, older_than_s: float = SCRATCH_AGE_S
     return removed
 
 
-def clock(folder: Path) -> float:
-    """The time as the storage stamps it."""
-    probe = scratch(folder / "probe")
+def storage_time(folder: Path) -> float:
+    """Return the time by the clock of the storage, in seconds since the epoch: machines' clocks differ."""
+    probe = scratch_path(folder / "probe")
     try:
         probe.touch()
         return probe.stat().st_mtime

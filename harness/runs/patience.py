@@ -1,8 +1,8 @@
-"""Waiting for storage that is full or unavailable, and for a run folder to come back.
+"""Waiting for storage that is full or unavailable, and for a run folder that has disappeared.
 
-Computing takes hours, a full disk minutes to clear: no write gives up at once (`patiently`). A share that is not
-mounted looks like an empty folder, so a run folder carries an identity in the file `run.id`; whoever knows it waits
-until the folder is that one again, and never makes it anew.
+Computing takes hours and clearing a disk minutes, so no write fails at once: `retry` repeats it. A share that is not
+mounted looks like an empty folder. So a run folder has an identity, in the file `run.id`; once a process expects that
+identity, it waits until the folder has it again and never creates another folder in its place.
 """
 
 import errno
@@ -14,107 +14,110 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from harness.runs.errors import StorageError, Vanished
+from harness.runs.errors import FolderGone, StorageError
 
 T = TypeVar("T")
 
-waiting: list[Callable[[], None]] = []  # called at each pause of a write that waits, by those who time this process
+on_pause: list[Callable[[], None]] = []  # called at each pause of `retry`, for timers that must not count it
 
 MARKER = "run.id"
-PATIENCE_S = 600.0
+LONGEST_WAIT_S = 600.0
 LONGEST_PAUSE_S = 5.0
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
-AWAY = {errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
-AWAY |= {errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
-AWAY_IN_WORDS = re.compile(  # pyarrow's errors of a bucket have no number
+FULL = {errno.ENOSPC, errno.EDQUOT}
+UNAVAILABLE = {
+    *(errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE),
+}
+UNAVAILABLE_BUCKET = re.compile(  # pyarrow's errors of a bucket have no number
     r"NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|HTTP status 5\d\d"
 )
-NUMBER_IN_WORDS = re.compile(r"(?:\(os error |Os \{ code: )(\d+)")  # safetensors', of several versions
+NUMBER_IN_MESSAGE = re.compile(r"(?:\(os error |Os \{ code: )(\d+)")  # of several versions of safetensors
 
 
-def patiently(attempt: Callable[[], T], place: Path | str, patience_s: float | None = None) -> T:
-    """What `attempt` returns, tried again while the storage of `place` is full or away.
+def retry(operation: Callable[[], T], place: Path | str, longest_s: float | None = None) -> T:
+    """Return what `operation` returns, repeating it while the storage of `place` is full or unavailable.
 
-    It says once on stderr what it waits for. The pauses grow to LONGEST_PAUSE_S and in all reach `patience_s`
-    (default: METRIX_BENCH_PATIENCE_S, or PATIENCE_S); then StorageError names the place. Other errors are raised at
-    once. Before each attempt below a folder whose identity is known, the folder must be that one.
+    The reason is printed to stderr once. Pauses grow to LONGEST_PAUSE_S. After `longest_s` seconds (default:
+    METRIX_BENCH_PATIENCE_S, or LONGEST_WAIT_S), raises StorageError; any other error is raised at once. Below a run
+    folder whose identity is expected, the folder must have it before `operation` is called.
     """
-    patience = longest_wait_s() if patience_s is None else patience_s
-    began, pause, said = time.monotonic(), 0.1, False
+    longest = longest_wait_s() if longest_s is None else longest_s
+    began, pause, reported = time.monotonic(), 0.1, False
     while True:
         try:
-            require_here(place)
-            return attempt()
+            _require_identity(place)
+            return operation()
         except Exception as error:
-            if (missing := _waited_for(error, place)) is None:
+            if (condition := _awaited(error, place)) is None:
                 raise
-            left = began + patience - time.monotonic()
+            left = began + longest - time.monotonic()
             if left <= 0:
                 raise StorageError(
-                    f"waited {patience:.0f} s for {missing}: {error}. Nothing that was computed is lost: what is "
-                    "there is whole, and the same command continues from it"
+                    f"waited {longest:.0f} s for {condition}: {error}. No result is lost: the same command continues "
+                    "from what is stored"
                 ) from error
-            if not said:
-                print(f"waiting for {missing} ({error})", file=sys.stderr, flush=True)
-                said = True
-            for tell in waiting:
-                tell()
+            if not reported:
+                print(f"waiting for {condition} ({error})", file=sys.stderr, flush=True)
+                reported = True
+            for callback in on_pause:
+                callback()
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 def longest_wait_s() -> float:
-    """For how long writes wait, unless they are told otherwise."""
-    return float(os.environ.get("METRIX_BENCH_PATIENCE_S", PATIENCE_S))
+    """Return for how many seconds writes wait by default."""
+    return float(os.environ.get("METRIX_BENCH_PATIENCE_S", LONGEST_WAIT_S))
 
 
-def _waited_for(error: Exception, place: Path | str) -> str | None:
-    """What would have to happen for another attempt to succeed; None for an error that waiting does not fix."""
-    if isinstance(error, Vanished):
-        return f"{root_of(place)} to come back"
-    number, words = getattr(error, "errno", None), str(error)
-    if number is None and (found := NUMBER_IN_WORDS.search(words)):
-        number = int(found.group(1))
-    if number in NO_ROOM:
-        return f"room on {place}"
-    if number in AWAY or (isinstance(error, OSError) and AWAY_IN_WORDS.search(words)):
-        return f"{place} to come back"
-    if number == errno.ENOENT:  # taken away between the look and the write
+def _awaited(error: Exception, place: Path | str) -> str | None:
+    """Return what has to happen before a retry can succeed; None for an error that waiting does not fix."""
+    if isinstance(error, FolderGone):
+        return f"{run_folder_of(place)} to become available"
+    number, message = getattr(error, "errno", None), str(error)
+    if number is None and (match := NUMBER_IN_MESSAGE.search(message)):
+        number = int(match.group(1))
+    if number in FULL:
+        return f"free space on {place}"
+    if number in UNAVAILABLE or (isinstance(error, OSError) and UNAVAILABLE_BUCKET.search(message)):
+        return f"{place} to become available"
+    if number == errno.ENOENT:  # the folder disappeared between the check and the write
         try:
-            require_here(place)
+            _require_identity(place)
         except OSError:
-            return f"{root_of(place)} to come back"
+            return f"{run_folder_of(place)} to become available"
     return None
 
 
-_identities: dict[Path, str] = {}  # of the run folders that this process works in
+_identities: dict[Path, str] = {}  # of the run folders in which this process works
 
 
-def recognise(folder: Path, identity: str) -> None:
+def expect_identity(folder: Path, identity: str) -> None:
     """From now on, write below `folder` only while it is the run folder of this identity."""
     _identities[folder.absolute()] = identity
 
 
-def forget(folder: Path) -> None:
-    """Write below `folder` whatever it is."""
+def forget_identity(folder: Path) -> None:
+    """From now on, write below `folder` whatever its identity is."""
     _identities.pop(folder.absolute(), None)
 
 
-def root_of(place: Path | str) -> Path | None:
-    """The run folder around a path, where its identity is known."""
+def run_folder_of(place: Path | str) -> Path | None:
+    """Return the run folder that contains a path; None if no identity is expected of one."""
     if isinstance(place, str) or not _identities:
         return None
     path = place.absolute()
     return next((folder for folder in (path, *path.parents) if folder in _identities), None)
 
 
-def require_here(place: Path | str) -> None:
-    if (root := root_of(place)) is None:
+def _require_identity(place: Path | str) -> None:
+    """Raise FolderGone if the run folder that contains a path is missing or has another identity."""
+    if (folder := run_folder_of(place)) is None:
         return
     try:
-        found = (root / MARKER).read_text(encoding="utf-8")
+        identity = (folder / MARKER).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        raise Vanished(f"{root / MARKER} is not there") from None
-    if found != _identities[root]:
-        raise Vanished(f"{root} is another folder than the one that this run began in")
+        raise FolderGone(f"{folder / MARKER} is missing") from None
+    if identity != _identities[folder]:
+        raise FolderGone(f"{folder} is not the folder in which this run began")

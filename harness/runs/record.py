@@ -1,4 +1,4 @@
-"""Records: the truth about a run. A trial is done when its record exists; tables are built from records alone."""
+"""What a record contains. A trial is done when its record exists, and tables are built from records alone."""
 
 import json
 import math
@@ -14,18 +14,18 @@ from harness.data.datasets import PassedOver
 from harness.runs import files
 
 SCHEMA = 1
-LAST = "MAP@R"  # the score that every evaluation has
+ALWAYS = "MAP@R"  # the score that every evaluation has
 
 
 def least_recall(scores: Iterable[str]) -> str | None:
-    """The name R@K of the least K among the names of scores; None where there is none."""
+    """Return the name R@K with the smallest K among the names of scores; None if there is none."""
     return min((name for name in scores if name.startswith("R@")), key=lambda name: int(name[2:]), default=None)
 
 
 def _file_name(text: str) -> str:
-    """An id becomes a file name: one from a file that others wrote must not lead out of its folder."""
+    """Return an id that can be a file name. Raises ValueError for one that leads out of its folder."""
     if not text or text.startswith(".") or any(sign in text for sign in "/\\\0"):
-        raise ValueError(f"{text!r} is no id: it leads out of the run folder")
+        raise ValueError(f"{text!r} is not an id: it leads out of the run folder")
     return text
 
 
@@ -33,7 +33,7 @@ Id = Annotated[str, AfterValidator(_file_name)]
 
 
 class Stored(BaseModel):
-    """A part of a record: read as it was written; keys of a later schema are kept."""
+    """A part of a stored file. Keys of a later schema are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -41,8 +41,8 @@ class Stored(BaseModel):
 class Epoch(Stored):
     """One epoch of training: mean loss over its steps, learning rate, validation scores in [0, 1], seconds.
 
-    `spread`: std and effective rank of the validation embeddings (see `evaluation.spread`). Epoch 0 is the network
-    before its first step: it has no loss, and is never chosen. Curves of older records begin at epoch 1.
+    `spread`: standard deviation and effective rank of the validation embeddings (see `evaluation.spread`). Epoch 0 is
+    the network before its first step: it has no loss and is never chosen. Curves of older records begin at epoch 1.
     """
 
     epoch: int
@@ -55,13 +55,13 @@ class Epoch(Stored):
 
 
 class Cost(Stored):
-    """What the trial took, over all attempts.
+    """What the trial cost, over all attempts.
 
-    `train_s` is the time of training steps, without checkpoints, validation and test. `wall_s` is the time from start
-    to record. Of an attempt that was killed it counts the part up to its last checkpoint: what came after left no
-    trace. `attempt_s`: what of it the last attempt took. `peak_gb` is that of this process, of rank 0 where several
-    share the batch: memory allocated on its GPU, or resident memory on a processor; None where the system does not
-    say (see `harness.training.memory`).
+    train_s    seconds of training steps, without checkpoints, validation and test
+    wall_s     seconds from start to record; of a killed attempt, those up to its last checkpoint
+    attempt_s  the part of wall_s that the last attempt took
+    peak_gb    memory allocated on the GPU, or resident memory on a processor, of this process (of rank 0 if several
+               share the batch); None if the system does not report it (see `harness.training.memory`)
     """
 
     train_s: float = 0.0
@@ -77,12 +77,13 @@ class Cost(Stored):
 
 
 class Data(Stored):
-    """Which data: sizes and fingerprints of what was trained, selected and tested on.
+    """Sizes and fingerprints of the data for training, selection and test.
 
-    Of the `test_asked` images that are queries, `test_queries` have a positive and `test_excluded` have none.
-    `distinct_classes`: in all splits together. `content_fingerprint` tells the pixels from others under the same
-    names, as far as they were read for this trial; `source_stamp` is the dataset's `stamp`. `passed_over`: what lay
-    among the images and is no part of the data.
+    test_asked           images that are queries: `test_queries` have a positive, `test_excluded` have none
+    distinct_classes     in all splits together
+    content_fingerprint  of the pixels, as far as they were read for this trial: distinguishes equal file names
+    source_stamp         the dataset's `stamp`
+    passed_over          files among the images that are no part of the data
     """
 
     index_fingerprint: str
@@ -102,8 +103,8 @@ class Data(Stored):
 class Record(Stored):
     """A finished trial: its settings, curve, scores of the one test read, costs and provenance.
 
-    `test_checkpoints`: how many checkpoints of this cell and seed had read the test by then, this one included.
-    `folds`: of the mean over a seed's folds (see `folds`), which is never stored, the records it is made of.
+    `test_checkpoints`: how many checkpoints of this cell and seed had read the test by then, including this one.
+    `folds`: the records of a seed's folds, if this is their mean (see `harness.runs.folds`), which is never stored.
     """
 
     schema_version: Literal[1] = SCHEMA
@@ -132,10 +133,9 @@ class Record(Stored):
 
     @property
     def weights(self) -> str | None:
-        """What the network began with: timm's tag of published weights, or name and digest of a file of weights.
+        """The initial weights: timm's tag of published ones, or name and digest of a file; None for random ones.
 
-        None for random initial weights, and where nothing was loaded. Older records name timm's tag whatever was
-        loaded; their settings and digest say better.
+        Older records have timm's tag whatever was loaded, so their settings and digest are used.
         """
         chosen, origin = self.trial.backbone.pretrained, self.provenance
         if chosen is True:
@@ -145,26 +145,26 @@ class Record(Stored):
 
     @property
     def headline(self) -> tuple[str, float]:
-        """The one score that a finished trial is named with: R@K on test of the least K that it scored, or MAP@R.
+        """The score that represents a finished trial, with its name: R@K on test with the smallest K, or MAP@R.
 
-        Validation MAP@R, under that name, where the test was not read, as in a search.
+        Validation MAP@R if the test was not read, as in a search.
         """
         if not self.test:
-            return f"validation {LAST}", self.validation.get(LAST, math.nan)
-        name = least_recall(self.test) or LAST
+            return f"validation {ALWAYS}", self.validation.get(ALWAYS, math.nan)
+        name = least_recall(self.test) or ALWAYS
         return name, self.test.get(name, math.nan)
 
     @property
     def parts(self) -> tuple["Record", ...]:
-        """The records that are files: those of the folds, or this one."""
+        """The records that are stored: those of the folds, or this one."""
         return self.folds or (self,)
 
 
 class Failure(Stored):
-    """Why a trial has no record: kind, one sentence, the traceback.
+    """Why a trial has no record: kind, reason in one sentence, traceback.
 
-    Kinds: error, refused (its settings or data cannot work, so it is not tried again), diverged, out of memory,
-    timeout (it hung), lost (its process died), storage (full or away long).
+    Kinds: error, refused (its settings or data cannot work, so it is not retried), diverged, out of memory, timeout
+    (it hung), lost (its process died), storage (full or unavailable for too long).
     """
 
     id: Id
@@ -177,9 +177,12 @@ class Failure(Stored):
     finished: str
 
 
-class Asked(Stored):
-    """What a run folder was asked for: grids, trials that do not stand in a grid (such as compute-matched ones), and
-    (dataset, backbone, arm, reason) of combinations that have no Metrix form."""
+class Requested(Stored):
+    """What was to be run in a folder.
+
+    further  trials that no grid lists, such as compute-matched ones
+    refused  (dataset, backbone, arm, reason) of combinations without a Metrix form
+    """
 
     grids: tuple[Grid, ...] = ()
     further: tuple[Trial, ...] = ()
@@ -187,7 +190,7 @@ class Asked(Stored):
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial that should have a record some day; of a tuned grid, those with the settings it chose."""
+        """Every trial that should get a record; of a tuned grid, those with the chosen settings."""
         without = {row[:3] for row in self.refused}
         trials = {
             t.id: t
@@ -199,11 +202,11 @@ class Asked(Stored):
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write beside, flush to the disk, rename into place: readers see all of it or nothing."""
+    """Write a JSON file atomically."""
     text = json.dumps(content, indent=1, allow_nan=False)
     files.put(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def now() -> str:
-    """The time in ISO 8601, UTC, to the second."""
+    """Return the time in ISO 8601, UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,9 +1,8 @@
-"""Where a run lies: a folder or a bucket, by the name that its user gives.
+"""Where a run is stored: in a folder or in a bucket.
 
-A run is always read and written as files of a folder. Where that folder is the run itself (`Folder`: a disk, a share
-that machines mount), nothing more is to be done. A run in a bucket (`Bucket`) has a working copy on each machine:
-what is read is pulled into it first, what was written is pushed from it, and what lies in the copy alone does not
-count.
+A run is always read and written as files of a folder. A `Folder` (a disk, or a share that machines mount) is the run
+itself. A `Bucket` has a working copy on each machine: files are pulled into it before they are read and pushed from
+it after they are written, and files that are only in the copy do not count.
 """
 
 from pathlib import Path
@@ -16,9 +15,9 @@ SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")
 
 
 def named(place: str | Path) -> str | Path:
-    """A place as it was named: a Path, or the text of a bucket's URL, whose slashes a Path would eat.
+    """Return a place as a Path, or as the text of a bucket's URL, whose slashes a Path would collapse.
 
-    Raises RunError for a URL with credentials in it, which this message does not repeat, and for other schemes.
+    Raises RunError for a URL with credentials in it, which the message does not repeat, and for other schemes.
     """
     text = str(place)
     scheme, url, rest = text.partition("://")
@@ -30,7 +29,7 @@ def named(place: str | Path) -> str | Path:
     if (owner and owner != "anonymous") or ":" in rest.partition("/")[0].partition("?")[0]:
         after = rest.rpartition("@")[2].partition("?")[0] if owner else "…"
         raise RunError(
-            f"{scheme}://…@{after} has credentials in it, which lists of processes and logs would show: name "
+            f"{scheme}://…@{after} has credentials in it, which process lists and logs would show: name "
             f"{scheme}://bucket/prefix alone, and give them in the environment (AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY) or as a profile (AWS_PROFILE)"
         )
@@ -41,7 +40,7 @@ def named(place: str | Path) -> str | Path:
     return text
 
 
-def of(place: str | Path, copy: Path | None = None) -> "Folder | Bucket":
-    """The storage of a run at `place`; `copy`: where a bucket's working copy lies, if not in the cache."""
+def of(place: str | Path, copy: Path | None = None) -> Folder | Bucket:
+    """Return the storage of the run at `place`. `copy`: the working copy of a bucket, if not in the cache."""
     place = named(place)
     return Folder(place) if isinstance(place, Path) else Bucket(place, copy)

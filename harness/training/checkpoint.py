@@ -36,7 +36,7 @@ def save(path: Path | str, sections: Mapping[str, Any], meta: Mapping[str, Any])
     They come back from `load` with the same types, keys and bits, tensors on the CPU in the layout they had
     (contiguous or channels last). Tensors that are one (tied weights) are stored once. Raises CheckpointError for
     anything else, and when the disk is not writable or stays full for longer than patience lasts
-    (`patience.patiently`): a previous checkpoint is then still there.
+    (`patience.retry`): a previous checkpoint is then still there.
     """
     path = Path(path)
     tensors: dict[str, Tensor] = {}

@@ -24,7 +24,7 @@ def scores(folder: Path) -> dict[str, dict]:
 def wrong(folder: Path) -> list[str]:
     """Everything in a finished run folder that should not be so, one sentence each."""
     run, found = Run(folder, warn=lambda sentence: None), []
-    planned, done = {trial.id for trial in run.asked().trials}, set(records(folder))
+    planned, done = {trial.id for trial in run.requested().trials}, set(records(folder))
     found += [f"no record: {trial}" for trial in sorted(planned - done)]
     found += [f"a record of no trial: {name}" for name in sorted(done - planned)]
     found += [f"failed: {failure.id}: {failure.reason}" for failure in run.failures()]

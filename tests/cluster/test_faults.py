@@ -98,7 +98,7 @@ def test_a_run_is_seen_and_stopped_from_elsewhere(small, machines, drive, tmp_pa
     main(["status", str(folder)])
     said = capsys.readouterr().out
     assert re.search(r"running on \S+", said)
-    assert "heard of" in said
+    assert "last seen" in said
     assert main(["logs", str(folder), state(folder)["running"][0]["id"]]) == 0
     assert "attempt 1 on" in capsys.readouterr().out
     assert main(["stop", str(folder)]) == 0

@@ -76,7 +76,7 @@ def test_a_command_that_is_sent_to_the_head(small, machines, tmp_path):
     assert "1 trials, 0 done before" in done.stdout
     assert len(records(folder)) == 1
     assert wrong(folder) == []
-    assert Run(folder).asked().grids[0].name == "all"
+    assert Run(folder).requested().grids[0].name == "all"
 
 
 JOIN = """

@@ -14,7 +14,7 @@ function with the decorator `rule` is a rule, its docstring's first line what it
 have several functions, one for each subject that can break them. A function yields (sentence, ids of the records
 concerned); called, it gives `Finding`s, so that a report may ask a single rule too.
 
-    rules.over_records(run.records(), run.failures(), run.asked().trials)
+    rules.over_records(run.records(), run.failures(), run.requested().trials)
 """
 
 from __future__ import annotations

@@ -117,5 +117,5 @@ def test_an_attempt_that_fails_to_begin_gives_standard_error_back(tmp_path, make
     os.write(2, b"of another trial\n")
     assert capfd.readouterr().err == "of another trial\n"
     assert "RuntimeError: no such device" in run.log(trial.id)
-    assert patience.waiting == []
+    assert patience.on_pause == []
     worker.cleanup()

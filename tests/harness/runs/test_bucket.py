@@ -41,7 +41,7 @@ def test_a_bucket_holds_what_a_folder_holds(bucket, tmp_path, make_trial, make_r
     assert np.load(there.per_query(trial.id), allow_pickle=False)["labels"].tolist() == [0, 1, 2]
     grid = Grid(name="g", datasets=["glyphs"], backbones=["test_resnet"], losses=["contrastive"])
     here.remember(grid, [trial], [])
-    assert there.asked() == here.asked()
+    assert there.requested() == here.requested()
     assert there.missing([trial, other]) == [other]
     there.record_path(other).write_text(make_record(other).model_dump_json())  # in one copy alone it is not done
     assert there.record(other) is None
@@ -133,11 +133,11 @@ def test_a_trial_killed_on_one_machine_continues_on_another_from_the_bucket(
 
 
 def test_a_bucket_that_is_not_there_or_cannot_be_reached(bucket, tmp_path, monkeypatch):
-    with pytest.raises(RunError, match="there is no bucket metrix-none for s3://metrix-none/x; make it first"):
+    with pytest.raises(RunError, match="there is no bucket metrix-none for s3://metrix-none/x; create it"):
         Run("s3://metrix-none/x").prepare()
     with pytest.raises(RunError, match=f"{bucket} is not a run folder"):
         main_error(bucket)
-    with pytest.raises(RunError, match=r"waited 0 s for s3://b1c/x.* to come back"):
+    with pytest.raises(RunError, match=r"waited 0 s for s3://b1c/x.* to become available"):
         Run("s3://b1c/x?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1").prepare()
 
 

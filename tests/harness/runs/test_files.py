@@ -13,7 +13,7 @@ def test_scratch_files_of_the_dead_are_swept_and_those_of_the_living_are_kept(tm
     run.prepare()
     dead = subprocess.Popen(["true"])
     dead.wait()
-    mine = files.scratch(Path("a.json")).name
+    mine = files.scratch_path(Path("a.json")).name
     names = {
         "mine": mine,
         "dead": mine.replace(f"-{os.getpid()}-", f"-{dead.pid}-"),
@@ -23,10 +23,10 @@ def test_scratch_files_of_the_dead_are_swept_and_those_of_the_living_are_kept(tm
     for name in names.values():
         (tmp_path / name).touch()
     os.utime(tmp_path / names["old"], (1, 1))
-    assert run.sweep() == 2
+    assert run.remove_scratch() == 2
     left = {path.name for path in tmp_path.glob(".*.part")}
     assert left == {names["mine"], names["far"]}
-    assert run.sweep(ended=True) == 1
+    assert run.remove_scratch(ended=True) == 1
     assert {path.name for path in tmp_path.glob(".*.part")} == {names["mine"]}
 
 
@@ -35,12 +35,12 @@ def test_a_container_of_the_same_name_keeps_what_it_writes(tmp_path, monkeypatch
     run = Run(tmp_path)
     run.prepare()
     monkeypatch.setattr(process, "this_boot", lambda: "the same kernel, other process numbers")
-    theirs = files.scratch(tmp_path / "a.json")
+    theirs = files.scratch_path(tmp_path / "a.json")
     monkeypatch.undo()
     dead = subprocess.Popen(["true"])
     dead.wait()
     theirs = theirs.with_name(theirs.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
     theirs.touch()
-    assert run.sweep() == 0
+    assert run.remove_scratch() == 0
     assert theirs.exists()
-    assert run.sweep(ended=True) == 1
+    assert run.remove_scratch(ended=True) == 1

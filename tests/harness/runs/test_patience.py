@@ -42,7 +42,7 @@ def test_a_full_disk_is_waited_for_while_a_checkpoint_and_a_record_are_written(t
     after(1.5, fill.unlink)
     assert list(running) == []
     assert outcome(Run(disk / "run").record(trial)) == outcome(whole)
-    assert capfd.readouterr().err.count("waiting for room on") >= 2
+    assert capfd.readouterr().err.count("waiting for free space on") >= 2
     assert list((disk / "run").rglob("*.part")) == []
 
 
@@ -53,7 +53,7 @@ def test_a_disk_that_stays_full_keeps_the_previous_checkpoint(tiny, small_disk, 
     next(running)
     fill = disk / "fill"
     fill.write_bytes(b"0" * (os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
-    with pytest.raises(CheckpointError, match=r"waited 0 s for room on .*Nothing that was computed is lost"):
+    with pytest.raises(CheckpointError, match=r"waited 0 s for free space on .*No result is lost"):
         next(running)
     fill.unlink()
     assert [progress.epoch for progress in steps(trial, Sources(disk / "run"))] == [1, 2, 3]
@@ -70,7 +70,7 @@ def test_a_run_folder_that_goes_away_is_waited_for_and_never_made_anew(tiny, tmp
     assert len(list(running)) == 2
     assert seen == [False]
     assert outcome(Run(folder).record(trial)) == outcome(whole)
-    assert f"waiting for {folder} to come back" in capfd.readouterr().err
+    assert f"waiting for {folder} to become available" in capfd.readouterr().err
 
 
 def test_a_run_folder_that_is_away_is_no_empty_one(tmp_path, make_trial, make_record, monkeypatch):
@@ -81,10 +81,10 @@ def test_a_run_folder_that_is_away_is_no_empty_one(tmp_path, make_trial, make_re
     worker = Run(run.folder, identity=run.identity)
     run.folder.rename(tmp_path / "away")
     for read in (worker.records, worker.failures, lambda: worker.missing([record.trial])):
-        with pytest.raises(StorageError, match=r"waited 0 s for .*/run to come back"):
+        with pytest.raises(StorageError, match=r"waited 0 s for .*/run to become available"):
             read()
-    with pytest.raises(StorageError, match="to come back"):
+    with pytest.raises(StorageError, match="to become available"):
         worker.record(record.trial)
     Run(run.folder).prepare()  # another folder at the same place
-    with pytest.raises(StorageError, match="another folder than the one that this run began in"):
+    with pytest.raises(StorageError, match="is not the folder in which this run began"):
         Run(run.folder, identity=run.identity).finish(record)

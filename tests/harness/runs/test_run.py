@@ -46,7 +46,7 @@ def test_an_id_that_leads_out_of_the_folder_is_set_aside(run, make_trial, make_r
     content = json.loads(run.record_path(trial).read_text())
     run.record_path(trial).write_text(json.dumps({**content, "id": id}))
     assert run.records() == []
-    assert "is no id: it leads out of the run folder" in run.said[0]
+    assert "is not an id: it leads out of the run folder" in run.said[0]
 
 
 def test_a_failure_is_kept_until_the_trial_succeeds(run, make_trial, make_record):
@@ -62,7 +62,7 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_other(run, make_trial,
     run.finish(make_record(trial, score=0.5))
     monkeypatch.setenv("METRIX_BENCH_PATIENCE_S", "0")
     monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(RunError, match=r"No space.*Nothing that was computed is lost"):
+    with pytest.raises(RunError, match=r"No space.*No result is lost"):
         run.finish(make_record(trial, score=0.9))
     assert run.record(trial).test["R@1"] == 0.5
     assert len(list((run.folder / "records").iterdir())) == 1
@@ -100,20 +100,20 @@ def test_a_tuned_grid_plans_what_its_search_chose(run, make_trial):
     floor, start = grid.trials()
     chosen = start.model_copy(update={"arm": start.arm.model_copy(update={"tuned": "nca"})})
     run.remember(grid, [floor, chosen], [])
-    assert run.asked().trials == (floor, chosen)
+    assert run.requested().trials == (floor, chosen)
     assert chosen.id != start.id
 
 
 def test_another_machine_says_whether_it_sees_the_folder(tmp_path, bucket):
     run, other = Run(tmp_path / "run"), Run(tmp_path / "other")
     run.prepare()
-    assert Run(run.folder).seen_here(run.identity) is None
-    assert "is not there on" in other.seen_here(run.identity)
+    assert Run(run.folder).problem_here(run.identity) is None
+    assert "does not exist on" in other.problem_here(run.identity)
     other.folder.mkdir()
-    assert "run.id is missing" in other.seen_here(run.identity)
+    assert "run.id is missing" in other.problem_here(run.identity)
     other.prepare()
-    assert "run.id differs" in other.seen_here(run.identity)
+    assert "run.id differs" in other.problem_here(run.identity)
     far = Run(bucket)
     far.prepare()
-    assert Run(bucket, copy=tmp_path / "b").seen_here(far.identity) is None
-    assert "run.id differs" in Run(bucket, copy=tmp_path / "b").seen_here(run.identity)
+    assert Run(bucket, copy=tmp_path / "b").problem_here(far.identity) is None
+    assert "run.id differs" in Run(bucket, copy=tmp_path / "b").problem_here(run.identity)

@@ -204,7 +204,7 @@ class LocalBucket(Bucket):
     """A bucket that is a folder of this machine; each life of the process has a working copy of its own."""
 
     def prepare(self):
-        files.make(self.folder)
+        files.make_folder(self.folder)
 
     def _put(self, key, content):
         self._opened[0].create_dir(key.rpartition("/")[0])
