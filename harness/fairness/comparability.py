@@ -73,8 +73,9 @@ def comparable_tables(entries: Sequence[E]) -> list[Comparable[E]]:
     """Group entries into tables of comparable numbers, ordered by place and then by size, the largest first.
 
     Entries without a record know neither their data nor their evaluator: they join the largest table that accepts
-    their settings. A floor is not trained, so it joins every table that accepts it apart from training settings and
-    weights. For each arm and seed, a floor with equal training settings is preferred.
+    their settings. A floor is not trained, so it joins every table that accepts it apart from training settings; only
+    the digest of its weights counts, not their name. For each arm and seed, a floor with equal training settings is
+    preferred.
     """
     tables: dict[str, Comparable[E]] = {}
     trained = [entry for entry in entries if entry.level != "floor"]
@@ -95,9 +96,11 @@ def _table_of(entry: E, factors: dict[str, Any], tables: dict[str, Comparable[E]
 
 def _add_floors(floors: Sequence[E], tables: dict[str, Comparable[E]]) -> None:
     for same_training in (True, False):
-        ignored = ("weights",) if same_training else ("weights", "training.")
         for entry in floors:
-            factors = {key: value for key, value in entry.factors.items() if not key.startswith(ignored)}
+            factors = {k: v for k, v in entry.factors.items() if same_training or not k.startswith("training.")}
+            factors.pop("weights", None)
+            if factors.get("weights_digest") is None:  # raw pixels cross no network
+                factors.pop("weights_digest", None)
             accepting = [table for table in tables.values() if table.accepts(factors)]
             if not accepting and not same_training:
                 accepting = [_table_of(entry, factors, tables)]
