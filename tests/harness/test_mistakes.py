@@ -209,7 +209,7 @@ def test_a_damaged_plan_is_said_and_stays_until_it_is_written_anew(said, content
         code, text = said(*line.split())
         assert code == 0, text
         assert "base/plan.json cannot be read (" in text
-        assert "), so what is missing is not shown; metrix-bench run writes it anew\n" in text
+        assert "), so missing trials are not shown; metrix-bench run writes it again\n" in text
     assert Path("base/plan.json").read_bytes() == content
     words = []
     run, grid = Run(tmp_path / "base", words.append), Grid.load(tmp_path / "mine.yaml")
@@ -244,8 +244,8 @@ def test_a_damaged_study_is_refused(said, content):
     Path("base/search").mkdir()
     Path("base/search/study.json").write_bytes(content)
     code, text = said("audit", "base")
-    sentence = "cannot be read, which says what the searches declared: bring a copy of it back, or move it away\n"
-    assert (code, text) == (2, f"metrix-bench: base/search/study.json {sentence}")
+    reason = "which keeps what the searches declared, cannot be read: restore it from a copy, or move it away"
+    assert (code, text) == (2, f"metrix-bench: base/search/study.json, {reason}\n")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_a_damaged_identity_is_refused(said, content):
     Path("base/run.id").write_bytes(content)
     code, text = said("trial", "mine.yaml", "--arm", "triplet", "--out", "base")
     assert code == 2
-    assert text == "metrix-bench: base/run.id is damaged, which says what run this is: remove that file\n"
+    assert text == "metrix-bench: base/run.id, which identifies this run, is damaged: remove that file\n"
 
 
 def test_odd_names_of_folders(said):
