@@ -483,7 +483,7 @@ def _retry(arguments: argparse.Namespace) -> int:
 
 def plan_command(arguments: argparse.Namespace) -> int:
     """Print the trials of a grid, which are done, and what the others will take."""
-    from harness.launch import refuse_other_settings
+    from harness.launch import require_same_settings
     from harness.launch.plan import estimate, make_plan
     from harness.reports import _terminal as terminal
     from harness.reports import _wording as wording
@@ -508,13 +508,13 @@ def plan_command(arguments: argparse.Namespace) -> int:
         print(note)
     todo = [seconds[trial.id] for trial in plan.trials if trial.id not in done]
     print(f"{len(todo)} to run, about {wording.seconds(sum(todo))} on one slot of a machine like this one")
-    refuse_other_settings(run, records, grid, plan.trials)
+    require_same_settings(run, records, grid, plan.trials)
     return OK
 
 
 def trial_command(arguments: argparse.Namespace) -> int:
     """Run one arm of a grid here, print its scores and keep its records with those of the grid."""
-    from harness.launch import comparable
+    from harness.launch import comparable_records
     from harness.training.parallel import devices
     from harness.training.trial import Sources
 
@@ -541,7 +541,7 @@ def trial_command(arguments: argparse.Namespace) -> int:
         ranks=arguments.ranks,
     )
     with run.lock():
-        comparable(run, grid, plan.trials, sources)
+        comparable_records(run, grid, plan.trials, sources)
         return max(_run_here(trial, run, sources) for trial in plan.trials)
 
 

@@ -236,7 +236,7 @@ class View(Tally):
             super().failed(trial_id, reason, attempt, will_retry)
             sign, style = ("↻", "yellow") if will_retry else ("✗", "red")
             self._remember(sign, style, trial_id, f"  attempt {attempt}: {reason}" if will_retry else f"  {reason}")
-        again = "  it is tried again" if will_retry else ""
+        again = "; retrying" if will_retry else ""
         self._line("failed", trial_id, f"  attempt {attempt}: {reason}{again}")
 
     def note(self, sentence: str) -> None:

@@ -39,14 +39,14 @@ def test_a_killed_worker_a_killed_node_and_one_that_comes_later(small, undisturb
     driver = drive(cluster, "run", small, "--out", folder)
     driver.until(lambda: any(log.read_text().count("epoch") for log in folder.glob("logs/*.log")))
     os.kill(workers(cluster.mark)[0], signal.SIGKILL)
-    driver.says("it is tried again")
+    driver.says("; retrying")
     cluster.kill(0)
     driver.until(lambda: workers_of(cluster, 1))
     (held,) = workers_of(cluster, 1)
     os.kill(held, signal.SIGSTOP)
     cluster.add()
-    driver.says("left; its trials go on elsewhere")
-    driver.says("joined with 1 processors")
+    driver.says("left; its trials continue elsewhere")
+    driver.says("joined with 1 processor and")
     os.kill(held, signal.SIGCONT)
     assert driver.ends() == 0, driver.text
     assert wrong(folder) == []
@@ -83,7 +83,7 @@ def test_a_grid_that_no_node_can_run_and_a_cluster_that_is_none(small, machines,
     cluster = machines((1, 0))
     driver = drive(cluster, "run", small, "--out", tmp_path / "run", "--set", "threads=2")
     assert driver.ends() == 2
-    assert "a trial wants 2 processors and 0 GPUs" in driver.text
+    assert "a trial needs 2 processors and 0 GPUs" in driver.text
     driver = drive(cluster, "run", small, "--out", tmp_path / "other", address="127.0.0.1:1")
     assert driver.ends() == 2
     assert "no ray cluster can be joined at 127.0.0.1:1" in driver.text

@@ -94,7 +94,7 @@ except cluster.RunError as error:
 
 
 @pytest.mark.parametrize(
-    ("authentication", "said"), [("disabled", "lets in anyone who can reach it"), ("token", "joined")]
+    ("authentication", "said"), [("disabled", "accepts anyone who can reach it"), ("token", "joined")]
 )
 def test_a_cluster_that_lets_anyone_in_is_refused(tmp_path, authentication, said):
     """On loopback, so that nobody can; told that it were not."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.launch import early, environment, supervise, tidy
+from harness.launch import clear_leftovers, environment, joined_early, supervise
 from harness.runs.run import Run
 
 
@@ -91,7 +91,7 @@ def test_a_node_joins_when_it_is_fit_and_has_prepared(nodes, look):
     assert not cluster.fit
 
 
-def test_an_unfit_node_is_asked_again_by_a_process_of_its_own(nodes, look, monkeypatch):
+def test_an_unfit_node_is_checked_again_by_a_new_process(nodes, look, monkeypatch):
     from harness.launch import cluster as module
 
     cluster, changes = look
@@ -101,7 +101,7 @@ def test_an_unfit_node_is_asked_again_by_a_process_of_its_own(nodes, look, monke
     assert changes() == [("unfit", "a", "its disk is full")]
     assert changes() == []
     assert nodes.calls == ["vet a"]
-    monkeypatch.setattr(module, "ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr(module, "CHECK_AGAIN_S", 0.0)
     changes()
     assert nodes.calls == ["vet a", "vet apart a"]
     nodes.ended["vet apart a"] = ["its disk is full"]
@@ -122,7 +122,7 @@ def test_an_answer_that_cannot_be_judged_makes_unfit(nodes, look, answer):
     nodes.ended["vet a"] = answer
     ((what, name, reason),) = changes()
     assert (what, name) == ("unfit", "a")
-    assert reason.startswith("it could not be asked: ")
+    assert reason.startswith("the check failed: ")
     assert "\n" not in reason
 
 
@@ -165,10 +165,10 @@ def test_what_was_asked_of_an_earlier_run_is_forgotten_but_not_what_a_lost_drive
     run = Run(tmp_path / "run")
     run.prepare()
     run.request_stop()
-    tidy(run)
+    clear_leftovers(run)
     assert not run.stop_requested()
     run.request_stop()  # while this driver was being lost
-    tidy(run)
+    clear_leftovers(run)
     assert run.stop_requested()
     assert supervise.known_run() == run.identity
 
@@ -176,5 +176,5 @@ def test_what_was_asked_of_an_earlier_run_is_forgotten_but_not_what_a_lost_drive
 def test_a_finished_run_needs_no_cluster():
     """An address at which nobody listens matters when there is something to run, and says so then."""
     environment.prepare(None)
-    with early("127.0.0.1:1") as cluster:
+    with joined_early("127.0.0.1:1") as cluster:
         assert cluster is None

@@ -8,7 +8,7 @@ import torch
 
 from harness.audit import audit
 from harness.config import Backbone, Choice, Grid
-from harness.launch import comparable, run_grid
+from harness.launch import comparable_records, run_grid
 from harness.runs import files, storage
 from harness.runs.bucket import Bucket
 from harness.runs.errors import RunError
@@ -538,11 +538,11 @@ def test_what_is_done_from_other_data_is_not_mixed_with(where, protocol, grid, d
     (trial,) = grid.trials()
     record = run_trial(trial, place / where, data)
     sources, grid = Sources(place, data), grid.model_copy(update={"protocol": protocol})
-    assert comparable(Run(place), grid, grid.trials(), sources) == ({trial.id} if not where else set())
+    assert comparable_records(Run(place), grid, grid.trials(), sources) == ({trial.id} if not where else set())
     class_folders(data, classes=4, images=5, first=12)
     now = trials.origin_of(trial, sources)
     with pytest.raises(RunError) as refused:
-        comparable(Run(place), grid, grid.trials(), sources)
+        comparable_records(Run(place), grid, grid.trials(), sources)
     split, images = record.data.split_fingerprint, record.data.content_fingerprint
     assert str(refused.value) == (
         f"{place / where} holds results from other data:\n"
