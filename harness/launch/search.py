@@ -1,7 +1,7 @@
 """Tuning with equal budgets: Optuna proposes, trials run like all others, and their records keep the scores.
 
 A study is rebuilt from its records: the sampler is seeded and proposes in rounds of a fixed size. So equal scores
-lead to equal proposals, and an interrupted search continues where it stopped. Search trials never read the test split.
+lead to equal proposals, and an interrupted search continues where it stopped. Search trials never read the test.
 """
 
 import math

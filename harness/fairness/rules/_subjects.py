@@ -1,4 +1,4 @@
-"""What rules look at, as plain values: results of a run, searches, and tables about to be printed."""
+"""The subjects of rules, as plain values: results of a run, searches, and tables before they are printed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNTRAINED = FLOORS[0]
 
 @dataclass(frozen=True)
 class Results:
-    """What a run folder holds, grouped once for all rules. `ledger`: None where its reads are not known."""
+    """The results in a run folder, grouped once for all rules. `ledger`: None if the test reads are unknown."""
 
     records: tuple[Record, ...]
     failures: tuple[Failure, ...] = ()
@@ -31,7 +31,7 @@ class Results:
 
     @cached_property
     def tested(self) -> tuple[Record, ...]:
-        """Records of protocols that read the test, of which tables are made; search trials are not among them."""
+        """The records of protocols that read the test, which tables consist of; search trials are left out."""
         return tuple(r for r in self.records if r.trial.protocol not in PROTOCOLS or _reads_test(r.trial))
 
     @cached_property
@@ -71,7 +71,7 @@ class RecordTable:
 
     @cached_property
     def arms(self) -> dict[str, dict[int, Record]]:
-        """{arm: {seed: record}}; of two records of a seed, the first."""
+        """Arm → seed → record; of two records of a seed, the first."""
         arms: dict[str, dict[int, Record]] = defaultdict(dict)
         for record in self.records:
             arms[record.arm].setdefault(record.trial.seed, record)
@@ -79,13 +79,18 @@ class RecordTable:
 
     @cached_property
     def baselines(self) -> dict[str, str]:
-        """{arm: the arm it is compared with} for every arm that has another one as its baseline."""
+        """Arm → its baseline, for every arm whose baseline is another arm."""
         return {record.arm: record.baseline for record in self.records if record.baseline != record.arm}
 
 
 def cell_of(record: Record) -> str:
-    """`glyphs/test_resnet/contrastive+embedding`, what seeds repeat."""
+    """Return dataset, backbone and arm: `glyphs/test_resnet/contrastive+embedding`."""
     return "/".join((*place_of(record.trial), record.arm))
+
+
+def counted(records: Sequence[Record]) -> str:
+    """Return the number of records in words: `1 record`, `2 records`."""
+    return f"{len(records)} record{'s' * (len(records) != 1)}"
 
 
 def _reads_test(trial: Trial) -> bool:
@@ -93,7 +98,7 @@ def _reads_test(trial: Trial) -> bool:
 
 
 def ids(records: Iterable[Record]) -> tuple[str, ...]:
-    """The ids of records as they are stored, in their order: of a mean over folds those of the folds."""
+    """Return the ids of stored records, in order; for a mean over folds, those of the folds."""
     return tuple(part.id for record in records for part in record.parts)
 
 
@@ -103,13 +108,13 @@ class Study:
 
     place     dataset and backbone, such as "glyphs/test_resnet": arms of one place are compared
     arm       such as "contrastive+embedding"
-    trials    how many trials the arm was given
-    made      how many have ended, failed ones included
-    declared  the space as it was when the study began: for each setting {"low", "high", "log"} or {"choices"}
-    space     the space now; another one than `declared` is a change under way
-    defaults  the settings that trial 0 has; they need not lie in the space
+    trials    the budget of the arm, in trials
+    made      trials that have ended, including failed ones
+    declared  the space at the start of the study: for each setting {"low", "high", "log"} or {"choices"}
+    space     the space now; it must equal `declared`
+    defaults  the settings of trial 0, which may be outside the space
     tried     the settings of every trial
-    chosen    the settings that won; None while the search goes on
+    chosen    the best settings; None until the search has ended
     used      the settings of every final trial
     """
 
@@ -127,17 +132,17 @@ class Study:
 
 @dataclass(frozen=True)
 class Number:
-    """One number of a table, as it is about to be printed.
+    """One number of a table before it is printed.
 
     row, column  such as "contrastive+embedding" and "cub200 R@1"
     mean         the number, a fraction
-    half, method half the width behind ±, and what it is: "95 % t-interval over 5 training seeds"
-    n            how many values it is the mean of
-    minus        the row that was subtracted, where the number is a difference
-    ranked       whether it takes part in the comparison behind bold: floors and rows of few seeds do not
-    bold, grey   how it is set
-    p            of the test against the best of its column, corrected; None where none was made
-    source       where it was published; None for what was measured here
+    half, method half the width after ±, and its meaning: "95 % t-interval over 5 training seeds"
+    n            the number of values that it is the mean of
+    minus        the row that was subtracted, if the number is a difference
+    ranked       whether it may be bold: floors and rows of few seeds may not
+    bold, grey   how it is printed
+    p            corrected p of the test against the best of its column; None without a test
+    source       where it was published; None for a number measured here
     """
 
     row: str
@@ -156,7 +161,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Average:
-    """A row's mean over datasets: over which."""
+    """The datasets that a row is averaged over."""
 
     row: str
     datasets: frozenset[str]
@@ -164,7 +169,7 @@ class Average:
 
 @dataclass(frozen=True)
 class RankTest:
-    """A test of ranks over datasets, such as Wilcoxon's signed ranks, and over how many."""
+    """A rank test, such as Wilcoxon's signed-rank test, and the number of datasets it is over."""
 
     name: str
     datasets: int
@@ -172,9 +177,9 @@ class RankTest:
 
 @dataclass(frozen=True)
 class Table:
-    """A table about to be printed: its numbers and the records they come from.
+    """A table before it is printed: its numbers and the records they come from.
 
-    correction, level: of the tests behind bold, such as "Holm" and 0.05; no correction: none was made.
+    correction, level: of the tests behind bold, such as "Holm" and 0.05; empty if there is no correction.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Which trials may join which records in one folder."""
+"""Which numbers share a table, and which trials may join which records in one folder."""
 
 from harness.fairness.comparability import Entry, comparable_tables, conflicts, differing, distinguishing
 

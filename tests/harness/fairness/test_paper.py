@@ -1,4 +1,4 @@
-"""The published benchmarks under their published grids, at reduced size: from the folders users have to records."""
+"""The published benchmarks under their published grids, at reduced size: from users' folders to records."""
 
 from importlib import import_module
 
