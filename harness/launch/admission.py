@@ -102,12 +102,12 @@ def bundles(
     if gpus and wants.gpus_per_trial == "auto":
         peaks, total = _measured(cluster, trials, sources, run, note)
     cpus_per_gpu = min((node.cpus / node.gpus for node in nodes if node.gpus), default=0.0)
-    found = packing.bundles(trials, wants, gpus, cpus_per_gpu, peaks, total)
-    for bundle in {tuple(bundle.items()): bundle for bundle in found.values()}.values():
+    occupied = packing.bundles(trials, wants, gpus, cpus_per_gpu, peaks, total)
+    for bundle in {tuple(bundle.items()): bundle for bundle in occupied.values()}.values():
         if not cluster.holds(bundle):
             have = "; ".join(f"{node.name} has {counted({'CPU': node.cpus, 'GPU': node.gpus})}" for node in nodes)
             raise RunError(f"a trial needs {counted(bundle)}; {have}")
-    return found
+    return occupied
 
 
 def _measured(

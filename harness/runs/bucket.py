@@ -152,8 +152,8 @@ class Bucket:
 
         Files that are only in the copy are left out.
         """
-        found = self._do(partial(self._list, folder))
-        matching = {path: info for path, info in found.items() if path.name.startswith(prefix)}
+        infos = self._do(partial(self._list, folder))
+        matching = {path: info for path, info in infos.items() if path.name.startswith(prefix)}
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda item: self._fetch(*item), matching.items()))
         return sorted(matching)
@@ -164,9 +164,9 @@ class Bucket:
 
     def _list(self, folder: Path) -> dict[Path, Any]:
         selector = _pyarrow_fs().FileSelector(self._key(folder), allow_not_found=True)
-        found = self._opened[0].get_file_info(selector)
+        infos = self._opened[0].get_file_info(selector)
         return {
-            folder / info.base_name: info for info in found if info.is_file and not info.base_name.startswith(".")
+            folder / info.base_name: info for info in infos if info.is_file and not info.base_name.startswith(".")
         }
 
     def _fetch(self, path: Path, info: Any) -> None:
@@ -219,8 +219,8 @@ class Bucket:
         """Return the names of the folders in `folder` that contain an object `name`."""
         fs, root = _pyarrow_fs(), self._key(folder)
         selector = fs.FileSelector(root, allow_not_found=True, recursive=True)
-        found = self._do(lambda: self._opened[0].get_file_info(selector))
-        return {Path(info.path).parent.name for info in found if info.is_file and info.base_name == name}
+        infos = self._do(lambda: self._opened[0].get_file_info(selector))
+        return {Path(info.path).parent.name for info in infos if info.is_file and info.base_name == name}
 
     def age_s(self, name: str) -> float:
         """Return the seconds since an object was written, by the bucket's clock (this machine's if read-only)."""

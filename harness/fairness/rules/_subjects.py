@@ -42,8 +42,8 @@ class Results:
         """
         records = [r for r in by_seed(self.tested).records if r.level != "floor" or r.arm == UNTRAINED]
         tables = comparable_tables([Entry(r.trial, r.arm, r.level, r) for r in records])
-        found = [RecordTable.of(table) for table in tables]
-        return tuple(sorted((t for t in found if t.records), key=lambda t: (t.place, -len(t.records))))
+        grouped = [RecordTable.of(table) for table in tables]
+        return tuple(sorted((t for t in grouped if t.records), key=lambda t: (t.place, -len(t.records))))
 
 
 @dataclass(frozen=True)

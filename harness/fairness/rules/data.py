@@ -90,11 +90,11 @@ def unlike(record: Record) -> str:
 
 def _deviating(results: Results) -> dict[tuple[str, str], list[Record]]:
     """Return (dataset, what is wrong) → records of a benchmark whose counts are not the published ones."""
-    found: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    by_problem: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in results.records:
         if wrong := _miscounts(record):
-            found[record.trial.dataset.name, " ".join(wrong)].append(record)
-    return found
+            by_problem[record.trial.dataset.name, " ".join(wrong)].append(record)
+    return by_problem
 
 
 def _miscounts(record: Record) -> tuple[str, ...]:
@@ -136,13 +136,13 @@ def disjoint_classes(dataset: Dataset, split: np.ndarray) -> Iterator[tuple[str,
 @rule("FAIR-02", "E", over="records")
 def disjoint_counts(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The classes of the splits add up to those of the dataset."""
-    found: dict[str, list[Record]] = defaultdict(list)
+    by_problem: dict[str, list[Record]] = defaultdict(list)
     for record in results.records:
         data = record.data
         distinct = data.distinct_classes
         if distinct is not None and (twice := sum(data.classes.values()) - distinct) > 0:
-            found[f"{record.trial.dataset.name}: {_classes(twice)} in more than one split."].append(record)
-    for sentence, records in found.items():
+            by_problem[f"{record.trial.dataset.name}: {_classes(twice)} in more than one split."].append(record)
+    for sentence, records in by_problem.items():
         yield sentence, ids(records)
 
 

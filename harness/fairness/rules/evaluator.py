@@ -54,10 +54,10 @@ def deep_enough(evaluate: Evaluator, conformance: Any) -> Iterator[tuple[str, tu
     gallery = _at_degrees(*np.linspace(0, 40, DEEP), *np.linspace(170, 180, 5))
     labels = ["large"] * DEEP + ["small"] * 5
     queries = {"embeddings": _at_degrees(1, 20, 39, 175), "labels": ["large"] * 3 + ["small"], "ks": (1,)}
-    found = evaluate(**queries, gallery=gallery, gallery_labels=labels)
+    result = evaluate(**queries, gallery=gallery, gallery_labels=labels)
     for metric in ("MAP@R", "R-Precision"):
-        if found.values[metric] < 1:
-            score = f"{metric} = {found.values[metric]:.3f}"
+        if result.values[metric] < 1:
+            score = f"{metric} = {result.values[metric]:.3f}"
             yield f"a perfect embedding of a class of {DEEP} images scored {score}, expected 1.", ()
 
 

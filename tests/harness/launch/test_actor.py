@@ -1,4 +1,4 @@
-"""The process that runs trials: its log, what it reports, and what it gives back when something fails."""
+"""The process that runs trials: its log, its reports, and what it releases after an error."""
 
 import math
 import os
@@ -15,7 +15,7 @@ from tests.harness.pictures import class_folders
 
 
 def set_up(spec, sources):
-    """An actor as Tune sets it up, without Ray."""
+    """Return an actor as Tune sets it up, without Ray."""
     environment.prepare(None)
     from harness.launch import actor
 
@@ -25,7 +25,7 @@ def set_up(spec, sources):
 
 
 def test_what_a_crashing_process_writes_is_in_the_log_of_its_trial(tmp_path, make_trial, capfd):
-    """Libraries and the interpreter write to the descriptor itself; afterwards it is what it was."""
+    """Libraries and the interpreter write to the descriptor itself, which is restored afterwards."""
     environment.prepare(None)
     from harness.launch.actor import Log
 
@@ -44,7 +44,7 @@ def test_what_a_crashing_process_writes_is_in_the_log_of_its_trial(tmp_path, mak
 
 @pytest.fixture
 def work(tmp_path, make_trial, monkeypatch):
-    """A worker's steps of a trial, changed so, on a folder of images, and its run; Ray is told nothing."""
+    """Run a trial with these changes in an actor, on a folder of images, without Ray; return its reports."""
     environment.prepare(None)
     from harness.launch import actor
 
@@ -59,18 +59,18 @@ def work(tmp_path, make_trial, monkeypatch):
         spec = {"id": trial.id, "trial": trial.model_dump_json(), "attempt": 1, "share": 0.0, "ranks": 1}
         worker = set_up(spec, Sources(run.address, data, tmp_path / "cache"))
         assert worker.step() == here
-        said = [worker.step()]
-        while not said[-1].get("done"):
-            said.append(worker.step())
-        return said, trial, run
+        reports = [worker.step()]
+        while not reports[-1].get("done"):
+            reports.append(worker.step())
+        return reports, trial, run
 
     return work
 
 
-def test_what_a_worker_is_refused_ends_its_trial_and_stands_in_the_audit(work, tmp_path):
+def test_a_refused_trial_ends_and_is_in_the_audit(work, tmp_path):
     (file := tmp_path / "w.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
-    said, trial, run = work(backbone=Backbone(name="test_resnet", pretrained=str(file)))
-    assert said == [{"done": True, "failed": "refused"}]
+    reports, trial, run = work(backbone=Backbone(name="test_resnet", pretrained=str(file)))
+    assert reports == [{"done": True, "failed": "refused"}]
     failure = run.failure(trial)
     assert (failure.kind, failure.attempts) == ("refused", 1)
     (found,) = [finding for finding in audit(run) if finding.rule == "FAIR-20"]
@@ -87,7 +87,7 @@ def test_what_a_worker_is_refused_ends_its_trial_and_stands_in_the_audit(work, t
         ({"protocol": "paper"}, "R@1", False),
     ],
 )
-def test_a_worker_tells_scores_that_there_are(work, changes, metric, validated):
+def test_an_actor_reports_the_scores_that_exist(work, changes, metric, validated):
     (epoch, end), trial, run = work(**changes)
     record = run.record(trial)
     scores = record.test or {f"validation {name}": value for name, value in record.validation.items()}
@@ -97,8 +97,10 @@ def test_a_worker_tells_scores_that_there_are(work, changes, metric, validated):
 
 
 @pytest.mark.parametrize("fails", ["_where", "steps", "packing.keep_to"])
-def test_an_attempt_that_fails_to_begin_gives_standard_error_back(tmp_path, make_trial, monkeypatch, capfd, fails):
-    """Whatever raises between opening the log and the first epoch, the log says so and is closed."""
+def test_an_attempt_that_fails_before_its_first_epoch_restores_standard_error(
+    tmp_path, make_trial, monkeypatch, capfd, fails
+):
+    """An error between opening the log and the first epoch is in the log, which is closed."""
     environment.prepare(None)
     from harness.launch import actor
 

@@ -1,4 +1,4 @@
-"""Which nodes of a cluster are fit, as they come and go, and what a driver clears away. Ray is a stand-in here."""
+"""Which nodes of a cluster are fit, as they join and leave, and what a driver cleans up; Ray is a stand-in."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from harness.runs.run import Run
 
 
 class Nodes:
-    """Ray as `Cluster` uses it: nodes that are there, and calls that have ended with what they return."""
+    """Ray as `Cluster` uses it: nodes that exist, and calls that have ended, with their results."""
 
     def __init__(self):
         self.there, self.calls, self.ended = {}, [], {}
@@ -34,7 +34,7 @@ class Nodes:
 
 
 class Call:
-    """What is asked; `on` gives a task."""
+    """A call; `on` returns a task."""
 
     def __init__(self, nodes: Nodes, what: str, apart: bool = False):
         self.nodes, self.what, self.apart = nodes, what, apart
@@ -60,13 +60,13 @@ def nodes(monkeypatch):
 
 @pytest.fixture
 def look(nodes):
-    """The cluster, and its look around with answers that are lists of reasons."""
+    """A cluster, and its `look` with answers that are lists of reasons."""
     from harness.launch.cluster import Cluster
 
     cluster = Cluster("auto")
 
     def changes():
-        found = cluster.look(Call(nodes, "vet"), list, Call(nodes, "prepare"))
+        found = cluster.look(Call(nodes, "check"), list, Call(nodes, "prepare"))
         return [(what, node.name, *reasons) for what, node, reasons in found]
 
     return cluster, changes
@@ -76,11 +76,11 @@ def test_a_node_joins_when_it_is_fit_and_has_prepared(nodes, look):
     cluster, changes = look
     nodes.there = {"head": 0, "a": 2}
     assert changes() == []
-    assert nodes.calls == ["vet a"]
+    assert nodes.calls == ["check a"]
     assert cluster.selector({"CPU": 1.0}) == "!in(a)"
-    nodes.ended["vet a"] = []
+    nodes.ended["check a"] = []
     assert changes() == []
-    assert nodes.calls == ["vet a", "prepare a"]
+    assert nodes.calls == ["check a", "prepare a"]
     assert cluster.selector({"CPU": 1.0}) == "!in(a)"
     nodes.ended["prepare a"] = None
     assert changes() == [("joined", "a")]
@@ -97,17 +97,17 @@ def test_an_unfit_node_is_checked_again_by_a_new_process(nodes, look, monkeypatc
     cluster, changes = look
     nodes.there, nodes.ended = {"a": 1}, {}
     changes()
-    nodes.ended["vet a"] = ["its disk is full"]
+    nodes.ended["check a"] = ["its disk is full"]
     assert changes() == [("unfit", "a", "its disk is full")]
     assert changes() == []
-    assert nodes.calls == ["vet a"]
+    assert nodes.calls == ["check a"]
     monkeypatch.setattr(module, "CHECK_AGAIN_S", 0.0)
     changes()
-    assert nodes.calls == ["vet a", "vet apart a"]
-    nodes.ended["vet apart a"] = ["its disk is full"]
+    assert nodes.calls == ["check a", "check apart a"]
+    nodes.ended["check apart a"] = ["its disk is full"]
     assert changes() == []  # nothing new
     changes()
-    nodes.ended["vet apart a"] = []
+    nodes.ended["check apart a"] = []
     assert changes() == []
     nodes.ended["prepare a"] = None
     assert changes() == [("joined", "a")]
@@ -115,26 +115,26 @@ def test_an_unfit_node_is_checked_again_by_a_new_process(nodes, look, monkeypatc
 
 
 @pytest.mark.parametrize("answer", [ValueError("no such module\nmore"), 3])
-def test_an_answer_that_cannot_be_judged_makes_unfit(nodes, look, answer):
+def test_a_node_whose_answer_cannot_be_judged_is_unfit(nodes, look, answer):
     _, changes = look
     nodes.there = {"a": 1}
     changes()
-    nodes.ended["vet a"] = answer
+    nodes.ended["check a"] = answer
     ((what, name, reason),) = changes()
     assert (what, name) == ("unfit", "a")
     assert reason.startswith("the check failed: ")
     assert "\n" not in reason
 
 
-@pytest.mark.parametrize("asked", ["vet a", "prepare a"])
-def test_what_a_node_answers_that_has_left_is_not_heard(nodes, look, asked):
+@pytest.mark.parametrize("call", ["check a", "prepare a"])
+def test_the_answer_of_a_node_that_has_left_is_ignored(nodes, look, call):
     cluster, changes = look
     nodes.there = {"a": 1}
     changes()
-    if asked == "prepare a":
-        nodes.ended["vet a"] = []
+    if call == "prepare a":
+        nodes.ended["check a"] = []
         changes()
-    nodes.there, nodes.ended[asked] = {}, []
+    nodes.there, nodes.ended[call] = {}, []
     assert changes() == []
     nodes.ended["prepare a"] = ConnectionError("gone")
     assert changes() == []
@@ -160,21 +160,21 @@ def test_slots_follow_the_nodes_and_are_averaged_over_time(nodes, look, monkeypa
     assert cluster.mean_slots == pytest.approx((2 * 10 + 4 * 30 + 0 * 10) / 50)
 
 
-def test_what_was_asked_of_an_earlier_run_is_forgotten_but_not_what_a_lost_driver_was_asked(tmp_path, monkeypatch):
+def test_a_request_to_stop_is_withdrawn_with_a_new_run_but_not_with_a_restarted_driver(tmp_path, monkeypatch):
     monkeypatch.setenv(supervise.REPORT, str(tmp_path / "report"))
     run = Run(tmp_path / "run")
     run.prepare()
     run.request_stop()
     clear_leftovers(run)
     assert not run.stop_requested()
-    run.request_stop()  # while this driver was being lost
+    run.request_stop()  # while this driver was dying
     clear_leftovers(run)
     assert run.stop_requested()
     assert supervise.known_run() == run.identity
 
 
 def test_a_finished_run_needs_no_cluster():
-    """An address at which nobody listens matters when there is something to run, and says so then."""
+    """An address without a cluster is an error only when a trial has to run."""
     environment.prepare(None)
     with joined_early("127.0.0.1:1") as cluster:
         assert cluster is None

@@ -1,4 +1,4 @@
-"""What makes a node unfit, in words."""
+"""The reasons that make a node unfit, as sentences."""
 
 from dataclasses import replace
 from hashlib import sha256
@@ -19,13 +19,13 @@ def here(tmp_path):
     return replace(found, weights={"w.safetensors": "a" * 64})
 
 
-def test_a_machine_fits_itself(here):
+def test_a_machine_matches_itself(here):
     assert mismatches(here, here) == []
     assert len(here.datasets["glyphs"]) == 128
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "reason"),
     [
         (lambda f: {"versions": {**f.versions, "torch": "1.0"}}, "torch is 1.0 there and"),
         (lambda f: {"versions": {**f.versions, "python": "3.9.1"}}, "python is 3.9.1 there"),
@@ -41,9 +41,9 @@ def test_a_machine_fits_itself(here):
         (lambda f: {"problems": ("the disk is full",)}, "the disk is full"),
     ],
 )
-def test_what_differs_is_said(here, change, said):
+def test_differences_are_named(here, change, reason):
     (sentence,) = mismatches(here, replace(here, **change(here)))
-    assert said in sentence
+    assert reason in sentence
 
 
 def test_a_node_without_the_run_folder_the_data_or_its_gpus(tmp_path):
@@ -62,7 +62,7 @@ def test_a_node_without_the_run_folder_the_data_or_its_gpus(tmp_path):
 
 
 def test_weights_are_those_of_the_driver(tmp_path):
-    """Two machines may have different files at one path: half of the trials would begin with others."""
+    """Two machines may have different files at one path; half of the trials would start from others."""
     run = Run(tmp_path / "run")
     run.prepare()
     file = tmp_path / "w.safetensors"

@@ -1,4 +1,4 @@
-"""Which trial runs next, whatever happened before."""
+"""Which trial runs next."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def seeds(entries):
     return [entry.trial.seed for entry in entries]
 
 
-def test_trials_under_way_first_then_the_longest(trials):
+def test_trials_with_a_checkpoint_first_then_the_longest(trials):
     assert seeds(queue(trials).waiting) == [1, 3, 2, 0]
     assert seeds(queue(trials, begun=[trials[0].id, trials[2].id]).waiting) == [2, 0, 1, 3]
 
@@ -45,7 +45,7 @@ def test_a_trial_that_failed_comes_before_those_that_never_started(trials):
     assert trial_queue.next({"CPU": 2}).trial.seed == 2
 
 
-def test_failures_in_a_row_count_and_progress_counts_anew(trials):
+def test_failures_in_a_row_are_counted_and_progress_resets_the_count(trials):
     trial_queue = queue(trials, retries=1)
     trial = trial_queue.next(ONE).trial
     assert trial_queue.failed(trial.id, "lost", epoch=0)
@@ -57,7 +57,7 @@ def test_failures_in_a_row_count_and_progress_counts_anew(trials):
 
 
 @pytest.mark.parametrize("kind", ["diverged", "out of memory", "refused"])
-def test_what_would_end_the_same_is_not_tried_again(trials, kind):
+def test_failures_that_would_repeat_are_not_retried(trials, kind):
     trial_queue = queue(trials)
     assert not trial_queue.failed(trial_queue.next(ONE).trial.id, kind, epoch=1)
 
@@ -78,16 +78,16 @@ def test_a_trial_that_hung_avoids_the_node(trials):
     assert trial_queue.next(ONE).avoid == "a"
 
 
-def test_a_trial_for_which_there_is_no_node_keeps_nobody_waiting_but_a_large_one_does(trials):
+def test_a_trial_that_no_node_can_hold_is_skipped_but_a_large_one_is_not(trials):
     large = {"CPU": 1.0, "GPU": 2.0}
     trial_queue = queue(trials, bundles=(ONE, large, ONE, ONE))
-    nowhere = trial_queue.next({"CPU": 2, "GPU": 1}, possible=lambda bundle: bundle.get("GPU", 0) <= 1)
-    assert nowhere.trial.seed == 3
+    skipping = trial_queue.next({"CPU": 2, "GPU": 1}, possible=lambda bundle: bundle.get("GPU", 0) <= 1)
+    assert skipping.trial.seed == 3
     assert trial_queue.next({"CPU": 8, "GPU": 1}) is None  # it waits for two GPUs; a node with two may come
     assert trial_queue.next({"CPU": 8, "GPU": 2}).trial.seed == 1
 
 
-def test_a_trial_given_back_has_not_failed(trials):
+def test_a_returned_trial_has_not_failed(trials):
     trial_queue = queue(trials)
     entry = trial_queue.next(ONE)
     trial_queue.returned(entry.trial.id)

@@ -24,7 +24,7 @@ KEY = {"cell": "glyphs/test_resnet/contrastive/s0", "checkpoint": "aa", "split":
 
 
 def outcome(record):
-    """What must be equal bit for bit."""
+    """Return what must be equal bit for bit."""
     return record.test, record.selected_epoch, [(e.loss, e.validation) for e in record.curve]
 
 

@@ -8,7 +8,7 @@ from harness.runs import files, process
 from harness.runs.run import Run
 
 
-def test_scratch_files_of_the_dead_are_swept_and_those_of_the_living_are_kept(tmp_path):
+def test_scratch_files_of_dead_processes_are_removed_and_those_of_running_ones_kept(tmp_path):
     run = Run(tmp_path)
     run.prepare()
     dead = subprocess.Popen(["true"])
@@ -31,7 +31,7 @@ def test_scratch_files_of_the_dead_are_swept_and_those_of_the_living_are_kept(tm
 
 
 def test_a_container_of_the_same_name_keeps_what_it_writes(tmp_path, monkeypatch):
-    """Its process numbers are not those seen here, where nobody may have them."""
+    """Its process numbers belong to another namespace; here they may be unused."""
     run = Run(tmp_path)
     run.prepare()
     monkeypatch.setattr(process, "this_boot", lambda: "the same kernel, other process numbers")

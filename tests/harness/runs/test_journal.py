@@ -1,4 +1,4 @@
-"""The file that tells other machines how a run goes on."""
+"""The file that tells other machines the state of a run."""
 
 import time
 
@@ -10,7 +10,7 @@ from harness.runs.run import Run
 from harness.runs.status import status
 
 
-def test_a_journal_tells_and_hears(tmp_path, make_trial, monkeypatch):
+def test_a_journal_writes_the_state_and_notices_a_request_to_stop(tmp_path, make_trial, monkeypatch):
     monkeypatch.setattr("harness.runs.journal.EVERY_S", 0.05)
     run, stopped, trial = Run(tmp_path), [], make_trial()
     run.prepare()
@@ -54,7 +54,7 @@ def test_a_driver_that_lost_its_run_stops_and_writes_nothing_more(tmp_path, monk
         (RunError("no node\nadvice"), "failed", "no node"),
     ],
 )
-def test_the_last_state_says_how_the_run_ended(tmp_path, error, state, reason):
+def test_the_last_state_tells_how_the_run_ended(tmp_path, error, state, reason):
     run = Run(tmp_path)
     run.prepare()
     Journal(run, {}).close(error)

@@ -1,4 +1,4 @@
-"""Counts of a run that goes on, its time left, and views."""
+"""Counts of a running run, its time left, and views."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_time_left_is_calibrated_by_what_finished(tally, make_trial):
     assert tally.time_left() == pytest.approx(90)  # no slot can help with that one
 
 
-def test_slots_are_paid_for_attempts_that_fail_too(tally, make_trial):
+def test_failed_attempts_count_towards_the_cost(tally, make_trial):
     tally.begin(1, 0, 1)
     trial = make_trial()
     tally.started(trial, "", 1)
@@ -45,8 +45,8 @@ def test_slots_are_paid_for_attempts_that_fail_too(tally, make_trial):
     assert tally.retried == 1
 
 
-def test_every_view_of_several_hears_every_event(make_trial):
-    """Whatever a view can be told, with the arguments as they are; a misspelt event is an error."""
+def test_every_one_of_several_views_gets_every_event(make_trial):
+    """All events of a view, with their arguments; a misspelt event is an error."""
     trial = make_trial()
     events = {
         "begin": (3, 1, 2),

@@ -13,18 +13,18 @@ from harness.training.trial import Sources, run_trial, steps
 
 
 def outcome(record):
-    """What must be equal bit for bit."""
+    """Return what must be equal bit for bit."""
     return record.test, record.selected_epoch, [(e.loss, e.validation) for e in record.curve]
 
 
 def after(seconds, act):
-    """Do something while the test goes on."""
+    """Call `act` while the test goes on."""
     timer = threading.Timer(seconds, act)
     timer.start()
     return timer
 
 
-def test_a_full_disk_is_waited_for_while_a_checkpoint_and_a_record_are_written(tiny, tmp_path, small_disk, capfd):
+def test_checkpoints_and_records_wait_for_a_full_disk(tiny, tmp_path, small_disk, capfd):
     trial, disk = tiny(epochs=3), small_disk(16 * 2**20)
     whole, fill = run_trial(trial, tmp_path / "whole"), disk / "fill"
     room = os.statvfs(disk)
@@ -59,7 +59,7 @@ def test_a_disk_that_stays_full_keeps_the_previous_checkpoint(tiny, small_disk, 
     assert [progress.epoch for progress in steps(trial, Sources(disk / "run"))] == [1, 2, 3]
 
 
-def test_a_run_folder_that_goes_away_is_waited_for_and_never_made_anew(tiny, tmp_path, capfd):
+def test_a_missing_run_folder_is_waited_for_and_never_created_again(tiny, tmp_path, capfd):
     trial, folder, elsewhere = tiny(epochs=3), tmp_path / "run", tmp_path / "away"
     whole = run_trial(trial, tmp_path / "whole")
     running = steps(trial, Sources(folder))
@@ -73,7 +73,7 @@ def test_a_run_folder_that_goes_away_is_waited_for_and_never_made_anew(tiny, tmp
     assert f"waiting for {folder} to become available" in capfd.readouterr().err
 
 
-def test_a_run_folder_that_is_away_is_no_empty_one(tmp_path, make_trial, make_record, monkeypatch):
+def test_a_missing_run_folder_is_not_an_empty_one(tmp_path, make_trial, make_record, monkeypatch):
     monkeypatch.setenv("METRIX_BENCH_PATIENCE_S", "0.2")
     run = Run(tmp_path / "run")
     run.prepare()

@@ -1,4 +1,4 @@
-"""What a record says of itself."""
+"""What a record contains."""
 
 import pytest
 
@@ -12,5 +12,5 @@ import pytest
         ({}, ("validation MAP@R", 0.125)),
     ],
 )
-def test_a_finished_trial_is_named_with_a_score_that_it_has(make_trial, make_record, test, named):
+def test_the_headline_of_a_record_is_a_score_that_it_has(make_trial, make_record, test, named):
     assert make_record(make_trial(), test=test, validation={"R@2": 0.5, "MAP@R": 0.125}).headline == named

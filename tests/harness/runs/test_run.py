@@ -69,7 +69,7 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_other(run, make_trial,
 
 
 def test_two_drivers_in_one_folder(run):
-    """The second is refused; the kernel frees the folder when the first dies, however it dies."""
+    """The second is refused; the kernel releases the folder when the first dies, however it dies."""
     code = (
         "import sys; from harness.runs.run import Run; run = Run(sys.argv[1])\n"
         "with run.lock(): print('held', flush=True); sys.stdin.read()"
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_a_tuned_grid_plans_what_its_search_chose(run, make_trial):
-    """The grid's own settings are where a search begins, not trials that are missing."""
+    """The grid's own settings are the start of the search, not missing trials."""
     common = {"name": "g", "datasets": ["glyphs"], "backbones": ["test_resnet"], "losses": ["nca"], "seeds": (0,)}
     grid = Grid(**common, levels=("baseline",), floors=("untrained",), protocol="tuned")
     floor, start = grid.trials()
@@ -104,7 +104,7 @@ def test_a_tuned_grid_plans_what_its_search_chose(run, make_trial):
     assert chosen.id != start.id
 
 
-def test_another_machine_says_whether_it_sees_the_folder(tmp_path, bucket):
+def test_another_machine_reports_whether_it_sees_the_folder(tmp_path, bucket):
     run, other = Run(tmp_path / "run"), Run(tmp_path / "other")
     run.prepare()
     assert Run(run.folder).problem_here(run.identity) is None

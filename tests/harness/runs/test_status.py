@@ -1,4 +1,4 @@
-"""What status makes of a run folder."""
+"""The status that is made from a run folder."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from harness.runs.run import Run
 from harness.runs.status import status
 
 
-def test_status_of_a_run_under_way_silent_and_ended(tmp_path, make_trial, make_record):
+def test_status_of_a_running_a_silent_and_an_ended_run(tmp_path, make_trial, make_record):
     run = Run(tmp_path)
     run.prepare()
     done, running, failed = (make_trial(seed=seed) for seed in range(3))

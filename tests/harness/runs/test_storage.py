@@ -1,4 +1,4 @@
-"""Names of places that a run can be in."""
+"""Where a run can be stored."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from harness.runs.run import Run
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("place", "reason"),
     [
         ("s3://AKIA:s3cr3t@b/x", r"s3://…@b/x has credentials in it"),
         ("s3://AKIA:s3/cr3t@b/x", r"s3://…@b/x has credentials in it"),
@@ -16,8 +16,8 @@ from harness.runs.run import Run
         ("hdfs://b/x", r"hdfs:// is not a bucket; a run is in a folder or at s3, "),
     ],
 )
-def test_places_that_are_refused(place, said, capsys):
-    with pytest.raises(RunError, match=said) as refused:
+def test_places_that_are_refused(place, reason, capsys):
+    with pytest.raises(RunError, match=reason) as refused:
         Run(place)
     with pytest.raises(SystemExit):
         main(["status", place])
