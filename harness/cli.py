@@ -424,7 +424,7 @@ def _conclude(outcome, grid: Grid, folder: str | Path, arguments: argparse.Names
     filled = sum(cost.wall_s if cost.attempt_s is None else cost.attempt_s for cost in costs)
     if outcome.slots and filled and grid.protocol != "tuned":  # a search leaves its records elsewhere
         share, slots = filled / (outcome.slots * outcome.wall_s), f"{round(outcome.slots, 1):g}"
-        print(f"trials filled {share:.0%} of the time of {slots} slots")
+        print(f"slots busy {share:.0%} of the time ({slots} slot{'s' * (slots != '1')})")
     return OK
 
 
