@@ -73,7 +73,7 @@ $(S3):
 	build/s3/bin/python -m pip install --quiet --disable-pip-version-check -r tests/s3-server.txt
 	touch $@
 
-soak: $(STAMP)  ## disturb a grid on a cluster of this machine, check its books (ARGS='--minutes 5'), then try every fault
+soak: $(STAMP)  ## inject faults into a grid on this machine, check consistency (ARGS='--minutes 5'), then try every fault
 	@$(PY) -m tests.cluster.soak $(ARGS)
 	@$(PY) -m pytest -m slow tests/cluster
 

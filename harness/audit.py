@@ -15,7 +15,8 @@ from harness.leaderboard import published, tables
 from harness.leaderboard.comparisons import ALPHA, MARKS_FROM
 from harness.leaderboard.statistics import holm, paired_difference, places
 from harness.leaderboard.tables import Block, Cell, Row
-from harness.runs.record import Failure, Record, Run
+from harness.runs.record import Failure, Record
+from harness.runs.run import Run
 
 
 def audit(run: Run) -> tuple[Finding, ...]:
@@ -23,7 +24,7 @@ def audit(run: Run) -> tuple[Finding, ...]:
 
     The records of a search (in `run`/search) are looked at too, but make no rows.
     """
-    asked, search = run.asked(), run.sub("search")
+    asked, search = run.requested(), run.sub("search")
     records, failures, searched = run.records(), run.failures(), search.records()
     board = tables.leaderboard(records, failures, asked.trials, asked.refused, published=published.load())
     found = [

@@ -18,8 +18,11 @@ from harness import registry
 from harness.config import Grid, GridError, Images, Trial, grids, set_twice, texts
 from harness.data.cache import default_folder
 from harness.errors import UserError
+from harness.fairness.comparability import differences
 from harness.runs import storage
-from harness.runs.record import Record, Run, RunError, differences
+from harness.runs.errors import RunError
+from harness.runs.record import Record
+from harness.runs.run import Run
 
 if TYPE_CHECKING:
     from harness.launch.plan import Plan
@@ -421,7 +424,7 @@ def _conclude(outcome, grid: Grid, folder: str | Path, arguments: argparse.Names
     filled = sum(cost.wall_s if cost.attempt_s is None else cost.attempt_s for cost in costs)
     if outcome.slots and filled and grid.protocol != "tuned":  # a search leaves its records elsewhere
         share, slots = filled / (outcome.slots * outcome.wall_s), f"{round(outcome.slots, 1):g}"
-        print(f"trials filled {share:.0%} of the time of {slots} slots")
+        print(f"slots busy {share:.0%} of the time ({slots} slot{'s' * (slots != '1')})")
     return OK
 
 
@@ -458,7 +461,7 @@ def _retry(arguments: argparse.Namespace) -> int:
     if not failed:
         print(f"{run.place}: nothing has failed" + (f" with {arguments.only!r} in its id" if arguments.only else ""))
         return OK
-    if not (grids := run.asked().grids):
+    if not (grids := run.requested().grids):
         raise UserError(f"{run.place} remembers no grid: its trials ran one by one, as metrix-bench trial does")
     worst = OK
     for grid in grids:
@@ -480,7 +483,7 @@ def _retry(arguments: argparse.Namespace) -> int:
 
 def plan_command(arguments: argparse.Namespace) -> int:
     """Print the trials of a grid, which are done, and what the others will take."""
-    from harness.launch import refuse_other_settings
+    from harness.launch import require_same_settings
     from harness.launch.plan import estimate, make_plan
     from harness.reports import _terminal as terminal
     from harness.reports import _wording as wording
@@ -505,13 +508,13 @@ def plan_command(arguments: argparse.Namespace) -> int:
         print(note)
     todo = [seconds[trial.id] for trial in plan.trials if trial.id not in done]
     print(f"{len(todo)} to run, about {wording.seconds(sum(todo))} on one slot of a machine like this one")
-    refuse_other_settings(run, records, grid, plan.trials)
+    require_same_settings(run, records, grid, plan.trials)
     return OK
 
 
 def trial_command(arguments: argparse.Namespace) -> int:
     """Run one arm of a grid here, print its scores and keep its records with those of the grid."""
-    from harness.launch import comparable
+    from harness.launch import comparable_records
     from harness.training.bench import Sources
     from harness.training.devices import rank_devices
 
@@ -538,7 +541,7 @@ def trial_command(arguments: argparse.Namespace) -> int:
         ranks=arguments.ranks,
     )
     with run.lock():
-        comparable(run, grid, plan.trials, sources)
+        comparable_records(run, grid, plan.trials, sources)
         return max(_run_here(trial, run, sources) for trial in plan.trials)
 
 
@@ -669,7 +672,7 @@ def stop_command(arguments: argparse.Namespace) -> int:
     if (driver := drives(run)) is None:
         print(f"{run.place}: nothing runs here")
         return OK
-    run.ask_to_stop()
+    run.request_stop()
     print(f"{run.place}: {driver} was asked to stop; it keeps what the running trials have done so far")
     return OK
 

@@ -24,7 +24,8 @@ import numpy as np
 
 from harness.evaluation.retrieval import Evaluation
 from harness.runs.outcomes import UNREADABLE
-from harness.runs.record import Record, Run
+from harness.runs.record import Record
+from harness.runs.run import Run
 from harness.training import checkpoint
 from harness.training.bench import Bench, Sources
 from harness.training.devices import device_name

@@ -1,4 +1,4 @@
-"""Small disks in memory, to be filled."""
+"""Small disks in memory, which tests fill up."""
 
 import subprocess
 from contextlib import suppress
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def mount(folder: Path, size: int) -> str | None:
-    """Mount a disk of so many bytes at a new folder; why that cannot be done here, or None."""
+    """Mount a disk of `size` bytes at a new folder; return why that is impossible here, or None."""
     folder.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:
@@ -17,12 +17,12 @@ def mount(folder: Path, size: int) -> str | None:
 
 
 def unmount(folder: Path) -> None:
-    """Take it away, whoever uses it."""
+    """Unmount a disk even if it is in use."""
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(disk: Path) -> Path:
-    """Leave no room on a disk; the file that takes it."""
+    """Fill a disk; return the file that occupies it."""
     filler = disk / "filler"
     for block in (2**20, 512):
         with suppress(OSError), filler.open("ab", buffering=0) as file:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.data.cache import default_folder
-from tests.harness.runs import test_storage
+from tests.harness.runs import test_bucket
 
 ROOT = Path(__file__).parent.parent
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 def test_no_test_reads_or_fills_the_caches_of_the_user():
     mine = Path(os.environ["XDG_CACHE_HOME"])
     assert mine.name.startswith("metrix-caches-")
-    assert default_folder() == test_storage.CACHE == mine / "metrix-bench"
+    assert default_folder() == test_bucket.CACHE == mine / "metrix-bench"
     assert not {"HF_HOME", "HF_HUB_CACHE", "TORCH_HOME"} & os.environ.keys()
     assert Path(os.environ["HYPOTHESIS_STORAGE_DIRECTORY"]).parent == mine
 

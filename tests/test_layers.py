@@ -32,7 +32,7 @@ DOORS = {
     "scipy": "harness/leaderboard/statistics.py",
     "scipy.io": "harness/data/datasets/cars196.py",
     "pandas": "harness/leaderboard/tables.py",
-    "pyarrow": "harness/runs/storage.py",
+    "pyarrow": "harness/runs/bucket.py",
     "ray": "harness/launch/",
     "optuna": "harness/launch/search.py",
     "rich": "harness/reports/_terminal.py",

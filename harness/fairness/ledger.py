@@ -1,11 +1,11 @@
-"""The ledger of test reads: who looked at the test split, with which weights, and whether that was the only look.
+"""The ledger of test reads: when the test split was read, for which weights, and whether it was the only read.
 
-A model is chosen on validation and its test score is read once. Whoever reads the test for a second checkpoint of
-the same cell has compared two test scores, and the row must say so. The ledger is a file of JSON lines that only
-grows: each read is on disk before the test is read, so a crash in between leaves a read too many, never one too few.
+A model is chosen on validation, and its test score is read once. A read for a second checkpoint of the same cell
+makes it possible to compare two test scores, so the row must be marked. The ledger is an append-only file of JSON
+lines. Each read is on disk before the test is read, so a crash in between leaves a read too many, never one too few.
 
-It lies beside the records of its run folder and knows that folder alone: a read of the same test from another folder
-is not in it. A bucket has no file that grows: there each read is an object of its own, under `ledger/`.
+The ledger covers its own run folder only: reads of the same test from another folder are not in it. A bucket has no
+files that can be appended to, so each read is an object under `ledger/`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.runs import storage
+from harness.runs import files, patience
 
 if TYPE_CHECKING:
-    from harness.runs.record import Run
+    from harness.runs.run import Run
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line: the cell (dataset, backbone, arm, seed, fold), digests of weights, split, evaluator; when (UTC)."""
+    """One read: cell (dataset, backbone, arm, seed, fold), digests of weights, split and evaluator, time (UTC)."""
 
     cell: str
     checkpoint: str
@@ -47,12 +47,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Read:
-    """What the ledger knows about one read of the test.
+    """A read of the test, compared with the earlier reads.
 
-    first        no read of this cell came before it
-    repeat       the very same key was read before: a crash, or a verification
-    checkpoints  how many different checkpoints of this cell have read the test, this one included
-    damaged      the ledger's line numbers that could not be read: a crash while writing leaves a cut-off line
+    first        there is no earlier read of this cell
+    repeat       there is an earlier read with the same key: after a crash, or for a verification
+    checkpoints  how many different checkpoints of this cell have read the test, including this one
+    damaged      numbers of lines that cannot be read: a crash while writing leaves a truncated line
     """
 
     entry: Entry
@@ -63,31 +63,31 @@ class Read:
 
     @property
     def counts_once(self) -> bool:
-        """Whether only one checkpoint of the cell has seen the test; if not, the row must be marked."""
+        """Whether only one checkpoint of the cell has read the test; otherwise the row must be marked."""
         return self.checkpoints == 1
 
 
 class Ledger:
-    """The test reads of one run folder, in the file `path` (made with its folder at the first read)."""
+    """The test reads of one run folder, in the file `path` (created by the first read)."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
 
     @staticmethod
     def of(run: Run) -> Ledger:
-        """The ledger of a run folder, or of a bucket."""
+        """Return the ledger of a run folder or bucket."""
         return Ledger(run.ledger) if run.is_folder else _ObjectLedger(run)
 
     def read(self, cell: str, checkpoint: str, split: str, evaluator: str) -> Read:
-        """Enter a read and say what it is; call it before the test is read. Safe between threads and processes.
+        """Enter a read and return how it compares with earlier ones; call it before the test is read.
 
-        Raises ValueError for an empty argument; OSError or RunError where it cannot be entered: then leave
-        the test alone.
+        Safe between threads and processes. Raises ValueError for an empty argument; OSError or RunError if the read
+        cannot be entered, in which case the test must not be read.
         """
         entry = Entry(cell, checkpoint, split, evaluator, datetime.now(UTC).isoformat(timespec="seconds"))
         for name, value in asdict(entry).items():
             if not isinstance(value, str) or not value:
-                raise ValueError(f"ledger: {name} = {value!r}; expected a text that is not empty")
+                raise ValueError(f"ledger: {name} = {value!r}; expected a non-empty text")
         earlier, damaged = self._enter(entry)
         same_cell = [old for old in earlier if old.cell == cell]
         return Read(
@@ -99,39 +99,39 @@ class Ledger:
         )
 
     def entries(self) -> tuple[Entry, ...]:
-        """All reads so far, oldest first, without damaged lines; empty where there is no file."""
+        """Return all reads, oldest first, without damaged lines; empty if there is no file."""
         return self._parsed()[0]
 
     def damaged(self) -> tuple[int, ...]:
-        """The numbers, from 1, of the lines that cannot be read."""
+        """Return the numbers, from 1, of the lines that cannot be read."""
         return self._parsed()[1]
 
     def read_again(self) -> dict[str, tuple[str, ...]]:
-        """The cells whose test was read for more than one checkpoint, with those checkpoints in order."""
+        """Return the cells whose test was read for several checkpoints, with those checkpoints in order."""
         by_cell: dict[str, dict[str, None]] = {}
         for entry in self.entries():
             by_cell.setdefault(entry.cell, {})[entry.checkpoint] = None
-        return {cell: tuple(found) for cell, found in by_cell.items() if len(found) > 1}
+        return {cell: tuple(checkpoints) for cell, checkpoints in by_cell.items() if len(checkpoints) > 1}
 
     def _enter(self, entry: Entry) -> tuple[tuple[Entry, ...], tuple[int, ...]]:
-        """Append the line, and what stood there before it; where that fails, no part of it stays."""
+        """Append the read; return the earlier entries and the damaged lines. If it fails, no part of it remains."""
 
-        def attempt() -> bytes:
+        def append() -> bytes:
             with self._locked() as file:
                 text = _contents(file)
-                cut_off = bool(text) and not text.endswith(b"\n")
-                _append(file, ("\n" if cut_off else "").encode() + _line(entry))
+                truncated = bool(text) and not text.endswith(b"\n")
+                _append(file, ("\n" if truncated else "").encode() + _line(entry))
             return text
 
-        return _parsed(storage.patiently(attempt, self.path))
+        return _parsed(patience.retry(append, self.path))
 
     def _parsed(self) -> tuple[tuple[Entry, ...], tuple[int, ...]]:
         return _parsed(self.path.read_bytes() if self.path.exists() else b"")
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
-        """An open descriptor that only this caller holds; the kernel releases it when the process dies."""
-        storage.make(self.path.parent)
+        """Yield an open descriptor under an exclusive lock, which the kernel releases when the process dies."""
+        files.make_folder(self.path.parent)
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -145,7 +145,7 @@ def _contents(file: int) -> bytes:
 
 
 def _append(file: int, data: bytes) -> None:
-    """Write to the end and wait for the disk; OSError where not all of it fitted, and then none of it is there."""
+    """Append and flush to the disk. Raises OSError if not all of it fits, and then removes the part that did."""
     before = os.fstat(file).st_size
     try:
         if (written := os.write(file, data)) != len(data):
@@ -161,9 +161,9 @@ def _line(entry: Entry) -> bytes:
 
 
 class _ObjectLedger(Ledger):
-    """The test reads of a run in a bucket, one object each; the objects of a cell begin with its digest.
+    """The test reads of a run in a bucket, one object each; names of objects begin with the digest of their cell.
 
-    A read is stored before the others are listed, so of two at once at least one sees the other.
+    A read is stored before the others are listed, so of two simultaneous reads at least one sees the other.
     """
 
     def __init__(self, run: Run):
@@ -172,10 +172,10 @@ class _ObjectLedger(Ledger):
 
     def _enter(self, entry: Entry) -> tuple[tuple[Entry, ...], tuple[int, ...]]:
         cell = hashlib.sha256(entry.cell.encode()).hexdigest()[:16]
-        mine = self.path / f"{cell}-{time.time_ns()}-{secrets.token_hex(4)}.json"
-        storage.put(mine, lambda aside: aside.write_bytes(_line(entry)))
-        self._run.push(mine)
-        return self._parsed(f"{cell}-", without=mine)
+        own = self.path / f"{cell}-{time.time_ns()}-{secrets.token_hex(4)}.json"
+        files.put(own, lambda aside: aside.write_bytes(_line(entry)))
+        self._run.push(own)
+        return self._parsed(f"{cell}-", without=own)
 
     def _parsed(self, prefix: str = "", without: Path | None = None) -> tuple[tuple[Entry, ...], tuple[int, ...]]:
         paths = [path for path in self._run.pull_all(self.path, prefix) if path != without]
@@ -184,13 +184,13 @@ class _ObjectLedger(Ledger):
 
 
 def _when(line: bytes) -> str:
-    """When the read of a line was, as far as it says so."""
+    """Return the time of the read in a line; empty if it cannot be read."""
     entries, _ = _parsed(line)
     return entries[0].at if entries else ""
 
 
 def _parsed(text: bytes) -> tuple[tuple[Entry, ...], tuple[int, ...]]:
-    """The entries, and the numbers of the lines that are none."""
+    """Return the entries, and the numbers of the lines that cannot be read."""
     entries, damaged = [], []
     for number, line in enumerate(text.split(b"\n"), 1):
         if not line.strip():

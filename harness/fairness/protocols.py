@@ -1,4 +1,4 @@
-"""Protocols: what a comparison holds fixed and how a run chooses what it reports, as frozen values."""
+"""Protocols: what a comparison keeps fixed, and which epoch a run reports, as frozen values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from harness.runs.record import Epoch
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a protocol fixes; `version` changes whenever a number under it could.
+    """What a protocol fixes. `version` changes whenever a number under it could change.
 
     validation_share  share of the training classes held out for validation; 0 trains on all of them
     rule              which epoch is reported: the best on validation, or the last
     metric            the validation score that selects
-    watches_test      the test split is scored after every epoch too, for the record only: nothing sees it, but such
-                      rows never enter a table with rows whose test was read once
-    reads_test        False for search trials, whose choice is made before any test is read
-    sentence          what a caption says of it
+    watches_test      the test split is scored after every epoch, for the record only: nothing depends on it, but such
+                      rows never share a table with rows whose test was read once
+    reads_test        False for search trials, which never read the test
+    sentence          its description in captions
     """
 
     name: str
@@ -30,7 +30,7 @@ class Protocol:
     reads_test: bool = True
 
     def choose(self, curve: Sequence[Epoch]) -> int:
-        """The epoch to report. Sees the training curve with its validation scores, and no test score."""
+        """Return the epoch to report, given the training curve with its validation scores and no test score."""
         return last(curve) if self.rule == "last epoch" else select(curve, self.metric)
 
 
@@ -60,17 +60,17 @@ PROTOCOLS = {protocol.name: protocol for protocol in (FAIR, PAPER, SEARCH, TUNED
 
 
 def select(curve: Sequence[Epoch], metric: str = FAIR.metric) -> int:
-    """The epoch of training with the highest validation `metric`, the earliest on ties."""
+    """Return the epoch of training with the highest validation `metric`, the earliest on ties."""
     return max(_trained(curve), key=lambda epoch: (epoch.validation[metric], -epoch.epoch)).epoch
 
 
 def last(curve: Sequence[Epoch]) -> int:
-    """The last epoch of training, whatever its scores."""
+    """Return the last epoch of training."""
     return _trained(curve)[-1].epoch
 
 
 def _trained(curve: Sequence[Epoch]) -> list[Epoch]:
-    """The epochs after the starting point, epoch 0."""
+    """Return the epochs after the starting point, epoch 0. Raises ValueError if there is none."""
     trained = [epoch for epoch in curve if epoch.epoch > 0]
     if not trained:
         raise ValueError("there is no epoch to select from")

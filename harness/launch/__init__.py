@@ -1,13 +1,17 @@
-"""A grid under Ray Tune, on this machine or on a cluster: the same call, with an address or without.
+"""Run a grid under Ray Tune, on this machine or on a cluster: the same call, with an address or without.
 
     environment   what ray reads when it is imported
-    cluster       the machines: one alone or many, which of them are fit
-    engine        Tune, fed one trial at a time from the queue of `harness.launch.queue`
+    cluster       the machines: one alone or many
+    admission     which nodes are fit, and what a trial occupies on them
+    engine        submits trials until none is left
+    dispatch      which trial starts next, and what follows when one finishes, fails or hangs
+    adapters      Ray Tune's interfaces
+    signals       Ctrl-C and requests to stop
     actor         the process that runs trials
-    supervise     a driver that is started again when the head of its cluster comes back
+    supervise     restarts a driver when the head of its cluster comes back
     remote        the same command on the head of a cluster, relayed
 
-Ray and torch are imported when a grid runs, not with this package: what only supervises a driver stays small.
+Ray and torch are imported when a grid runs, not with this package: a process that only supervises stays small.
 """
 
 from __future__ import annotations
@@ -22,11 +26,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from harness.config import Grid, Trial
+from harness.fairness.comparability import conflicts
 from harness.launch import environment, supervise
 from harness.launch.supervise import supervised
-from harness.runs import storage
-from harness.runs.live import Journal, Together, Unseen, View
-from harness.runs.record import Failure, Record, Run, RunError, conflicts
+from harness.runs import patience
+from harness.runs.errors import RunError
+from harness.runs.journal import Journal
+from harness.runs.live import Together, Unseen, View
+from harness.runs.record import Failure, Record
+from harness.runs.run import Run
 
 if TYPE_CHECKING:
     from harness.launch.cluster import Cluster
@@ -39,8 +47,11 @@ __all__ = ["Outcome", "Unseen", "View", "run_grid", "supervised"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: its plan, records and failures, whether it was interrupted, how long it took on how many
-    slots (on average: machines come and go), and which trials have their record from this run, not one before.
+    """What a run achieved.
+
+    wall_s  seconds that it took
+    slots   trials that ran at a time, on average: machines join and leave
+    ran     ids of the trials whose record was written by this run, not by an earlier one
     """
 
     plan: Plan
@@ -53,7 +64,7 @@ class Outcome:
 
     @property
     def missing(self) -> int:
-        """Trials of the plan without a record."""
+        """The number of trials of the plan without a record."""
         return len({trial.id for trial in self.plan.trials} - {record.id for record in self.records})
 
 
@@ -68,28 +79,31 @@ def run_grid(
     device: str | None = None,
     only: Callable[[Trial], bool] = lambda trial: True,
 ) -> Outcome:
-    """Run what a grid lacks and return what there is.
+    """Run the trials of a grid that have no record, and return all results.
 
-    `out` is the run folder, or a bucket such as s3://bucket/run; `watch` makes a view on the stream it is given,
-    `track` names `engine.TRACKERS`. `address` is that of a ray cluster of which this machine is a node ("auto" or
-    host:port), None a ray of this machine alone. `device` is "cpu" to leave GPUs alone. `only` says which trials of
-    the plan to run now.
+    out      the run folder, or a bucket such as s3://bucket/run
+    watch    makes a view on the stream it is given
+    track    names of `adapters.TRACKERS`
+    address  a ray cluster of which this machine is a node ("auto" or host:port); None: a ray of this machine alone
+    device   "cpu" to leave GPUs unused
+    only     which trials of the plan to run now
 
-    Raises GridError before anything runs when the grid cannot run, RunError when the folder is in use, not writable,
-    or holds results of other settings, and when a node is unfit. Ctrl-C, and `Run.ask_to_stop` from anywhere, ends
-    the running epochs' trials, keeps everything, and returns with `interrupted` set.
+    Raises GridError, before anything runs, if the grid cannot run; RunError if the folder is in use, not writable or
+    holds results of other settings, or if a node is unfit. Ctrl-C, and `Run.request_stop` on any machine, stops
+    the running trials, keeps their checkpoints, and returns with `interrupted` set.
     """
     environment.prepare(address)
     began = time.perf_counter()
-    with early(address) as cluster:
-        from harness.launch import engine
+    with joined_early(address) as cluster:
+        from harness.launch import adapters, signals
+        from harness.launch.engine import Engine
         from harness.launch.plan import Plan, make_plan
         from harness.training.bench import Sources
 
-        tracked = engine.trackers(track)
+        tracked = adapters.trackers(track)
         plan = make_plan(grid, data and Path(data), cache and Path(cache))
         notes = list(plan.notes)
-        run = ready(out, notes)
+        run = opened_run(out, notes)
         sources = Sources(
             run.address,
             data and Path(data).resolve(),
@@ -97,142 +111,144 @@ def run_grid(
             device,
             grid=(("name", grid.name), ("version", grid.version)),
         )
-        with run.lock() as held:
-            tidy(run)
-            before = comparable(run, grid, plan.trials, sources)
+        with run.lock() as lease:
+            clear_leftovers(run)
+            before = comparable_records(run, grid, plan.trials, sources)
             about = {"grid": grid.name, "address": address}
             with (
-                watched(run, about, held, watch, engine.interrupt) as view,
-                closing(engine.Engine(sources, grid.resources, view, notes, tracked, address, cluster)) as motor,
+                observed(run, about, lease, watch, signals.interrupt) as view,
+                closing(Engine(sources, grid.resources, view, notes, tracked, address, cluster)) as engine,
             ):
-                trials = motor.searched(grid, plan.trials, run) if grid.protocol == "tuned" else plan.trials
-                if not motor.interrupted:
+                trials = engine.search(grid, plan.trials, run) if grid.protocol == "tuned" else plan.trials
+                if not engine.interrupted:
                     if grid.protocol == "tuned":
-                        refuse_other_settings(run, run.records(), grid, trials)
+                        require_same_settings(run, run.records(), grid, trials)
                     run.remember(grid, trials, plan.refused)
-                    motor.run([trial for trial in trials if only(trial)], run)
-            conclude(run, held)
+                    engine.run([trial for trial in trials if only(trial)], run)
+            clean_up(run, lease)
             records = tuple(run.records())
             return Outcome(
                 Plan(tuple(trials), plan.refused, plan.notes),
                 records,
                 tuple(run.failures()),
-                motor.interrupted,
+                engine.interrupted,
                 time.perf_counter() - began,
-                motor.slots,
+                engine.slots,
                 frozenset(record.id for record in records) - before,
             )
 
 
 @contextmanager
-def early(address: str | None) -> Iterator[Cluster | None]:
-    """The cluster at `address`, whose machines import what trials need while the plan is made here.
+def joined_early(address: str | None) -> Iterator[Cluster | None]:
+    """Yield the cluster at `address`, whose machines import what trials need while the plan is made here.
 
-    None where there is none yet, which matters only if there is something to run, and for a ray of this machine
-    alone, which is started then.
+    Yield None if no cluster is there yet, which matters only if a trial has to run, and for a ray of this machine
+    alone, which starts with the first trial.
     """
-    with ExitStack() as leaving:
+    with ExitStack() as stack:
         cluster = None
         if address is not None:
             from harness.launch.cluster import opened
 
             with suppress(supervise.Unreachable):
-                cluster = leaving.enter_context(opened(address))
+                cluster = stack.enter_context(opened(address))
                 cluster.warm_up()
         yield cluster
 
 
-def ready(out: str | Path, notes: list[str]) -> Run:
-    """The run at `out`, ready to be written, and the same that a driver before this one worked in."""
+def opened_run(out: str | Path, notes: list[str]) -> Run:
+    """Return the run at `out`, ready to be written; after a restart, the one of the driver before."""
     run = Run(out, notes.append, identity=supervise.known_run())
     if run.identity is not None:
-        storage.patiently(lambda: None, run.folder)
+        patience.retry(lambda: None, run.folder)  # until the folder has its identity
     else:
         run.require_own()
     run.prepare()
     return run
 
 
-def tidy(run: Run) -> None:
-    """Clear away what a driver that died has left, and what was asked of one that ended."""
-    run.sweep()
+def clear_leftovers(run: Run) -> None:
+    """Remove scratch files of a driver that died, and the request to stop of one that ended."""
+    run.remove_scratch()
     if supervise.known_run() is None:
-        run.forget_stop()  # of a run before; one that follows a lost driver may have been asked meanwhile
+        run.clear_stop_request()  # not after a restart: the request may be new
     supervise.remember_run(run.identity)
 
 
 @contextmanager
-def watched(
+def observed(
     run: Run,
     about: Mapping[str, Any],
-    held: Lease,
+    lease: Lease,
     watch: Callable[[TextIO], View] | None,
     interrupt: Callable[[], None],
 ) -> Iterator[View]:
-    """What tells the screen and the run folder how the run goes on; all else that is printed goes to driver.log."""
-    with quiet(run.folder / "driver.log") as screen:
-        journal = Journal(run, about, interrupt, lost=lambda: held.lost)
+    """Yield a view that reports to the screen and the run folder; other output of this process goes to driver.log."""
+    with redirected_output(run.folder / "driver.log") as screen:
+        journal, failure = Journal(run, about, interrupt, lost=lambda: lease.lost), None
         try:
             yield Together(watch(screen) if watch else Unseen(), journal)
-        except KeyboardInterrupt:
-            require(held, run)  # nobody pressed a key: the journal interrupts a run that was lost
+        except BaseException as error:
+            failure = error
+            if isinstance(error, KeyboardInterrupt):
+                require_held(lease, run)  # if it was lost, the journal interrupted it, not the user
             raise
         finally:
-            journal.close()
+            journal.close(failure)
 
 
-def require(held: Lease, run: Run) -> None:
-    """Raise RunError where another driver has the run by now."""
-    if held.lost:
+def require_held(lease: Lease, run: Run) -> None:
+    """Raise RunError if another driver has taken the run over."""
+    if lease.lost:
         raise RunError(
-            f"another driver took over {run.place}, because this one did not respond; the run continues there"
+            f"another driver took over {run.place} because this one did not respond; the run continues there"
         )
 
 
-def conclude(run: Run, held: Lease) -> None:
-    """Leave the run folder as it should be found. Raises RunError where another driver has it by now."""
-    require(held, run)
-    run.forget_stop()
-    run.sweep(ended=True)
+def clean_up(run: Run, lease: Lease) -> None:
+    """Remove scratch files and requests at the end of a run. Raises RunError if another driver has taken it over."""
+    require_held(lease, run)
+    run.clear_stop_request()
+    run.remove_scratch(ended=True)
     run.push(run.folder / "driver.log")
 
 
-def comparable(run: Run, grid: Grid, trials: Sequence[Trial], sources: Sources) -> set[str]:
-    """The ids of the records in a run folder, each of which may share a table with these trials.
+def comparable_records(run: Run, grid: Grid, trials: Sequence[Trial], sources: Sources) -> set[str]:
+    """Return the ids of the records in a run folder, all of which may share a table with these trials.
 
-    The settings of a tuned grid's trials are only known after its search: those are left to `refuse_other_settings`.
-    Raises RunError where data, weights or settings differ, in the records of a search too.
+    Raises RunError if data, weights or settings differ, also those of a search. The settings of a tuned grid's trials
+    are only known after its search, so the caller checks them then, with `require_same_settings`.
     """
     records, search = run.records(), run.sub("search")
     if grid.protocol == "tuned":
-        refuse_other_data(search, search.records(), trials, sources)
+        require_same_data(search, search.records(), trials, sources)
     else:
-        refuse_other_settings(run, records, grid, trials)
-    refuse_other_data(run, records, trials, sources)
+        require_same_settings(run, records, grid, trials)
+    require_same_data(run, records, trials, sources)
     return {record.id for record in records}
 
 
-def refuse_other_data(run: Run, records: Sequence[Record], trials: Sequence[Trial], sources: Sources) -> None:
-    """Raise RunError when the records of a run were made from other data or weights than are there now."""
+def require_same_data(run: Run, records: Sequence[Record], trials: Sequence[Trial], sources: Sources) -> None:
+    """Raise RunError if the records of a run come from other data or weights than there are now."""
     from harness.training.origin import other_origins
 
-    if differences := other_origins(records, trials, sources):
-        listed = "\n  ".join(differences)
+    if changes := other_origins(records, trials, sources):
+        listed = "\n  ".join(changes)
         raise RunError(
             f"{run.place} holds results from other data:\n  {listed}\n"
             "Results from different data do not share a table: name another folder with --out "
-            "(OUT=… of make), or bring the old data back."
+            "(OUT=… of make), or restore the old data."
         )
 
 
-def refuse_other_settings(run: Run, records: Sequence[Record], grid: Grid, trials: Sequence[Trial]) -> None:
-    """Raise RunError when the records of a run would stand in one table with what they cannot be compared with."""
-    differences = conflicts(records, trials)
+def require_same_settings(run: Run, records: Sequence[Record], grid: Grid, trials: Sequence[Trial]) -> None:
+    """Raise RunError if the records of a run may not share a table with these trials."""
+    changes = conflicts(records, trials)
     versions = {record.grid.get("version") for record in records if record.grid.get("name") == grid.name}
     if others := sorted(versions - {grid.version}):
-        differences.append(f"version of grid {grid.name} was {', '.join(map(str, others))} and is now {grid.version}")
-    if differences:
-        listed = "\n  ".join(differences)
+        changes.append(f"version of grid {grid.name} was {', '.join(map(str, others))} and is now {grid.version}")
+    if changes:
+        listed = "\n  ".join(changes)
         raise RunError(
             f"{run.place} holds results of other settings:\n  {listed}\n"
             "Results under different settings do not share a table: name another folder with --out (OUT=… of "
@@ -241,18 +257,17 @@ def refuse_other_settings(run: Run, records: Sequence[Record], grid: Grid, trial
 
 
 @contextmanager
-def quiet(log: Path) -> Iterator[TextIO]:
-    """Send everything this process prints to `log`; yields a stream on the real screen.
+def redirected_output(log: Path) -> Iterator[TextIO]:
+    """Redirect everything that this process prints to `log`; yield a stream to the real screen.
 
-    Ray's threads print to the descriptors themselves, so the descriptors are what is redirected. An exception that
-    leaves is raised with the descriptors put back.
+    Ray's threads print to the file descriptors, so these are redirected. They are restored on leaving.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
+    saved = os.dup(1), os.dup(2)
     with (
         log.open("a", encoding="utf-8") as file,
-        os.fdopen(os.dup(kept[0]), "w", buffering=1, encoding=sys.stdout.encoding, errors="replace") as screen,
+        os.fdopen(os.dup(saved[0]), "w", buffering=1, encoding=sys.stdout.encoding, errors="replace") as screen,
     ):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -261,6 +276,6 @@ def quiet(log: Path) -> Iterator[TextIO]:
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            for number, descriptor in zip((1, 2), kept, strict=True):
+            for number, descriptor in zip((1, 2), saved, strict=True):
                 os.dup2(descriptor, number)
                 os.close(descriptor)

@@ -6,8 +6,10 @@ import math
 import os
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from ray import tune
@@ -17,64 +19,80 @@ from harness.fairness.protocols import FAIR
 from harness.launch import packing
 from harness.launch.cluster import ray
 from harness.launch.queue import FINAL
-from harness.runs import storage
-from harness.runs.record import Run, RunError, now
+from harness.runs import files, patience
+from harness.runs.errors import RunError
+from harness.runs.record import now
+from harness.runs.run import Run
 from harness.training.trial import kind_of, steps
+
+PUSH_EVERY_S = 10.0
 
 
 class TrialActor(tune.Trainable):
-    """A trial as Tune runs it. Everything a trial builds is built at its second step: Tune may set an actor up for a
-    trial that another one runs. The first step only says where the trial is."""
+    """A trial as Tune runs it.
 
-    def setup(self, config: dict) -> None:
+    The first step only reports where the trial runs. Everything that a trial needs is built in its second step, since
+    Tune may set an actor up for a trial that another actor runs.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
         self._config, self._steps, self._log = config, None, None
 
-    def reset_config(self, new_config: dict) -> bool:
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._release()
         self.setup(new_config)
         return True
 
-    def step(self) -> dict:
+    def step(self) -> dict[str, Any]:
         spec, sources = self._config["spec"], self._config["sources"]
         trial, run = Trial.model_validate_json(spec["trial"]), Run(sources.out, identity=sources.identity)
-        if self._steps is None:
-            self._log = Log(run, trial)
-            where = _where(spec["share"])
-            self._log.say(f"attempt {spec['attempt']} on {where['name']}, process {os.getpid()}")
-            if sources.device is None and 0 < spec["share"] < 1:
-                packing.keep_to(spec["share"])
-            if gc.get_freeze_count() == 0:
-                gc.freeze()  # what was imported stays: walking it after every trial takes a third of a second
-            sources = replace(sources, ranks=spec["ranks"], gpu_share=spec["share"] or None)
-            self._steps = steps(trial, sources, self._log.say)
-            return where
-        self._log.watch(self._config["epoch_timeout_s"])
         try:
-            last = next(self._steps, None)
+            return self._begin(run, trial) if self._steps is None else self._continue(run, trial)
+        except BaseException:
+            if self._log is not None:
+                self._log.write(traceback.format_exc())
+            self._release()  # standard error above all: the next trial of this process has another log
+            raise
+
+    def _begin(self, run: Run, trial: Trial) -> dict[str, Any]:
+        """Start an attempt; return node, name, GPUs and process."""
+        spec, sources = self._config["spec"], self._config["sources"]
+        self._log = Log(run, trial)
+        where = _where(spec["share"])
+        self._log.write(f"attempt {spec['attempt']} on {where['name']}, process {os.getpid()}")
+        if sources.device is None and 0 < spec["share"] < 1:
+            packing.keep_to(spec["share"])
+        if gc.get_freeze_count() == 0:
+            gc.freeze()  # imported modules stay: walking them after every trial takes a third of a second
+        sources = replace(sources, ranks=spec["ranks"], gpu_share=spec["share"] or None)
+        self._steps = steps(trial, sources, self._log.write)
+        return where
+
+    def _continue(self, run: Run, trial: Trial) -> dict[str, Any]:
+        """Train for an epoch; return its scores, or those of the record once the trial has finished."""
+        try:
+            with self._log.deadline(self._config["epoch_timeout_s"]):
+                last = next(self._steps, None)
         except Exception as error:
             kind, text = kind_of(error), traceback.format_exc()
-            self._log.say(text)
-            run.fail(trial, kind, f"{type(error).__name__}: {error}", text, spec["attempt"])
-            del error
+            run.fail(trial, kind, f"{type(error).__name__}: {error}", text, self._config["spec"]["attempt"])
+            if kind not in FINAL:
+                raise
+            self._log.write(text)
             self._release()
-            if kind in FINAL:
-                return {"done": True, "failed": kind}
-            raise
-        finally:
-            if self._log is not None:
-                self._log.unwatch()
+            return {"done": True, "failed": kind}
         if last is None:
             record = run.record(trial)
-            self._log.say("finished: " + "  ".join(f"{name} {value:.4f}" for name, value in record.test.items()))
+            self._log.write("finished: " + "  ".join(f"{name} {value:.4f}" for name, value in record.test.items()))
             self._release()
             metric, score = record.headline
             return {"done": True, "metric": metric, "score": score, "seconds": record.cost.wall_s}
         epoch, start = last.curve[-1], last.curve[0]
         if len(last.curve) == 2 and start.validation and not start.epoch:
-            self._log.say(f"before training  validation {FAIR.metric} {start.validation[FAIR.metric]:.4f}")
-        score = epoch.validation.get(FAIR.metric, math.nan)  # under protocol paper there is none
+            self._log.write(f"before training  validation {FAIR.metric} {start.validation[FAIR.metric]:.4f}")
+        score = epoch.validation.get(FAIR.metric, math.nan)  # protocol paper has no validation
         validated = f"validation {FAIR.metric} {score:.4f}  " if epoch.validation else ""
-        self._log.say(
+        self._log.write(
             f"epoch {epoch.epoch}/{trial.schedule.epochs}  loss {epoch.loss:.6g}  lr {epoch.lr:.3g}  "
             f"{validated}{epoch.train_s:.1f} s"
         )
@@ -90,12 +108,15 @@ class TrialActor(tune.Trainable):
         """Trials keep their own checkpoints."""
 
     def _release(self) -> None:
-        if self._steps is None:
+        steps, log, self._steps, self._log = self._steps, self._log, None, None
+        if log is None:
             return
-        self._steps.close()  # other ranks of a data-parallel trial end with it
-        self._steps = None
-        self._log.close()
-        self._log = None
+        try:
+            if steps is not None:
+                steps.close()  # other ranks of a data-parallel trial end with it
+        finally:
+            log.close()
+        del steps
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -103,53 +124,55 @@ class TrialActor(tune.Trainable):
 
 
 class Log:
-    """logs/<trial id>.log: what happened to a trial, attempt by attempt; the stack of one that hangs, too.
+    """logs/<trial id>.log: what happened to a trial, attempt by attempt, and the stack of one that hung.
 
-    While it is open it takes this process's standard error, where a process that crashes says why.
+    While it is open it replaces this process's standard error, so that a crash leaves its message there.
     """
 
     def __init__(self, run: Run, trial: Trial):
         self._run, self._path = run, run.log_path(trial.id)
-        self._file: TextIO = storage.patiently(self._opened, self._path)
+        self._file: TextIO = patience.retry(self._opened, self._path)
         self._errors = os.dup(2)
         os.dup2(self._file.fileno(), 2)
         self._pushed, self._seconds = 0.0, 0.0
-        storage.waiting[:] = [self._wait]
+        patience.on_pause.append(self._restart_timer)
 
     def _opened(self) -> TextIO:
-        storage.make(self._path.parent)
+        files.make_folder(self._path.parent)
         return self._path.open("a", buffering=1, encoding="utf-8")
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Write a line with the time, in UTC. A log that cannot be written stops no trial."""
         try:
             self._file.write(f"{now()}  {text.rstrip()}\n")
-            if time.monotonic() - self._pushed > 10:
+            if time.monotonic() - self._pushed > PUSH_EVERY_S:
                 self.push()
         except (OSError, RunError):
             pass
 
-    def watch(self, seconds: float) -> None:
-        """End this process, its stack in the log, unless `unwatch` is called in time. Works whatever hangs."""
+    @contextmanager
+    def deadline(self, seconds: float) -> Iterator[None]:
+        """End this process, its stack in the log, if the block takes longer; this works whatever hangs."""
         self._seconds = seconds
-        faulthandler.dump_traceback_later(seconds, exit=True, file=self._file)
+        self._restart_timer()
+        try:
+            yield
+        finally:
+            self._seconds = 0.0
+            faulthandler.cancel_dump_traceback_later()
 
-    def unwatch(self) -> None:
-        self._seconds = 0.0
-        faulthandler.cancel_dump_traceback_later()
-
-    def _wait(self) -> None:
-        """A write waits for its storage, which is no hanging: the time starts again."""
+    def _restart_timer(self) -> None:
+        """Start the deadline again: a write that waits for its storage does not hang."""
         if self._seconds:
-            self.watch(self._seconds)
+            faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
 
     def push(self) -> None:
         self._pushed = time.monotonic()
         self._run.push_if_there(self._path)
 
     def close(self) -> None:
-        self.unwatch()
-        storage.waiting.clear()
+        """Give standard error back and store the log."""
+        patience.on_pause.remove(self._restart_timer)
         os.dup2(self._errors, 2)
         os.close(self._errors)
         try:
@@ -159,8 +182,8 @@ class Log:
             pass
 
 
-def _where(share: float) -> dict:
-    """Node, its name, process and GPUs of this actor."""
+def _where(share: float) -> dict[str, Any]:
+    """Return node, its name, process and GPUs of this actor."""
     context, gpus = ray.get_runtime_context(), ray.get_gpu_ids() if share else []
     host = os.uname().nodename
     return {

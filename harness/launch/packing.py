@@ -1,7 +1,7 @@
-"""How much of a machine a trial occupies: its GPU memory is measured once, and as many share a GPU as fit.
+"""How much of a machine a trial occupies: its GPU memory is measured once, and as many trials share a GPU as fit.
 
-Measured on two training steps and an evaluation batch with images of noise: what a step allocates does not depend on
-what is in the images.
+Memory is measured on two training steps and an evaluation batch of noise images, since it does not depend on what
+the images show.
 """
 
 import json
@@ -15,17 +15,17 @@ from harness.config import Resources, Trial
 from harness.launch.queue import Bundle
 from harness.training.bench import EMBEDDING_BATCH, build_criterion, build_embedder
 
-HEADROOM = 1.15  # over the peak that was measured: batches of other sizes of groups, fragments
-CONTEXT_BYTES = 600 * 2**20  # of a process that uses CUDA, before its first tensor
-USABLE = 0.95  # of a GPU's memory: the rest is the driver's
+HEADROOM = 1.15  # over the measured peak, for other group sizes in a batch and for fragmentation
+CONTEXT_BYTES = 600 * 2**20  # of a process with CUDA, before its first tensor
+USABLE = 0.95  # of a GPU's memory; the driver needs the rest
 STEPS = 2
 
 
 def memory_key(trial: Trial) -> str:
-    """What decides a trial's memory, as JSON: dataset, backbone, embedder, images, batch, loss and level."""
+    """Return what determines a trial's memory, as JSON: dataset, network, images, batch, loss and level."""
     level = trial.arm.metrix.model_dump(exclude={"weight", "alpha"}) if trial.arm.metrix else None
     content = {
-        "dataset": trial.dataset.model_dump(),  # how many classes a loss learns vectors of
+        "dataset": trial.dataset.model_dump(),  # its number of classes: a loss may learn a vector for each
         "loss": [trial.arm.loss, trial.arm.options],
         "backbone": trial.backbone.name,
         "options": trial.backbone.options,
@@ -42,10 +42,10 @@ def memory_key(trial: Trial) -> str:
 
 
 def measure(trial: Trial, classes: int, device: str | None = None) -> int:
-    """Bytes that a trial needs at its peak: of GPU memory, or, on a processor, of its process.
+    """Return the peak memory of a trial in bytes: on a GPU, or of its process on a processor.
 
-    Run it in a process of its own: a peak, once reached, stays. `classes`: how many the loss learns vectors of.
-    Scoring is not measured: it takes 256 MB at a time, which the head room covers.
+    Call it in a new process, because a peak never decreases. `classes`: the number of training classes. Scoring is
+    not measured: it takes 256 MB at a time, which the headroom covers.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if where.type == "cuda":
@@ -78,7 +78,7 @@ def _work(trial: Trial, where: torch.device, classes: int) -> None:
 
 
 def per_gpu(peak_bytes: int, total_bytes: int) -> int:
-    """How many trials with this peak a GPU with this memory holds, with head room; 1 at least."""
+    """Return how many trials with this peak fit on a GPU with this memory, with headroom; at least 1."""
     return max(1, math.floor(USABLE * total_bytes / (HEADROOM * peak_bytes)))
 
 
@@ -90,14 +90,14 @@ def bundles(
     peaks: Mapping[str, int] | None = None,
     total_bytes: int = 0,
 ) -> dict[str, Bundle]:
-    """What each trial occupies, trial id → {"CPU": …, "GPU": …}.
+    """Return what each trial occupies: trial id → {"CPU": …, "GPU": …}.
 
-    A processor for each thread of each of its processes, so that trials do not fight for them. Of a GPU, what `wants`
-    says; `auto` is none where there is none, and else the share that `peaks` (`memory_key` → bytes) and `total_bytes`
-    allow, but never so many trials on a GPU that the `cpus_per_gpu` beside it do not suffice. Without a peak a trial
-    has a GPU alone.
+    It gets one processor for each thread of each of its processes, so that trials do not compete for them. Its share
+    of a GPU is the one in `wants`. If that is `auto`, it follows from `peaks` (`memory_key` → bytes) and
+    `total_bytes`, but no more trials share a GPU than the `cpus_per_gpu` allow; a trial without a peak gets a whole
+    GPU, and without GPUs the share is 0.
     """
-    found = {}
+    occupied = {}
     for trial in trials:
         share = wants.gpus_per_trial
         cores = max(wants.cpus_per_trial, trial.training.threads * (1 if share == "auto" else max(1, int(share))))
@@ -105,18 +105,18 @@ def bundles(
             peak = (peaks or {}).get(memory_key(trial))
             fit = per_gpu(peak, total_bytes) if peak and total_bytes else 1
             fit = max(1, min(fit, int(cpus_per_gpu // cores)))
-            # Ray counts GPUs in ten-thousandths; rounded down, k trials still fit.
+            # Ray counts GPUs in ten-thousandths; rounding down keeps k trials on one.
             share = math.floor(1e4 / fit) / 1e4 if gpus else 0.0
-        found[trial.id] = {"CPU": float(cores), **({"GPU": float(share)} if share else {})}
-    return found
+        occupied[trial.id] = {"CPU": float(cores), **({"GPU": float(share)} if share else {})}
+    return occupied
 
 
 def keep_to(share: float) -> None:
-    """Let this process have no more than its share of the GPU's memory, what CUDA itself takes included."""
+    """Limit this process to its share of the GPU's memory, including what CUDA itself takes."""
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(max(share - CONTEXT_BYTES / total, 0.01))
 
 
 def ranks(bundle: Bundle) -> int:
-    """Over how many processes a trial is spread: one a GPU, where it occupies several."""
+    """Return over how many processes a trial is divided: one for each GPU if it occupies several."""
     return max(1, int(bundle.get("GPU", 0)))

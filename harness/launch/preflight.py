@@ -1,7 +1,7 @@
-"""What every machine that runs trials must have: the same versions, code, data and run folder, room, usable GPUs.
+"""The check of a machine before it runs trials: equal versions, code, data and run folder, disk space, usable GPUs.
 
-A machine states `facts` about itself; `mismatches` compares them with those of the driver's machine. Nothing here
-knows how a function reaches another machine.
+Each machine collects `facts` about itself; `mismatches` compares them with those of the driver's machine. How the
+functions reach another machine is not decided here.
 """
 
 import os
@@ -17,22 +17,22 @@ from harness.config import Choice, Trial
 from harness.data.cache import default_folder
 from harness.data.datasets import DatasetError
 from harness.runs.provenance import PACKAGES, code_digest, provenance
-from harness.runs.record import Run
+from harness.runs.run import Run
 from harness.training import checkpoint
 from harness.training.bench import Sources, open_dataset, prepare_images
 
-LEAST_FREE_GB = 1.0  # in the run folder and the cache: a checkpoint has to fit
+LEAST_FREE_GB = 1.0  # in the run folder and the cache, for a checkpoint
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a machine says of itself.
+    """What a machine reports about itself.
 
-    versions   of Python and of whatever computes
-    code       sha256 over the sources of the three packages
+    versions   of Python and of the packages that compute
+    code       sha256 of the sources of the three packages
     datasets   name → fingerprint, or a sentence that begins with "error: "
     weights    file of weights → sha256, or such a sentence
-    problems   what makes it unfit whatever other machines say
+    problems   what makes it unfit by itself
     """
 
     versions: dict[str, str]
@@ -49,20 +49,21 @@ def facts(
     weights: Sequence[str] = (),
     counted_gpus: float = 0,
 ) -> Facts:
-    """The facts of this machine.
+    """Return the facts of this machine.
 
-    `identity` is the run folder's, `weights` are the files of weights that trials begin with, `counted_gpus` is what
-    the cluster believes.
+    identity      of the run folder
+    weights       files of initial weights
+    counted_gpus  GPUs of this machine, as the cluster counts them
     """
     run, cache = Run(sources.out), sources.cache or default_folder()
     problems = []
-    if identity is not None and (wrong := run.seen_here(identity)):
-        problems.append(wrong)
+    if identity is not None and (problem := run.problem_here(identity)):
+        problems.append(problem)
     visible = _gpus()
     if counted_gpus > visible and sources.device is None:
         problems.append(
-            f"the cluster counts {counted_gpus:g} GPUs here and torch sees {visible}: fix the driver, or start the "
-            "node with --num-gpus=0"
+            f"the cluster counts {_gpus_in_words(counted_gpus)} here, but torch sees {visible}: fix the driver, or "
+            "start the node with --num-gpus=0"
         )
     for name, folder in (("run folder", run.folder), ("cache", cache)):
         try:
@@ -71,7 +72,7 @@ def facts(
             problems.append(f"{name} {folder}: {error.strerror}")
             continue
         if free_gb < LEAST_FREE_GB:
-            problems.append(f"{name} {folder}: {free_gb:.1f} GB free, at least {LEAST_FREE_GB:g} GB are needed")
+            problems.append(f"{name} {folder}: {free_gb:.1f} GB free, {LEAST_FREE_GB:g} GB needed")
     return Facts(
         versions={"python": platform.python_version(), **provenance()["packages"]},
         code=code_digest(),
@@ -82,48 +83,45 @@ def facts(
 
 
 def mismatches(here: Facts, there: Facts) -> list[str]:
-    """Why trials on a machine with the facts `there` would not be those of `here`; one sentence each."""
-    found = list(there.problems)
+    """Return why trials on a machine with the facts `there` would differ from those of `here`, as sentences."""
+    problems = list(there.problems)
     for name in ("python", *PACKAGES):
         old, new = here.versions.get(name), there.versions.get(name)
         if old != new:
-            found.append(f"{name} is {new} there and {old} here: install the same constraints.txt on every node")
+            problems.append(f"{name} is {new} there and {old} here: install the same constraints.txt on every node")
     if here.code != there.code:
-        found.append("its metrix-bench is another one than here: install the same revision on every node")
-    for which, asked, what in (
-        (here.datasets, there.datasets, "another copy"),
-        (here.weights, there.weights, "another file"),
-    ):
-        for name, known in which.items():
-            told = asked.get(name, "error: nothing was said of it")
-            if told.startswith("error: "):
-                found.append(f"{name}: {told.removeprefix('error: ')}")
-            elif told != known:
-                found.append(f"{name} is {what} there ({told[:12]}) than here ({known[:12]})")
-    return found
+        problems.append("its metrix-bench differs from the one here: install the same revision on every node")
+    for ours, theirs in ((here.datasets, there.datasets), (here.weights, there.weights)):
+        for name, digest in ours.items():
+            other = theirs.get(name, "error: it was not reported")
+            if other.startswith("error: "):
+                problems.append(f"{name}: {other.removeprefix('error: ')}")
+            elif other != digest:
+                problems.append(f"{name} differs: {other[:12]} there, {digest[:12]} here")
+    return problems
 
 
 def least_gpu_bytes() -> int:
-    """The memory of the smallest GPU of this machine, in bytes; 0 without one."""
+    """Return the memory of the smallest GPU of this machine in bytes; 0 without one."""
     return min((torch.cuda.get_device_properties(i).total_memory for i in range(_gpus())), default=0)
 
 
 def _gpus() -> int:
-    """How many GPUs torch sees here, also from a process that was given none: looking takes nothing from trials."""
+    """Return how many GPUs torch sees here, even in a process that was given none: counting uses none of them."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         del os.environ["CUDA_VISIBLE_DEVICES"]
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def prepare_here(trials: Sequence[Trial], sources: Sources) -> tuple[str, ...]:
-    """Decode on this machine what these trials will need; what was said while doing it."""
-    said: list[str] = []
-    prepare_images(trials, sources, said.append)
-    return tuple(said)
+    """Decode on this machine what these trials will need; return the sentences to note."""
+    sentences: list[str] = []
+    prepare_images(trials, sources, sentences.append)
+    return tuple(sentences)
 
 
 def _fingerprint(choice: Choice, sources: Sources) -> str:
-    """The fingerprint of a dataset as this machine has it, pixels included where they are known."""
+    """Return the fingerprint of this machine's copy of a dataset, with its pixels if they are known."""
     try:
         dataset = open_dataset(choice, sources.data, sources.cache)
     except (DatasetError, OSError) as error:
@@ -132,15 +130,19 @@ def _fingerprint(choice: Choice, sources: Sources) -> str:
 
 
 def _digest(file: str) -> str:
-    """The sha256 of a file of weights."""
+    """Return the sha256 of a file of weights, or a sentence that begins with "error: "."""
     try:
         return checkpoint.digest(file)
     except OSError as error:
         return f"error: {error.strerror}"
 
 
+def _gpus_in_words(count: float) -> str:
+    return f"{count:g} GPU{'s' * (count != 1)}"
+
+
 def _free_gb(folder: Path) -> float:
-    """Free disk where a folder is, or would be."""
+    """Return the free space of the disk where a folder is, or would be, in GB."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free / 1e9

@@ -1,7 +1,7 @@
-"""The order in which trials run: those already begun first, then the longest; what failed goes to the front.
+"""The queue of trials: those with a checkpoint first, then the longest; a retry goes to the front.
 
-The engine asks for one trial at a time, when there is room for it. So a trial whose worker died is the next to run,
-before any that never started, and no trial is promised to a node before the node is free.
+Trials are taken one at a time, when there is room. So a trial whose worker died is the next to run, before any that
+never started, and no trial is assigned to a node before the node is free.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,30 +9,33 @@ from dataclasses import dataclass, field
 
 from harness.config import Trial
 
-# The same again would end the same. A loss that diverged is not tried again either, on any device: an arm that may
-# begin anew until it gets through would be judged by its luckiest attempt.
+# A retry would fail in the same way. A loss that diverged is not retried on any device: an arm that may start over
+# until it succeeds would be judged by its luckiest attempt.
 FINAL = ("diverged", "out of memory", "refused")
 Bundle = dict[str, float]  # {"CPU": 1, "GPU": 0.5}: what a trial occupies
 
 
 @dataclass
 class Entry:
-    """A trial in the queue. `failures`: how often it has failed since it last got further; `attempts`: in all.
+    """A trial in the queue.
 
-    `avoid`: the node on which it hung, where another may do better.
+    failures  since it last made progress
+    attempts  in all
+    reached   the epoch it had completed at its last failure
+    avoid     the node on which it hung
     """
 
     trial: Trial
     bundle: Bundle
     failures: int = 0
     attempts: int = 0
-    reached: int = 0  # the epoch it had ended when it failed last
+    reached: int = 0
     avoid: str | None = None
 
 
 @dataclass
 class Queue:
-    """Trials that wait and trials that are out, and how often each may fail in a row (`retries` + 1 times)."""
+    """Trials that are waiting and trials that are out; each may fail `retries` + 1 times in a row."""
 
     retries: int
     waiting: list[Entry] = field(default_factory=list)
@@ -47,26 +50,26 @@ class Queue:
         begun: Iterable[str] = (),
         retries: int = 2,
     ) -> "Queue":
-        """The queue of `trials`: those with a checkpoint (`begun`, ids) first, then by cost, the longest first.
+        """Return the queue of `trials`: those with a checkpoint (`begun`, ids) first, then the longest.
 
-        `bundles` and `costs` by trial id. Equal trials stay in their order, so that seeds come in turn.
+        `bundles` and `costs` are by trial id. Equal trials keep their order, so that seeds take turns.
         """
         begun = set(begun)
         ordered = sorted(trials, key=lambda trial: (trial.id not in begun, -costs.get(trial.id, 0.0)))
         return cls(retries, [Entry(trial, bundles[trial.id]) for trial in ordered])
 
     def __len__(self) -> int:
-        """How many trials have not ended."""
+        """Return how many trials have not ended."""
         return len(self.waiting) + len(self.out)
 
-    def next(self, room: Bundle, ever: Callable[[Bundle], bool] = lambda bundle: True) -> Entry | None:
-        """The first trial, if what is out leaves room for it within `room`; None while there is none.
+    def next(self, room: Bundle, possible: Callable[[Bundle], bool] = lambda bundle: True) -> Entry | None:
+        """Take the first trial, if there is room for it beside those that are out; return None otherwise.
 
-        A trial that no node could hold at present (`ever` says so) does not keep the ones behind it waiting; one that
-        only has to wait for room does, or a large trial would wait forever behind small ones.
+        A trial that no node can hold at present (not `possible`) is skipped. One that only waits for room is not, or
+        a large trial would wait behind small ones for as long as there are any.
         """
         for place, entry in enumerate(self.waiting):
-            if not ever(entry.bundle):
+            if not possible(entry.bundle):
                 continue
             if not self._fits(entry.bundle, room):
                 return None
@@ -83,14 +86,14 @@ class Queue:
         )
 
     def finished(self, trial_id: str) -> None:
-        """A trial has its record."""
+        """Remove a trial that has its record."""
         self.out.pop(trial_id, None)
 
     def failed(self, trial_id: str, kind: str, epoch: int = 0, node: str | None = None) -> bool:
-        """A trial has failed after `epoch` epochs; whether it will be tried again, at once.
+        """Return whether a trial that failed after `epoch` epochs is retried; if so, it is next.
 
-        A failure after progress counts anew: on machines that come and go, a long trial dies often and still ends.
-        One that ran out of memory on a share of a GPU gets a whole one.
+        Progress resets the count of failures: on machines that join and leave, a long trial dies often and still
+        finishes. A trial that ran out of memory on a share of a GPU gets a whole one.
         """
         entry = self.out.pop(trial_id)
         if kind == "out of memory" and 0 < entry.bundle.get("GPU", 0.0) < 1:
@@ -100,13 +103,13 @@ class Queue:
         entry.failures = 1 if epoch > entry.reached else entry.failures + 1
         entry.reached = max(entry.reached, epoch)
         entry.avoid = node if kind == "timeout" else entry.avoid
-        again = kind not in FINAL and entry.failures <= self.retries
-        if again:
+        will_retry = kind not in FINAL and entry.failures <= self.retries
+        if will_retry:
             self.waiting.insert(0, entry)
-        return again
+        return will_retry
 
     def returned(self, trial_id: str) -> None:
-        """A trial that was out comes back without blame: its node was unfit, or the engine stopped."""
+        """Put a trial back that did not fail: its node was unfit, or Tune ended."""
         entry = self.out.pop(trial_id)
         entry.attempts -= 1
         self.waiting.insert(0, entry)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from harness.launch import environment, scratch
-from harness.runs.record import RunError
+from harness.runs.errors import RunError
 
 SOURCES = Path(__file__).parent.parent.parent
 CONNECT_ATTEMPTS = 3

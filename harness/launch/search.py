@@ -1,8 +1,7 @@
-"""Tuning with equal budgets: Optuna proposes, trials run as all trials do, records remember.
+"""Tuning with equal budgets: Optuna proposes, trials run like all others, and their records keep the scores.
 
-A study is rebuilt from its records: the sampler is seeded and asked in rounds of a fixed size, so the same scores
-lead to the same proposals, and a search that was interrupted continues where it stopped. Search trials never read the
-test split.
+A study is rebuilt from its records: the sampler is seeded and proposes in rounds of a fixed size. So equal scores
+lead to equal proposals, and an interrupted search continues where it stopped. Search trials never read the test.
 """
 
 import math
@@ -13,19 +12,21 @@ from typing import Any
 from harness import registry
 from harness.config import Search, Trial
 from harness.fairness.protocols import SEARCH
-from harness.runs.record import Record, Run, RunError, write_json
+from harness.runs.errors import RunError
+from harness.runs.record import Record, write_json
+from harness.runs.run import Run
 from harness.streams import stream
 
 Space = dict[str, dict[str, Any]]
 
 
 def tune(trials: Sequence[Trial], settings: Search, run: Run, execute: Callable[[list[Trial]], bool]) -> list[Trial]:
-    """Search the settings of every arm among `trials` and return the trials with the settings that were chosen.
+    """Search the settings of every arm among `trials`; return the trials with the chosen settings.
 
-    `run` is the folder of the search's own records; `execute` runs trials until each has a record there or has failed
-    (False: interrupted, and [] is returned). Every arm gets the same number of proposals, failed ones counted
-    (FAIR-06); a proposal runs on every fold, and has failed where it fails on one. Raises RunError where the folder
-    holds a search over another space (FAIR-09).
+    `run` is the folder of the search's own records. `execute` runs trials until each has a record there or has
+    failed; if it returns False, the search was interrupted, and [] is returned. Every arm gets the same number of
+    proposals, including failed ones (FAIR-06). A proposal runs on every fold and fails if it fails on one. Raises
+    RunError if the folder holds a search over another space (FAIR-09).
     """
     floors = [trial for trial in trials if trial.arm.at == "floor"]
     arms = {trial.cell: trial for trial in reversed(trials) if trial.arm.at != "floor"}
@@ -43,30 +44,33 @@ def tune(trials: Sequence[Trial], settings: Search, run: Run, execute: Callable[
 
 
 def space(trial: Trial, settings: Search) -> Space:
-    """What is searched for an arm: {"lr": {"low", "high", "log"}, "loss.margin": …, "loss.mining": {"choices"}, …}.
+    """Return the search space of an arm: {"lr": {"low", "high", "log"}, "loss.mining": {"choices"}, …}.
 
-    The arm's own choice is always one of the choices: the first trial of every search runs with the arm's settings.
+    The arm's own choice is always among the choices, since the first trial of every search has the arm's settings.
     """
-    found: Space = {"lr": _range([trial.training.lr * factor for factor in settings.lr_range], log=True)}
+    names: Space = {"lr": _range([trial.training.lr * factor for factor in settings.lr_range], log=True)}
     for name, values in registry.loss(trial.arm.loss).search_space.items():
-        found[f"loss.{name}"] = dict(values)
+        names[f"loss.{name}"] = dict(values)
         if "choices" in values:
-            found[f"loss.{name}"]["choices"] = list(dict.fromkeys([*values["choices"], trial.arm.options[name]]))
+            names[f"loss.{name}"]["choices"] = list(dict.fromkeys([*values["choices"], trial.arm.options[name]]))
     if trial.arm.metrix is not None:
-        found["metrix.weight"] = _range(settings.weight_range, log=True)
-        found["metrix.alpha"] = _range(settings.alpha_range, log=True)
-    return found
+        names["metrix.weight"] = _range(settings.weight_range, log=True)
+        names["metrix.alpha"] = _range(settings.alpha_range, log=True)
+    return names
 
 
 def declare(run: Run, studies: "dict[tuple, Study]", chosen: dict[tuple, dict] | None = None) -> None:
-    """Write the spaces, and at the end what was chosen, to study.json; refuse to change a space that was declared."""
+    """Write the spaces, and at the end the chosen settings, to study.json.
+
+    Raises RunError if a space was declared differently before.
+    """
     path, before, content = run.folder / "study.json", run.declared(), {}
     for cell, study in studies.items():
         name, declared = "/".join(cell), study.declared
         old = before.get(name, {})
         if old and {key: old.get(key) for key in declared} != declared:
             raise RunError(
-                f"FAIR-09 {path} declares another search for {name}; a search is not changed while it runs: name "
+                f"FAIR-09 {path} declares another search for {name}; a search may not change while it runs: name "
                 "another folder with --out (OUT=… of make), or go back to the old settings"
             )
         content[name] = {**old, **declared, **({"chosen": chosen[cell], "best": study.best} if chosen else {})}
@@ -95,44 +99,46 @@ class Study:
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=settings.round_of, constant_liar=True)
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._study.enqueue_trial(_defaults(trial, self.space))
-        self._asked: list = []
+        self._proposed: list = []
 
     @property
     def declared(self) -> dict[str, Any]:
-        """What may not change while the search runs."""
+        """What may not change while the search runs: space, budget, seed and folds."""
         budget = {"trials": self.settings.trials, "seed": self.settings.search_seed, "folds": self.trial.folds}
         return {"space": self.space, **budget}
 
     def propose(self) -> list[list[Trial]]:
-        """The proposals of the next round, each the trials of its folds; the first of all has the defaults."""
+        """Return the proposals of the next round, each with a trial for every fold; the first has the defaults."""
         left = self.settings.trials - sum(t.state.is_finished() for t in self._study.trials)
-        self._asked = [self._study.ask(self._distributions) for _ in range(min(self.settings.round_of, left))]
+        self._proposed = [self._study.ask(self._distributions) for _ in range(min(self.settings.round_of, left))]
         update = {"protocol": SEARCH.name, "seed": self.settings.search_seed, "keep": "none"}
-        return [_with(self.trial, asked.params).model_copy(update=update).each_fold() for asked in self._asked]
+        return [
+            _with(self.trial, proposed.params).model_copy(update=update).each_fold() for proposed in self._proposed
+        ]
 
     def learn(self, scores: Sequence[float | None]) -> None:
-        """Tell the validation scores of the round, None for a proposal that failed."""
+        """Take the validation scores of the round; None for a proposal that failed."""
         from optuna.trial import TrialState
 
-        for asked, score in zip(self._asked, scores, strict=True):
+        for proposed, score in zip(self._proposed, scores, strict=True):
             if score is None:
-                self._study.tell(asked, state=TrialState.FAIL)
+                self._study.tell(proposed, state=TrialState.FAIL)
             else:
-                self._study.tell(asked, score)
+                self._study.tell(proposed, score)
 
     @property
     def best(self) -> float | None:
-        """The highest validation score, None where every trial failed."""
+        """The highest validation score; None if every trial failed."""
         values = [t.value for t in self._study.trials if t.value is not None]
         return max(values, default=None)
 
     def chosen(self) -> dict[str, Any]:
-        """The settings of the highest validation score, the earliest on ties; the defaults if all failed."""
+        """Return the settings with the highest validation score, the earliest on ties; the defaults if all failed."""
         return dict(self._study.best_params) if self.best is not None else _defaults(self.trial, self.space)
 
 
 def _score(folds: Sequence[Record | None]) -> float | None:
-    """The validation score of a proposal, the mean over its folds; None where one of them has no record."""
+    """Return the validation score of a proposal, the mean over its folds; None if one of them has no record."""
     if None in folds:
         return None
     return statistics.fmean(record.validation[SEARCH.metric] for record in folds)
@@ -144,7 +150,7 @@ def _range(bounds: Sequence[float], log: bool) -> dict[str, Any]:
 
 
 def _defaults(trial: Trial, space: Space) -> dict[str, Any]:
-    """The arm's own settings, as far as they are searched; a number may lie outside its range."""
+    """Return the arm's own values of the searched settings; a number may be outside its range."""
     values = {"lr": trial.training.lr, **{f"loss.{k}": v for k, v in trial.arm.options.items()}}
     if trial.arm.metrix is not None:
         values |= {"metrix.weight": trial.arm.metrix.weight, "metrix.alpha": trial.arm.metrix.alpha}
@@ -152,7 +158,7 @@ def _defaults(trial: Trial, space: Space) -> dict[str, Any]:
 
 
 def _with(trial: Trial, params: dict[str, Any]) -> Trial:
-    """The trial with searched settings in place of its own."""
+    """Return the trial with these settings in place of its own."""
     arm, options, level = trial.arm, dict(trial.arm.options), {}
     for name, value in params.items():
         owner, _, key = name.partition(".")

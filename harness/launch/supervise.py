@@ -1,7 +1,7 @@
-"""A driver on a cluster dies with the head that it is connected to; somebody must start it again.
+"""A driver on a cluster dies with the head it is connected to; its supervisor starts it again.
 
-Ray ends a driver's process when its head is lost. So on a cluster the command runs in a child process, and this one
-only waits: where the child is gone without having said how it ended, it starts another, which continues.
+Ray ends a driver's process when its head is lost. So on a cluster the command runs in a child process, which reports
+how it ended. If it dies without a report, this process starts another child, which continues the run.
 """
 
 import os
@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.launch.scratch import scratch
-from harness.runs.record import RunError
+from harness.runs.errors import RunError
 
-REPORT = "METRIX_BENCH_REPORT"  # names the file in which a child says how it ended
-BACK_WITHIN_S = 1800.0  # a head that is gone for longer is not waited for
+REPORT = "METRIX_BENCH_REPORT"  # names the file in which a child reports how it ended
+BACK_WITHIN_S = 1800.0  # for how long a lost head is waited for
 PAUSE_S = 3.0
-DEATHS = 100  # a driver that is lost so often is not lost with its head
+DEATHS = 100  # a driver that dies so often does not die with its head
 INTERRUPTED = 130
-PASSING = ("Unreachable", "StorageError")  # what a driver may meet that starts while things come back
+TRANSIENT = ("Unreachable", "StorageError")  # errors that a driver may meet until head and storage are back
 
 
 class Unreachable(RunError):
@@ -28,13 +28,13 @@ class Unreachable(RunError):
 
 
 def known_run() -> str | None:
-    """The identity of the run folder that the driver before this one worked in; None for a first one."""
+    """Return the identity of the run folder of the driver before this one; None for the first driver."""
     note = _note()
     return note.read_text(encoding="utf-8") if note is not None and note.exists() else None
 
 
 def remember_run(identity: str) -> None:
-    """Leave word for a driver after this one: while the folder is away it shall wait, not make another."""
+    """Note the identity of the run folder, so that a driver after this one waits for it instead of making another."""
     if (note := _note()) is not None:
         note.write_text(identity, encoding="utf-8")
 
@@ -45,17 +45,17 @@ def _note() -> Path | None:
 
 
 def supervised(run: Callable[[], int], words: Sequence[str], address: str | None) -> int:
-    """The exit code of `run`, here where `address` is None, and else of `metrix-bench WORDS` in child processes."""
+    """Return the exit code of `run`, called here (`address` None), or of `metrix-bench WORDS` in child processes."""
     if address is None:
         return run()
     if REPORT in os.environ:
-        return _reported(run, Path(os.environ[REPORT]))
+        return _run_with_report(run, Path(os.environ[REPORT]))
     with scratch("driver") as folder:
-        return _watched(words, folder / "report")
+        return _supervise(words, folder / "report")
 
 
-def _reported(run: Callable[[], int], report: Path) -> int:
-    """Run, and leave word of how it ended."""
+def _run_with_report(run: Callable[[], int], report: Path) -> int:
+    """Return the exit code of `run`, and report how it ended."""
     try:
         code = run()
     except BaseException as error:
@@ -65,32 +65,32 @@ def _reported(run: Callable[[], int], report: Path) -> int:
     return code
 
 
-def _watched(words: Sequence[str], report: Path) -> int:
-    """Start children until one of them says how it ended."""
-    child: subprocess.Popen | None = None
+def _supervise(words: Sequence[str], report: Path) -> int:
+    """Start children until one of them reports how it ended; return its exit code."""
+    child: subprocess.Popen[bytes] | None = None
     stopped = False
 
-    def pass_on(number, frame):
+    def forward(number: int, frame: object) -> None:
         nonlocal stopped
         stopped = True
         if child is not None and number == signal.SIGTERM:  # a terminal sends Ctrl-C to the child itself
             child.send_signal(signal.SIGINT)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        lost_at, deaths = None, 0
+        died_at, deaths = None, 0
         while True:
             report.unlink(missing_ok=True)
             child = subprocess.Popen(
                 [sys.executable, "-m", "harness.cli", *words], env={**os.environ, REPORT: str(report)}
             )
             code = child.wait()
-            said = report.read_text(encoding="utf-8") if report.exists() else ""
-            waits = said in PASSING and lost_at is not None and time.monotonic() - lost_at < BACK_WITHIN_S
-            if not said:
-                lost_at, deaths = time.monotonic(), deaths + 1
-                print(f"the driver was lost (exit code {code}); it starts again once there is a cluster", flush=True)
-            if stopped or (said and not waits) or deaths >= DEATHS:
+            ending = report.read_text(encoding="utf-8") if report.exists() else ""
+            retrying = ending in TRANSIENT and died_at is not None and time.monotonic() - died_at < BACK_WITHIN_S
+            if not ending:
+                died_at, deaths = time.monotonic(), deaths + 1
+                print(f"the driver died (exit code {code}); it restarts once there is a cluster", flush=True)
+            if stopped or (ending and not retrying) or deaths >= DEATHS:
                 return code if code >= 0 else 128 - code
             time.sleep(PAUSE_S)
             if stopped:

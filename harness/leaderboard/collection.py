@@ -21,7 +21,9 @@ from harness.fairness import rules
 from harness.leaderboard import published, tables
 from harness.leaderboard.tables import Block, Leaderboard, ReportError, Row
 from harness.runs import outcomes
-from harness.runs.record import Failure, Record, Run, RunError
+from harness.runs.errors import RunError
+from harness.runs.record import Failure, Record
+from harness.runs.run import Run
 
 RECORDS: dict[str, Callable[[Trial], str]] = {
     "dataset": lambda trial: trial.dataset.name,
@@ -124,7 +126,7 @@ def collect(
                     notes.append(_conflict(first, record, names[id(home[record.id])], names[id(run)]))
     if len(kept) > MANY:
         gc.freeze()  # what was read stays until the process ends: the collector need not walk it
-    asked = [run.asked() for run in runs]
+    asked = [run.requested() for run in runs]
     whole = Collection(
         records=tuple(kept.values()),
         failures=tuple(failure for run in runs for failure in run.failures()),

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from harness import registry
-from harness.runs import storage
+from harness.runs import files
 
 if TYPE_CHECKING:
     from harness.leaderboard.tables import Leaderboard
@@ -41,5 +41,5 @@ def write_all(leaderboard: "Leaderboard", folder: str | Path, formats: Iterable[
 def place(folder: Path, suffix: str, content: str | bytes) -> Path:
     """Write `folder/leaderboard<suffix>` aside and rename it into place: readers see all of it or nothing."""
     path, data = folder / f"leaderboard{suffix}", content.encode() if isinstance(content, str) else content
-    storage.put(path, lambda aside: aside.write_bytes(data))
+    files.put(path, lambda aside: aside.write_bytes(data))
     return path

@@ -5,10 +5,9 @@ NO_COLOR is respected, and nothing that is printed is read as markup.
 """
 
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -169,7 +168,7 @@ def view(stream: TextIO | None = None) -> "View":
     return View(console(stream))
 
 
-class View:
+class View(Tally):
     """A run while it goes on. Every call returns at once and may come from any thread.
 
     Scores are fractions in [0, 1]: validation MAP@R while a trial runs (None without validation), and the
@@ -178,17 +177,15 @@ class View:
     """
 
     def __init__(self, on: Console, clock: Callable[[], float] = time.monotonic):
-        self._console, self._clock = on, clock
-        self._lock = threading.RLock()
-        self._tally = Tally(clock)
+        super().__init__(clock)
+        self._console = on
         self._seen: dict[str, Running] = {}
         self._recent: deque[tuple[str, str, str, str]] = deque(maxlen=RECENT)
         self._live: Live | None = None
 
     def begin(self, total: int, done: int, slots: int) -> None:
         """`total` trials, `done` of them before this run; `slots` run at a time."""
-        with self._lock:
-            self._tally.begin(total, done, slots)
+        super().begin(total, done, slots)
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(
                 get_renderable=self._panel,
@@ -201,30 +198,21 @@ class View:
         else:
             self._print(Text(f"{total} trials, {done} done before, {slots} at a time"))
 
-    def resized(self, slots: int) -> None:
-        """`slots` run at a time from now on."""
-        with self._lock:
-            self._tally.resize(slots)
-
-    def expect(self, costs: Mapping[str, float]) -> None:
-        """What trials are expected to cost, so that the time left can be told."""
-        with self._lock:
-            self._tally.costs = dict(costs)
-
     def started(self, trial: Trial, where: str, attempt: int) -> None:
         """A trial begins at `where` (a node or GPU, may be empty) for the `attempt`-th time."""
-        with self._lock:
-            self._seen[trial.id] = self._tally.start(trial, where, attempt)
+        with self.lock:
+            super().started(trial, where, attempt)
+            self._seen[trial.id] = self.running[trial.id]
         again = f"  attempt {attempt}" if attempt > 1 else ""
         self._line("started", trial.id, again + (f"  on {where}" if where else ""))
 
     def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float | None) -> None:
         """A trial has finished an epoch."""
-        with self._lock:
-            running = self._tally.progress(trial_id, epoch, epochs, loss, score)
-            if running is None:
+        with self.lock:
+            super().progress(trial_id, epoch, epochs, loss, score)
+            if (running := self.running.get(trial_id)) is None:
                 return
-            now = self._clock()
+            now = self.clock()
             due = now - max(running.printed, running.since) >= LINE_EVERY_S
             if due:
                 running.printed = now
@@ -235,20 +223,20 @@ class View:
     def finished(self, trial_id: str, score: float, seconds: float, metric: str = "R@1") -> None:
         """A trial has its record; `score` is its `metric`, `seconds` what it took."""
         said = f"  {metric} {100 * score:.1f} in {wording.seconds(seconds)}"
-        with self._lock:
-            self._tally.finish(trial_id, seconds)
+        with self.lock:
+            super().finished(trial_id, score, seconds, metric)
             self._remember("✓", "green", trial_id, said)
-            count = f"  [{self._tally.done}/{self._tally.total}]"
+            count = f"  [{self.done}/{self.total}]"
         self._line("finished", trial_id, said + count)
 
     def failed(self, trial_id: str, reason: str, attempt: int, will_retry: bool) -> None:
         """A trial stopped with an error; it starts again later, or is given up."""
         reason = (reason.strip().splitlines() or ["no reason given"])[0]
-        with self._lock:
-            self._tally.fail(trial_id, reason, will_retry)
+        with self.lock:
+            super().failed(trial_id, reason, attempt, will_retry)
             sign, style = ("↻", "yellow") if will_retry else ("✗", "red")
             self._remember(sign, style, trial_id, f"  attempt {attempt}: {reason}" if will_retry else f"  {reason}")
-        again = "  it is tried again" if will_retry else ""
+        again = "; retrying" if will_retry else ""
         self._line("failed", trial_id, f"  attempt {attempt}: {reason}{again}")
 
     def note(self, sentence: str) -> None:
@@ -257,23 +245,18 @@ class View:
 
     def end(self, interrupted: bool) -> None:
         """The run is over: leave the last state of the panel, and say in a sentence how it went."""
-        with self._lock:
+        with self.lock:
             live, self._live = self._live, None
-            tally, lost = self._tally, dict(self._tally.lost)
+            given_up = dict(self.given_up)
         if live is not None:
             live.stop()
-        for trial_id, reason in lost.items():
+        for trial_id, reason in given_up.items():
             self._print(Text(f"✗ {self._name(trial_id)}: {reason}", "red"))
-        took = _clock_time(self._clock() - tally.began)
-        said = f"{tally.done} of {tally.total} trials done, {tally.finished} of them in this run, which took {took}"
-        said += f"; {len(lost)} failed" if lost else ""
+        took = _clock_time(self.clock() - self.began)
+        said = f"{self.done} of {self.total} trials done, {self.completed} of them in this run, which took {took}"
+        said += f"; {len(given_up)} failed" if given_up else ""
         said += "; interrupted" if interrupted else ""
         self._print(Text(said, "bold"))
-
-    def time_left(self) -> float | None:
-        """Seconds until the end (`Tally.time_left`); None while nothing is known."""
-        with self._lock:
-            return self._tally.time_left()
 
     def _name(self, trial_id: str) -> str:
         """A trial in words: place, arm, seed; its id where it was never seen to start."""
@@ -294,9 +277,9 @@ class View:
         self._console.print(text)
 
     def _panel(self) -> Panel:
-        with self._lock:
+        with self.lock:
             parts = [self._head()]
-            if self._tally.running:
+            if self.running:
                 parts += [Text(), self._table()]
             if self._recent:
                 parts += [Text(), *(self._clipped(self._told(*event)) for event in self._recent)]
@@ -317,15 +300,15 @@ class View:
         return line
 
     def _head(self) -> Table:
-        tally, left = self._tally, self.time_left()
-        bar = ProgressBar(total=max(tally.total, 1), completed=tally.done, complete_style="cyan")
-        counts = Text(f"{tally.done}/{tally.total}", "bold")
-        if tally.lost:
-            counts.append(f"  {len(tally.lost)} failed", "red")
-        if tally.retried:
-            counts.append(f"  {tally.retried} retried", "yellow")
-        times = Text(_clock_time(self._clock() - tally.began), "dim")
-        times.append("  about " + _clock_time(left) + " left" if left is not None else "  time left unknown yet")
+        left = self.time_left()
+        bar = ProgressBar(total=max(self.total, 1), completed=self.done, complete_style="cyan")
+        counts = Text(f"{self.done}/{self.total}", "bold")
+        if self.given_up:
+            counts.append(f"  {len(self.given_up)} failed", "red")
+        if self.retried:
+            counts.append(f"  {self.retried} retried", "yellow")
+        times = Text(_clock_time(self.clock() - self.began), "dim")
+        times.append("  about " + _clock_time(left) + " left" if left is not None else "  time left: estimating")
         head = Table.grid(padding=(0, 2), expand=True)
         head.add_column(ratio=1)
         head.add_column(no_wrap=True)
@@ -334,7 +317,7 @@ class View:
         return head
 
     def _table(self) -> Table:
-        running = sorted(self._tally.running.values(), key=lambda some: some.since)
+        running = sorted(self.running.values(), key=lambda some: some.since)
         room = max(self._console.height - RECENT - 9, 3)
         several = len(self._places) > 1
         somewhere = any(some.where for some in running)
@@ -355,7 +338,7 @@ class View:
                 f"{some.epoch}/{some.epochs}" if some.epochs else "",
                 "" if some.loss is None else f"{some.loss:.4g}",
                 "" if some.score is None else f"{100 * some.score:.1f}",
-                Text(_clock_time(self._clock() - some.since), "dim"),
+                Text(_clock_time(self.clock() - some.since), "dim"),
                 *([Text(some.where, "dim")] if somewhere else []),
             )
         if len(running) > room:

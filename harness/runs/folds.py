@@ -1,9 +1,9 @@
-"""Folds into seeds: the score of a seed under cross-validation is the mean over its folds, or there is none.
+"""Folds into seeds: under cross-validation, the score of a seed is the mean over all its folds.
 
-A cell and seed with `folds` has as many trials, each with its record. Tables, statistics and rules that compare count
-training seeds: for them the records of a seed's folds become one record, whose trial is the `whole` one. A seed of
-which a fold is missing or has failed has no score, whatever the others came to: a mean over fewer folds is of other
-classes. Records without folds pass as they are.
+A cell and seed with `folds` has as many trials, each with its own record. Tables, statistics and rules count training
+seeds, so for them the records of a seed's folds become one record, whose trial is the `whole` one. A seed with a
+missing or failed fold has no score: a mean over fewer folds would be over other classes. Records without folds are
+left as they are.
 """
 
 import math
@@ -20,9 +20,9 @@ from harness.runs.record import Cost, Failure, Record
 
 @dataclass(frozen=True)
 class Seeds:
-    """What is counted in tables: one record a cell and seed, one failure, one planned trial.
+    """What tables count: one record, failure or planned trial for each cell and seed.
 
-    missing   id of a whole trial → the folds that it lacks, ` (fold 2 of 4)`, where others have run
+    missing   id of a whole trial → its missing folds in words, ` (fold 2 of 4)`, if others have run
     """
 
     records: tuple[Record, ...]
@@ -32,9 +32,9 @@ class Seeds:
 
 
 def by_seed(records: Iterable[Record], failures: Iterable[Failure] = (), planned: Iterable[Trial] = ()) -> Seeds:
-    """Records, failures and planned trials with those of a seed's folds as one, each kind in the order given.
+    """Return records, failures and planned trials with the folds of each seed combined, in the order given.
 
-    A seed of whose folds one has failed is a failure; one that lacks a fold is planned and `missing`.
+    A seed with a failed fold is a failure; a seed with a missing fold is planned and `missing`.
     """
     finished: dict[str, dict[int, Record]] = defaultdict(dict)
     kept: list[Record] = []
@@ -43,37 +43,38 @@ def by_seed(records: Iterable[Record], failures: Iterable[Failure] = (), planned
             kept.append(record)
         else:
             finished[record.trial.whole.id].setdefault(record.trial.fold, record)
-    lost: dict[str, dict[int, Failure]] = defaultdict(dict)
+    failed: dict[str, dict[int, Failure]] = defaultdict(dict)
     alone = []
     for failure in failures:
         if failure.trial.fold is None:
             alone.append(failure)
         elif failure.trial.fold not in finished.get(whole := failure.trial.whole.id, ()):
-            lost[whole][failure.trial.fold] = failure
+            failed[whole][failure.trial.fold] = failure
     wholes = {trial.whole.id: trial.whole for trial in planned}
     missing = {}
-    for whole, some in finished.items():
-        trial = next(iter(some.values())).trial.whole
-        if whole in lost:
+    for whole, folds in finished.items():
+        trial = next(iter(folds.values())).trial.whole
+        if whole in failed:
             continue
-        if lacking := [fold for fold in range(1, trial.folds + 1) if fold not in some]:
-            wholes[whole], missing[whole] = trial, f" ({_listed(lacking)} of {trial.folds})"
-        elif unlike := _unlike(some.values()):
-            alone.append(_failed(some, "unlike folds", f"they differ in {unlike}"))
+        if absent := [fold for fold in range(1, trial.folds + 1) if fold not in folds]:
+            wholes[whole], missing[whole] = trial, f" ({_listed(absent)} of {trial.folds})"
+        elif difference := _difference(folds.values()):
+            alone.append(_failed(folds, "unlike folds", f"they differ in {difference}"))
         else:
-            kept.append(mean([some[fold] for fold in sorted(some)]))
-    for some in lost.values():
-        first = some[min(some)]
-        reason = f"{_listed(some)} of {first.trial.folds}: {first.reason}"
-        alone.append(_failed(some, first.kind, reason, max(failure.attempts for failure in some.values())))
+            kept.append(mean([folds[fold] for fold in sorted(folds)]))
+    for folds in failed.values():
+        first = folds[min(folds)]
+        reason = f"{_listed(folds)} of {first.trial.folds}: {first.reason}"
+        alone.append(_failed(folds, first.kind, reason, max(failure.attempts for failure in folds.values())))
     return Seeds(tuple(kept), tuple(alone), tuple(wholes.values()), missing)
 
 
 def mean(folds: Sequence[Record]) -> Record:
-    """The record of a seed from those of all its folds: scores are means, costs add up, `folds` are these records.
+    """Return the record of a seed, given those of all its folds: scores are means, and costs add up.
 
-    What differs between folds is left to them: curve, epoch, weights. All training classes train and validate, so
-    they are one part, "train". The fingerprint of the split is that of all folds' in order.
+    Curve, epoch and weights differ between folds, so only the fold records (`folds`) have them. Over all folds, every
+    training class both trains and validates, so `data` counts them all as "train". The fingerprint of the split is a
+    digest of the folds' fingerprints in order.
     """
     first, data = folds[0], folds[0].data
     origin = first.provenance
@@ -108,20 +109,20 @@ def mean(folds: Sequence[Record]) -> Record:
 
 
 def named(trials: Iterable[Trial]) -> str:
-    """The seeds of trials of one cell, each with its folds unless all are there: `0, 1 (fold 2 of 4)`."""
+    """Return the seeds of trials of one cell, with their folds unless complete: `0, 1 (fold 2 of 4)`."""
     folds: dict[int, set[int | None]] = defaultdict(set)
     of = {}
     for trial in trials:
         folds[trial.seed].add(trial.fold)
         of[trial.seed] = trial.folds
     return ", ".join(
-        f"{seed}" + ("" if None in some or len(some) == of[seed] else f" ({_listed(some)} of {of[seed]})")
-        for seed, some in sorted(folds.items())
+        f"{seed}" + ("" if None in present or len(present) == of[seed] else f" ({_listed(present)} of {of[seed]})")
+        for seed, present in sorted(folds.items())
     )
 
 
-def _unlike(folds: Iterable[Record]) -> str:
-    """In what folds differ that may not be averaged over: protocol, evaluator, data, weights to begin with."""
+def _difference(folds: Iterable[Record]) -> str:
+    """Return in what folds differ that may not be averaged over: protocol, evaluator, data, initial weights."""
     values: dict[str, list[Any]] = defaultdict(list)
     for fold in folds:
         values["protocol"].append(fold.protocol)
@@ -129,11 +130,11 @@ def _unlike(folds: Iterable[Record]) -> str:
         data = fold.data
         values["the data"].append((data.index_fingerprint, data.pixel_fingerprint, data.content_fingerprint))
         values["the network's weights"].append((fold.weights, fold.provenance.get("initial_weights")))
-    return " and ".join(what for what, some in values.items() if any(value != some[0] for value in some))
+    return " and ".join(name for name, each in values.items() if any(value != each[0] for value in each))
 
 
 def _failed(folds: dict[int, Record] | dict[int, Failure], kind: str, reason: str, attempts: int = 1) -> Failure:
-    """The failure of a seed, in place of those of its folds."""
+    """Return the failure of a seed, in place of those of its folds."""
     trial, last = next(iter(folds.values())).trial.whole, max(fold.finished for fold in folds.values())
     return Failure(
         id=trial.id, trial=trial, arm=trial.arm.label, kind=kind, reason=reason, attempts=attempts, finished=last
@@ -141,16 +142,16 @@ def _failed(folds: dict[int, Record] | dict[int, Failure], kind: str, reason: st
 
 
 def _means(scores: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each score that all have."""
+    """Return the mean of each score that all have."""
     return {
-        name: math.fsum(some[name] for some in scores) / len(scores)
+        name: math.fsum(each[name] for each in scores) / len(scores)
         for name in scores[0]
-        if all(name in some for some in scores)
+        if all(name in each for each in scores)
     }
 
 
 def _sum(costs: Sequence[Cost]) -> Cost:
-    """What all folds took: times, steps and images add up, passes are those of a mean step, memory is the largest."""
+    """Return the cost of all folds: times, steps and images add up, memory is the peak."""
     total = {
         name: sum(getattr(cost, name) for cost in costs)
         for name in ("train_s", "checkpoint_s", "wall_s", "steps", "images_seen")
@@ -169,12 +170,12 @@ def _sum(costs: Sequence[Cost]) -> Cost:
 
 
 def _total(values: Sequence[float | None]) -> float | None:
-    """The sum; None where one is not known."""
+    """Return the sum; None if one value is unknown."""
     return None if None in values else math.fsum(values)
 
 
 def _undivided(counts: dict[str, int]) -> dict[str, int]:
-    """Counts by split, with those of validation among those of training."""
+    """Return counts by split, with validation counted as training."""
     train = counts.get("train", 0) + counts.get("validation", 0)
     return {"train": train, **{name: n for name, n in counts.items() if name not in ("train", "validation")}}
 

@@ -1,10 +1,12 @@
-"""One driver for a run, also where no kernel sees both: a lease that whoever holds it keeps renewing.
+"""One driver for a run, even across machines: a lease that its holder keeps renewing.
 
-The lease is the small file `driver.json` of the run: who holds it, and a beat that counts up every few seconds while
-the holder lives. No clocks are compared, since machines' clocks differ: whoever finds a lease watches whether the
-beat still changes. On the same machine a dead process is recognised at once.
+The lease is the file `driver.json` of the run: its holder, and a beat that counts up every few seconds while the
+holder is alive. No clocks are compared, since machines' clocks differ: a driver that finds a lease watches whether
+its beat still changes. On one machine the kernel's lock decides at once.
 """
 
+import errno
+import fcntl
 import json
 import os
 import secrets
@@ -14,18 +16,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from typing import TextIO
 
-from harness.runs.storage import Bucket, Folder, RunError, alive, this_boot, this_host
+from harness.runs.bucket import Bucket
+from harness.runs.errors import RunError
+from harness.runs.folder import Folder
+from harness.runs.process import alive, this_boot, this_host
 
 NAME = "driver.json"
 EVERY_S = 5.0
 SILENT_BEATS = 3  # renewals that a holder may miss
-MOMENT_S = 1.0  # in which of two that take a lease at once the last one's writing arrives
+SETTLE_S = 1.0  # after which, of two drivers that take a lease at once, both see the last write
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a run: host, boot (of which kernel, and which process numbers it sees), process, and since when."""
+    """The holder of a run. `boot` identifies its kernel and process namespace."""
 
     host: str
     boot: str
@@ -40,12 +46,12 @@ class Holder:
 
     @property
     def dead_here(self) -> bool:
-        """Whether it was a process of this machine, and is gone."""
+        """Whether it was a process of this machine and has ended."""
         return (self.host, self.boot) == (this_host(), this_boot()) and not alive(self.pid)
 
 
 class Lease:
-    """A run held by this driver; `lost` once another one has taken it over: then stop, and write nothing more."""
+    """A run held by this driver. Once another driver has taken it over (`lost`), stop and write nothing more."""
 
     def __init__(self, storage: Folder | Bucket, holder: Holder):
         self._storage, self.holder, self.lost = storage, holder, False
@@ -54,20 +60,21 @@ class Lease:
     def renew(self, first_s: float) -> None:
         """Count the beat up until `end`, after `first_s` and then every `holder.every_s` seconds.
 
-        A renewal that cannot be written now is left to the next one.
+        A renewal that cannot be written is skipped.
         """
         pause_s = first_s
         while not self._ended.wait(pause_s):
             pause_s = self.holder.every_s
             with suppress(OSError, RunError):
-                found = self._storage.read(NAME)
-                if found is not None and nonce(found) != self.holder.nonce:
+                stored = self._storage.read(NAME)
+                if stored is not None and nonce(stored) != self.holder.nonce:
                     self.lost = True
                     return
                 self.holder = replace(self.holder, beat=self.holder.beat + 1)
                 self._storage.write(NAME, content(self.holder))
 
     def end(self, thread: threading.Thread) -> None:
+        """End the renewals in `thread` and delete the lease, unless it is another driver's by now."""
         self._ended.set()
         thread.join()
         with suppress(OSError, RunError):
@@ -79,30 +86,30 @@ class Lease:
 def hold(
     storage: Folder | Bucket, since: str, alone_here: bool, host: str | None = None, every_s: float = EVERY_S
 ) -> Iterator[Lease]:
-    """Hold a run, renewing the lease every `every_s` seconds; RunError names the holder where there is a live one.
+    """Hold a run, renewing the lease every `every_s` seconds. Raises RunError, naming the holder, if one is alive.
 
-    `alone_here`: no other process of this machine can hold this storage (its kernel says so). A holder elsewhere that
-    is silent for SILENT_BEATS renewals is taken over. `host` stands for this machine's name.
+    `alone_here`: the kernel guarantees that no other process of this machine holds this storage. A holder elsewhere
+    that is silent for SILENT_BEATS renewals is replaced. `host` stands in for this machine's name.
     """
     boot = this_boot() if host is None else f"of {host}"
-    mine = Holder(host or this_host(), boot, os.getpid(), secrets.token_hex(8), since, every_s=every_s)
-    moment = min(MOMENT_S, every_s)
-    found, succeeds = storage.read(NAME), False
-    if found is not None:
-        other = holder(found)
-        same = other is not None and (other.host, other.boot) == (mine.host, mine.boot)
+    own = Holder(host or this_host(), boot, os.getpid(), secrets.token_hex(8), since, every_s=every_s)
+    settle_s = min(SETTLE_S, every_s)
+    stored, succeeds = storage.read(NAME), False
+    if stored is not None:
+        other = holder(stored)
+        same = other is not None and (other.host, other.boot) == (own.host, own.boot)
         succeeds = same and (alone_here or other.dead_here)
         if not succeeds:
-            _refuse_alive(storage, found)
-    storage.write(NAME, content(mine))
-    # Others watch a lease for longer before they take it: one that was this machine's is not waited for here, and the
-    # first renewal, a moment later, would notice all the same.
-    if not alone_here or (found is not None and not succeeds):
-        time.sleep(moment)
-        if (now := storage.read(NAME)) is None or nonce(now) != mine.nonce:
-            raise RunError(_in_use(storage, now))
-    lease = Lease(storage, mine)
-    thread = threading.Thread(target=lease.renew, args=(moment,), name="lease", daemon=True)
+            _require_silence(storage, stored)
+    storage.write(NAME, content(own))
+    # Other drivers watch a lease for longer before they take it. So one that was this machine's needs no wait here;
+    # the first renewal, a moment later, would notice another driver all the same.
+    if not alone_here or (stored is not None and not succeeds):
+        time.sleep(settle_s)
+        if (now := storage.read(NAME)) is None or nonce(now) != own.nonce:
+            raise RunError(in_use(storage.place, now and holder(now)))
+    lease = Lease(storage, own)
+    thread = threading.Thread(target=lease.renew, args=(settle_s,), name="lease", daemon=True)
     thread.start()
     try:
         yield lease
@@ -110,13 +117,13 @@ def hold(
         lease.end(thread)
 
 
-def _refuse_alive(storage: Folder | Bucket, found: bytes) -> None:
-    """Watch a lease for as long as its holder may be silent; RunError where it changes."""
-    other = holder(found)
+def _require_silence(storage: Folder | Bucket, stored: bytes) -> None:
+    """Watch a lease for as long as its holder may be silent. Raises RunError if it is renewed."""
+    other = holder(stored)
     every_s = other.every_s if other else EVERY_S
     print(
         f"{storage.place} was held by {other or 'another process'}; waiting {SILENT_BEATS * every_s:.0f} s to see "
-        "whether it still runs",
+        "whether it is still running",
         file=sys.stderr,
         flush=True,
     )
@@ -126,22 +133,40 @@ def _refuse_alive(storage: Folder | Bucket, found: bytes) -> None:
         now = storage.read(NAME)
         if now is None:
             return
-        if now != found:
-            raise RunError(_in_use(storage, now))
+        if now != stored:
+            raise RunError(in_use(storage.place, holder(now)))
 
 
-def _in_use(storage: Folder | Bucket, lease: bytes | None) -> str:
-    who = (holder(lease) if lease else None) or "another process"
-    return f"{storage.place} is in use by {who}; wait for it, or choose another folder with --out (OUT=… of make)"
+def lock_file(file: TextIO, place: str) -> bool:
+    """Take the kernel's lock on a file; return False on storage without locks.
+
+    Raises RunError if another process has it; the file names that process.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            return False
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        file.seek(0)
+        raise RunError(in_use(place, file.read().strip())) from None
+    return True
+
+
+def in_use(place: str, driver: Holder | str | None) -> str:
+    """Return the sentence that a run is in use by a driver, as far as that is known."""
+    who = driver or "another process"
+    return f"{place} is in use by {who}; wait for it, or choose another folder with --out (OUT=… of make)"
 
 
 def content(holder: Holder) -> bytes:
-    """A lease as it is written."""
+    """Return a lease as it is stored."""
     return json.dumps(asdict(holder)).encode()
 
 
 def holder(lease: bytes) -> Holder | None:
-    """Who wrote a lease; None where it cannot be read, which does not make its beat stand still."""
+    """Return the holder of a stored lease; None if it cannot be read, in which case only its change shows a beat."""
     try:
         return Holder(**json.loads(lease))
     except (ValueError, TypeError):
@@ -149,6 +174,6 @@ def holder(lease: bytes) -> Holder | None:
 
 
 def nonce(lease: bytes | None) -> str | None:
-    """The nonce in a lease; None where there is none."""
-    found = holder(lease) if lease else None
-    return found.nonce if found else None
+    """Return the nonce of a stored lease; None if there is none or it cannot be read."""
+    read = holder(lease) if lease else None
+    return read.nonce if read else None

@@ -1,82 +1,103 @@
-"""A run while it goes on: what is under way, what is left, how long it will take; on a screen, or for others to read.
+"""A run while it goes on: what is running, what is left, how long it will take.
 
-A driver tells its views what happens. `Tally` keeps the books that every view needs, `Journal` writes them to
-`state.json` in the run folder every few seconds, so that `status` can show them on any machine.
+The engine tells a `View` what happens. `Tally` is the view that counts; the terminal (`reports._terminal`) and the
+journal (`harness.runs.journal`), which show the counts, are tallies too.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from harness.config import Trial
-from harness.runs.record import Run, RunError, now
-
-JOURNAL_EVERY_S = 3.0
-SILENT_AFTER_S = 60.0  # a driver that has not written for this long has stopped, or has lost its storage
 
 
 class View(Protocol):
-    """Who watches a run; `reports._terminal.view` is one. All calls return at once and may come from any thread.
+    """An observer of a run. All methods return at once and may be called from any thread; here they do nothing.
 
     Scores are fractions in [0, 1]: validation MAP@R while a trial runs (None without validation), and the
-    `metric` that is named, such as R@1 on test, when it has finished.
+    named `metric`, such as R@1 on test, once it has finished.
     """
 
     def begin(self, total: int, done: int, slots: int) -> None:
-        """The run begins: this many trials in all, this many done before, this many at a time."""
+        """Begin a run of `total` trials, of which `done` have a record already, with `slots` at a time."""
 
     def resized(self, slots: int) -> None:
-        """Machines came or went: from now on this many at a time."""
+        """Note that machines have joined or left: from now on `slots` trials run at a time."""
 
     def expect(self, costs: Mapping[str, float]) -> None:
-        """What each trial that is to run will cost, trial id → cost, in any unit that is the same for all."""
+        """Take what each trial is expected to cost: trial id → cost, all in the same unit."""
 
     def started(self, trial: Trial, where: str, attempt: int) -> None:
-        """A trial starts, or starts again, at `where` (a node or GPU, may be empty)."""
+        """Note that a trial starts, or starts again, at `where` (a node or GPU; may be empty)."""
 
     def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float | None) -> None:
-        """An epoch ended with this mean loss and this validation score."""
+        """Note that an epoch ended with this mean loss and validation score."""
 
     def finished(self, trial_id: str, score: float, seconds: float, metric: str = "R@1") -> None:
-        """A trial has its record; `seconds` is what it took."""
+        """Note that a trial has its record, `seconds` after its first start."""
 
     def failed(self, trial_id: str, reason: str, attempt: int, will_retry: bool) -> None:
-        """A trial stopped with an error; it starts again later, or is given up."""
+        """Note that a trial stopped with an error, and whether it will be retried."""
 
     def note(self, sentence: str) -> None:
-        """Something a reader of the results should know."""
+        """Show a sentence that readers of the results should know."""
 
     def end(self, interrupted: bool) -> None:
-        """Nothing runs any more."""
+        """End the run, or one round of a search: no trial is running any more."""
 
 
-class Unseen:
+class Unseen(View):
     """The view of a run that nobody watches."""
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args, **kwargs: None
 
-
-class Together:
+class Together(View):
     """Several views as one."""
 
     def __init__(self, *views: View):
         self._views = views
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        def tell(*args: Any, **kwargs: Any) -> None:
-            for view in self._views:
-                getattr(view, name)(*args, **kwargs)
+    def begin(self, total: int, done: int, slots: int) -> None:
+        for view in self._views:
+            view.begin(total, done, slots)
 
-        return tell
+    def resized(self, slots: int) -> None:
+        for view in self._views:
+            view.resized(slots)
+
+    def expect(self, costs: Mapping[str, float]) -> None:
+        for view in self._views:
+            view.expect(costs)
+
+    def started(self, trial: Trial, where: str, attempt: int) -> None:
+        for view in self._views:
+            view.started(trial, where, attempt)
+
+    def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float | None) -> None:
+        for view in self._views:
+            view.progress(trial_id, epoch, epochs, loss, score)
+
+    def finished(self, trial_id: str, score: float, seconds: float, metric: str = "R@1") -> None:
+        for view in self._views:
+            view.finished(trial_id, score, seconds, metric)
+
+    def failed(self, trial_id: str, reason: str, attempt: int, will_retry: bool) -> None:
+        for view in self._views:
+            view.failed(trial_id, reason, attempt, will_retry)
+
+    def note(self, sentence: str) -> None:
+        for view in self._views:
+            view.note(sentence)
+
+    def end(self, interrupted: bool) -> None:
+        for view in self._views:
+            view.end(interrupted)
 
 
 @dataclass
 class Running:
-    """A trial under way, as it was last heard of. `resumed`: epochs that an earlier attempt or run had done."""
+    """A running trial, as of its last report. `resumed`: epochs that an earlier attempt or run had completed."""
 
     trial: Trial
     where: str
@@ -90,12 +111,12 @@ class Running:
     printed: float = 0.0
 
     def whole(self, now: float) -> float | None:
-        """Seconds that all epochs take at the pace so far; None before the first one has ended."""
+        """Return the seconds that all epochs take at the pace so far; None before the first epoch has ended."""
         here = self.epoch - self.resumed
         return (now - self.since) * self.epochs / here if here else None
 
     def rest(self, now: float) -> float:
-        """Seconds that the epochs left take at the pace so far."""
+        """Return the seconds that the remaining epochs take at the pace so far."""
         return (now - self.since) * (self.epochs - self.epoch) / (self.epoch - self.resumed)
 
     @property
@@ -107,215 +128,113 @@ class Running:
         return f"{self.trial.dataset.name}/{self.trial.backbone.name}"
 
 
-@dataclass
-class Tally:
-    """The books of a run: what is done, under way, lost and left. `clock` gives seconds; `costs` as in `expect`."""
+class Tally(View):
+    """The view that counts: what is finished, running, given up and left.
 
-    clock: Callable[[], float] = time.monotonic
-    total: int = 0
-    before: int = 0
-    slots: int = 1
-    began: float = 0.0
-    finished: int = 0
-    retried: int = 0
-    spent_s: float = 0.0
-    running: dict[str, Running] = field(default_factory=dict)
-    lost: dict[str, str] = field(default_factory=dict)
-    costs: dict[str, float] = field(default_factory=dict)
-    paces: list[tuple[float, float]] = field(default_factory=list)  # (seconds, cost) of the finished trials
+    lock        hold it while reading several counts; every method that changes them takes it
+    before      trials that had a record when the run began; `completed` are those finished since
+    spent_s     seconds that slots were busy, without the trials that are running
+    given_up    trial id → reason, of trials that failed and are not retried
+    costs       as given to `expect`
+    paces       (seconds, cost) of each finished trial
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock, self.lock = clock, threading.RLock()
+        self.total = self.before = self.completed = self.retried = 0
+        self.slots, self.began, self.spent_s = 1, 0.0, 0.0
+        self.running: dict[str, Running] = {}
+        self.given_up: dict[str, str] = {}
+        self.costs: dict[str, float] = {}
+        self.paces: list[tuple[float, float]] = []
 
     def begin(self, total: int, done: int, slots: int) -> None:
-        """Open the books of a run, or of its next part: what was spent and expected before stays."""
-        self.total, self.before, self.began = total, done, self.clock()
-        self.resize(slots)
-        self.finished = self.retried = 0
-        self.running, self.lost, self.paces, self.costs = {}, {}, [], {}
+        """Begin a run, or its next round: only `spent_s` carries over."""
+        with self.lock:
+            self.total, self.before, self.began = total, done, self.clock()
+            self.resized(slots)
+            self.completed = self.retried = 0
+            self.running, self.given_up, self.paces, self.costs = {}, {}, [], {}
 
-    def resize(self, slots: int) -> None:
-        self.slots = max(slots, 1)
+    def resized(self, slots: int) -> None:
+        with self.lock:
+            self.slots = max(slots, 1)
 
-    def start(self, trial: Trial, where: str, attempt: int) -> Running:
-        running = Running(trial, where, attempt, self.clock())
-        running.epochs = trial.schedule.epochs if trial.arm.at != "floor" else 0
-        self.running[trial.id] = running
-        return running
+    def expect(self, costs: Mapping[str, float]) -> None:
+        with self.lock:
+            self.costs = dict(costs)
 
-    def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float | None) -> Running | None:
-        running = self.running.get(trial_id)
-        if running is not None:
+    def started(self, trial: Trial, where: str, attempt: int) -> None:
+        with self.lock:
+            running = self.running[trial.id] = Running(trial, where, attempt, self.clock())
+            running.epochs = trial.schedule.epochs if trial.arm.at != "floor" else 0
+
+    def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float | None) -> None:
+        with self.lock:
+            if (running := self.running.get(trial_id)) is None:
+                return
             if not running.epoch:
                 running.resumed = epoch - 1
             running.epoch, running.epochs, running.loss, running.score = epoch, epochs, loss, score
-        return running
 
-    def finish(self, trial_id: str, seconds: float) -> None:
-        self._leave(trial_id)
-        self.lost.pop(trial_id, None)
-        self.finished += 1
-        self.paces.append((seconds, self.cost(trial_id)))
+    def finished(self, trial_id: str, score: float, seconds: float, metric: str = "R@1") -> None:
+        with self.lock:
+            self._stopped(trial_id)
+            self.given_up.pop(trial_id, None)
+            self.completed += 1
+            self.paces.append((seconds, self.cost(trial_id)))
 
-    def fail(self, trial_id: str, reason: str, will_retry: bool) -> None:
-        self._leave(trial_id)
-        if will_retry:
-            self.retried += 1
-        else:
-            self.lost[trial_id] = reason
+    def failed(self, trial_id: str, reason: str, attempt: int, will_retry: bool) -> None:
+        with self.lock:
+            self._stopped(trial_id)
+            if will_retry:
+                self.retried += 1
+            else:
+                self.given_up[trial_id] = reason
 
-    def _leave(self, trial_id: str) -> None:
+    def _stopped(self, trial_id: str) -> None:
         if (running := self.running.pop(trial_id, None)) is not None:
             self.spent_s += self.clock() - running.since
 
     @property
     def done(self) -> int:
-        return self.before + self.finished
+        return self.before + self.completed
 
     @property
     def cost_s(self) -> float:
-        """Seconds that slots have been filled so far, trials that failed included."""
-        return self.spent_s + sum(self.clock() - some.since for some in self.running.values())
+        """The seconds that slots have been busy so far, with failed trials and those that are running."""
+        with self.lock:
+            return self.spent_s + sum(self.clock() - running.since for running in self.running.values())
 
     def cost(self, trial_id: str) -> float:
-        """What a trial was expected to cost; all the same where nobody said."""
+        """Return what a trial was expected to cost; 1 for all trials if nothing was expected."""
         return self.costs.get(trial_id, 1.0)
 
     def time_left(self) -> float | None:
-        """Seconds until the end; None while nothing is known.
+        """Return the seconds until the end; None until a trial or an epoch has ended.
 
-        What was expected is calibrated by what has finished, or, before that, by the epochs that have ended. A trial
-        under way counts by the epochs it has left; the longest of them is the least that is left.
+        The expected costs are calibrated by the finished trials or, before there is one, by the epochs that have
+        ended. A running trial counts with the epochs it has left, and the longest of them is a lower bound.
         """
-        now, running = self.clock(), list(self.running.values())
-        paces = [some.whole(now) for some in running]
-        known = self.paces or [
-            (pace, self.cost(some.trial.id)) for some, pace in zip(running, paces, strict=True) if pace is not None
-        ]
-        if not known:
-            return None
-        rate = sum(seconds for seconds, _ in known) / max(sum(cost for _, cost in known), 1e-12)
-        rest = [
-            some.rest(now) if pace is not None else max(rate * self.cost(some.trial.id) - (now - some.since), 0.0)
-            for some, pace in zip(running, paces, strict=True)
-        ]
-        return max((sum(rest) + rate * self._waiting(running)) / self.slots, max(rest, default=0.0))
+        with self.lock:
+            now, running = self.clock(), list(self.running.values())
+            paces = [trial.whole(now) for trial in running]
+            known = self.paces or [
+                (pace, self.cost(one.trial.id)) for one, pace in zip(running, paces, strict=True) if pace is not None
+            ]
+            if not known:
+                return None
+            rate = sum(seconds for seconds, _ in known) / max(sum(cost for _, cost in known), 1e-12)
+            rest = [
+                one.rest(now) if pace is not None else max(rate * self.cost(one.trial.id) - (now - one.since), 0.0)
+                for one, pace in zip(running, paces, strict=True)
+            ]
+            return max((sum(rest) + rate * self._waiting()) / self.slots, max(rest, default=0.0))
 
-    def _waiting(self, running: list[Running]) -> float:
-        """The cost of all trials that have not started."""
-        count = max(self.total - self.done - len(self.lost) - len(running), 0)
+    def _waiting(self) -> float:
+        """Return the cost of all trials that have not started."""
+        count = max(self.total - self.done - len(self.given_up) - len(self.running), 0)
         if not self.costs:
             return float(count)
-        started = sum(cost for _, cost in self.paces) + sum(map(self.cost, [*self.lost, *self.running]))
+        started = sum(cost for _, cost in self.paces) + sum(map(self.cost, [*self.given_up, *self.running]))
         return max(sum(self.costs.values()) - started, 0.0) if count else 0.0
-
-
-class Journal:
-    """The view that writes `state.json`, in a thread of its own: storage that hangs must not hold up the run.
-
-    `stop` is called once when somebody asks the run to stop (`Run.ask_to_stop`), or when the run is `lost` to another
-    driver, which took this one for dead.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        about: Mapping[str, Any],
-        stop: Callable[[], None] = lambda: None,
-        lost: Callable[[], bool] = lambda: False,
-    ):
-        self._run, self._about, self._stop, self._lost = run, dict(about), stop, lost
-        self._tally, self._lock = Tally(), threading.RLock()
-        self._state, self._beat, self._began = "starting", 0, now()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="journal", daemon=True)
-        self._thread.start()
-
-    def begin(self, total: int, done: int, slots: int) -> None:
-        with self._lock:
-            self._tally.begin(total, done, slots)
-            self._state = "running"
-
-    def resized(self, slots: int) -> None:
-        with self._lock:
-            self._tally.resize(slots)
-
-    def expect(self, costs: Mapping[str, float]) -> None:
-        with self._lock:
-            self._tally.costs = dict(costs)
-
-    def started(self, trial: Trial, where: str, attempt: int) -> None:
-        with self._lock:
-            self._tally.start(trial, where, attempt)
-
-    def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float | None) -> None:
-        with self._lock:
-            self._tally.progress(trial_id, epoch, epochs, loss, score)
-
-    def finished(self, trial_id: str, score: float, seconds: float, metric: str = "R@1") -> None:
-        with self._lock:
-            self._tally.finish(trial_id, seconds)
-
-    def failed(self, trial_id: str, reason: str, attempt: int, will_retry: bool) -> None:
-        with self._lock:
-            self._tally.fail(trial_id, reason, will_retry)
-
-    def note(self, sentence: str) -> None:
-        """Notes are for who is there."""
-
-    def end(self, interrupted: bool) -> None:
-        """A part of the run, such as a round of a search, has ended; the run has when the journal is closed."""
-        with self._lock:
-            self._state = "interrupted" if interrupted else self._state
-
-    def close(self) -> None:
-        """Write the last state and end the thread."""
-        with self._lock:
-            self._state = "ended" if self._state != "interrupted" else self._state
-        self._over.set()
-        self._thread.join(timeout=10 * JOURNAL_EVERY_S)
-
-    def _keep(self) -> None:
-        asked = False
-        while True:
-            over = self._over.wait(JOURNAL_EVERY_S if self._beat else 0)
-            lost = self._lost()
-            try:
-                if not lost:
-                    self._run.write_state(self._content())
-                if not asked and not over and (lost or self._run.asked_to_stop()):
-                    asked = True
-                    self._stop()
-            except (OSError, RunError):
-                pass  # storage that is gone: trials wait for it, and so does the next state
-            if over:
-                return
-
-    def _content(self) -> dict[str, Any]:
-        with self._lock:
-            tally, clock = self._tally, self._tally.clock()
-            self._beat += 1
-            return {
-                **self._about,
-                "driver": f"process {os.getpid()} on {os.uname().nodename}",
-                "state": self._state,
-                "beat": self._beat,
-                "began": self._began,
-                "updated": now(),
-                "total": tally.total,
-                "done": tally.done,
-                "slots": tally.slots,
-                "retried": tally.retried,
-                "time_left_s": tally.time_left(),
-                "spent_s": tally.cost_s,
-                "running": [
-                    {
-                        "id": some.trial.id,
-                        "where": some.where,
-                        "attempt": some.attempt,
-                        "for_s": clock - some.since,
-                        "epoch": some.epoch,
-                        "epochs": some.epochs,
-                        "loss": some.loss,
-                        "score": some.score,
-                    }
-                    for some in tally.running.values()
-                ],
-            }

@@ -1,4 +1,4 @@
-"""Outcomes of single test queries, added up by class: what intervals over test queries are made of."""
+"""Outcomes of single test queries, added up by class, for intervals over test classes."""
 
 import zipfile
 from collections.abc import Sequence
@@ -7,16 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.runs.storage import RunError
+from harness.runs.errors import RunError
 
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what a damaged file of arrays raises
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # errors of a damaged file of arrays
 
 
 @dataclass(frozen=True)
 class ByClass:
-    """Per metric the outcomes of a class's queries added up, and how many queries each class has.
+    """The outcomes of the queries of each class, added up; a score is sums[metric].sum() / counts.sum().
 
-    classes (C,) the labels in order, counts (C,), sums {"R@1": (C,)}; a score is sums.sum() / counts.sum().
+    classes  (C,) labels in order
+    counts   (C,) queries of each class
+    sums     metric → (C,) sum of the outcomes of each class
     """
 
     classes: np.ndarray
@@ -24,41 +26,41 @@ class ByClass:
     sums: dict[str, np.ndarray]
 
     def fits(self, other: "ByClass") -> bool:
-        """Whether both are of the same queries, as far as their classes tell."""
+        """Return whether both are over the same queries, judged by their classes."""
         return np.array_equal(self.classes, other.classes) and np.array_equal(self.counts, other.counts)
 
 
 def by_class(path: Path, metrics: tuple[str, ...]) -> ByClass | None:
-    """The outcomes that a trial stored, of those `metrics` that it has; None where it stored none.
+    """Return the outcomes that a trial stored, for those of `metrics` that it has; None if it stored none.
 
-    Raises RunError naming the file where it cannot be read.
+    Raises RunError, naming the file, if it cannot be read.
     """
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
-            found = {m: stored[f"query {m}"].astype(np.float64) for m in metrics if f"query {m}" in stored}
-            if not found:
+            outcomes = {m: stored[f"query {m}"].astype(np.float64) for m in metrics if f"query {m}" in stored}
+            if not outcomes:
                 return None
             labels = stored["labels"]
-            if len(next(iter(found.values()))) != len(labels):  # some images are no query, or had no positive
+            if len(next(iter(outcomes.values()))) != len(labels):  # not every image is a query with a positive
                 places = {key: place for place, key in enumerate(stored["ids"].tolist())}
                 labels = labels[[places[key] for key in stored["queries"].tolist()]]
     except UNREADABLE as error:
         raise RunError(f"{path} cannot be read as outcomes of queries ({error}); move it away") from None
     classes, members, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    sums = {m: np.bincount(members, weights=values, minlength=len(classes)) for m, values in found.items()}
+    sums = {m: np.bincount(members, weights=values, minlength=len(classes)) for m, values in outcomes.items()}
     return ByClass(classes, counts, sums)
 
 
 def mean(folds: Sequence[ByClass | None]) -> ByClass | None:
-    """The outcomes of a seed from those of its folds, over the same queries: their score is the mean of the folds'.
+    """Return the outcomes of a seed, the mean over those of its folds; their score is the mean of the folds' scores.
 
-    None where a fold kept none, or kept those of other queries.
+    None if a fold stored none, or stored those of other queries.
     """
     first = folds[0]
-    if first is None or any(some is None or not first.fits(some) for some in folds):
+    if first is None or any(fold is None or not first.fits(fold) for fold in folds):
         return None
-    metrics = [metric for metric in first.sums if all(metric in some.sums for some in folds)]
-    sums = {metric: sum(some.sums[metric] for some in folds) / len(folds) for metric in metrics}
+    metrics = [metric for metric in first.sums if all(metric in fold.sums for fold in folds)]
+    sums = {metric: sum(fold.sums[metric] for fold in folds) / len(folds) for metric in metrics}
     return ByClass(first.classes, first.counts, sums)

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-TRAINS = (  # what decides the bits of a trained network and which epoch is chosen, beside the trial's settings
+TRAINS = (  # besides the settings, this code determines the trained network bit for bit, and the chosen epoch
     "baselines",
     "metrix",
     "harness/streams.py",
@@ -25,7 +25,7 @@ PACKAGES = ("torch", "torchvision", "timm", "ray", "faiss-cpu", "numpy", "scipy"
 
 @functools.cache
 def provenance() -> dict[str, Any]:
-    """Revision of the code with a digest of uncommitted changes, versions of what computes, processor."""
+    """Return the revision of the code, a digest of uncommitted changes, versions of packages, and the processor."""
     return {
         **_revision(),
         "packages": _versions(),
@@ -45,9 +45,9 @@ def _versions() -> dict[str, str]:
 
 
 def _revision() -> dict[str, Any]:
-    """The commit and, where files differ from it, a digest of the difference; from the sources without git."""
+    """Return the commit and a digest of the changes to it; without git, a digest of the sources."""
     try:
-        _git("ls-files", "--error-unmatch", __file__)  # an installed copy may lie in another project's checkout
+        _git("ls-files", "--error-unmatch", __file__)  # an installed copy may be inside another project's checkout
         commit = _git("rev-parse", "HEAD").decode().strip()
         changes = _git("diff", "HEAD", "--", "baselines", "metrix", "harness")
         changes += b"".join(
@@ -64,13 +64,13 @@ def _revision() -> dict[str, Any]:
 
 
 def code_digest() -> str:
-    """sha256 over the Python sources of baselines, metrix and harness as they are now, names included."""
+    """Return the sha256 of the Python sources of baselines, metrix and harness, names included, as they are now."""
     return _digest(("baselines", "metrix", "harness"))
 
 
 @functools.cache
 def training_versions() -> dict[str, str]:
-    """What must stay the same during a training: the versions of its packages, and a digest of its own code.
+    """Return what must not change during a training: versions of packages, and a digest of the training code.
 
     Reports, launching and the command line are not part of it.
     """
@@ -79,7 +79,7 @@ def training_versions() -> dict[str, str]:
 
 
 def _digest(places: Sequence[str]) -> str:
-    """sha256 over the Python sources at these places (files, or folders with all below), names included."""
+    """Return the sha256 of the Python sources in these files and folders, names included."""
     digest = hashlib.sha256()
     for place in places:
         for path in sorted((ROOT / place).rglob("*.py")) or [ROOT / place]:

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.errors import UserError
-from harness.runs import storage
+from harness.runs import files
+from harness.runs.errors import StorageError
 
 FORMAT = "metrix-bench checkpoint 1"
 
@@ -34,7 +35,7 @@ def save(path: Path | str, sections: Mapping[str, Any], meta: Mapping[str, Any])
     Sections may contain tensors of any shape and device, numbers, text, None, and lists, tuples and dicts of them.
     `load` returns the same types, keys and bits, with tensors on the CPU in their layout (contiguous or channels
     last). Shared tensors (tied weights) are stored once. Raises CheckpointError for anything else, and if the disk is
-    not writable or stays full until retries end (`storage.patiently`); a previous checkpoint is then still intact.
+    not writable or stays full until retries end (`patience.retry`); a previous checkpoint is then still intact.
     """
     path = Path(path)
     tensors: dict[str, Tensor] = {}
@@ -44,8 +45,8 @@ def save(path: Path | str, sections: Mapping[str, Any], meta: Mapping[str, Any])
     )
     metadata = {"format": FORMAT, "content": content, "crc32": _checksum(content, tensors)}
     try:
-        storage.put(path, lambda temporary: save_file(tensors, temporary, metadata))
-    except (OSError, SafetensorError, storage.StorageError) as error:
+        files.put(path, lambda temporary: save_file(tensors, temporary, metadata))
+    except (OSError, SafetensorError, StorageError) as error:
         raise CheckpointError(f"cannot write the checkpoint {path}: {error}; a previous one is intact") from error
 
 

@@ -12,7 +12,8 @@ from harness.config import Trial
 from harness.data import splits
 from harness.fairness.protocols import PROTOCOLS
 from harness.runs.provenance import training_versions
-from harness.runs.record import Epoch, Record, Run
+from harness.runs.record import Epoch, Record
+from harness.runs.run import Run
 from harness.training import checkpoint, weights
 from harness.training.backbones import ModelError
 from harness.training.bench import Sources, images_of, open_dataset, split_of

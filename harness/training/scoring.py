@@ -15,7 +15,8 @@ from harness.evaluation.editions import evaluator_digest
 from harness.evaluation.spread import spread
 from harness.fairness.ledger import Ledger
 from harness.fairness.protocols import FAIR, PROTOCOLS
-from harness.runs.record import Run, least_recall, write_json
+from harness.runs.record import least_recall, write_json
+from harness.runs.run import Run
 from harness.training import checkpoint
 from harness.training.bench import Bench
 

@@ -25,9 +25,10 @@ from harness.data.datasets import DatasetError
 from harness.evaluation.analysis import analyse
 from harness.evaluation.editions import evaluator_digest
 from harness.fairness.protocols import PROTOCOLS
+from harness.runs.errors import StorageError
 from harness.runs.provenance import provenance
-from harness.runs.record import Cost, Data, Record, Run, now
-from harness.runs.storage import StorageError
+from harness.runs.record import Cost, Data, Record, now
+from harness.runs.run import Run
 from harness.training import checkpoint, memory, parallel
 from harness.training.backbones import ModelError, Unavailable
 from harness.training.bench import Bench, Sources, Unfair, evaluator_faults, raise_errors

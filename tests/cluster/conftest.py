@@ -1,4 +1,4 @@
-"""A cluster on this machine, and a grid whose trials last long enough to be disturbed."""
+"""A cluster on this machine, and a grid whose trials last long enough for fault injection."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ def machines(tmp_path):
 
 
 class Driver:
-    """A driver on a cluster: the real command, its lines as they come."""
+    """A driver on a cluster: the real command, with its output line by line."""
 
     def __init__(self, cluster: Machines, *words, address: str | None = None, patience_s: float | None = None):
         patience = {} if patience_s is None else {"METRIX_BENCH_PATIENCE_S": str(patience_s)}
@@ -67,13 +67,13 @@ class Driver:
 
     @property
     def text(self) -> str:
-        """Everything it has said so far."""
+        """All output so far."""
         while line := self.process.stdout.readline():
             self.lines.append(line)
         return "".join(self.lines)
 
     def until(self, true: Callable[[], object], seconds: float = 240) -> None:
-        """Wait until something is so; fails with what was said if it does not come to be, or the driver ends."""
+        """Wait until `true` returns true; fail with the output if it does not in time, or if the driver ends."""
         deadline = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < deadline, self.text
@@ -81,11 +81,11 @@ class Driver:
             time.sleep(0.1)
 
     def says(self, words: str, seconds: float = 240) -> None:
-        """Wait until it has said these words."""
+        """Wait until these words are in the output."""
         self.until(lambda: words in self.text, seconds)
 
     def ends(self, seconds: float = 300) -> int:
-        """Wait for its end; the exit code."""
+        """Wait for the driver to end; return its exit code."""
         deadline = time.monotonic() + seconds
         while self.process.poll() is None:
             assert time.monotonic() < deadline, self.text
@@ -94,7 +94,7 @@ class Driver:
         return self.process.returncode
 
     def kill(self) -> None:
-        """Kill it with -9, and whatever supervises it."""
+        """Kill the driver and its supervisor with SIGKILL."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
@@ -115,11 +115,11 @@ def drive():
 
 @pytest.fixture(scope="session")
 def undisturbed(small, tmp_path_factory) -> Path:
-    """The grid run once in peace, in one process, without ray."""
+    """The grid, run without faults in one process, without ray."""
     from harness.config import Grid
     from harness.training.trial import run_trial
 
-    folder = tmp_path_factory.mktemp("peace")
+    folder = tmp_path_factory.mktemp("undisturbed")
     for trial in Grid.load(small).trials():
         run_trial(trial, folder)
     return folder

@@ -1,8 +1,8 @@
-"""A cluster of several nodes on this machine: loopback, a token of its own, nodes that come and go, a cache for each.
+"""A cluster of several nodes on this machine, on loopback with its own token; each node has its own cache.
 
-Run as a program it starts one, says its address, and obeys lines on standard input: `add CPUS GPUS HOURS` (says the
-node's number; its clock goes HOURS wrong), `kill NUMBER` (of the node's raylet, with -9), `restart` (the head, on the
-same port), `end`.
+As a program, it starts a cluster, prints its address, and executes lines of standard input: `add CPUS GPUS HOURS`
+(prints the number of the new node, whose clock is HOURS off), `kill NUMBER` (of the node's raylet, with SIGKILL),
+`restart` (of the head, on the same port), `end`.
 """
 
 import os
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Machines:
-    """The cluster as tests use it; `environment` is what processes need to join it."""
+    """The cluster as tests use it. `environment`: what processes need to join it."""
 
     def __init__(
         self, folder: Path, nodes: tuple[tuple[float, float], ...] = ((1, 0), (1, 0)), authentication: str = "token"
@@ -41,7 +41,7 @@ class Machines:
             "RAY_memory_monitor_refresh_ms": "0",
             "OMP_NUM_THREADS": "1",
         }
-        self.mark = str(token)  # stands in the environment of all its processes
+        self.mark = str(token)  # is in the environment of all its processes
         self._errors = folder / "stderr"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.cluster.machines"],
@@ -57,15 +57,15 @@ class Machines:
         self.nodes = [self.add(*node) for node in nodes]
 
     def add(self, cpus: float = 1, gpus: float = 0, hours: float = 0) -> int:
-        """Start a node, whose clock goes `hours` wrong (with libfaketime); its number."""
+        """Start a node whose clock is `hours` off (with libfaketime); return its number."""
         return int(self._ask(f"add {cpus} {gpus} {hours}"))
 
     def kill(self, number: int) -> None:
-        """Kill a node with -9, and all that runs on it."""
+        """Kill a node and everything that runs on it, with SIGKILL."""
         self._ask(f"kill {number}")
 
     def restart(self) -> None:
-        """Kill the head with -9 and start another at the same address, with a node of one processor."""
+        """Kill the head with SIGKILL and start another at the same address, with a node of one processor."""
         self._ask("restart")
 
     def end(self) -> None:
@@ -96,12 +96,12 @@ FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1
 
 @contextmanager
 def _another(cache: Path, hours: float) -> Iterator[None]:
-    """Processes that start inside are those of another machine: they have its cache and its clock.
+    """Processes that start inside are those of another machine, with its own cache and clock.
 
-    They see the time of day `hours` wrong; how long things take they see right.
+    Their time of day is `hours` off; durations are correct.
     """
     (cache / "metrix-bench").mkdir(parents=True, exist_ok=True)
-    for drawn in default_folder().glob("glyphs-*.npz"):  # eight seconds of each node
+    for drawn in default_folder().glob("glyphs-*.npz"):  # drawing them takes eight seconds on each node
         shutil.copy(drawn, cache / "metrix-bench")
     clock = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": f"{hours:+g}h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     with patch.dict(os.environ, {"XDG_CACHE_HOME": str(cache), **(clock if hours else {})}):
@@ -112,8 +112,8 @@ def _serve() -> None:
     from ray.cluster_utils import Cluster
 
     with tempfile.TemporaryDirectory(prefix="metrix-test-", dir="/tmp") as folder:
-        # Cluster notes its address in ray's default folder, which it does not make and which this machine's user may
-        # have a cluster in.
+        # Cluster writes its address to ray's default folder, which it does not create and which another cluster of
+        # this machine may use.
         os.environ["RAY_TMPDIR"] = folder
         (Path(folder) / "ray").mkdir()
 
@@ -126,12 +126,12 @@ def _serve() -> None:
         print(f"= {address}", flush=True)
         for line in sys.stdin:
             word, *rest = line.split()
-            said = "done"
+            answer = "done"
             if word == "add":
                 cpus, gpus, hours = map(float, rest)
                 with _another(Path(folder) / f"cache-{len(nodes)}", hours):
                     nodes.append(cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=80 * 2**20))
-                said = str(len(nodes) - 1)
+                answer = str(len(nodes) - 1)
             elif word == "kill":
                 node = nodes[int(rest[0])]
                 node.kill_raylet(check_alive=False)
@@ -142,7 +142,7 @@ def _serve() -> None:
                 cluster, nodes = begin(gcs_server_port=int(address.rpartition(":")[2])), []
                 with _another(Path(folder) / "cache-0", 0):
                     nodes.append(cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20))
-            print(f"= {said}", flush=True)
+            print(f"= {answer}", flush=True)
             if word == "end":
                 cluster.shutdown()
                 return

@@ -1,13 +1,13 @@
-"""A grid of many short trials on a cluster of this machine, while something is killed every few seconds.
+"""A soak test: a grid of many short trials on a cluster of this machine, with a fault every few seconds.
 
     python -m tests.cluster.soak --trials 200 --seed 0 --every 20 --minutes 60
 
-What befalls it is drawn from the seed: a worker is killed or stopped without dying; a node is killed and another
-joins, whose clock may be hours slow; the driver is killed and started again; a second driver is started beside it;
-the run folder is away for half a minute, or its disk full for as long; a checkpoint is cut in half; the head is
-killed and comes back. At the end the books are checked: one record a trial, one test read a trial, nothing left over,
-no process left, and the scores of some trials equal those of a run in peace. Bounded: it stops disturbing after
---minutes, and fails if the grid does not end within as many again.
+The seed determines the faults: a worker is killed or suspended; a node is killed and another one joins, whose clock
+may be hours slow; the driver is killed and started again; a second driver is started beside it; the run folder is
+unavailable for half a minute, or its disk is full for as long; a checkpoint is truncated; the head is killed and
+restarts. A consistency check follows: one record and one test read for each trial, no files or processes left over,
+and for some trials the scores of an undisturbed run. Faults end after --minutes, and the soak fails if the grid takes
+longer than as many minutes again.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pathlib import Path
 from harness.config import Grid
 from harness.training.trial import run_trial
 from tests import disks
-from tests.cluster.books import processes, records, scores, workers, wrong
+from tests.cluster.consistency import inconsistencies, processes, records, scores, workers
 from tests.cluster.machines import FAKETIME, ROOT, Machines
 
 GRID = """
@@ -45,13 +45,13 @@ resources: {{retries: 5, epoch_timeout_s: {timeout}}}
 """
 ARMS = 4
 TIMEOUT_S = 30
-AWAY_S = 30.0
+UNAVAILABLE_S = 30.0
 DISK_BYTES = 15 * 10**8  # of which the preflight wants a gigabyte
-HOURS = (0, 0, -5) if FAKETIME else (0,)  # that the clock of a new node is wrong by
+HOURS = (0, 0, -5) if FAKETIME else (0,)  # by which the clock of a new node is off
 
 
 class Soak:
-    """The cluster, the driver on it, and what can befall them."""
+    """The cluster, the driver on it, and the faults that can be injected."""
 
     def __init__(self, folder: Path, grid: Path, seed: int, out: Path, say: Callable[[str], None] = print):
         self.random, self.grid, self.out, self.say = random.Random(seed), grid, out, say
@@ -71,8 +71,8 @@ class Soak:
             start_new_session=True,
         )
 
-    def disturb(self, kinds: tuple[str, ...]) -> None:
-        """One thing, drawn from those of `kinds` that were seldom so far."""
+    def inject(self, kinds: tuple[str, ...]) -> None:
+        """Inject a random fault, of one of the `kinds` that were least frequent so far."""
         least = min(self.counts[kind] for kind in kinds)
         kind = self.random.choice([kind for kind in kinds if self.counts[kind] <= least + 1])
         if getattr(self, f"_{kind}")():
@@ -80,11 +80,11 @@ class Soak:
             self.say(f"{kind}: {len(records(self.out))} done")
 
     def _worker(self) -> bool:
-        """A process that trains is killed."""
+        """Kill a process that trains."""
         return self._signal(signal.SIGKILL)
 
     def _hang(self) -> bool:
-        """A process that trains neither goes on nor dies."""
+        """Suspend a process that trains."""
         return self._signal(signal.SIGSTOP)
 
     def _signal(self, number: int) -> bool:
@@ -97,27 +97,27 @@ class Soak:
         return True
 
     def _node(self) -> bool:
-        """A node is killed with all that runs on it, and another one joins."""
+        """Kill a node with everything that runs on it, and add another one."""
         victim = self.alive.pop(self.random.randrange(len(self.alive)))
         self.machines.kill(victim)
         self.alive.append(self.machines.add(hours=self.random.choice(HOURS)))
         return True
 
     def _driver(self) -> bool:
-        """The driver and what supervises it are killed; somebody types the command again."""
+        """Kill the driver and its supervisor, and start the command again."""
         os.killpg(self.driver.pid, signal.SIGKILL)
         self.driver.wait()
         self.driver = self._drive()
         return True
 
     def _second(self) -> bool:
-        """Somebody types the command beside a driver that lives; it is refused."""
-        if not self._writes():
+        """Start the command beside a living driver, which must be refused."""
+        if not self._running():
             return False
         second = self._drive()
         while self.driver.poll() is None and second.poll() is None:
             time.sleep(0.2)
-        if second.poll() is None:  # the first one has just ended
+        if second.poll() is None:  # the first driver has just ended
             self.driver = second
             return False
         if self.driver.poll() is None and second.returncode != 2:
@@ -125,35 +125,35 @@ class Soak:
         return True
 
     def _full(self) -> bool:
-        """The disk of the run folder is full for a while, unless a driver begins just now, which would say so."""
-        if not self._writes():
+        """Fill the disk of the run folder for a while, unless a driver is starting, which would report it."""
+        if not self._running():
             return False
         filler = disks.fill(self.out.parent)
-        time.sleep(AWAY_S)
+        time.sleep(UNAVAILABLE_S)
         filler.unlink()
         return True
 
-    def _writes(self) -> bool:
-        """Whether a driver lives that has begun: it has said not long ago that it runs."""
+    def _running(self) -> bool:
+        """Return whether a driver is running, by a recent state."""
         state = self.out / "state.json"
         if not state.exists() or time.time() - state.stat().st_mtime > 6:
             return False
         return json.loads(state.read_text())["state"] == "running"
 
     def _storage(self) -> bool:
-        """The run folder is away for a while, unless a driver begins just now, which could not miss it."""
-        if not self._writes():
+        """Move the run folder away for a while, unless a driver is starting, which could not notice it."""
+        if not self._running():
             return False
-        away = self.out.with_name(self.out.name + ".away")
-        self.out.rename(away)
-        time.sleep(AWAY_S)
+        elsewhere = self.out.with_name(self.out.name + ".away")
+        self.out.rename(elsewhere)
+        time.sleep(UNAVAILABLE_S)
         if self.out.exists():
-            raise AssertionError(f"{self.out} was made anew while it was away")
-        away.rename(self.out)
+            raise AssertionError(f"{self.out} was created again while it was unavailable")
+        elsewhere.rename(self.out)
         return True
 
     def _checkpoint(self) -> bool:
-        """A checkpoint is cut in half, and the processes that could hold its content die."""
+        """Truncate a checkpoint, and kill the processes that could have its content."""
         found = sorted(self.out.glob("checkpoints/*/last.safetensors"))
         if not found:
             return False
@@ -170,14 +170,14 @@ class Soak:
         return True
 
     def _head(self) -> bool:
-        """The head dies, and comes back at its address with one node; the driver is started again by itself."""
+        """Kill the head and restart it at its address with one node; the supervisor restarts the driver."""
         self.machines.restart()
         self.alive = [0]
         self.alive.append(self.machines.add())
         return True
 
     def close(self) -> list[str]:
-        """Stop the cluster; sentences for what was left behind."""
+        """Stop the cluster; return sentences on processes that are left."""
         if self.driver.poll() is None:
             os.killpg(self.driver.pid, signal.SIGKILL)
         mark = self.machines.mark
@@ -210,15 +210,16 @@ def soak(
     in_turn: bool = False,
     say: Callable[[str], None] = print,
 ) -> tuple[Counter, list[str]]:
-    """Run it; what befell the run, how often, and every entry of the books that is wrong.
+    """Run the soak; return how often each fault was injected, and all inconsistencies.
 
-    `compared`: trials whose scores are compared with a run in peace; `in_turn`: each kind once, in this order.
+    `compared`: the number of trials whose scores are compared with an undisturbed run. `in_turn`: inject each kind
+    once, in this order.
     """
     grid = folder / "soak.yaml"
     grid.write_text(GRID.format(seeds=list(range(-(-trials // ARMS))), epochs=epochs, timeout=TIMEOUT_S))
-    with ExitStack() as leaving:
+    with ExitStack() as stack:
         if (reason := disks.mount(folder / "disk", DISK_BYTES)) is None:
-            leaving.callback(disks.unmount, folder / "disk")
+            stack.callback(disks.unmount, folder / "disk")
         elif "full" in kinds:
             say(f"full is left out: {reason}")
             kinds = tuple(kind for kind in kinds if kind != "full")
@@ -226,45 +227,47 @@ def soak(
 
 
 def _soaked(
-    some: Soak, seconds: float, every_s: float, kinds: tuple[str, ...], in_turn: bool, compared: int
+    soak: Soak, seconds: float, every_s: float, kinds: tuple[str, ...], in_turn: bool, compared: int
 ) -> tuple[Counter, list[str]]:
-    """`soak`, once everything is there."""
+    """Run the soak with a cluster that has started."""
     try:
-        while some.driver.poll() is None and not list(some.out.glob("checkpoints/*/last.safetensors")):
+        while soak.driver.poll() is None and not list(soak.out.glob("checkpoints/*/last.safetensors")):
             time.sleep(0.2)
         began = time.monotonic()
-        while some.driver.poll() is None and time.monotonic() - began < seconds:
-            done = sum(some.counts.values())
+        while soak.driver.poll() is None and time.monotonic() - began < seconds:
+            done = sum(soak.counts.values())
             if in_turn and done == len(kinds):
                 break
-            some.disturb(kinds[done : done + 1] if in_turn else kinds)
-            time.sleep(every_s * some.random.uniform(0.5, 1.5))
-        some.say(f"{sum(some.counts.values())} disturbances; now in peace")
+            soak.inject(kinds[done : done + 1] if in_turn else kinds)
+            time.sleep(every_s * soak.random.uniform(0.5, 1.5))
+        soak.say(f"{sum(soak.counts.values())} faults; no more follow")
         deadline = time.monotonic() + max(seconds, 300)
-        while some.driver.poll() is None and time.monotonic() < deadline:
+        while soak.driver.poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
-        code = some.driver.poll()
+        code = soak.driver.poll()
     finally:
-        left = some.close()
+        left = soak.close()
     found = [] if code == 0 else [f"the driver ended with {code}"]
-    found += wrong(some.out) + left
-    planned, peaceful = Grid.load(some.grid).trials(), some.out.with_name("peace")
-    sample = some.random.sample(planned, min(compared, len(planned)))
+    found += inconsistencies(soak.out) + left
+    planned, undisturbed = Grid.load(soak.grid).trials(), soak.out.with_name("undisturbed")
+    sample = soak.random.sample(planned, min(compared, len(planned)))
     for trial in sample:
-        run_trial(trial, peaceful)
-    peace, war = scores(peaceful), scores(some.out)
-    found += [f"other scores than in peace: {t.id}" for t in sample if peace[t.id] != war.get(t.id)]
-    return some.counts, found
+        run_trial(trial, undisturbed)
+    expected, actual = scores(undisturbed), scores(soak.out)
+    found += [
+        f"its scores differ from an undisturbed run: {t.id}" for t in sample if expected[t.id] != actual.get(t.id)
+    ]
+    return soak.counts, found
 
 
 def main() -> int:
-    """Soak, and print what happened; 1 where the books are wrong."""
+    """Run the soak and print what happened; return 1 if the run folder is inconsistent."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=float, default=20.0, help="seconds between disturbances, on average")
-    parser.add_argument("--minutes", type=float, default=30.0, help="how long it is disturbed at most")
-    parser.add_argument("--kinds", default=",".join(ALL), help="what may befall it")
+    parser.add_argument("--every", type=float, default=20.0, help="seconds between faults, on average")
+    parser.add_argument("--minutes", type=float, default=30.0, help="for how long faults are injected")
+    parser.add_argument("--kinds", default=",".join(ALL), help="faults to inject")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="metrix-soak-") as folder:
         began = time.monotonic()
@@ -282,8 +285,8 @@ def main() -> int:
             + ", ".join(f"{kind} {number}" for kind, number in sorted(counts.items()))
         )
         for sentence in found:
-            print(f"WRONG: {sentence}")
-        print("the books are right" if not found else f"{len(found)} entries of the books are wrong")
+            print(f"INCONSISTENT: {sentence}")
+        print(f"consistency check: {len(found) or 'no'} problem{'s' * (len(found) != 1)}")
         if found:
             print((Path(folder) / "driver.txt").read_text()[-6000:])
     return 1 if found else 0

@@ -1,4 +1,4 @@
-"""A cluster whose workers, nodes and drivers die: nothing is lost, nothing runs twice, the scores stay the same."""
+"""Fault injection: workers, nodes and drivers die; nothing is lost or run twice, and the scores stay the same."""
 
 import json
 import os
@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests import disks
-from tests.cluster.books import processes, records, scores, workers, wrong
 from tests.cluster.conftest import TRIALS
+from tests.cluster.consistency import inconsistencies, processes, records, scores, workers
 from tests.cluster.machines import FAKETIME, Machines
 
 pytestmark = pytest.mark.slow  # a minute each: make test ARGS='-m slow'
 
 
 def workers_of(cluster: Machines, node: int) -> list[int]:
-    """Those of its workers that train on one node, known by its cache."""
+    """Return the workers that train on one node, recognised by its cache."""
     return [pid for pid in workers(cluster.mark) if pid in processes(f"/cache-{node}\0")]
 
 
@@ -30,26 +30,26 @@ def state(folder: Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def test_a_killed_worker_a_killed_node_and_one_that_comes_later(small, undisturbed, machines, drive, tmp_path):
-    """One run that loses a worker, then a node, and gains a node: its books and scores are those of a quiet run.
+def test_a_killed_worker_a_killed_node_and_a_node_that_joins_later(small, undisturbed, machines, drive, tmp_path):
+    """A run that loses a worker, then a node, and gains a node has the records and scores of an undisturbed run.
 
-    Ray takes 15 seconds to miss a node, in which the rest of the grid could end: a trial is held until then.
+    Ray takes 15 seconds to notice a dead node, in which the rest of the grid could end, so a trial is suspended.
     """
     cluster, folder = machines(), tmp_path / "run"
     driver = drive(cluster, "run", small, "--out", folder)
     driver.until(lambda: any(log.read_text().count("epoch") for log in folder.glob("logs/*.log")))
     os.kill(workers(cluster.mark)[0], signal.SIGKILL)
-    driver.says("it is tried again")
+    driver.says("; retrying")
     cluster.kill(0)
     driver.until(lambda: workers_of(cluster, 1))
-    (held,) = workers_of(cluster, 1)
-    os.kill(held, signal.SIGSTOP)
+    (suspended,) = workers_of(cluster, 1)
+    os.kill(suspended, signal.SIGSTOP)
     cluster.add()
-    driver.says("left; its trials go on elsewhere")
-    driver.says("joined with 1 processors")
-    os.kill(held, signal.SIGCONT)
+    driver.says("left; its trials continue elsewhere")
+    driver.says("joined with 1 processor and")
+    os.kill(suspended, signal.SIGCONT)
     assert driver.ends() == 0, driver.text
-    assert wrong(folder) == []
+    assert inconsistencies(folder) == []
     assert scores(folder) == scores(undisturbed)
     assert len(records(folder)) == TRIALS
     started = re.findall(r"started   (\S+ \S+ s\d)(  attempt 2)?", driver.text)
@@ -58,7 +58,7 @@ def test_a_killed_worker_a_killed_node_and_one_that_comes_later(small, undisturb
     assert started[again][0] in first_two  # before any trial that had not started
 
 
-def test_a_killed_driver_is_replaced_and_two_are_one_too_many(small, undisturbed, machines, drive, tmp_path):
+def test_a_killed_driver_is_replaced_and_a_second_one_is_refused(small, undisturbed, machines, drive, tmp_path):
     cluster, folder = machines((2, 0)), tmp_path / "run"
     first = drive(cluster, "run", small, "--out", folder)
     first.until(lambda: (folder / "lock").exists())
@@ -74,31 +74,31 @@ def test_a_killed_driver_is_replaced_and_two_are_one_too_many(small, undisturbed
     print(f"training again {time.monotonic() - began:.0f} s after the restart")
     assert third.ends() == 0, third.text
     assert {name: (folder / "records" / name).read_bytes() for name in kept} == kept
-    assert wrong(folder) == []
+    assert inconsistencies(folder) == []
     assert scores(folder) == scores(undisturbed)
 
 
-def test_a_grid_that_no_node_can_run_and_a_cluster_that_is_none(small, machines, drive, tmp_path):
-    """Said before anything runs."""
+def test_a_grid_that_no_node_can_run_and_an_address_without_a_cluster(small, machines, drive, tmp_path):
+    """Both are reported before anything runs."""
     cluster = machines((1, 0))
     driver = drive(cluster, "run", small, "--out", tmp_path / "run", "--set", "threads=2")
     assert driver.ends() == 2
-    assert "a trial wants 2 processors and 0 GPUs" in driver.text
+    assert "a trial needs 2 processors and 0 GPUs" in driver.text
     driver = drive(cluster, "run", small, "--out", tmp_path / "other", address="127.0.0.1:1")
     assert driver.ends() == 2
     assert "no ray cluster can be joined at 127.0.0.1:1" in driver.text
 
 
-def test_a_run_is_seen_and_stopped_from_elsewhere(small, machines, drive, tmp_path, capsys):
+def test_a_run_is_observed_and_stopped_from_another_process(small, machines, drive, tmp_path, capsys):
     from harness.cli import main
 
     cluster, folder = machines((1, 0)), tmp_path / "run"
     driver = drive(cluster, "run", small, "--out", folder)
     driver.until(lambda: state(folder).get("running"))
     main(["status", str(folder)])
-    said = capsys.readouterr().out
-    assert re.search(r"running on \S+", said)
-    assert "heard of" in said
+    output = capsys.readouterr().out
+    assert re.search(r"running on \S+", output)
+    assert "last seen" in output
     assert main(["logs", str(folder), state(folder)["running"][0]["id"]]) == 0
     assert "attempt 1 on" in capsys.readouterr().out
     assert main(["stop", str(folder)]) == 0
@@ -116,26 +116,26 @@ def test_clocks_of_nodes_may_be_hours_apart(small, undisturbed, machines, drive,
     driver = drive(cluster, "run", small, "--out", folder)
     driver.until(lambda: len(state(folder).get("running", [])) == 2)
     assert driver.ends() == 0, driver.text
-    assert wrong(folder) == []
+    assert inconsistencies(folder) == []
     assert scores(folder) == scores(undisturbed)
     ended = [datetime.fromisoformat(record["finished"]) for record in records(folder).values()]
-    assert max(ended) - min(ended) > timedelta(hours=4)  # so the second node's clock was another, and ran trials
+    assert max(ended) - min(ended) > timedelta(hours=4)  # so the second node had another clock, and ran trials
 
 
 def epochs(folder: Path) -> int:
-    """The epochs that logs tell of, over all trials and attempts."""
+    """Return the number of epochs in the logs of all trials and attempts."""
     return sum(log.read_text().count("  epoch ") for log in folder.glob("logs/*.log"))
 
 
 @pytest.fixture
 def patient(monkeypatch):
-    """Nodes and drivers that wait for storage for longer than tests otherwise do (users wait ten minutes)."""
+    """Let nodes and drivers wait longer for storage than other tests do (users wait ten minutes)."""
     monkeypatch.setenv("METRIX_BENCH_PATIENCE_S", "120")
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_run_folder_that_is_away_for_half_a_minute(small, undisturbed, machines, drive, tmp_path):
-    """Driver and trials wait; none fails, none begins anew, and the folder is not made where it was."""
+def test_a_run_folder_that_is_unavailable_for_half_a_minute(small, undisturbed, machines, drive, tmp_path):
+    """Driver and trials wait; none fails, none starts over, and the folder is not created again."""
     cluster, folder = machines(), tmp_path / "run"
     driver = drive(cluster, "run", small, "--out", folder)
     driver.until(lambda: epochs(folder) >= 2)
@@ -146,33 +146,33 @@ def test_a_run_folder_that_is_away_for_half_a_minute(small, undisturbed, machine
     assert before < 8 * TRIALS
     (tmp_path / "away").rename(folder)
     assert driver.ends() == 0, driver.text
-    assert wrong(folder) == []
+    assert inconsistencies(folder) == []
     assert scores(folder) == scores(undisturbed)
     assert all(log.read_text().count("attempt") == 1 for log in folder.glob("logs/*.log"))
 
 
 @pytest.mark.usefixtures("patient")
 def test_a_disk_that_is_full_for_a_while(small, undisturbed, machines, drive, small_disk):
-    """Neither a record nor a checkpoint can be written; trials wait for room and go on."""
+    """Neither a record nor a checkpoint can be written; trials wait for free space and continue."""
     cluster, disk = machines(), small_disk(12 * 10**8)  # of which the preflight wants a gigabyte
     folder = disk / "run"
     driver = drive(cluster, "run", small, "--out", folder)
     driver.until(lambda: epochs(folder) >= 2)
     filler = disks.fill(disk)
-    time.sleep(5)  # what had room already is written
+    time.sleep(5)  # writes that had begun are completed
     full = epochs(folder)
     time.sleep(10)
-    assert epochs(folder) <= full + 2  # a file that replaces another makes room for the next
+    assert epochs(folder) <= full + 2  # a file that replaces another frees space for the next
     assert epochs(folder) < 8 * TRIALS
     assert driver.process.poll() is None
     filler.unlink()
     assert driver.ends() == 0, driver.text
-    assert wrong(folder) == []
+    assert inconsistencies(folder) == []
     assert scores(folder) == scores(undisturbed)
 
 
-def test_a_trial_that_hangs_goes_on_elsewhere(small, undisturbed, machines, drive, tmp_path):
-    """A process that is stopped, so that not even its own timer runs, is ended from outside."""
+def test_a_trial_that_hangs_continues_on_another_node(small, undisturbed, machines, drive, tmp_path):
+    """A suspended process, whose own timer does not run either, is killed from outside."""
     cluster, folder = machines(), tmp_path / "run"
     driver = drive(cluster, "run", small, "--out", folder, "--set", "epoch_timeout_s=15", patience_s=5)
     driver.until(lambda: len(state(folder).get("running", [])) == 2 and epochs(folder) >= 2)
@@ -181,7 +181,7 @@ def test_a_trial_that_hangs_goes_on_elsewhere(small, undisturbed, machines, driv
     os.kill(pid, signal.SIGSTOP)
     driver.says("no epoch ended within 15 s")
     assert driver.ends() == 0, driver.text
-    assert wrong(folder) == []
+    assert inconsistencies(folder) == []
     assert scores(folder) == scores(undisturbed)
     assert not Path(f"/proc/{pid}").exists()
     label = records(folder)[trial_id]["arm"]
@@ -189,8 +189,8 @@ def test_a_trial_that_hangs_goes_on_elsewhere(small, undisturbed, machines, driv
     assert first != second
 
 
-def test_memory_that_runs_out_in_a_trial(small, machines, drive, tmp_path):
-    """A limit on a process that trains, set from outside: the trial continues with a forward in chunks."""
+def test_a_trial_that_runs_out_of_memory(small, machines, drive, tmp_path):
+    """After a limit on its process is set from outside, the trial continues with a forward pass in chunks."""
     from harness.config import Grid
     from harness.training.trial import run_trial
 
@@ -204,7 +204,7 @@ def test_memory_that_runs_out_in_a_trial(small, machines, drive, tmp_path):
     limit = private_bytes(pid) + 1320 * 2**20
     resource.prlimit(pid, resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
     assert driver.ends() == 0, driver.text
-    assert wrong(folder) == []
+    assert inconsistencies(folder) == []
     (record,) = records(folder).values()
     assert record["notes"][0] == "out of memory at epoch 1; the forward ran in chunks of 60 rows"
     (trial,) = Grid.load(small, changes).trials()
@@ -213,20 +213,20 @@ def test_memory_that_runs_out_in_a_trial(small, machines, drive, tmp_path):
 
 
 def private_bytes(pid: int) -> int:
-    """What counts against RLIMIT_DATA."""
+    """Return the bytes that count towards RLIMIT_DATA."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmData:\s+(\d+) kB", status).group(1)) * 1024
 
 
-def test_a_report_on_a_run_that_goes_on_is_marked_partial(small, machines, drive, tmp_path, capsys):
+def test_a_report_on_an_unfinished_run_is_marked_partial(small, machines, drive, tmp_path, capsys):
     from harness.cli import main
 
     cluster, folder = machines((1, 0)), tmp_path / "run"
     driver = drive(cluster, "run", small, "--out", folder)
     driver.until(lambda: records(folder))
-    os.kill(workers(cluster.mark)[0], signal.SIGSTOP)  # so that it does not end meanwhile
+    os.kill(workers(cluster.mark)[0], signal.SIGSTOP)  # so that the run does not end meanwhile
     assert main(["report", str(folder), "--out", str(tmp_path / "report")]) == 0
     assert 0 < len(records(folder)) < TRIALS
-    said = (tmp_path / "report/leaderboard.md").read_text()
-    assert re.search(rf"partial: \d of {TRIALS} trials", said)
+    report = (tmp_path / "report/leaderboard.md").read_text()
+    assert re.search(rf"partial: \d of {TRIALS} trials", report)
     driver.kill()

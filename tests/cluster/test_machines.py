@@ -1,12 +1,12 @@
-"""The clusters that tests start need nothing of this machine, and say why they do not start."""
+"""The clusters that tests start need no files of this machine, and report why they do not start."""
 
 import pytest
 
 from tests.cluster import machines
 
 
-def test_a_cluster_needs_nothing_that_an_earlier_ray_left(tmp_path, monkeypatch):
-    """Ray's default folder for temporary files, which need not be there, is neither needed nor made."""
+def test_a_cluster_needs_no_files_of_an_earlier_ray(tmp_path, monkeypatch):
+    """Ray's default folder for temporary files is neither needed nor created."""
     monkeypatch.setenv("RAY_TMPDIR", str(default := tmp_path / "default"))
     cluster = machines.Machines(tmp_path, ())
     cluster.end()
@@ -14,7 +14,7 @@ def test_a_cluster_needs_nothing_that_an_earlier_ray_left(tmp_path, monkeypatch)
     assert not default.exists()
 
 
-def test_a_cluster_that_does_not_start_says_why(tmp_path, monkeypatch):
+def test_a_cluster_that_does_not_start_reports_why(tmp_path, monkeypatch):
     monkeypatch.setattr(machines, "ROOT", tmp_path)  # where there is no such program
     with pytest.raises(EOFError, match=r"^the cluster ended:\n.*No module named 'tests'"):
         machines.Machines(tmp_path, ())

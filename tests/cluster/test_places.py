@@ -1,4 +1,4 @@
-"""A grid on a cluster, its results in a bucket; trials over two (counted) GPUs; who may join."""
+"""A grid on a cluster with its results in a bucket; trials over two (counted) GPUs; access to a cluster."""
 
 import re
 import subprocess
@@ -8,16 +8,16 @@ from itertools import chain
 import pytest
 from pyarrow.fs import FileSelector, FileSystem
 
-from harness.runs.record import Run
-from tests.cluster.books import processes, records, scores, wrong
+from harness.runs.run import Run
 from tests.cluster.conftest import TRIALS
+from tests.cluster.consistency import inconsistencies, processes, records, scores
 from tests.cluster.machines import ROOT, Machines
 
 pytestmark = pytest.mark.slow  # a minute each: make test ARGS='-m slow'
 
 
 def test_results_go_to_a_bucket(small, undisturbed, machines, drive, bucket):
-    """Nothing lies in a shared folder; every node has a working copy of its own, and so has whoever looks."""
+    """There is no shared folder: every node has a working copy, and so has the process that checks the results."""
     cluster = machines()
     driver = drive(cluster, "run", small, "--out", bucket, "--track", "tensorboard")
     assert driver.ends() == 0, driver.text
@@ -40,7 +40,7 @@ def test_a_trial_over_two_gpus_is_one_trial_on_one_node(small, machines, drive, 
     (record,) = records(tmp_path / "run").values()
     assert record["provenance"]["ranks"] == 2
     assert "GPU 0,1" in driver.text
-    assert wrong(tmp_path / "run") == []
+    assert inconsistencies(tmp_path / "run") == []
 
 
 SEND = """
@@ -58,7 +58,7 @@ sys.exit(remote._followed(ray, head.remote(words, files), sys.stdout))
 
 
 def test_a_command_that_is_sent_to_the_head(small, machines, tmp_path):
-    """What ray:// does once it is connected: a grid that includes a file here is run by the head, far from here."""
+    """As with ray:// after it has connected, the head runs a grid that includes a file of this machine."""
     (tmp_path / "here/parts").mkdir(parents=True)
     (tmp_path / "here/parts/small.yaml").write_text(small.read_text())
     (tmp_path / "here/all.yaml").write_text("name: all\ninclude: [parts/small.yaml]\n")
@@ -75,8 +75,8 @@ def test_a_command_that_is_sent_to_the_head(small, machines, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 trials, 0 done before" in done.stdout
     assert len(records(folder)) == 1
-    assert wrong(folder) == []
-    assert Run(folder).asked().grids[0].name == "all"
+    assert inconsistencies(folder) == []
+    assert Run(folder).requested().grids[0].name == "all"
 
 
 JOIN = """
@@ -94,10 +94,10 @@ except cluster.RunError as error:
 
 
 @pytest.mark.parametrize(
-    ("authentication", "said"), [("disabled", "lets in anyone who can reach it"), ("token", "joined")]
+    ("authentication", "output"), [("disabled", "accepts anyone who can reach it"), ("token", "joined")]
 )
-def test_a_cluster_that_lets_anyone_in_is_refused(tmp_path, authentication, said):
-    """On loopback, so that nobody can; told that it were not."""
+def test_a_cluster_without_authentication_is_refused(tmp_path, authentication, output):
+    """It listens on loopback, but the check is made to believe that it does not."""
     cluster = Machines(tmp_path, (), authentication)
     try:
         environment = {**cluster.environment, "RAY_AUTH_MODE": "token"}
@@ -109,13 +109,13 @@ def test_a_cluster_that_lets_anyone_in_is_refused(tmp_path, authentication, said
             text=True,
             timeout=200,
         )
-        assert said in done.stdout, done.stdout + done.stderr
+        assert output in done.stdout, done.stdout + done.stderr
     finally:
         cluster.end()
 
 
 def test_everything_listens_on_loopback(small, machines, drive, tmp_path):
-    """No socket of a cluster of this machine, nor of its driver, can be reached from another machine."""
+    """No socket of a cluster of this machine or of its driver can be reached from another machine."""
     cluster = machines((1, 0))
     driver = drive(cluster, "run", small, "--out", tmp_path / "run")
     driver.says("started")
@@ -129,7 +129,7 @@ def test_everything_listens_on_loopback(small, machines, drive, tmp_path):
 
 
 def listeners() -> list[tuple[int, str]]:
-    """(process, address) of every TCP socket that listens."""
+    """Return (process, address) of every listening TCP socket."""
     found = []
     for line in subprocess.run(["ss", "-Htlnp"], capture_output=True, text=True).stdout.splitlines():
         address = line.split()[3].rpartition(":")[0].strip("[]")
@@ -141,9 +141,9 @@ TUNED = ("protocol=tuned", "search.trials=2", "search.round_of=2", "losses=[cont
 
 
 def test_a_search_keeps_its_trials_in_the_bucket(small, machines, drive, bucket, tmp_path):
-    """A driver that is killed while it searches is followed by one that makes the same proposals and chooses alike.
+    """After a driver is killed during a search, the next one makes the same proposals and the same choice.
 
-    A third machine, which has nothing of it, reports what the first two wrote.
+    A third machine, without any of the files, reports what the first two wrote.
     """
     from harness.cli import main
 
@@ -158,11 +158,11 @@ def test_a_search_keeps_its_trials_in_the_bucket(small, machines, drive, bucket,
     assert len(searched) == 4
     assert {name: searched[name] for name in found} == found
     assert all(not record.test for record in searched.values())
-    in_peace = drive(cluster, *tuned, "--out", tmp_path / "in-peace")
-    assert in_peace.ends() == 0, in_peace.text
+    undisturbed_driver = drive(cluster, *tuned, "--out", tmp_path / "undisturbed")
+    assert undisturbed_driver.ends() == 0, undisturbed_driver.text
     chosen = {record.trial.arm.label: record for record in Run(bucket).records()}
     assert len(chosen) == 2
-    for record in Run(tmp_path / "in-peace").records():
+    for record in Run(tmp_path / "undisturbed").records():
         assert chosen[record.trial.arm.label].trial == record.trial
         assert chosen[record.trial.arm.label].test == record.test
     assert main(["report", bucket, "--out", str(tmp_path / "report")]) == 0

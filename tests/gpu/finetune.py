@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import mean
 from unittest import SkipTest
 
-from harness.runs.record import Record, Run
+from harness.runs.record import Record
+from harness.runs.run import Run
 from tests.gpu.place import Place
 
 ARMS = tuple(

@@ -16,7 +16,8 @@ import torch
 from PIL import ImageDraw, ImageFont
 
 from harness.config import Arm, Backbone, Choice, Images, Model, Training, Trial
-from harness.runs.record import Record, Run
+from harness.runs.record import Record
+from harness.runs.run import Run
 from harness.training.bench import Sources
 from harness.training.trial import steps
 from tests.performance._clock import Spread

@@ -6,7 +6,8 @@ import warnings
 import torch
 
 from harness.config import Trial
-from harness.runs.record import Record, Run
+from harness.runs.record import Record
+from harness.runs.run import Run
 from harness.training.bench import Bench
 from harness.training.trial import steps
 from tests.gpu.bench import one_batch

@@ -11,7 +11,8 @@ from harness.config import Choice, Grid
 from harness.fairness.ledger import Ledger
 from harness.fairness.rules import over_tables
 from harness.leaderboard import tables
-from harness.runs.record import Run, write_json
+from harness.runs.record import write_json
+from harness.runs.run import Run
 from harness.training.trial import run_trial
 
 SPACE = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}, "loss.margin": {"low": 0.0, "high": 0.9}}
@@ -71,7 +72,7 @@ def test_errors_and_warnings_by_rule(finish, capsys):
     assert {id for f in found if f.severity == "E" for id in f.records} == {broken.id}
     assert main(["audit", str(finish.run.folder)]) == 1
     printed = capsys.readouterr().out
-    assert "\nFAIR-04  No test metric drives" in printed
+    assert "\nFAIR-04  No test metric controls" in printed
     assert f"  E  FAIR-04 {broken.id}: epoch 1 is reported, validation MAP@R chooses 2." in printed
     assert "2 errors, 1 warning of 26 rules" in printed
 
@@ -140,7 +141,7 @@ def test_unequal_searches_and_settings_nobody_chose(finish, make_trial):
     assert said == {
         f"FAIR-06 {place}: contrastive: 2 trials, contrastive+embedding: 5.",
         f"FAIR-06 {place}/contrastive+embedding: settings chosen after 2 of 5 trials.",
-        *(f"FAIR-09 {place}/{arm}: loss.margin = 0.5 is not what the search chose, 0.9." for arm in arms),
+        *(f"FAIR-09 {place}/{arm}: loss.margin = 0.5 was used, but the search chose 0.9." for arm in arms),
         *(f"FAIR-10 {place}/{arm}: loss.margin = 0.9 at the upper bound 0.9." for arm in arms),
     }
 

@@ -11,7 +11,7 @@ import pytest
 from harness.cli import main
 from harness.config import grids
 from harness.runs import storage
-from harness.runs.record import Run
+from harness.runs.run import Run
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -235,7 +235,7 @@ def test_a_folder_that_holds_other_things_is_no_run_folder(here, tmp_path, words
     (tmp_path / "full/thesis.tex").touch()
     code, text = here(*words.split())
     assert code == 2
-    assert "full is not a run and holds other things (thesis.tex): name a new or an empty folder" in text
+    assert "full is not a run and contains other files (thesis.tex): name a new or empty folder" in text
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 
@@ -310,4 +310,4 @@ def test_a_bucket_that_holds_other_things_is_no_run(here, bucket):
     for words in (("trial", "mine.yaml", "--arm", "contrastive"), ("plan", "mine.yaml")):
         code, text = here(*words, "--out", bucket)
         assert code == 2
-        assert f"{bucket} is not a run and holds other things (thesis.tex): name a new or an empty folder\n" in text
+        assert f"{bucket} is not a run and contains other files (thesis.tex): name a new or empty folder\n" in text

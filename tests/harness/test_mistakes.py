@@ -9,7 +9,7 @@ import pytest
 
 from harness.cli import main
 from harness.config import Grid
-from harness.runs.record import Run
+from harness.runs.run import Run
 
 TINY = """
 name: mine
@@ -66,7 +66,7 @@ def said(finished, tmp_path, capsys, monkeypatch):
 
 NO_RUN = "nowhere is not a run folder: it has no records/"
 FILE = "file is not a run folder: it has no records/"
-FULL = "full is not a run and holds other things (thesis.tex): name a new or an empty folder"
+FULL = "full is not a run and contains other files (thesis.tex): name a new or empty folder"
 EMPTY = "is empty; name one, or leave it out"
 TWICE = "it is given twice"
 WRONG = {
@@ -209,12 +209,12 @@ def test_a_damaged_plan_is_said_and_stays_until_it_is_written_anew(said, content
         code, text = said(*line.split())
         assert code == 0, text
         assert "base/plan.json cannot be read (" in text
-        assert "), so what is missing is not shown; metrix-bench run writes it anew\n" in text
+        assert "), so missing trials are not shown; metrix-bench run writes it again\n" in text
     assert Path("base/plan.json").read_bytes() == content
     words = []
     run, grid = Run(tmp_path / "base", words.append), Grid.load(tmp_path / "mine.yaml")
     run.remember(grid, grid.trials(), [])
-    assert len(run.asked().trials) == 2
+    assert len(run.requested().trials) == 2
     assert [path.read_bytes() for path in Path("base/set_aside").iterdir()] == [content]
     assert len(words) == 1
 
@@ -225,7 +225,7 @@ def test_a_damaged_state_is_said_and_passed_over(said, content):
     for line in ("status base", "stop base"):
         code, text = said(*line.split())
         assert code == 0, text
-        assert "base/state.json cannot be read; it is passed over, and metrix-bench run writes it anew\n" in text
+        assert "base/state.json cannot be read and is ignored; metrix-bench run writes it again\n" in text
 
 
 def test_a_damaged_memory_is_said_and_measured_again(tmp_path):
@@ -235,7 +235,7 @@ def test_a_damaged_memory_is_said_and_measured_again(tmp_path):
     for content, kept in ((b"{broken", {}), (b"[1]", {}), (b'{"a": 7, "b": "x"}', {"a": 7})):
         (tmp_path / "memory.json").write_bytes(content)
         assert run.memory() == kept
-    sentence = f"{tmp_path}/memory.json cannot be read; it is passed over, and metrix-bench run writes it anew"
+    sentence = f"{tmp_path}/memory.json cannot be read and is ignored; metrix-bench run writes it again"
     assert words == [sentence] * 2
 
 
@@ -244,8 +244,8 @@ def test_a_damaged_study_is_refused(said, content):
     Path("base/search").mkdir()
     Path("base/search/study.json").write_bytes(content)
     code, text = said("audit", "base")
-    sentence = "cannot be read, which says what the searches declared: bring a copy of it back, or move it away\n"
-    assert (code, text) == (2, f"metrix-bench: base/search/study.json {sentence}")
+    reason = "which keeps what the searches declared, cannot be read: restore it from a copy, or move it away"
+    assert (code, text) == (2, f"metrix-bench: base/search/study.json, {reason}\n")
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_a_damaged_record_stays_where_nothing_can_be_moved(said, monkeypatch):
     def closed(*_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("harness.runs.record.storage.make", closed)
+    monkeypatch.setattr("harness.runs.files.make_folder", closed)
     code, text = said("status", "base")
     assert (code, "its trial runs again (it stays where it is: Permission denied)\n" in text) == (0, True)
     assert path.exists()
@@ -307,7 +307,7 @@ def test_a_damaged_identity_is_refused(said, content):
     Path("base/run.id").write_bytes(content)
     code, text = said("trial", "mine.yaml", "--arm", "triplet", "--out", "base")
     assert code == 2
-    assert text == "metrix-bench: base/run.id is damaged, which says what run this is: remove that file\n"
+    assert text == "metrix-bench: base/run.id, which identifies this run, is damaged: remove that file\n"
 
 
 def test_odd_names_of_folders(said):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from harness.cli import main
 from harness.data.cache import default_folder
-from harness.runs.record import Run
+from harness.runs.run import Run
 from tests.harness import strangers
 from tests.harness.test_strange_grids import INTERNAL
 

@@ -8,7 +8,8 @@ import pytest
 from harness.cli import main
 from harness.config import Choice
 from harness.fairness.ledger import Ledger
-from harness.runs.record import Run, write_json
+from harness.runs.record import write_json
+from harness.runs.run import Run
 from harness.training import checkpoint
 from harness.training.bench import Bench, Unfair
 from harness.training.scoring import score_test

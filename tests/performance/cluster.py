@@ -19,7 +19,7 @@ from pathlib import Path
 
 from harness.config import Grid
 from harness.launch import Unseen, run_grid
-from tests.cluster.books import workers
+from tests.cluster.consistency import workers
 from tests.cluster.machines import ROOT, Machines
 
 SETTINGS = """

@@ -12,7 +12,8 @@ from harness.config import Arm, Backbone, Choice, Images, Level, Model, Training
 from harness.fairness import rules
 from harness.fairness.ledger import Entry, Ledger
 from harness.leaderboard import tables
-from harness.runs.record import Cost, Data, Epoch, Record, Run
+from harness.runs.record import Cost, Data, Epoch, Record
+from harness.runs.run import Run
 
 AIM_S = 10.0
 DATASETS = ("cub200", "cars196", "sop", "inshop")

@@ -1,20 +1,20 @@
-"""Fair comparison as 26 rules, each a small function that says what is wrong and names the values.
+"""Fair comparison as 26 rules, each a small function that reports what is wrong, with the values.
 
-A rule looks at one kind of subject
+A rule checks one kind of subject
 
     grid        the settings of a grid, before anything runs
     data        a dataset with its split, before anything runs
     study       the searches that tuned the arms
     evaluator   the function that scores
-    records     everything that a run folder holds
-    table       what is about to be printed
+    records     all results in a run folder
+    table       a table before it is printed
 
-and is E (the run or the cell is refused) or W (printed with a mark). The files of this folder are the register: a
-function with the decorator `rule` is a rule, its docstring's first line what it demands and the rest why. Some rules
-have several functions, one for each subject that can break them. A function yields (sentence, ids of the records
-concerned); called, it gives `Finding`s, so that a report may ask a single rule too.
+with severity E (the run or the cell is refused) or W (it is printed with a mark). The files of this folder are the
+register: a function with the decorator `rule` is a rule. The first line of its docstring is the requirement, the rest
+is the reason. A rule has one function for each subject that can break it. The function yields (sentence, ids of the
+records concerned); the decorator makes `Finding`s of them.
 
-    rules.over_records(run.records(), run.failures(), run.asked().trials)
+    rules.over_records(run.records(), run.failures(), run.requested().trials)
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness import registry
-from harness.fairness.rules._subjects import Average, Number, RankTest, Results, Study, Table, factors_of
+from harness.fairness.comparability import factors_of
+from harness.fairness.rules._subjects import Average, Number, RankTest, Results, Study, Table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,9 +64,10 @@ SUBJECTS = ("grid", "data", "study", "evaluator", "records", "table")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a rule found: a sentence that begins with the rule's id, and the ids of the records concerned.
+    """A violation of a rule: a sentence that begins with the rule's id, and the ids of the records concerned.
 
-    E: the run or the cell is refused. W: it is printed with a mark. No records: it concerns the whole table.
+    Severity E: the run or the cell is refused; W: it is printed with a mark. Without records it concerns the whole
+    table.
     """
 
     rule: str
@@ -76,7 +78,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule:
-    """What is known of a rule: its highest and other severities ("E", "W", "E/W"), demand, reason and subjects."""
+    """A rule: its severities ("E", "W" or "E/W"), requirement (`title`), reason and subjects (`over`)."""
 
     id: str
     severity: str
@@ -101,7 +103,7 @@ _checks: dict[tuple[str, str], _Check] = {}
 
 
 def rule(id: str, severity: Severity, over: str):
-    """Make a function that yields (sentence, record ids) a check of rule `id`, over one of `SUBJECTS`."""
+    """Register a function that yields (sentence, record ids) as a check of rule `id` over one of `SUBJECTS`."""
     if over not in SUBJECTS:
         raise registry.RegisterError(registry.unknown("subject of a rule", over, SUBJECTS))
 
@@ -120,7 +122,7 @@ def rule(id: str, severity: Severity, over: str):
 
 
 def found() -> tuple[Rule, ...]:
-    """Every rule, in the order of their ids."""
+    """Return every rule, by id."""
     by_id: dict[str, list[_Check]] = {}
     for check in _all():
         by_id.setdefault(check.id, []).append(check)
@@ -137,22 +139,22 @@ def found() -> tuple[Rule, ...]:
 
 
 def over_grid(settings: Mapping[str, Any]) -> tuple[Finding, ...]:
-    """What the settings of a grid, as its file writes them, do that no fair comparison may."""
+    """Check the settings of a grid, as its file has them."""
     return _over("grid", settings)
 
 
 def over_data(dataset: Dataset, split: np.ndarray) -> tuple[Finding, ...]:
-    """What is wrong with a dataset under `split`, (n,) of "train", "validation", "test"."""
+    """Check a dataset under `split`, (n,) of "train", "validation", "test"."""
     return _over("data", dataset, split)
 
 
 def over_studies(studies: Sequence[Study]) -> tuple[Finding, ...]:
-    """What makes the searches of several arms unequal."""
+    """Check that the searches of several arms are equal."""
     return _over("study", tuple(studies))
 
 
 def over_evaluator(evaluate: Callable[..., Any], conformance: Callable[..., Sequence[str]]) -> tuple[Finding, ...]:
-    """What an evaluator gets wrong; `conformance(evaluate)` gives its mistakes on cases of known score."""
+    """Check an evaluator; `conformance(evaluate)` returns its mistakes on cases with known scores."""
     return _over("evaluator", evaluate, conformance)
 
 
@@ -162,15 +164,15 @@ def over_records(
     planned: Iterable[Trial] = (),
     ledger: Ledger | None = None,
 ) -> tuple[Finding, ...]:
-    """What is wrong in the results of a run folder, and what a reader of them should know.
+    """Check the results of a run folder.
 
-    `planned` are the trials that should exist. Without a `ledger` nothing is said about who read the test.
+    `planned` are the trials that should exist. Without a `ledger`, test reads are not checked.
     """
     return _over("records", Results(tuple(records), tuple(failures), tuple(planned), ledger))
 
 
 def over_tables(tables: Iterable[Table]) -> tuple[Finding, ...]:
-    """What printed tables claim and should not."""
+    """Check the claims of tables."""
     return tuple(finding for table in tables for finding in _over("table", table))
 
 
@@ -179,7 +181,7 @@ def _over(subject: str, *given: Any) -> tuple[Finding, ...]:
 
 
 def _all() -> list[_Check]:
-    """Every check, by rule and then as its file has them."""
+    """Return every check, by rule and then in the order of its file."""
     for name in registry.names(__name__):
         import_module(f"{__name__}.{name}")
     return sorted(_checks.values(), key=lambda check: check.id)

@@ -1,4 +1,4 @@
-"""What a printed table may claim: intervals, bold, ranks, averages, and numbers that others published."""
+"""What a printed table may claim: intervals, bold, rank tests, averages, and published numbers."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from collections.abc import Iterator
 from harness.errors import some
 from harness.fairness.rules import Number, Table, rule
 
-SAYS = re.compile(r"\d+(\.\d+)? % .*interval.* over (?P<n>\d+) \w+")
+METHOD = re.compile(r"\d+(\.\d+)? % .*interval.* over (?P<n>\d+) \w+")
 
 
 @rule("FAIR-13", "E", over="table")
 def interval_is_named(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """An interval says what it is: method, level, n, and over what.
+    """An interval states its method, level, n, and what it is over.
 
-    ± may be a standard deviation, a standard error or an interval, over seeds, folds or queries: by a factor of ten
-    apart for the same runs.
+    ± may be a standard deviation, a standard error or an interval, over seeds, folds or queries. For the same runs
+    these differ by a factor of up to ten.
     """
     for number in table.numbers:
         if number.half is None or number.source is not None:
             continue
-        said = SAYS.search(number.method)
+        method = METHOD.search(number.method)
         name = f"{number.column} {number.row}: ± {100 * number.half:.2g}"
-        if not said:
-            yield f"{name} does not say method, level, n and over what ({number.method or 'nothing'}).", ()
-        elif int(said["n"]) != number.n:
-            yield f"{name} says {number.method!r} of {number.n} values.", ()
+        if not method:
+            yield f"{name} does not state method, level, n and what it is over ({number.method or 'nothing'}).", ()
+        elif int(method["n"]) != number.n:
+            yield f"{name} states {number.method!r}, but n is {number.n}.", ()
 
 
 @rule("FAIR-14", "W", over="table")
 def best_is_tested(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Bold needs a test corrected for the number of comparisons, and marks all rows not separable from the best.
 
-    Of many equal rows one is the highest. Setting only that one in bold reports the draw.
+    Of many equal rows one has the highest mean by chance, so setting only that one in bold reports chance.
     """
     for column, numbers in _columns(table).items():
         bold = [number for number in numbers if number.bold]
@@ -63,52 +63,51 @@ def best_is_tested(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
 def enough_datasets(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
     """No rank test over too few datasets.
 
-    With n datasets the least two-sided p of a signed-rank test is 2/2ⁿ: over four nothing can be significant, and a
-    test that cannot fail to say "no difference" is not one.
+    With n datasets the smallest two-sided p of a signed-rank test is 2/2ⁿ, so over four datasets no difference can be
+    significant.
     """
     for test in table.rank_tests:
         least = 2 / 2**test.datasets
         if least > table.level:
-            said = f"over {test.datasets} datasets: the least two-sided p is {least:g}, above {table.level:g}"
-            yield f"{table.name}: {test.name} test {said}.", ()
+            p = f"the smallest two-sided p is {least:g}, above {table.level:g}"
+            yield f"{table.name}: {test.name} test over {test.datasets} datasets: {p}.", ()
 
 
 @rule("FAIR-21", "E", over="table")
 def equal_averages(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
     """No average over unequal sets of datasets.
 
-    A row that was not run on the hardest dataset has the highest mean.
+    A row that was not run on the hardest dataset would have the highest mean.
     """
     sets: dict[frozenset[str], list[str]] = defaultdict(list)
     for average in table.averages:
         sets[average.datasets].append(average.row)
     if len(sets) > 1:
-        said = "; ".join(f"{some(rows)} over {', '.join(sorted(over))}" for over, rows in sets.items())
-        yield f"{table.name}: averages over unequal sets of datasets: {said}.", ()
+        listed = "; ".join(f"{some(rows)} over {', '.join(sorted(over))}" for over, rows in sets.items())
+        yield f"{table.name}: averages over unequal sets of datasets: {listed}.", ()
 
 
 @rule("FAIR-24", "E", over="table")
 def published_is_apart(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Published numbers are shown as published: greyed, cited, never bold, never in a difference.
 
-    They come from other code, splits and selections; the distance between two papers is larger than that between two
-    of its rows.
+    They come from other code, splits and selections, so two papers differ by more than two rows of one paper.
     """
     published = {number.row for number in table.numbers if number.source is not None}
     for number in table.numbers:
-        wrong = []
+        faults = []
         if number.source is not None:
-            wrong += (
+            faults += (
                 ["not cited"] * (not number.source) + ["in bold"] * number.bold + ["not grey"] * (not number.grey)
             )
         if number.minus in published or (number.minus is not None and number.source is not None):
-            wrong.append(f"in a difference with {number.minus}")
-        if wrong:
-            yield f"{number.column} {number.row}: a published number is {' and '.join(wrong)}.", ()
+            faults.append(f"in a difference with {number.minus}")
+        if faults:
+            yield f"{number.column} {number.row}: a published number is {' and '.join(faults)}.", ()
 
 
 def _columns(table: Table) -> dict[str, list[Number]]:
-    """The measured numbers of every column that are compared, without differences."""
+    """Return the measured numbers of every column that are compared, without differences."""
     columns: dict[str, list[Number]] = defaultdict(list)
     for number in table.numbers:
         if number.ranked and number.source is None and number.minus is None:

@@ -1,4 +1,4 @@
-"""Arms that are compared had the same conditions: budget, shared factors, code that scored them."""
+"""Compared arms have equal conditions: budget, shared factors, evaluator."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from typing import TYPE_CHECKING, Any
 from harness.config import SHARED_BY_A_LOSS
 from harness.errors import some
 from harness.evaluation.editions import edition_of
+from harness.fairness.comparability import differing, factors_of
 from harness.fairness.rules import Results, Table, rule
-from harness.fairness.rules._subjects import Comparable, cell_of, factors_of, ids
+from harness.fairness.rules._subjects import RecordTable, cell_of, ids
 
 if TYPE_CHECKING:
     from harness.runs.record import Record
 
-EQUAL = 0.005  # ratios that print as 1.00
-SEARCHED = ("search", "tuned")  # protocols under which every arm has its own learning rate
+EQUAL = 0.005  # the deviation of ratios that are printed as 1.00
+SEARCHED = ("search", "tuned")  # protocols in which every arm has its own learning rate
 
 
 @rule("FAIR-07", "W", over="records")
 def equal_compute(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Compared arms had the same training budget: epochs, steps, images, forward passes.
+    """Compared arms have the same training budget: epochs, steps, images, forward passes.
 
-    A method that crosses the network twice a step has twice the compute; what it gains might be gained by training
-    its baseline for longer. The ratio is printed, and a baseline of as many passes can be asked for.
+    A method with two forward passes a step uses twice the compute. Training the baseline for longer might gain as
+    much. The ratio is printed, and a grid can add a baseline with as many passes (`compute_matched`).
     """
     for table in results.tables:
         for arm, baseline in table.baselines.items():
             own, base = table.arms[arm], table.arms.get(baseline, {})
             both = own.keys() & base.keys()
-            passes = [sum(_passes(some_[seed]) for seed in both) for some_ in (own, base)]
+            passes = [sum(_passes(records[seed]) for seed in both) for records in (own, base)]
             if both and passes[1] > 0 and abs((ratio := passes[0] / passes[1]) - 1) > EQUAL:
                 used = f"{round(ratio, 2)}x the forward passes of its baseline"
                 yield f"{table.name}/{arm}: used {used}.", ids(own.values())
@@ -38,7 +39,7 @@ def equal_compute(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 @rule("FAIR-07", "W", over="records")
 def equal_steps(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """All arms of a table trained for the same number of steps and images."""
+    """All arms of a table train for the same number of steps and images."""
     for table in results.tables:
         budgets = {
             arm: {(r.cost.steps, r.cost.images_seen) for r in by_seed.values()}
@@ -51,8 +52,8 @@ def equal_steps(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
         usual = counts.most_common(1)[0][0]
         for arm, own in budgets.items():
             for steps, images in sorted(own - {usual}):
-                said = f"trained {steps} steps on {images} images, others {usual[0]} on {usual[1]}"
-                yield f"{table.name}/{arm}: {said}.", ids(table.arms[arm].values())
+                budget = f"trained {steps} steps on {images} images, others {usual[0]} on {usual[1]}"
+                yield f"{table.name}/{arm}: {budget}.", ids(table.arms[arm].values())
 
 
 @rule("FAIR-07", "W", over="records")
@@ -62,51 +63,50 @@ def one_device(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
         parts = [part for record in table.records for part in record.parts]
         devices = sorted({str(part.provenance["device"]) for part in parts if part.provenance.get("device")})
         if len(devices) > 1:
-            said = f"trained on {some(devices)}: training times compare devices too"
-            yield f"{table.name}: {said}.", ids(table.records)
+            yield f"{table.name}: trained on {some(devices)}: training times compare devices too.", ids(table.records)
 
 
 def _passes(record: Record) -> float:
-    """Forward passes of a whole training, in batches."""
+    """Return the forward passes of a whole training, in batches."""
     return record.cost.steps * record.cost.forward_passes_per_step
 
 
 @rule("FAIR-08", "W", over="records")
 def shared_factors(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Whatever is not the method is equal within a table.
+    """Everything but the method is equal within a table.
 
-    Backbone, weights, dimension, pooling, resolution, augmentation, optimiser, epochs, batch: each of them moves the
-    score by more than most methods do. Rows that differ in one stand in a table of their own.
+    Backbone, weights, dimension, pooling, resolution, augmentation, optimiser, epochs, batch: each of them changes
+    the score by more than most methods do. Rows that differ in one of them get a table of their own.
     """
-    largest: dict[tuple[str, str], Comparable] = {}
+    largest: dict[tuple[str, str], RecordTable] = {}
     for table in results.tables:
         first = largest.setdefault(table.place, table)
         if first is not table:
-            said = some(
-                [_differing(key, table.factors, first.factors) for key in _keys(table.factors, first.factors)]
+            values = some(
+                [_differing(key, table.factors, first.factors) for key in differing(table.factors, first.factors)]
             )
             n = f"{len(table.records)} record{'s' * (len(table.records) > 1)}"
-            yield f"{table.name}: {n} with {said}: moved to their own table.", ids(table.records)
+            yield f"{table.name}: {n} with {values}: moved to their own table.", ids(table.records)
 
 
 @rule("FAIR-08", "W", over="records")
 def shared_steps(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Learning rate and schedule are those of the own baseline, unless each arm was tuned."""
+    """Learning rate and schedule equal those of the arm's baseline, unless each arm was tuned."""
     for table in results.tables:
         if table.factors.get("protocol") in SEARCHED:
             continue
         for arm, baseline in table.baselines.items():
             own, base = (_step_sizes(table.arms.get(name, {}).values()) for name in (arm, baseline))
             for setting in SHARED_BY_A_LOSS:
-                values, others = ({steps[setting] for steps in some_} for some_ in (own, base))
+                values, others = ({steps[setting] for steps in each} for each in (own, base))
                 if others and values != others:
-                    said = f"{setting} = {_listed(values)}, its baseline {_listed(others)}"
-                    yield f"{table.name}/{arm}: {said}.", ids(table.arms[arm].values())
+                    difference = f"{setting} = {_listed(values)}, its baseline {_listed(others)}"
+                    yield f"{table.name}/{arm}: {difference}.", ids(table.arms[arm].values())
 
 
 @rule("FAIR-08", "W", over="records")
 def same_start(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """All arms of a seed begin with the same weights."""
+    """All arms of a seed start from the same weights."""
     for table in results.tables:
         begun: dict[int, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
         for record in (part for whole in table.records for part in whole.parts):
@@ -121,7 +121,7 @@ def same_start(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 @rule("FAIR-08", "W", over="records")
 def one_record_a_seed(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """An arm has one record a seed."""
+    """An arm has one record for each seed."""
     for table in results.tables:
         counted = {id(record) for by_seed in table.arms.values() for record in by_seed.values()}
         for record in table.records:
@@ -131,15 +131,15 @@ def one_record_a_seed(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]
 
 @rule("FAIR-08", "W", over="records")
 def batch_norm_of_whole_batches(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Where BatchNorm trains, its statistics are those of a whole batch.
+    """If BatchNorm is trained, its statistics are those of a whole batch.
 
-    A batch that does not fit in memory crosses the network in chunks. Losses, pairs and gradients stay those of the
-    batch, but each chunk is normalised by itself, so its row trained as with a smaller batch.
+    A batch that does not fit in memory is forwarded in chunks. Losses, pairs and gradients are those of the batch,
+    but each chunk is normalised by itself, as with a smaller batch.
     """
     for record in results.tested:
         if rows := record.provenance.get("batch_norm_rows"):
-            said = f"BatchNorm saw chunks of {rows} rows, not the batch of {record.trial.schedule.batch_size}"
-            yield f"{cell_of(record)} {record.trial.seed_and_fold}: {said}.", (record.id,)
+            seen = f"BatchNorm saw chunks of {rows} rows, not the batch of {record.trial.schedule.batch_size}"
+            yield f"{cell_of(record)} {record.trial.seed_and_fold}: {seen}.", (record.id,)
 
 
 @rule("FAIR-08", "E", over="table")
@@ -150,33 +150,33 @@ def forced_together(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
         usual, others = _majority(trained)
         for key, by_value in others.items():
             for records in by_value.values():
-                said = _differing(key, factors_of(records[0]), usual)
+                values = _differing(key, factors_of(records[0]), usual)
                 n = f"{len(records)} row{'s' * (len(records) > 1)}"
-                yield f"{table.name}: {n} with {said}, forced into one table.", ids(records)
+                yield f"{table.name}: {n} with {values}, forced into one table.", ids(records)
 
 
 @rule("FAIR-25", "E", over="table")
 def one_evaluator(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """One protocol version and one evaluator in a table.
+    """A table has one protocol version and one evaluator.
 
-    The same embedding scores differently under another tie rule or another selection: such numbers look alike and are
-    not comparable.
+    The same embedding gets another score under another tie rule or selection. Such numbers look alike but are not
+    comparable.
     """
-    asked = {
+    kinds = {
         "protocols": lambda r: f"{r.protocol.get('name')} version {r.protocol.get('version')}",
         "evaluators": lambda r: str(edition_of(r.provenance.get("evaluator")))[:12],
     }
-    for what, name_of in asked.items():
-        found: dict[str, list[Record]] = defaultdict(list)
+    for kind, name_of in kinds.items():
+        groups: dict[str, list[Record]] = defaultdict(list)
         for record in table.records:
-            found[name_of(record)].append(record)
-        if len(found) > 1:
-            said = ", ".join(f"{name} ({len(records)})" for name, records in sorted(found.items()))
-            yield f"{table.name}: {len(found)} {what} in one table: {said}.", ids(min(found.values(), key=len))
+            groups[name_of(record)].append(record)
+        if len(groups) > 1:
+            counts = ", ".join(f"{name} ({len(records)})" for name, records in sorted(groups.items()))
+            yield f"{table.name}: {len(groups)} {kind} in one table: {counts}.", ids(min(groups.values(), key=len))
 
 
 def _majority(records: Iterable[Record]) -> tuple[dict[str, Any], dict[str, dict[str, list[Record]]]]:
-    """The most common value of each factor, and the records of other values: {factor: {value: records}}."""
+    """Return the most common value of each factor, and the records of other values: factor → value → records."""
     values: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     known: dict[tuple[str, str], Any] = {}
     for record in records:
@@ -188,16 +188,12 @@ def _majority(records: Iterable[Record]) -> tuple[dict[str, Any], dict[str, dict
     return {key: known[key, value] for key, value in usual.items()}, {k: v for k, v in others.items() if v}
 
 
-def _keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    return [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
-
-
 def _differing(key: str, one: dict[str, Any], other: dict[str, Any]) -> str:
     return f"{key} = {_short(one.get(key))}, others {_short(other.get(key))}"
 
 
 def _short(value: Any) -> str:
-    """A factor's value; of a fingerprint the first twelve digits."""
+    """Return a factor's value as text; of a fingerprint, the first twelve digits."""
     text = str(value)
     return text[:12] if len(text) >= 40 and text.isalnum() else text
 

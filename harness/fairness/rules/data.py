@@ -1,4 +1,4 @@
-"""The data are what their name says, and no class is on two sides of a split."""
+"""Data are the published ones of their name, and no class is on two sides of a split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.data import datasets
 from harness.data.datasets import SPLITS
 from harness.errors import some
 from harness.fairness.rules import Results, rule
-from harness.fairness.rules._subjects import ids
+from harness.fairness.rules._subjects import counted, ids
 
 if TYPE_CHECKING:
     from harness.data.datasets import Dataset
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @rule("FAIR-01", "E", over="data")
 def benchmark(dataset: Dataset, split: np.ndarray) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """A benchmark has its published images and classes, and every row the same copy of the data.
+    """A benchmark has its published images and classes, and every row uses the same copy of the data.
 
-    A number under a benchmark's name is compared with the literature, so it has to come from the same images in the
-    same split. Two wrong splits of the birds and the cars go around and give better numbers.
+    A number under a benchmark's name is compared with the literature, so it must come from the same images in the
+    same split. Two wrong splits of CUB-200-2011 and Cars196 are in circulation, and both give better numbers.
     """
     standard = _standard(dataset.name)
     deviations = standard.deviations(dataset) if standard else ()
-    if deviations and not dataset.deviations:  # a copy that may deviate says so itself
+    if deviations and not dataset.deviations:  # a copy that is allowed to deviate names its deviations itself
         yield f"{dataset.name}: {' '.join(deviations)}", ()
 
 
@@ -39,9 +39,9 @@ def benchmark(dataset: Dataset, split: np.ndarray) -> Iterator[tuple[str, tuple[
 def same_data(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every row comes from the same copy of the data."""
     for (name, wrong), records in _deviating(results).items():
-        strange = [record for record in records if not _allowed(record)]
-        if strange:
-            yield f"{name}: {wrong}", ids(strange)
+        unwanted = [record for record in records if not _allowed(record)]
+        if unwanted:
+            yield f"{name}: {wrong}", ids(unwanted)
     copies: dict[tuple[str, str], dict[tuple, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in results.records:
         data, chosen = record.data, record.trial.dataset
@@ -49,34 +49,34 @@ def same_data(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
         copies[chosen.name, json.dumps(chosen.options, sort_keys=True)][prints].append(record)
     for (name, _), by_copy in copies.items():
         if len(by_copy) > 1:
-            said = "; ".join(
-                f"{index[:12]}{f' with pixels {pixels[:12]}' if pixels else ''}: {len(records)} records"
+            copies_listed = "; ".join(
+                f"{index[:12]}{f' with pixels {pixels[:12]}' if pixels else ''}: {counted(records)}"
                 for (index, pixels), records in by_copy.items()
             )
             fewest = min(by_copy.values(), key=len)
-            yield f"{name}: {len(by_copy)} different copies of the data ({said}).", ids(fewest)
+            yield f"{name}: {len(by_copy)} different copies of the data ({copies_listed}).", ids(fewest)
 
 
 @rule("FAIR-01", "E", over="records")
 def same_pixels(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every row has the same pixels under the same names of images."""
+    """Every row uses the same pixels for images of the same name."""
     copies: dict[tuple[str, ...], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in results.records:
-        if content := record.data.content_fingerprint:  # older records do not tell
+        if content := record.data.content_fingerprint:  # older records have none
             images, chosen = record.trial.images, record.trial.dataset
             decoder = record.provenance.get("packages", {}).get("pillow")
             key = chosen.name, record.data.index_fingerprint, images.path, str(images.stored_px), str(decoder)
             copies[key][content].append(record)
     for (name, *_), by_content in copies.items():
         if len(by_content) > 1:
-            said = "; ".join(f"{content[:12]}: {len(records)} records" for content, records in by_content.items())
+            listed = "; ".join(f"{content[:12]}: {counted(records)}" for content, records in by_content.items())
             fewest = min(by_content.values(), key=len)
-            yield f"{name}: {len(by_content)} sets of pixels under the same names of images ({said}).", ids(fewest)
+            yield f"{name}: {len(by_content)} sets of pixels for the same image names ({listed}).", ids(fewest)
 
 
 @rule("FAIR-01", "W", over="records")
 def nonstandard_size(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Rows of a benchmark in another size say so."""
+    """Rows of a benchmark in another size are marked."""
     for (name, wrong), records in _deviating(results).items():
         marked = [record for record in records if _allowed(record)]
         if marked:
@@ -84,38 +84,38 @@ def nonstandard_size(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def unlike(record: Record) -> str:
-    """`not CUB-200-2011` of a record under the name of a benchmark whose counts it does not have; else nothing."""
+    """Return `not CUB-200-2011` for a record whose counts are not those of the benchmark it names; else nothing."""
     return f"not {_standard(record.trial.dataset.name).title}" if _miscounts(record) else ""
 
 
 def _deviating(results: Results) -> dict[tuple[str, str], list[Record]]:
-    """Records of published benchmarks with other counts than the published: {(dataset, what is wrong): records}."""
-    found: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    """Return (dataset, what is wrong) → records of a benchmark whose counts are not the published ones."""
+    by_problem: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in results.records:
         if wrong := _miscounts(record):
-            found[record.trial.dataset.name, " ".join(wrong)].append(record)
-    return found
+            by_problem[record.trial.dataset.name, " ".join(wrong)].append(record)
+    return by_problem
 
 
 def _miscounts(record: Record) -> tuple[str, ...]:
-    """In what the counts of a record differ from those of the published benchmark of its name, a sentence each."""
+    """Return how the counts of a record differ from those of the benchmark it names, as sentences."""
     standard, data = _standard(record.trial.dataset.name), record.data
     return tuple(standard.miscounted(_pair(data.images), _pair(data.classes))) if standard else ()
 
 
-@functools.cache  # reports ask for each record, and the register looks into its folder every time
+@functools.cache  # reports call it for each record, and the register lists its folder every time
 def _standard(name: str) -> Standard | None:
-    """The published benchmark of this name; None for other datasets, those that no longer exist among them."""
+    """Return the published benchmark of this name; None for any other dataset, even one that no longer exists."""
     return datasets.standard(name) if name in datasets.names() else None
 
 
 def _allowed(record: Record) -> bool:
-    """Whether the trial asked for a benchmark in another size than the published one."""
+    """Return whether the trial allows another size than the published one."""
     return bool(record.trial.dataset.options.get("allow_nonstandard"))
 
 
 def _pair(counts: Mapping[str, int]) -> tuple[int, int]:
-    """Training, of which validation is a part, and test."""
+    """Return the counts of training, including validation, and of test."""
     return counts.get("train", 0) + counts.get("validation", 0), counts.get("test", 0)
 
 
@@ -123,28 +123,28 @@ def _pair(counts: Mapping[str, int]) -> tuple[int, int]:
 def disjoint_classes(dataset: Dataset, split: np.ndarray) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Training, validation and test classes are disjoint.
 
-    Metric learning is judged on classes that were never trained on; a class on both sides rewards remembering it.
+    Metric learning is evaluated on classes that were not trained on. A class on both sides rewards memorising it.
     """
     classes = {name: np.unique(dataset.labels[split == name]) for name in SPLITS}
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
         both = np.intersect1d(classes[first], classes[second])
         if len(both):
             named = some([dataset.class_names[c] for c in both])
-            yield f"{dataset.name}: {_counted(len(both))} in both {first} and {second} ({named}).", ()
+            yield f"{dataset.name}: {_classes(len(both))} in both {first} and {second} ({named}).", ()
 
 
 @rule("FAIR-02", "E", over="records")
 def disjoint_counts(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The classes of the splits add up to those of the dataset."""
-    found: dict[str, list[Record]] = defaultdict(list)
+    by_problem: dict[str, list[Record]] = defaultdict(list)
     for record in results.records:
         data = record.data
         distinct = data.distinct_classes
         if distinct is not None and (twice := sum(data.classes.values()) - distinct) > 0:
-            found[f"{record.trial.dataset.name}: {_counted(twice)} in more than one split."].append(record)
-    for sentence, records in found.items():
+            by_problem[f"{record.trial.dataset.name}: {_classes(twice)} in more than one split."].append(record)
+    for sentence, records in by_problem.items():
         yield sentence, ids(records)
 
 
-def _counted(classes: int) -> str:
-    return f"{classes} class{'es' * (classes != 1)}"
+def _classes(count: int) -> str:
+    return f"{count} class{'es' * (count != 1)}"

@@ -1,4 +1,4 @@
-"""What became of the trials: missing, failed, collapsed and worsened ones are named, all can be traced."""
+"""Outcomes of trials: missing, failed, collapsed and worsened ones are named, and all can be traced."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from harness.errors import some
 from harness.evaluation import NOISE
 from harness.fairness.protocols import FAIR
 from harness.fairness.rules import Results, rule
-from harness.fairness.rules._subjects import cell_of, ids
+from harness.fairness.rules._subjects import cell_of, counted, ids
 from harness.runs.folds import named
 
 if TYPE_CHECKING:
     from harness.config import Trial
     from harness.runs.record import Epoch, Failure, Record
 
-COLLAPSED = 0.01  # of √(1/d), the embedding std where directions are spread evenly
-ONE_DIRECTION = 1.5  # effective rank below which a single direction carries the embedding
-FIRST = ("R@1", "MAP@R")  # the scores that are named where they fell
-EXPLAINED = ("error", "refused")  # kinds of failures of which only the reason tells
+COLLAPSED = 0.01  # times √(1/d), the embedding std when directions are spread evenly
+ONE_DIRECTION = 1.5  # effective rank below which a single direction dominates the embedding
+FIRST = ("R@1", "MAP@R")  # the scores that are named first if they fell
+EXPLAINED = ("error", "refused")  # kinds of failures that only the reason explains
 CODE = ("revision", "sources")
 ORIGINS = ("packages", "device", "tested_weights", "evaluator")
 
@@ -31,17 +31,17 @@ ORIGINS = ("packages", "device", "tested_weights", "evaluator")
 def failed_are_shown(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Missing and failed cells are shown with state and reason.
 
-    A table without the runs that crashed or diverged shows a method's better half.
+    A table without the runs that crashed or diverged shows only a method's better results.
     """
     finished = {record.id for record in results.records}
     failed: dict[tuple[str, str], list[Failure]] = defaultdict(list)
     for failure in results.failures:
         if failure.id not in finished:
             times = f"failed {failure.attempts}x" if failure.attempts > 1 else "failed"
-            said = f"{times} ({failure.kind if failure.kind not in EXPLAINED else _first_line(failure.reason)})"
-            failed["/".join(failure.trial.cell), said].append(failure)
-    for (cell, said), failures in sorted(failed.items()):
-        yield f"{cell}: {said}, seed {named(f.trial for f in failures)}.", (failure.id for failure in failures)
+            why = failure.kind if failure.kind not in EXPLAINED else _first_line(failure.reason)
+            failed["/".join(failure.trial.cell), f"{times} ({why})"].append(failure)
+    for (cell, outcome), failures in sorted(failed.items()):
+        yield f"{cell}: {outcome}, seed {named(f.trial for f in failures)}.", (failure.id for failure in failures)
     known = finished | {failure.id for failure in results.failures}
     missing: dict[str, list[Trial]] = defaultdict(list)
     for trial in results.planned:
@@ -53,10 +53,10 @@ def failed_are_shown(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 @rule("FAIR-22", "W", over="records")
 def not_collapsed(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Collapse and divergence are noticed.
+    """Collapse and divergence are detected.
 
-    An embedding that has shrunk to a point, or a loss that is no number any more, is a failed training: its score
-    says nothing of the method and must not pass as a weak result.
+    An embedding that has shrunk to a point, or a loss that is not finite, means that training failed. Its score says
+    nothing about the method and must not pass as a weak result.
     """
     for record in results.tested:
         if record.level == "floor":
@@ -72,7 +72,7 @@ def not_collapsed(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _shrunk(record: Record) -> Iterator[str]:
-    """Where the spread of the embeddings fell below what a working network has, and stayed there to the end."""
+    """Yield from which epoch to the end the spread of the embeddings is below that of a working network."""
     least = COLLAPSED / math.sqrt(record.trial.model.dim)
     spreads = [(f" from epoch {epoch.epoch}", epoch.spread) for epoch in _trained(record) if epoch.spread]
     spreads = spreads or [("", record.test_spread)]
@@ -86,12 +86,12 @@ def _shrunk(record: Record) -> Iterator[str]:
 
 
 def _trained(record: Record) -> list[Epoch]:
-    """The epochs of a record's training, without its starting point."""
+    """Return the epochs of a record's training, without its starting point."""
     return [epoch for epoch in record.curve if epoch.epoch > 0]
 
 
 def _scores(record: Record) -> Iterator[str]:
-    """Scores that are no numbers, and a first neighbour that is right less often than by chance."""
+    """Yield scores and losses that are not finite, and R@1 below chance."""
     broken = sorted(name for name, value in record.test.items() if not math.isfinite(value))
     if broken:
         yield f"{some(broken)} not finite"
@@ -100,7 +100,7 @@ def _scores(record: Record) -> Iterator[str]:
         yield f"loss not finite at epoch {broken[0]}"
     images, classes = record.data.images.get("test", 0), record.data.classes.get("test", 0)
     if "R@1" in record.test and images > classes > 0:
-        chance = (images / classes - 1) / (images - 1)  # of equal classes, which is the least
+        chance = (images / classes - 1) / (images - 1)  # with classes of equal size, where it is lowest
         if record.test["R@1"] < chance:
             yield f"R@1 {record.test['R@1']:.4f} below chance, {chance:.4f}"
 
@@ -109,8 +109,8 @@ def _scores(record: Record) -> Iterator[str]:
 def above_its_start(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """A trained row is not below its own starting point.
 
-    A row that training made worse shows bad settings, not a weak method: the network scored higher before. The
-    starting point is the test score of the untrained network, where it was run, and the validation score of epoch 0.
+    A network that scored higher before training shows bad settings, not a weak method. The starting point is the test
+    score of the untrained network, if it was run, and the validation score of epoch 0.
     """
     for table in results.tables:
         for arm, own in table.arms.items():
@@ -120,24 +120,24 @@ def above_its_start(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _below_untrained(own: dict[int, Record], start: dict[int, Record]) -> Iterator[str]:
-    """Test scores below those of the untrained network: means over the seeds both have, or over all without any."""
+    """Yield test scores below those of the untrained network, as means over common seeds (over all if none)."""
     both = sorted(own.keys() & start.keys())
-    trained, untrained = ([some_[s] for s in both] if both else list(some_.values()) for some_ in (own, start))
+    trained, untrained = ([each[s] for s in both] if both else list(each.values()) for each in (own, start))
     seeds = f" (seed {', '.join(map(str, both))})" if both and len(both) < len(own) else ""
     fell = []
     for metric in dict.fromkeys((*FIRST, *(name for record in trained for name in record.test))):
-        now, before = (_mean(record.test.get(metric) for record in some_) for some_ in (trained, untrained))
+        now, before = (_mean(record.test.get(metric) for record in each) for each in (trained, untrained))
         if now is not None and before is not None and before - now > NOISE:
             fell.append((metric, *_percent(now, before)))
-    named_ = [one for one in fell if one[0] in FIRST] or fell[:1]
-    if named_:
-        (metric, now, before), *others = named_
-        said = [f"{metric} {now} is below the untrained network's {before}"]
-        yield " and ".join([*said, *(f"{m} {now} below its {before}" for m, now, before in others)]) + seeds
+    shown = [each for each in fell if each[0] in FIRST] or fell[:1]
+    if shown:
+        (metric, now, before), *others = shown
+        first = [f"{metric} {now} is below the untrained network's {before}"]
+        yield " and ".join([*first, *(f"{m} {now} below its {before}" for m, now, before in others)]) + seeds
 
 
 def _below_epoch_0(own: dict[int, Record]) -> Iterator[str]:
-    """A validation score that was higher before training than at the chosen epoch, mean over seeds and folds."""
+    """Yield a validation score that was higher before training than at the chosen epoch, as a mean over trials."""
     chosen, pairs = set(), []
     for record in (part for whole in own.values() for part in whole.parts):
         scores = {epoch.epoch: epoch.validation.get(FAIR.metric) for epoch in record.curve}
@@ -158,23 +158,23 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _percent(low: float, high: float) -> tuple[str, str]:
-    """Both in percent, with as many digits as tell them apart."""
+    """Return both in percent, with enough digits to tell them apart."""
     texts = [(f"{100 * low:.{digits}f}", f"{100 * high:.{digits}f}") for digits in (1, 2, 3, 4, 8)]
     return next(pair for pair in texts if pair[0] != pair[1])
 
 
 @rule("FAIR-23", "W", over="records")
 def complete_provenance(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Where a number comes from is complete: code, packages, weights, data, device, driver, seeds.
+    """The origin of a number is complete: code, packages, weights, data, device, driver, seeds.
 
-    A number that nobody can make again cannot be corrected either.
+    A number that cannot be reproduced cannot be corrected either.
     """
     lacking: dict[str, list[Record]] = defaultdict(list)
     for record in results.records:
         for name in _lacking(record):
             lacking[name].append(record)
     for name, records in lacking.items():
-        yield f"{name} is not recorded in {_records(records)}.", ids(records)
+        yield f"{name} is not recorded in {counted(records)}.", ids(records)
 
 
 @rule("FAIR-23", "W", over="records")
@@ -185,11 +185,11 @@ def one_state_of_the_code(results: Results) -> Iterator[tuple[str, tuple[str, ..
         if any(record.provenance.get(name) for name in CODE):
             states[_state(record.provenance)].append(record)
     if len(states) > 1:
-        said = ", ".join(f"{state} ({len(records)})" for state, records in states.items())
-        yield f"records of {len(states)} states of the code: {said}.", ids(min(states.values(), key=len))
+        listed = ", ".join(f"{state} ({len(records)})" for state, records in states.items())
+        yield f"records of {len(states)} states of the code: {listed}.", ids(min(states.values(), key=len))
     changed = [record for record in results.records if record.provenance.get("uncommitted")]
     if changed:
-        yield f"{_records(changed)} made with uncommitted changes, of which a digest is known.", ids(changed)
+        yield f"{counted(changed)} made with uncommitted changes, of which a digest is known.", ids(changed)
 
 
 def _lacking(record: Record) -> Iterator[str]:
@@ -223,7 +223,3 @@ def _exponent(number: str) -> str:
 
 def _first_line(text: str) -> str:
     return (text.strip().splitlines() or ["no reason given"])[0].rstrip(".")
-
-
-def _records(records: list[Record]) -> str:
-    return f"{len(records)} record{'s' * (len(records) > 1)}"

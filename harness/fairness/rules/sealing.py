@@ -1,4 +1,4 @@
-"""The test decides nothing: it is read once, after everything has been chosen without it."""
+"""The test decides nothing: it is read once, after everything was chosen without it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import some
 from harness.fairness.protocols import PROTOCOLS
 from harness.fairness.rules import Results, rule
-from harness.fairness.rules._subjects import cell_of, ids
+from harness.fairness.rules._subjects import cell_of, counted, ids
 
 if TYPE_CHECKING:
     from harness.fairness.protocols import Protocol
@@ -25,10 +25,11 @@ ROUNDING = 1e-6  # per-query scores are kept as float32
 
 @rule("FAIR-03", "W", over="records")
 def read_once(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The test split is sealed until selection has finished, and read for one checkpoint of a cell.
+    """The test split is read after selection, and for one checkpoint of a cell.
 
-    Who reads the test for a second checkpoint has compared two test scores, whichever is reported. Reading it again
-    for the same checkpoint (after a crash, to verify) tells nothing new. The ledger knows its own run folder only.
+    A read for a second checkpoint makes it possible to compare two test scores, whichever is reported. Reading it
+    again for the same checkpoint (after a crash, or to verify) reveals nothing new. The ledger covers its own run
+    folder only.
     """
     again = results.ledger.read_again() if results.ledger else {}
     for record in results.tested:
@@ -41,25 +42,24 @@ def read_once(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 @rule("FAIR-03", "E", over="records")
 def every_read_is_in_the_ledger(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """A record's scores come from a read that the ledger knows."""
+    """A record's scores come from a read that is in the ledger."""
     if results.ledger is None:
         return
     known = {entry.key for entry in results.ledger.entries()}
-    strange = [record for record in results.tested if _key(record) not in known]
-    if strange:
-        n = f"{len(strange)} record{'s' * (len(strange) > 1)}"
-        yield f"the ledger has no read of the test for {n}: {some(list(ids(strange)))}.", ids(strange)
+    unknown = [record for record in results.tested if _key(record) not in known]
+    if unknown:
+        yield f"the ledger has no test read for {counted(unknown)}: {some(ids(unknown))}.", ids(unknown)
 
 
 @rule("FAIR-03", "W", over="records")
-def ledger_is_whole(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
+def ledger_is_intact(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every line of the ledger can be read."""
     if results.ledger is not None and (lines := results.ledger.damaged()):
         yield f"{results.ledger.path.name}: line {some(list(map(str, lines)))} cannot be read.", ()
 
 
 def _ledger_cell(record: Record) -> str:
-    """The cell, seed and fold as the ledger writes them."""
+    """Return cell, seed and fold as the ledger has them."""
     return f"{cell_of(record)}/{record.trial.repetition}"
 
 
@@ -71,10 +71,9 @@ def _key(record: Record) -> tuple[str, ...]:
 
 @rule("FAIR-04", "E", over="grid")
 def no_setting_names_the_test(settings: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """No test metric drives a scheduler, early stop, checkpoint choice or search.
+    """No test metric controls a scheduler, early stopping, checkpoint selection or search.
 
-    The best of many test scores is an estimate of luck: chosen by the test, a score is too high by as much as the
-    choice was wide.
+    The best of many test scores is biased upwards, the more so the more of them there are to choose from.
     """
     for key, value in _leaves(settings):
         if isinstance(value, str) and TEST_METRIC.fullmatch(value.strip()):
@@ -83,13 +82,13 @@ def no_setting_names_the_test(settings: Mapping[str, Any]) -> Iterator[tuple[str
 
 @rule("FAIR-04", "E", over="records")
 def the_choice_follows_validation(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The epoch that a record reports is the one its protocol chooses from the validation curve."""
+    """The reported epoch is the one that the protocol chooses from the validation curve."""
     for record in results.records:
         protocol = _protocol(record)
         if protocol is None or not record.curve:
             continue
         if any(TEST_METRIC.match(name) for epoch in record.curve for name in epoch.validation):
-            yield f"{record.id}: test scores stand in its validation curve.", (record.id,)
+            yield f"{record.id}: its validation curve contains test scores.", (record.id,)
             continue
         if protocol.rule != "last epoch" and any(protocol.metric not in epoch.validation for epoch in record.curve):
             yield f"{record.id}: its curve lacks validation {protocol.metric}, which chooses the epoch.", (record.id,)
@@ -103,13 +102,13 @@ def the_choice_follows_validation(results: Results) -> Iterator[tuple[str, tuple
 
 
 def _protocol(record: Record) -> Protocol | None:
-    """The protocol of a record as it is defined here; None for one of another version."""
+    """Return the protocol of a record, if it has the version that is defined here; else None."""
     known = PROTOCOLS.get(str(record.protocol.get("name")))
     return known if known and known.version == record.protocol.get("version") else None
 
 
 def _leaves(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every (dotted key, value) of nested settings."""
+    """Yield every (dotted key, value) of nested settings."""
     if isinstance(settings, Mapping):
         for key, value in settings.items():
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
@@ -138,13 +137,13 @@ def one_checkpoint(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
                 )
                 yield f"{record.id}: validation {name} is from {where}, epoch {selected} was chosen.", (record.id,)
         for split, scores in (("test", record.test), ("validation", record.validation)):
-            for low, high in _ordered_wrongly(scores):
-                said = f"{split} {low} = {scores[low]:.4f} is above {high} = {scores[high]:.4f}"
-                yield f"{record.id}: {said}; one checkpoint cannot score so.", (record.id,)
+            for low, high in _misordered(scores):
+                pair = f"{split} {low} = {scores[low]:.4f} is above {high} = {scores[high]:.4f}"
+                yield f"{record.id}: {pair}, which no single checkpoint can score.", (record.id,)
 
 
-def _ordered_wrongly(scores: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    """Pairs (a, b) of metrics with a > b though a ≤ b in any ranking: R@K grows with K, MAP@R ≤ R-Precision."""
+def _misordered(scores: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """Yield metrics (a, b) with a > b although a ≤ b in any ranking: R@K grows with K, MAP@R ≤ R-Precision."""
     recalls = sorted((name for name in scores if AT.fullmatch(name)), key=lambda name: int(name[2:]))
     pairs = [*itertools.pairwise(recalls), ("MAP@R", "R-Precision")]
     for low, high in pairs:

@@ -1,4 +1,4 @@
-"""Enough seeds, and the same ones on both sides of a difference."""
+"""Rows have enough seeds, and both sides of a difference have the same ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARKS_FROM = 5  # seeds below which no row is marked best and no difference sign
 def enough_seeds(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Enough seeds: ± from 3, dagger and bold from 5.
 
-    Two seeds say almost nothing about a third: their t-interval is thirteen standard errors wide.
+    Two seeds predict almost nothing about a third: the half-width of their t-interval is thirteen standard errors.
     """
     for table in results.tables:
         few: dict[int, list[str]] = defaultdict(list)
@@ -25,17 +25,17 @@ def enough_seeds(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
             if len(by_seed) < MARKS_FROM:
                 few[len(by_seed)].append(arm)
         for n, arms in sorted(few.items()):
-            who = "" if len(arms) == len(table.arms) else f" ({some(sorted(arms))})"
-            lacks = "an interval" if n < INTERVAL_FROM else "bold and dagger"
+            which = "" if len(arms) == len(table.arms) else f" ({some(sorted(arms))})"
+            missing = "an interval" if n < INTERVAL_FROM else "bold and dagger"
             concerned = [record for arm in arms for record in table.arms[arm].values()]
-            yield f"{table.name} n={n}{who}: printed without {lacks}.", ids(concerned)
+            yield f"{table.name} n={n}{which}: printed without {missing}.", ids(concerned)
 
 
 @rule("FAIR-12", "W", over="records")
 def paired_seeds(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """A difference is taken over the seeds that both arms have.
 
-    A seed fixes split order, batches and initial weights, and moves both arms alike: paired, that cancels.
+    A seed fixes split order, batches and initial weights, which affect both arms alike and cancel in the difference.
     """
     for table in results.tables:
         for arm, baseline in table.baselines.items():
@@ -44,8 +44,8 @@ def paired_seeds(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
                 both = own & base
                 used = f"using {_set(both)}" if both else "no difference"
                 name = arm.removeprefix(baseline).lstrip("+@")
-                said = f"baseline has seeds {_set(base)}, {name} {_set(own)}: {used}"
-                yield f"{table.name}/{baseline}: {said}.", ids(table.arms[arm].values())
+                seeds = f"baseline has seeds {_set(base)}, {name} {_set(own)}: {used}"
+                yield f"{table.name}/{baseline}: {seeds}.", ids(table.arms[arm].values())
 
 
 def _set(values: Iterable[int]) -> str:

@@ -1,4 +1,4 @@
-"""Settings were searched for every arm with the same effort, in a space fixed beforehand."""
+"""Settings of all arms are searched with equal budgets, in spaces that are fixed beforehand."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 from harness.fairness.rules import Study, rule
 
-BORDER = 0.01  # share of a range (of its logarithm, where it is searched so) that counts as its border
+BORDER = 0.01  # share of a range (of its logarithm, if searched so) that counts as its border
 
 
 @rule("FAIR-06", "E", over="study")
 def equal_budgets(studies: Sequence[Study]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every compared arm was tuned with the same number of trials.
+    """Every compared arm is tuned with the same number of trials.
 
-    With more trials an arm finds a better optimum whatever it is worth: a new method tuned for longer than its
-    baseline wins by the search.
+    More trials find a better optimum for any arm, so a new method that is tuned for longer than its baseline wins by
+    the search.
     """
     places: dict[str, list[Study]] = defaultdict(list)
     for study in studies:
@@ -33,9 +33,9 @@ def equal_budgets(studies: Sequence[Study]) -> Iterator[tuple[str, tuple[str, ..
 
 @rule("FAIR-09", "E", over="study")
 def space_declared(studies: Sequence[Study]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """A search space is declared beforehand and never changed within a study.
+    """A search space is declared beforehand and does not change within a study.
 
-    A space that is widened after a look at the scores is a search by hand that nobody counts.
+    Widening a space after looking at the scores is a manual search that no budget counts.
     """
     for study in studies:
         name = f"{study.place}/{study.arm}"
@@ -57,17 +57,17 @@ def space_declared(studies: Sequence[Study]) -> Iterator[tuple[str, tuple[str, .
             if study.chosen is not None and (
                 key := next((k for k in settings if settings[k] != study.chosen[k]), "")
             ):
-                said = f"{key} = {_plain(settings[key])} is not what the search chose, {_plain(study.chosen[key])}"
-                yield f"{name}: {said}.", ()
+                chosen = f"the search chose {_plain(study.chosen[key])}"
+                yield f"{name}: {key} = {_plain(settings[key])} was used, but {chosen}.", ()
                 break
 
 
 @rule("FAIR-10", "W", over="study")
 def optimum_inside(studies: Sequence[Study]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """A tuned optimum does not sit on the border of its space.
+    """A tuned optimum is not on the border of its space.
 
-    There the best value may well lie beyond: the space was too narrow for this arm, which is a disadvantage.
-    Choices have a border where they are numbers, and more than two.
+    The best value may be outside, so the space may have been too narrow for this arm. Choices have a border if they
+    are more than two numbers.
     """
     for study in studies:
         for key, value in (study.chosen or {}).items():
@@ -80,7 +80,7 @@ def optimum_inside(studies: Sequence[Study]) -> Iterator[tuple[str, tuple[str, .
 
 
 def _as_range(space: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A space with its bounds: those of its choices where these are numbers, more than two of them."""
+    """Return a space with bounds, which are those of its choices if these are more than two numbers."""
     choices = space.get("choices", ())
     ordered = len(choices) > 2 and all(isinstance(c, int | float) and not isinstance(c, bool) for c in choices)
     return {"low": min(choices), "high": max(choices)} if ordered else space
@@ -93,7 +93,7 @@ def _inside(value: Any, space: Mapping[str, Any]) -> bool:
 
 
 def _place(value: float, space: Mapping[str, Any]) -> float:
-    """Where a value lies in its range, 0 at the lower and 1 at the upper bound."""
+    """Return the position of a value in its range, 0 at the lower and 1 at the upper bound."""
     low, high = space["low"], space["high"]
     if space.get("log"):
         low, high, value = math.log(low), math.log(high), math.log(value)

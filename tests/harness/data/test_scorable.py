@@ -13,7 +13,7 @@ from harness.data.datasets import DatasetError
 from harness.data.scorable import Scope
 from harness.launch.plan import make_plan
 from harness.leaderboard.tables import leaderboard
-from harness.runs.record import Run
+from harness.runs.run import Run
 from harness.training.scoring import score_test
 from harness.training.trial import run_trial
 from tests.harness.data.datasets.test_checks import dataset

@@ -1,4 +1,4 @@
-"""The ledger tells a first read from a repeat and from a second look, and survives crashes and neighbours."""
+"""The ledger distinguishes first, repeated and second reads, and survives crashes and concurrent readers."""
 
 import json
 import multiprocessing
@@ -35,7 +35,7 @@ def test_a_read_is_on_disk_when_the_call_returns(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [1, 40, -2])
-def test_a_cut_off_last_line_is_named_and_the_next_read_stands_on_its_own_line(tmp_path, kept):
+def test_a_truncated_last_line_is_named_and_the_next_read_gets_its_own_line(tmp_path, kept):
     path = tmp_path / "ledger.jsonl"
     ledger = Ledger(path)
     ledger.read(**KEY)
@@ -82,7 +82,7 @@ def test_processes_at_once_lose_no_line_and_find_one_first_each(tmp_path):
     assert len(ledger.read_again()["cell0"]) == 4
 
 
-def test_what_cannot_be_entered_is_refused(tmp_path):
+def test_a_read_that_cannot_be_entered_is_refused(tmp_path):
     with pytest.raises(ValueError, match="checkpoint = ''"):
         Ledger(tmp_path / "ledger.jsonl").read(**KEY | {"checkpoint": ""})
     (tmp_path / "file").write_text("")

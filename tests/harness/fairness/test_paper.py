@@ -1,4 +1,4 @@
-"""The published benchmarks under their published grids, at reduced size: from the folders users have to records."""
+"""The published benchmarks under their published grids, at reduced size: from users' folders to records."""
 
 from importlib import import_module
 
@@ -7,7 +7,7 @@ import pytest
 from harness.config import Backbone, Grid
 from harness.launch.plan import make_plan
 from harness.leaderboard import tables
-from harness.runs.record import Run
+from harness.runs.run import Run
 from harness.training.bench import Sources
 from harness.training.trial import steps
 

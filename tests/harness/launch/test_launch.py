@@ -1,20 +1,13 @@
-"""Which nodes of a cluster are fit, as they come and go, and what a driver clears away. Ray is a stand-in here."""
-
-import math
-import os
+"""Which nodes of a cluster are fit, as they join and leave, and what a driver cleans up; Ray is a stand-in."""
 
 import pytest
 
-from harness.audit import audit
-from harness.config import Backbone, Choice
-from harness.launch import early, environment, supervise, tidy
-from harness.runs.record import Run
-from harness.training.bench import Sources
-from tests.harness.pictures import class_folders
+from harness.launch import clear_leftovers, environment, joined_early, supervise
+from harness.runs.run import Run
 
 
 class Nodes:
-    """Ray as `Cluster` uses it: nodes that are there, and calls that have ended with what they return."""
+    """Ray as `Cluster` uses it: nodes that exist, and calls that have ended, with their results."""
 
     def __init__(self):
         self.there, self.calls, self.ended = {}, [], {}
@@ -41,7 +34,7 @@ class Nodes:
 
 
 class Call:
-    """What is asked; `on` gives a task."""
+    """A call; `on` returns a task."""
 
     def __init__(self, nodes: Nodes, what: str, apart: bool = False):
         self.nodes, self.what, self.apart = nodes, what, apart
@@ -67,13 +60,13 @@ def nodes(monkeypatch):
 
 @pytest.fixture
 def look(nodes):
-    """The cluster, and its look around with answers that are lists of reasons."""
+    """A cluster, and its `look` with answers that are lists of reasons."""
     from harness.launch.cluster import Cluster
 
     cluster = Cluster("auto")
 
     def changes():
-        found = cluster.look(Call(nodes, "vet"), list, Call(nodes, "prepare"))
+        found = cluster.look(Call(nodes, "check"), list, Call(nodes, "prepare"))
         return [(what, node.name, *reasons) for what, node, reasons in found]
 
     return cluster, changes
@@ -83,11 +76,11 @@ def test_a_node_joins_when_it_is_fit_and_has_prepared(nodes, look):
     cluster, changes = look
     nodes.there = {"head": 0, "a": 2}
     assert changes() == []
-    assert nodes.calls == ["vet a"]
+    assert nodes.calls == ["check a"]
     assert cluster.selector({"CPU": 1.0}) == "!in(a)"
-    nodes.ended["vet a"] = []
+    nodes.ended["check a"] = []
     assert changes() == []
-    assert nodes.calls == ["vet a", "prepare a"]
+    assert nodes.calls == ["check a", "prepare a"]
     assert cluster.selector({"CPU": 1.0}) == "!in(a)"
     nodes.ended["prepare a"] = None
     assert changes() == [("joined", "a")]
@@ -98,23 +91,23 @@ def test_a_node_joins_when_it_is_fit_and_has_prepared(nodes, look):
     assert not cluster.fit
 
 
-def test_an_unfit_node_is_asked_again_by_a_process_of_its_own(nodes, look, monkeypatch):
+def test_an_unfit_node_is_checked_again_by_a_new_process(nodes, look, monkeypatch):
     from harness.launch import cluster as module
 
     cluster, changes = look
     nodes.there, nodes.ended = {"a": 1}, {}
     changes()
-    nodes.ended["vet a"] = ["its disk is full"]
+    nodes.ended["check a"] = ["its disk is full"]
     assert changes() == [("unfit", "a", "its disk is full")]
     assert changes() == []
-    assert nodes.calls == ["vet a"]
-    monkeypatch.setattr(module, "ASK_AGAIN_S", 0.0)
+    assert nodes.calls == ["check a"]
+    monkeypatch.setattr(module, "CHECK_AGAIN_S", 0.0)
     changes()
-    assert nodes.calls == ["vet a", "vet apart a"]
-    nodes.ended["vet apart a"] = ["its disk is full"]
+    assert nodes.calls == ["check a", "check apart a"]
+    nodes.ended["check apart a"] = ["its disk is full"]
     assert changes() == []  # nothing new
     changes()
-    nodes.ended["vet apart a"] = []
+    nodes.ended["check apart a"] = []
     assert changes() == []
     nodes.ended["prepare a"] = None
     assert changes() == [("joined", "a")]
@@ -122,26 +115,26 @@ def test_an_unfit_node_is_asked_again_by_a_process_of_its_own(nodes, look, monke
 
 
 @pytest.mark.parametrize("answer", [ValueError("no such module\nmore"), 3])
-def test_an_answer_that_cannot_be_judged_makes_unfit(nodes, look, answer):
+def test_a_node_whose_answer_cannot_be_judged_is_unfit(nodes, look, answer):
     _, changes = look
     nodes.there = {"a": 1}
     changes()
-    nodes.ended["vet a"] = answer
+    nodes.ended["check a"] = answer
     ((what, name, reason),) = changes()
     assert (what, name) == ("unfit", "a")
-    assert reason.startswith("it could not be asked: ")
+    assert reason.startswith("the check failed: ")
     assert "\n" not in reason
 
 
-@pytest.mark.parametrize("asked", ["vet a", "prepare a"])
-def test_what_a_node_answers_that_has_left_is_not_heard(nodes, look, asked):
+@pytest.mark.parametrize("call", ["check a", "prepare a"])
+def test_the_answer_of_a_node_that_has_left_is_ignored(nodes, look, call):
     cluster, changes = look
     nodes.there = {"a": 1}
     changes()
-    if asked == "prepare a":
-        nodes.ended["vet a"] = []
+    if call == "prepare a":
+        nodes.ended["check a"] = []
         changes()
-    nodes.there, nodes.ended[asked] = {}, []
+    nodes.there, nodes.ended[call] = {}, []
     assert changes() == []
     nodes.ended["prepare a"] = ConnectionError("gone")
     assert changes() == []
@@ -167,95 +160,21 @@ def test_slots_follow_the_nodes_and_are_averaged_over_time(nodes, look, monkeypa
     assert cluster.mean_slots == pytest.approx((2 * 10 + 4 * 30 + 0 * 10) / 50)
 
 
-def test_what_was_asked_of_an_earlier_run_is_forgotten_but_not_what_a_lost_driver_was_asked(tmp_path, monkeypatch):
+def test_a_request_to_stop_is_withdrawn_with_a_new_run_but_not_with_a_restarted_driver(tmp_path, monkeypatch):
     monkeypatch.setenv(supervise.REPORT, str(tmp_path / "report"))
     run = Run(tmp_path / "run")
     run.prepare()
-    run.ask_to_stop()
-    tidy(run)
-    assert not run.asked_to_stop()
-    run.ask_to_stop()  # while this driver was being lost
-    tidy(run)
-    assert run.asked_to_stop()
+    run.request_stop()
+    clear_leftovers(run)
+    assert not run.stop_requested()
+    run.request_stop()  # while this driver was dying
+    clear_leftovers(run)
+    assert run.stop_requested()
     assert supervise.known_run() == run.identity
 
 
 def test_a_finished_run_needs_no_cluster():
-    """An address at which nobody listens matters when there is something to run, and says so then."""
+    """An address without a cluster is an error only when a trial has to run."""
     environment.prepare(None)
-    with early("127.0.0.1:1") as cluster:
+    with joined_early("127.0.0.1:1") as cluster:
         assert cluster is None
-
-
-def test_what_a_crashing_process_writes_is_in_the_log_of_its_trial(tmp_path, make_trial, capfd):
-    """Libraries and the interpreter write to the descriptor itself; afterwards it is what it was."""
-    environment.prepare(None)
-    from harness.launch.actor import Log
-
-    run, trial = Run(tmp_path), make_trial()
-    run.prepare()
-    log = Log(run, trial)
-    log.say("begins")
-    os.write(2, b"terminate called without an active exception\n")
-    log.close()
-    os.write(2, b"of another trial\n")
-    begins, crash = run.log_path(trial.id).read_text().splitlines()
-    assert begins.endswith("  begins")
-    assert crash == "terminate called without an active exception"
-    assert capfd.readouterr().err == "of another trial\n"
-
-
-@pytest.fixture
-def work(tmp_path, make_trial, monkeypatch):
-    """A worker's steps of a trial, changed so, on a folder of images, and its run; Ray is told nothing."""
-    environment.prepare(None)
-    from harness.launch import actor
-
-    here = {"node": "n", "name": "here", "gpus": "", "pid": os.getpid()}
-    monkeypatch.setattr(actor, "_where", lambda share: here)
-    data, run = class_folders(tmp_path / "data", classes=12, images=4), Run(tmp_path / "run")
-    run.prepare()
-
-    def work(**changes):
-        trial = make_trial(epochs=1, batch_size=6, examples_per_class=2)
-        trial = trial.model_copy(update={"dataset": Choice(name="folder"), **changes})
-        spec = {"id": trial.id, "trial": trial.model_dump_json(), "attempt": 1, "share": 0.0, "ranks": 1}
-        worker = actor.TrialActor.__new__(actor.TrialActor)
-        sources = Sources(run.address, data, tmp_path / "cache")
-        worker.setup({"spec": spec, "sources": sources, "epoch_timeout_s": 600.0})
-        assert worker.step() == here
-        said = [worker.step()]
-        while not said[-1].get("done"):
-            said.append(worker.step())
-        return said, trial, run
-
-    return work
-
-
-def test_what_a_worker_is_refused_ends_its_trial_and_stands_in_the_audit(work, tmp_path):
-    (file := tmp_path / "w.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
-    said, trial, run = work(backbone=Backbone(name="test_resnet", pretrained=str(file)))
-    assert said == [{"done": True, "failed": "refused"}]
-    failure = run.failure(trial)
-    assert (failure.kind, failure.attempts) == ("refused", 1)
-    (found,) = [finding for finding in audit(run) if finding.rule == "FAIR-20"]
-    assert found.sentence.startswith("FAIR-20 folder/test_resnet/contrastive: failed (ModelError: ")
-    assert "w.safetensors" in found.sentence
-    assert "Traceback" in run.log(trial.id)
-
-
-@pytest.mark.parametrize(
-    ("changes", "metric", "validated"),
-    [
-        ({"ks": (2, 3)}, "R@2", True),
-        ({"protocol": "search"}, "validation MAP@R", True),
-        ({"protocol": "paper"}, "R@1", False),
-    ],
-)
-def test_a_worker_tells_scores_that_there_are(work, changes, metric, validated):
-    (epoch, end), trial, run = work(**changes)
-    record = run.record(trial)
-    scores = record.test or {f"validation {name}": value for name, value in record.validation.items()}
-    assert (end["metric"], end["score"]) == (metric, scores[metric])
-    assert math.isnan(epoch["score"]) is not validated
-    assert "nan" not in run.log(trial.id)

@@ -1,4 +1,4 @@
-"""What a trial occupies: measured once, as many on a GPU as fit, never more than the processors beside it."""
+"""What a trial occupies: measured once, as many on a GPU as fit, never more than its processors allow."""
 
 import pytest
 
@@ -9,11 +9,11 @@ GB = 2**30
 
 
 @pytest.mark.parametrize(("peak", "fit"), [(8 * GB, 8), (20 * GB, 3), (70 * GB, 1), (200 * GB, 1)])
-def test_as_many_as_fit_with_head_room(peak, fit):
+def test_as_many_trials_as_fit_with_headroom(peak, fit):
     assert per_gpu(peak, 80 * GB) == fit  # 0.95 · 80 ÷ (1.15 · peak), rounded down
 
 
-def test_what_decides_memory_and_what_does_not(make_trial):
+def test_which_settings_determine_memory(make_trial):
     plain = memory_key(make_trial())
     assert memory_key(make_trial(seed=3, lr=1.0, epochs=9)) == plain
     others = [make_trial(batch_size=40), make_trial(backbone="resnet18"), make_trial(dataset="sop")]

@@ -14,7 +14,7 @@ import torch
 from harness.config import Grid, GridError
 from harness.data.datasets import PassedOver
 from harness.launch.plan import make_plan, relative_costs
-from harness.runs.record import Run
+from harness.runs.run import Run
 from harness.training.trial import run_trial
 from tests.harness.data.datasets.sources import folder
 

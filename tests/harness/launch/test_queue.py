@@ -1,4 +1,4 @@
-"""Which trial runs next, whatever happened before."""
+"""Which trial runs next."""
 
 import pytest
 
@@ -21,75 +21,75 @@ def seeds(entries):
     return [entry.trial.seed for entry in entries]
 
 
-def test_trials_under_way_first_then_the_longest(trials):
+def test_trials_with_a_checkpoint_first_then_the_longest(trials):
     assert seeds(queue(trials).waiting) == [1, 3, 2, 0]
     assert seeds(queue(trials, begun=[trials[0].id, trials[2].id]).waiting) == [2, 0, 1, 3]
 
 
 def test_no_more_are_out_than_there_is_room_for(trials):
-    some = queue(trials)
-    assert [entry and entry.trial.seed for entry in (some.next({"CPU": 2}) for _ in range(3))] == [1, 3, None]
-    some.finished(trials[1].id)
-    assert some.next({"CPU": 2}).trial.seed == 2
-    assert len(some) == 3
+    trial_queue = queue(trials)
+    assert [entry and entry.trial.seed for entry in (trial_queue.next({"CPU": 2}) for _ in range(3))] == [1, 3, None]
+    trial_queue.finished(trials[1].id)
+    assert trial_queue.next({"CPU": 2}).trial.seed == 2
+    assert len(trial_queue) == 3
 
 
 def test_a_trial_that_failed_comes_before_those_that_never_started(trials):
-    some = queue(trials)
-    first, second = some.next({"CPU": 2}), some.next({"CPU": 2})
-    assert some.failed(second.trial.id, "lost", epoch=3)
-    assert some.next({"CPU": 2}) is second
+    trial_queue = queue(trials)
+    first, second = trial_queue.next({"CPU": 2}), trial_queue.next({"CPU": 2})
+    assert trial_queue.failed(second.trial.id, "lost", epoch=3)
+    assert trial_queue.next({"CPU": 2}) is second
     assert second.attempts == 2
-    assert some.next({"CPU": 2}) is None
-    some.finished(first.trial.id)
-    assert some.next({"CPU": 2}).trial.seed == 2
+    assert trial_queue.next({"CPU": 2}) is None
+    trial_queue.finished(first.trial.id)
+    assert trial_queue.next({"CPU": 2}).trial.seed == 2
 
 
-def test_failures_in_a_row_count_and_progress_counts_anew(trials):
-    some = queue(trials, retries=1)
-    trial = some.next(ONE).trial
-    assert some.failed(trial.id, "lost", epoch=0)
-    some.next(ONE)
-    assert some.failed(trial.id, "lost", epoch=2)  # it got further than the last time
-    some.next(ONE)
-    assert not some.failed(trial.id, "error", epoch=2)
-    assert len(some) == 3
+def test_failures_in_a_row_are_counted_and_progress_resets_the_count(trials):
+    trial_queue = queue(trials, retries=1)
+    trial = trial_queue.next(ONE).trial
+    assert trial_queue.failed(trial.id, "lost", epoch=0)
+    trial_queue.next(ONE)
+    assert trial_queue.failed(trial.id, "lost", epoch=2)  # it got further than the last time
+    trial_queue.next(ONE)
+    assert not trial_queue.failed(trial.id, "error", epoch=2)
+    assert len(trial_queue) == 3
 
 
 @pytest.mark.parametrize("kind", ["diverged", "out of memory", "refused"])
-def test_what_would_end_the_same_is_not_tried_again(trials, kind):
-    some = queue(trials)
-    assert not some.failed(some.next(ONE).trial.id, kind, epoch=1)
+def test_failures_that_would_repeat_are_not_retried(trials, kind):
+    trial_queue = queue(trials)
+    assert not trial_queue.failed(trial_queue.next(ONE).trial.id, kind, epoch=1)
 
 
 def test_out_of_memory_on_a_share_of_a_gpu_gets_a_whole_one_first(trials):
     room = {"CPU": 4, "GPU": 1}
-    some = queue(trials[:1], costs=(1.0,), bundles=({"CPU": 1.0, "GPU": 0.25},))
-    trial = some.next(room).trial
-    assert some.failed(trial.id, "out of memory")
-    assert some.next(room).bundle == {"CPU": 1.0, "GPU": 1.0}
-    assert not some.failed(trial.id, "out of memory")
+    trial_queue = queue(trials[:1], costs=(1.0,), bundles=({"CPU": 1.0, "GPU": 0.25},))
+    trial = trial_queue.next(room).trial
+    assert trial_queue.failed(trial.id, "out of memory")
+    assert trial_queue.next(room).bundle == {"CPU": 1.0, "GPU": 1.0}
+    assert not trial_queue.failed(trial.id, "out of memory")
 
 
 def test_a_trial_that_hung_avoids_the_node(trials):
-    some = queue(trials)
-    trial = some.next(ONE).trial
-    some.failed(trial.id, "timeout", node="a")
-    assert some.next(ONE).avoid == "a"
+    trial_queue = queue(trials)
+    trial = trial_queue.next(ONE).trial
+    trial_queue.failed(trial.id, "timeout", node="a")
+    assert trial_queue.next(ONE).avoid == "a"
 
 
-def test_a_trial_for_which_there_is_no_node_keeps_nobody_waiting_but_a_large_one_does(trials):
+def test_a_trial_that_no_node_can_hold_is_skipped_but_a_large_one_is_not(trials):
     large = {"CPU": 1.0, "GPU": 2.0}
-    some = queue(trials, bundles=(ONE, large, ONE, ONE))
-    nowhere = some.next({"CPU": 2, "GPU": 1}, ever=lambda bundle: bundle.get("GPU", 0) <= 1)
-    assert nowhere.trial.seed == 3
-    assert some.next({"CPU": 8, "GPU": 1}) is None  # it waits for two GPUs; a node with two may come
-    assert some.next({"CPU": 8, "GPU": 2}).trial.seed == 1
+    trial_queue = queue(trials, bundles=(ONE, large, ONE, ONE))
+    skipping = trial_queue.next({"CPU": 2, "GPU": 1}, possible=lambda bundle: bundle.get("GPU", 0) <= 1)
+    assert skipping.trial.seed == 3
+    assert trial_queue.next({"CPU": 8, "GPU": 1}) is None  # it waits for two GPUs; a node with two may come
+    assert trial_queue.next({"CPU": 8, "GPU": 2}).trial.seed == 1
 
 
-def test_a_trial_given_back_has_not_failed(trials):
-    some = queue(trials)
-    entry = some.next(ONE)
-    some.returned(entry.trial.id)
+def test_a_returned_trial_has_not_failed(trials):
+    trial_queue = queue(trials)
+    entry = trial_queue.next(ONE)
+    trial_queue.returned(entry.trial.id)
     assert (entry.attempts, entry.failures) == (0, 0)
-    assert some.next(ONE) is entry
+    assert trial_queue.next(ONE) is entry

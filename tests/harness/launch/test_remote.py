@@ -4,7 +4,7 @@ import pytest
 
 from harness.config import Grid, texts
 from harness.launch.remote import portable
-from harness.runs.record import RunError
+from harness.runs.errors import RunError
 
 
 def test_a_grid_is_sent_with_the_files_that_it_includes(tmp_path, monkeypatch):

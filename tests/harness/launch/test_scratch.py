@@ -1,4 +1,4 @@
-"""Folders in /tmp that outlive no process, and are taken from none that lives."""
+"""Folders in /tmp are removed after their process has ended, and not before."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hold(place):
-    """Start a process, after the words of another program, that uses a folder; both of them."""
+    """Start a process that uses a folder, optionally under another program; return both."""
     started = []
 
     def start(*words) -> tuple[subprocess.Popen, Path]:
@@ -63,7 +63,7 @@ def test_a_folder_is_kept_while_its_process_lives_and_swept_when_it_was_killed(h
 
 
 def test_a_folder_of_another_container_is_kept(hold):
-    """Its process has a number there that nobody has here, or somebody else."""
+    """The number of its process is unused here, or used by another process."""
     if subprocess.run([*NEW_NUMBERS, "true"], stderr=subprocess.PIPE).returncode:
         pytest.skip("no namespace for process numbers is permitted here")
     _, folder = hold(*NEW_NUMBERS)
@@ -100,7 +100,7 @@ def test_a_folder_that_is_swept_before_it_is_locked_is_made_again(place, monkeyp
 
 
 def test_what_others_and_older_versions_left_is_not_touched(place):
-    """Versions that locked nothing named the process in the name of the folder; one of them may run."""
+    """Older versions took no lock and put the process number into the name; one of them may be running."""
     names = {"metrix-ray-1234-abcdefgh", "metrix-tests", "other"}
     for name in names:
         (place / name).mkdir()

@@ -1,4 +1,4 @@
-"""Search: equal budgets, the defaults first, the same proposals for the same scores, nothing changed on the way."""
+"""Search: equal budgets, defaults first, equal proposals for equal scores, no change while it runs."""
 
 import json
 import math
@@ -12,7 +12,8 @@ from harness.fairness import rules
 from harness.launch.plan import refusal
 from harness.launch.search import space, tune
 from harness.leaderboard.tables import leaderboard
-from harness.runs.record import Run, RunError
+from harness.runs.errors import RunError
+from harness.runs.run import Run
 from harness.training.bench import build_criterion
 
 SETTINGS = Search(trials=6, round_of=2, search_seed=99)
@@ -115,7 +116,7 @@ def test_a_declared_space_is_not_changed(searched):
         searched(SETTINGS.model_copy(update={"lr_range": (0.01, 10.0)}))
 
 
-def test_where_every_trial_fails_the_defaults_stand(make_trial, tmp_path):
+def test_the_defaults_are_chosen_if_every_trial_fails(make_trial, tmp_path):
     run = Run(tmp_path)
     run.prepare()
     (final,) = tune([make_trial()], SETTINGS, run, lambda batch: True)
@@ -140,7 +141,7 @@ def rising(tmp_path, make_record, trials, settings=SETTINGS):
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("loss", baselines.names())
 def test_every_loss_is_searched_at_every_level(tmp_path, make_trial, make_record, loss, level):
-    """Proposed, built, recorded, chosen, ruled on and tabled, without a training."""
+    """Without training: proposed, built, recorded, chosen, checked by the rules and shown in a table."""
     first = make_trial(loss if level == "baseline" else f"{loss}+{level}")
     if reason := refusal(first.arm):
         assert first.arm.metrix is not None, reason

@@ -6,7 +6,8 @@ import pytest
 
 from harness.leaderboard import collection
 from harness.leaderboard.collection import collect, narrowed, parse
-from harness.runs.record import Run, RunError
+from harness.runs.errors import RunError
+from harness.runs.run import Run
 
 
 @pytest.fixture

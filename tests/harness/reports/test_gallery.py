@@ -8,7 +8,7 @@ from harness.data.datasets import Dataset
 from harness.leaderboard.collection import collect
 from harness.reports import _gallery as gallery
 from harness.reports import web
-from harness.runs.record import Run
+from harness.runs.run import Run
 
 
 @pytest.fixture

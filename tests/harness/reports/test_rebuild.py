@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from harness.cli import main
-from harness.runs.record import Run
+from harness.runs.run import Run
 
 
 @pytest.fixture

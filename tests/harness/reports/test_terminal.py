@@ -103,7 +103,7 @@ def test_without_a_terminal_every_event_is_one_line(lines, clock, make_trial):
         "10 trials, 2 done before, 1 at a time",
         f"started   {name}  on gpu 1",
         f"running   {name}  epoch 2/8  loss 0.6123  validation MAP@R 20.0",
-        f"failed    {name}  attempt 1: ValueError: no  it is tried again",
+        f"failed    {name}  attempt 1: ValueError: no; retrying",
         f"started   {name}  attempt 2",
         f"running   {name}  epoch 3/8  loss 0.5",
         f"finished  {name}  R@1 50.0 in 42 s  [3/10]",

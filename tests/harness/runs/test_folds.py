@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from harness.config import Choice
+from harness.fairness.comparability import conflicts
 from harness.fairness.rules import over_records
 from harness.leaderboard.collection import collect, trace
 from harness.leaderboard.tables import leaderboard
@@ -13,7 +14,8 @@ from harness.reports import _columns
 from harness.reports._gallery import with_gallery
 from harness.runs import outcomes
 from harness.runs.folds import by_seed, named
-from harness.runs.record import Cost, Failure, Run, conflicts
+from harness.runs.record import Cost, Failure
+from harness.runs.run import Run
 from harness.training.bench import open_dataset, splits_of
 from harness.verify import verify
 
@@ -89,7 +91,7 @@ def test_costs_of_folds_add_up_and_memory_is_the_largest(series):
     assert (seed.id, seed.folds, seed.curve) == (records[0].trial.whole.id, tuple(records), ())
 
 
-def test_records_without_folds_pass_as_they_are(make_trial, make_record):
+def test_records_without_folds_are_left_as_they_are(make_trial, make_record):
     records = [make_record(make_trial(seed=seed)) for seed in (1, 0)]
     seeds = by_seed(records)
     assert all(one is other for one, other in zip(seeds.records, records, strict=True))
@@ -97,7 +99,7 @@ def test_records_without_folds_pass_as_they_are(make_trial, make_record):
     assert "folds" not in records[0].model_dump()
 
 
-def test_a_seed_that_lacks_a_fold_has_no_score(series, fold_of):
+def test_a_seed_with_a_missing_fold_has_no_score(series, fold_of):
     records = series(ARM, {0: (0.3, 0.5), 1: (0.9,)})
     board = leaderboard(records, planned=[fold_of(fold, seed=seed) for seed in (0, 1, 2) for fold in (1, 2)])
     found = row(board)
@@ -147,7 +149,7 @@ def test_a_table_with_folds_is_not_one_without(series, make_trial, make_record):
     assert conflicts(folded, [record.trial.model_copy(update={"seed": 1}) for record in folded]) == []
 
 
-def test_what_is_noted_of_a_fold_stands_with_its_row(series):
+def test_findings_on_a_fold_are_shown_with_its_row(series):
     records = series(ARM, {0: (0.3, 0.5), 1: (0.4, 0.0)}) + series(VARIANT, {0: (0.3, 0.5), 1: (0.4, 0.4)})
     (block,) = leaderboard(records, findings=over_records(records)).blocks
     (note,) = [note for note in block.findings if note.rule == "FAIR-22"]

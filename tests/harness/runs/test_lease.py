@@ -1,4 +1,4 @@
-"""One driver at a time, on one machine and on several; the dead are taken over in bounded time."""
+"""One driver at a time, on one machine and on several; a dead one is replaced in bounded time."""
 
 import os
 import subprocess
@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from harness.runs import lease
-from harness.runs.record import Run, RunError
+from harness.runs.errors import RunError
+from harness.runs.run import Run
 
 BEAT_S = 0.3
 HOLDER = """
 import sys, time
-from harness.runs.record import Run
+from harness.runs.run import Run
 run = Run(sys.argv[1])
 run.prepare()
 with run.lock(host=sys.argv[2] or None, every_s=float(sys.argv[3])) as held:
@@ -30,7 +31,7 @@ def place(request, tmp_path):
 
 @pytest.fixture
 def hold(place):
-    """A process that holds the run, as a driver of the machine `host`."""
+    """Start a process that holds the run, as a driver on the machine `host`."""
     started = []
 
     def start(host=""):
@@ -51,7 +52,7 @@ def hold(place):
         process.wait()
 
 
-def test_a_living_holder_elsewhere_is_named_and_a_dead_one_taken_over(place, hold, capfd):
+def test_a_living_holder_elsewhere_is_named_and_a_dead_one_replaced(place, hold, capfd):
     first, run = hold(host="far"), Run(place)
     with pytest.raises(RunError, match=f"is in use by process {first.pid} on far since .*OUT="):  # noqa: SIM117
         with run.lock(host="near", every_s=BEAT_S):
@@ -77,7 +78,7 @@ def test_a_restart_on_the_same_machine_after_a_kill_does_not_wait(place, hold):
         assert time.monotonic() - began < 5
 
 
-def test_a_holder_learns_that_it_was_taken_over(place):
+def test_a_holder_notices_that_it_was_replaced(place):
     run = Run(place)
     run.prepare()
     with run.lock(host="far", every_s=BEAT_S) as held:

@@ -6,7 +6,7 @@ import subprocess
 from harness.runs import provenance
 
 
-def test_an_installed_copy_does_not_take_the_commit_of_the_checkout_it_lies_in(tmp_path, monkeypatch):
+def test_an_installed_copy_does_not_take_the_commit_of_a_surrounding_checkout(tmp_path, monkeypatch):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "--quiet"], check=True)
     subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "theirs"], check=True)

@@ -140,7 +140,7 @@ def test_a_missing_file_or_another_format_is_named(tmp_path):
         checkpoint.load(tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize("fails", ["training.checkpoint.save_file", "runs.storage.flush", "runs.storage.os.replace"])
+@pytest.mark.parametrize("fails", ["training.checkpoint.save_file", "runs.files.flush", "runs.files.os.replace"])
 def test_a_full_disk_leaves_the_previous_checkpoint(saved, monkeypatch, fails):
     def full(*args, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -158,7 +158,7 @@ def test_a_process_killed_while_writing_leaves_the_previous_checkpoint(saved, mo
     def killed(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("harness.runs.storage.flush", killed)
+    monkeypatch.setattr("harness.runs.files.flush", killed)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(saved, {"model": {}}, {"epoch": 2})
     monkeypatch.undo()

@@ -15,7 +15,7 @@ from torch import nn
 import baselines
 import metrix
 from harness.config import Choice, Images, Model
-from harness.runs.record import Run
+from harness.runs.run import Run
 from harness.training import bench, checkpoint
 from harness.training.bench import Sources
 from harness.training.chunked import Chunked, out_of_memory

@@ -10,9 +10,10 @@ from harness.audit import audit
 from harness.config import Backbone, Grid
 from harness.data import datasets
 from harness.data.images import open_images
-from harness.launch import comparable, run_grid
+from harness.launch import comparable_records, run_grid
 from harness.runs import provenance
-from harness.runs.record import Run, RunError
+from harness.runs.errors import RunError
+from harness.runs.run import Run
 from harness.training import checkpoint, weights
 from harness.training.backbones import ModelError, Unavailable
 from harness.training.bench import Sources, build_embedder
@@ -170,11 +171,11 @@ def test_results_from_other_data_are_not_mixed(where, protocol, grid, data, tmp_
     (trial,) = grid.trials()
     record = run_trial(trial, place / where, data)
     sources, grid = Sources(place, data), grid.model_copy(update={"protocol": protocol})
-    assert comparable(Run(place), grid, grid.trials(), sources) == ({trial.id} if not where else set())
+    assert comparable_records(Run(place), grid, grid.trials(), sources) == ({trial.id} if not where else set())
     class_folders(data, classes=4, images=5, first=12)
     now = origin_of(trial, sources)
     with pytest.raises(RunError) as refused:
-        comparable(Run(place), grid, grid.trials(), sources)
+        comparable_records(Run(place), grid, grid.trials(), sources)
     split, images = record.data.split_fingerprint, record.data.content_fingerprint
     assert str(refused.value) == (
         f"{place / where} holds results from other data:\n"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from harness.config import Choice, Model
-from harness.runs.record import Run
+from harness.runs.run import Run
 from harness.training import checkpoint
 from harness.training.bench import Sources
 from harness.training.parallel import Parallel

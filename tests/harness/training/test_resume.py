@@ -6,8 +6,9 @@ import json
 import pytest
 import torch
 
-from harness.runs import storage
-from harness.runs.record import Run
+from harness.runs import files, storage
+from harness.runs.bucket import Bucket
+from harness.runs.run import Run
 from harness.training import checkpoint, memory, scoring
 from harness.training import loop as train
 from harness.training import trial as trials
@@ -26,11 +27,11 @@ class Killed(BaseException):
 # the moment of the crash
 
 
-class LocalBucket(storage.Bucket):
+class LocalBucket(Bucket):
     """A bucket that is a folder of this machine; each life of the process has a working copy of its own."""
 
     def prepare(self):
-        storage.make(self.folder)
+        files.make_folder(self.folder)
 
     def _put(self, key, content):
         self._opened[0].create_dir(key.rpartition("/")[0])
@@ -53,7 +54,7 @@ class Lives:
         monkeypatch.setattr(Bench, "scores", lambda bench, name: self.scores(bench))
         monkeypatch.setattr(train, "_batches", self.shown)
         if bucket:
-            monkeypatch.setattr(storage.Bucket, "_send", self.counted(storage.Bucket._send))
+            monkeypatch.setattr(Bucket, "_send", self.counted(Bucket._send))
             monkeypatch.setattr(storage, "of", lambda place, copy=None: LocalBucket(place, self.copy))
         else:
             monkeypatch.setattr(checkpoint, "save", self.counted(checkpoint.save))

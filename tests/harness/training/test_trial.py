@@ -8,7 +8,8 @@ import torch
 
 from harness.config import Choice, Level
 from harness.fairness import protocols as selection
-from harness.runs.record import Epoch, Run
+from harness.runs.record import Epoch
+from harness.runs.run import Run
 from harness.training import checkpoint
 from harness.training import loop as train
 from harness.training.bench import Pixels, Sources, open_dataset

@@ -1,4 +1,4 @@
-"""A run with nothing to say against it; every test spoils one thing."""
+"""A run without findings; every test changes one thing."""
 
 import pytest
 
@@ -20,7 +20,7 @@ PROVENANCE = {
 
 @pytest.fixture
 def make_clean(make_trial, make_record):
-    """A record without fault. Changes of the provenance are given as `origin`, of the data as `data`, by key."""
+    """Make a record without findings. `origin` changes its provenance, `data` its data, by key."""
 
     def make(arm="contrastive", seed=0, origin=(), data=(), passes=1.0, **changes):
         trial = changes.pop("trial", None) or make_trial(arm, seed, **changes.pop("training", {}))
@@ -67,11 +67,11 @@ def ledger_of(tmp_path):
 
 
 @pytest.fixture
-def said():
-    """What a rule says of records, as (severity, sentence); `of` is its number."""
+def finds():
+    """Return what rule number `of` finds in records, as (severity, sentence)."""
 
-    def said(of, records, *others, **more):
+    def finds(of, records, *others, **more):
         findings = rules.over_records(records, *others, **more)
         return [(f.severity, f.sentence) for f in findings if f.rule == f"FAIR-{of:02}"]
 
-    return said
+    return finds

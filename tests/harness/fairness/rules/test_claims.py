@@ -9,30 +9,30 @@ from harness.leaderboard.statistics import mean_interval, paired_difference
 COLUMN = "cub200 R@1"
 
 
-def said(**table):
+def finds(**table):
     return [(f.severity, f.sentence) for f in rules.over_tables([Table("table 1", **table)])]
 
 
-def test_an_interval_that_says_what_it_is():
+def test_an_interval_with_its_method_passes():
     for interval in (
         mean_interval([0.5, 0.6, 0.7]),
         paired_difference({0: 0.5, 1: 0.6, 2: 0.7}, {0: 0.4, 1: 0.4, 2: 0.5}),
     ):
         number = Number("contrastive", COLUMN, interval.mean, interval.half, interval.method, interval.n)
-        assert said(numbers=(number,)) == []
+        assert finds(numbers=(number,)) == []
 
 
 @pytest.mark.parametrize(
     ("method", "sentence"),
     [
-        ("", "does not say method, level, n and over what (nothing)."),
-        ("std over 5 seeds", "does not say method, level, n and over what (std over 5 seeds)."),
-        ("95 % t-interval over 3 training seeds", "says '95 % t-interval over 3 training seeds' of 5 values."),
+        ("", "does not state method, level, n and what it is over (nothing)."),
+        ("std over 5 seeds", "does not state method, level, n and what it is over (std over 5 seeds)."),
+        ("95 % t-interval over 3 training seeds", "states '95 % t-interval over 3 training seeds', but n is 5."),
     ],
 )
-def test_an_interval_that_does_not(method, sentence):
+def test_an_interval_without_its_method(method, sentence):
     number = Number("contrastive", COLUMN, 0.6, 0.006, method, n=5)
-    assert said(numbers=(number,)) == [("E", f"FAIR-13 {COLUMN} contrastive: ± 0.6 {sentence}")]
+    assert finds(numbers=(number,)) == [("E", f"FAIR-13 {COLUMN} contrastive: ± 0.6 {sentence}")]
 
 
 def column(*rows):
@@ -40,15 +40,15 @@ def column(*rows):
     return tuple(Number(f"row {i}", COLUMN, mean, bold=bold, p=p) for i, (mean, bold, p) in enumerate(rows))
 
 
-def test_bold_is_the_best_and_all_that_equal_it():
+def test_bold_marks_the_best_and_all_rows_not_separable_from_it():
     tested = {"correction": "Holm"}
-    assert said(numbers=column((0.684, True, None), (0.5, False, 0.001)), **tested) == []
+    assert finds(numbers=column((0.684, True, None), (0.5, False, 0.001)), **tested) == []
     rows = ((0.684, True, None), (0.68, True, 0.2), (0.67, True, 0.06), (0.66, True, None), (0.5, False, 0.001))
-    assert said(numbers=column(*rows), **tested) == [
+    assert finds(numbers=column(*rows), **tested) == [
         ("W", f"FAIR-14 {COLUMN}: best 68.4; 3 rows not separable (Holm, 0.05).")
     ]
     rows = ((0.684, True, None), (0.68, False, 0.2), (0.5, True, 0.001))
-    assert [sentence for _, sentence in said(numbers=column(*rows), **tested)] == [
+    assert [sentence for _, sentence in finds(numbers=column(*rows), **tested)] == [
         f"FAIR-14 {COLUMN}: best 68.4; 1 row not separable (Holm, 0.05).",
         f"FAIR-14 {COLUMN}: best 68.4; 1 row not separable (Holm, 0.05), of which not in bold: row 1.",
         f"FAIR-14 {COLUMN}: best 68.4; in bold though separable from it: row 2.",
@@ -56,23 +56,23 @@ def test_bold_is_the_best_and_all_that_equal_it():
 
 
 def test_bold_without_a_test():
-    assert said(numbers=column((0.684, True, None), (0.68, False, None))) == [
+    assert finds(numbers=column((0.684, True, None), (0.68, False, None))) == [
         ("W", f"FAIR-14 {COLUMN}: best 68.4; 1 row in bold without a test corrected for the number of comparisons.")
     ]
-    assert said(numbers=column((0.684, False, None), (0.68, False, None))) == []
+    assert finds(numbers=column((0.684, False, None), (0.68, False, None))) == []
 
 
 def test_rank_tests_need_datasets():
-    assert said(rank_tests=(RankTest("Wilcoxon", 6),)) == []
-    assert said(rank_tests=(RankTest("Wilcoxon", 4),)) == [
-        ("E", "FAIR-15 table 1: Wilcoxon test over 4 datasets: the least two-sided p is 0.125, above 0.05.")
+    assert finds(rank_tests=(RankTest("Wilcoxon", 6),)) == []
+    assert finds(rank_tests=(RankTest("Wilcoxon", 4),)) == [
+        ("E", "FAIR-15 table 1: Wilcoxon test over 4 datasets: the smallest two-sided p is 0.125, above 0.05.")
     ]
 
 
 def test_averages_over_the_same_datasets():
     both = frozenset({"cub200", "sop"})
-    assert said(averages=(Average("a", both), Average("b", both))) == []
-    assert said(averages=(Average("a", both), Average("b", frozenset({"cub200"})))) == [
+    assert finds(averages=(Average("a", both), Average("b", both))) == []
+    assert finds(averages=(Average("a", both), Average("b", frozenset({"cub200"})))) == [
         ("E", "FAIR-21 table 1: averages over unequal sets of datasets: a over cub200, sop; b over cub200.")
     ]
 
@@ -80,12 +80,12 @@ def test_averages_over_the_same_datasets():
 def test_published_numbers_stand_apart():
     shown = Number("theirs", COLUMN, 0.7, grey=True, source="Kim et al., CVPR 2020")
     ours = Number("contrastive", COLUMN, 0.6)
-    assert said(numbers=(shown, ours)) == []
+    assert finds(numbers=(shown, ours)) == []
     wrong = Number("theirs", COLUMN, 0.7, bold=True, source="")
-    assert said(numbers=(wrong, ours)) == [
+    assert finds(numbers=(wrong, ours)) == [
         ("E", f"FAIR-24 {COLUMN} theirs: a published number is not cited and in bold and not grey.")
     ]
     minus = Number("contrastive", f"Δ {COLUMN}", -0.1, minus="theirs")
-    assert said(numbers=(shown, ours, minus)) == [
+    assert finds(numbers=(shown, ours, minus)) == [
         ("E", f"FAIR-24 Δ {COLUMN} contrastive: a published number is in a difference with theirs.")
     ]

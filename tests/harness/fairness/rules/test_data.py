@@ -72,9 +72,9 @@ def benchmark(make_trial, **options):
     return trial.model_copy(update={"dataset": Choice(name="cub200", options=options)})
 
 
-def test_records_of_another_size_are_errors_or_marked(make_trial, make_clean, said):
+def test_records_of_another_size_are_errors_or_marked(make_trial, make_clean, finds):
     size = {"images": {"train": 5994, "test": 5794}, "classes": {"train": 100, "test": 100}, "distinct_classes": 200}
-    assert said(1, [make_clean(trial=benchmark(make_trial), data=size)]) == [
+    assert finds(1, [make_clean(trial=benchmark(make_trial), data=size)]) == [
         (
             "E",
             "FAIR-01 cub200: 5994/5794 images, expected 5864/5924. This is the classification split (same classes in "
@@ -82,17 +82,17 @@ def test_records_of_another_size_are_errors_or_marked(make_trial, make_clean, sa
         )
     ]
     wanted = make_clean(trial=benchmark(make_trial, allow_nonstandard=True), data=size)
-    (found,) = said(1, [wanted])
+    (found,) = finds(1, [wanted])
     assert found[0] == "W"
     assert found[1].startswith("FAIR-01 cub200: not CUB-200-2011: 5994/5794 images, expected 5864/5924.")
     size["images"] = {"train": 5864, "test": 5924}
-    assert said(1, [make_clean(trial=benchmark(make_trial), data=size)]) == []
+    assert finds(1, [make_clean(trial=benchmark(make_trial), data=size)]) == []
 
 
-def test_two_copies_of_the_data_in_one_run(make_clean, said):
+def test_two_copies_of_the_data_in_one_run(make_clean, finds):
     records = [make_clean(seed=seed, data={"index_fingerprint": "ab"[seed > 1] * 64}) for seed in range(3)]
-    assert said(1, records) == [
-        ("E", f"FAIR-01 glyphs: 2 different copies of the data ({'a' * 12}: 2 records; {'b' * 12}: 1 records).")
+    assert finds(1, records) == [
+        ("E", f"FAIR-01 glyphs: 2 different copies of the data ({'a' * 12}: 2 records; {'b' * 12}: 1 record).")
     ]
 
 
@@ -106,31 +106,31 @@ def test_a_class_on_two_sides():
     assert finding.sentence == "FAIR-02 birds: 3 classes in both validation and test (10, 11, 12)."
 
 
-def test_classes_that_do_not_add_up(make_clean, said):
-    assert said(2, [make_clean(data={"distinct_classes": 7})]) == [
+def test_classes_that_do_not_add_up(make_clean, finds):
+    assert finds(2, [make_clean(data={"distinct_classes": 7})]) == [
         ("E", "FAIR-02 glyphs: 3 classes in more than one split.")
     ]
-    assert said(2, [make_clean(data={"distinct_classes": None})]) == []
+    assert finds(2, [make_clean(data={"distinct_classes": None})]) == []
 
 
-def test_other_pixels_under_the_same_names(make_clean, make_trial, said):
+def test_other_pixels_under_the_same_names(make_clean, make_trial, finds):
     records = [make_clean(seed=seed, data={"content_fingerprint": "ab"[seed > 1] * 64}) for seed in range(3)]
-    assert said(1, records) == [
+    assert finds(1, records) == [
         (
             "E",
-            f"FAIR-01 glyphs: 2 sets of pixels under the same names of images ({'a' * 12}: 2 records; {'b' * 12}: 1 "
-            "records).",
+            f"FAIR-01 glyphs: 2 sets of pixels for the same image names ({'a' * 12}: 2 records; {'b' * 12}: 1 "
+            "record).",
         )
     ]
     older = [make_clean(seed=3), records[0]]
-    assert said(1, older) == [], "older records do not tell"
+    assert finds(1, older) == [], "older records do not tell"
     larger = make_trial(seed=4)
     larger = larger.model_copy(update={"images": larger.images.model_copy(update={"cache_side_px": 64})})
     other_size = make_clean(trial=larger, data={"content_fingerprint": "c" * 64})
-    assert said(1, [records[0], other_size]) == [], "other pixels of the same images"
+    assert finds(1, [records[0], other_size]) == [], "other pixels of the same images"
 
 
-def test_the_register_is_asked_once_for_each_name(make_trial, make_clean, monkeypatch):
+def test_the_register_is_read_once_for_each_name(make_trial, make_clean, monkeypatch):
     asked, names = [], datasets.names
     monkeypatch.setattr(datasets, "names", lambda: asked.append(1) or names())
     data_rules._standard.cache_clear()

@@ -1,4 +1,4 @@
-"""FAIR-16 to 19: evaluators that are wrong in the ways evaluators are wrong, and ours."""
+"""FAIR-16 to 19: evaluators with the usual mistakes, and ours."""
 
 import numpy as np
 import pytest
@@ -57,24 +57,24 @@ def test_a_shallow_search_is_caught():
     assert "of a class of 2100 images scored" in finding.sentence
 
 
-def test_queries_without_a_positive_are_said(make_clean, said):
+def test_queries_without_a_positive_are_counted(make_clean, finds):
     records = [make_clean(seed=seed, data={"test_excluded": 3, "test_asked": 11}) for seed in (0, 1)]
-    assert said(19, records) == [
+    assert finds(19, records) == [
         ("W", "FAIR-19 glyphs: 3 of 11 test queries have no positive and are excluded."),
     ]
 
 
 @pytest.mark.parametrize("asked", [None, 8])
-def test_all_queries_have_one(asked, make_clean, said):
-    assert said(19, [make_clean(data={"test_asked": asked})]) == []
+def test_all_queries_have_one(asked, make_clean, finds):
+    assert finds(19, [make_clean(data={"test_asked": asked})]) == []
 
 
-def test_queries_that_are_lost(make_clean, said):
+def test_queries_that_are_lost(make_clean, finds):
     record = make_clean(data={"test_asked": 10})
-    assert said(19, [record]) == [
+    assert finds(19, [record]) == [
         ("W", f"FAIR-19 {record.id}: 8 scored and 0 excluded of 10 queries, 2 unaccounted for."),
     ]
     records = [make_clean(seed=seed, data={"test_queries": 8 - (seed == 2), "test_asked": None}) for seed in range(3)]
-    assert said(19, records) == [
-        ("W", "FAIR-19 glyphs/test_resnet: rows of one table were scored on 7 (1 records), 8 (2 records) queries."),
+    assert finds(19, records) == [
+        ("W", "FAIR-19 glyphs/test_resnet: rows of one table were scored on 7 (1 record), 8 (2 records) queries."),
     ]

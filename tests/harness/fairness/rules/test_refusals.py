@@ -1,4 +1,4 @@
-"""What the rules forbid does not begin: grids, data and evaluators are refused before anything runs."""
+"""Grids, data and evaluators that break a rule are refused before anything runs."""
 
 import pytest
 

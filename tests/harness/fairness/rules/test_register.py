@@ -1,11 +1,11 @@
-"""The register of rules, and the run that none of them has anything to say against."""
+"""The register of rules, and a run without findings."""
 
 import pytest
 
 from harness.fairness import rules
 
 
-def test_there_are_26_rules_each_with_a_demand_and_a_reason():
+def test_there_are_26_rules_each_with_a_requirement_and_a_reason():
     found = rules.found()
     assert [rule.id for rule in found] == [f"FAIR-{n:02}" for n in range(1, 27)]
     for rule in found:

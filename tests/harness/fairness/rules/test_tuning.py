@@ -1,4 +1,4 @@
-"""FAIR-06, 09, 10: equal budgets, spaces that stay, optima inside them."""
+"""FAIR-06, 09, 10: equal budgets, spaces that do not change, optima inside them."""
 
 import pytest
 
@@ -63,12 +63,12 @@ def test_a_trial_outside_the_space():
 def test_final_trials_with_other_settings_than_those_chosen():
     assert sentences(study(used=(INSIDE, INSIDE))) == []
     assert sentences(study(used=(INSIDE, {**INSIDE, "loss.beta": 20.0}))) == [
-        ("E", "FAIR-09 glyphs/test_resnet/contrastive: loss.beta = 20 is not what the search chose, 18.")
+        ("E", "FAIR-09 glyphs/test_resnet/contrastive: loss.beta = 20 was used, but the search chose 18.")
     ]
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "where"),
     [
         ("loss.beta", 79.6, "at the upper bound 80"),
         ("loss.beta", 1.04, "at the lower bound 1"),  # ln 1.04 / ln 80 = 0.009
@@ -77,14 +77,14 @@ def test_final_trials_with_other_settings_than_those_chosen():
         ("loss.margin", 0.02, None),
     ],
 )
-def test_an_optimum_at_the_border(name, value, said):
+def test_an_optimum_at_the_border(name, value, where):
     found = sentences(study(chosen={**INSIDE, name: value}))
-    expected = [("W", f"FAIR-10 glyphs/test_resnet/contrastive: {name} = {value} {said}.")] if said else []
+    expected = [("W", f"FAIR-10 glyphs/test_resnet/contrastive: {name} = {value} {where}.")] if where else []
     assert found == expected
 
 
 @pytest.mark.parametrize(
-    ("choices", "value", "said"),
+    ("choices", "value", "where"),
     [
         ([2, 5, 10], 10, "at the upper bound 10"),
         ([2, 5, 10], 2, "at the lower bound 2"),
@@ -94,9 +94,9 @@ def test_an_optimum_at_the_border(name, value, said):
         (["all", "semihard", "hard"], "hard", None),
     ],
 )
-def test_an_optimum_at_the_border_of_choices(choices, value, said):
+def test_an_optimum_at_the_border_of_choices(choices, value, where):
     declared = {"loss.centres": {"choices": choices}}
     chosen = {"loss.centres": value}
     found = sentences(study(declared=declared, space=declared, tried=(chosen,) * 8, chosen=chosen))
-    expected = [("W", f"FAIR-10 glyphs/test_resnet/contrastive: loss.centres = {value} {said}.")] if said else []
+    expected = [("W", f"FAIR-10 glyphs/test_resnet/contrastive: loss.centres = {value} {where}.")] if where else []
     assert found == expected

@@ -1,19 +1,19 @@
-"""What must be true of a run folder when a run has ended, whatever happened to it."""
+"""The consistency check of a run folder after a run has ended, whatever faults were injected."""
 
 import json
 import os
 from pathlib import Path
 
-from harness.runs.record import Run
+from harness.runs.run import Run
 
 
 def records(folder: Path) -> dict[str, dict]:
-    """The records by trial id."""
+    """Return the records by trial id."""
     return {p.stem: json.loads(p.read_text()) for p in sorted((folder / "records").glob("*.json"))}
 
 
 def scores(folder: Path) -> dict[str, dict]:
-    """What must not depend on when, where or how often a trial ran."""
+    """Return what must not depend on when, where or how often a trial ran."""
     keys = ("test", "validation", "selected_epoch")
     return {
         name: {**{k: r[k] for k in keys}, "curve": [(e["loss"], e["validation"]) for e in r["curve"]]}
@@ -21,12 +21,12 @@ def scores(folder: Path) -> dict[str, dict]:
     }
 
 
-def wrong(folder: Path) -> list[str]:
-    """Everything in a finished run folder that should not be so, one sentence each."""
+def inconsistencies(folder: Path) -> list[str]:
+    """Return everything that is wrong in a finished run folder, as sentences."""
     run, found = Run(folder, warn=lambda sentence: None), []
-    planned, done = {trial.id for trial in run.asked().trials}, set(records(folder))
+    planned, done = {trial.id for trial in run.requested().trials}, set(records(folder))
     found += [f"no record: {trial}" for trial in sorted(planned - done)]
-    found += [f"a record of no trial: {name}" for name in sorted(done - planned)]
+    found += [f"a record without a trial: {name}" for name in sorted(done - planned)]
     found += [f"failed: {failure.id}: {failure.reason}" for failure in run.failures()]
     found += [f"left over: {path}" for path in folder.rglob("*") if path.name.endswith((".part", ".tmp"))]
     found += [f"checkpoint left: {path}" for path in folder.glob("checkpoints/*/*.safetensors")]
@@ -34,12 +34,12 @@ def wrong(folder: Path) -> list[str]:
     for line in ledger.read_text().splitlines() if ledger.exists() else []:
         entry = json.loads(line)
         reads.setdefault(entry["cell"], set()).add(entry["checkpoint"])
-    found += [f"test read for {len(some)} checkpoints: {cell}" for cell, some in reads.items() if len(some) > 1]
+    found += [f"test read for {len(each)} checkpoints: {cell}" for cell, each in reads.items() if len(each) > 1]
     return found
 
 
 def workers(mark: str) -> list[int]:
-    """Those of them that train."""
+    """Return the processes with `mark` that train."""
     found = []
     for pid in processes(mark):
         try:
@@ -51,7 +51,7 @@ def workers(mark: str) -> list[int]:
 
 
 def processes(mark: str) -> list[int]:
-    """The processes whose environment holds `mark`, less this one."""
+    """Return the processes whose environment contains `mark`, except this one."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
