@@ -181,8 +181,8 @@ def test_results_from_other_data_are_not_mixed(where, protocol, grid, data, tmp_
         f"{place / where} holds results from other data:\n"
         f"  folder: the split of the data changed from {split[:12]} to {now['split'][:12]} (1 record)\n"
         f"  folder: the images changed from {images[:12]} to {now['images'][:12]} (1 record)\n"
-        "Results from different data do not share a table: name another folder with --out (OUT=… of make), or bring "
-        "the old data back."
+        "Results from different data do not share a table: name another folder with --out (OUT=… of make), or restore "
+        "the old data."
     )
 
 
