@@ -7,7 +7,7 @@ costs nothing and needs neither ray nor faiss.
 from importlib import import_module
 
 _HOME = {
-    "Grid": "harness.config",
+    "Grid": "harness.grid",
     "Trial": "harness.config",
     "run_trial": "harness.training.trial",
     "run_grid": "harness.launch",

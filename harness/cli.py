@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import registry
-from harness.config import Grid, GridError, Images, Trial, grids, set_twice, texts
+from harness.config import Images, Trial
 from harness.data.cache import default_folder
-from harness.errors import UserError
+from harness.errors import GridError, UserError
+from harness.grid import Grid
+from harness.grids import overrides, shipped, texts
 from harness.runs import storage
 from harness.runs.record import Record, Run, RunError, differences
 
@@ -252,7 +254,7 @@ def _command(commands, function: Callable, name: str, words: str) -> argparse.Ar
 
 
 def _grid_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("grid", help=f"a YAML file, or one of {', '.join(grids())}")
+    command.add_argument("grid", help=f"a YAML file, or one of {', '.join(shipped())}")
     command.add_argument("--data", type=Path, help="folder of the dataset, for those that are not embedded")
     command.add_argument("--cache", type=Path, help="folder for decoded images (default: ~/.cache/metrix-bench)")
     command.add_argument(
@@ -339,7 +341,7 @@ def _option(text: str) -> tuple[str, Any]:
 
 def _grid(arguments: argparse.Namespace) -> Grid:
     only = {field: names for field in LISTS if (names := _names(getattr(arguments, field)))}
-    if problems := set_twice(arguments.set):
+    if problems := overrides.conflicts(arguments.set, Grid):
         raise GridError(arguments.grid, problems)
     return Grid.load(arguments.grid, arguments.set, only)
 
@@ -936,7 +938,7 @@ def _stages(pattern: str | None):
 
 
 def _grids(pattern: str | None):
-    rows = [(name, Grid.load(name).about.strip()) for name in grids()]
+    rows = [(name, Grid.load(name).about.strip()) for name in shipped()]
     return "grids", ("name", "what"), rows
 
 

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from harness.config import Grid, Trial
+from harness.config import Trial
+from harness.grid import Grid
 from harness.launch import environment, supervise
 from harness.launch.supervise import supervised
 from harness.runs import storage

@@ -20,7 +20,8 @@ from pathlib import Path
 from ray import tune
 
 from harness import registry
-from harness.config import Choice, Grid, Resources, Trial
+from harness.config import Choice, Resources, Trial
+from harness.grid import Grid
 from harness.launch import packing, preflight
 from harness.launch.actor import TrialActor
 from harness.launch.cluster import Call, Cluster, Node, opened, ray

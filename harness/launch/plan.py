@@ -13,12 +13,13 @@ import torch
 
 import metrix
 from harness import registry
-from harness.config import Arm, Backbone, Grid, GridError, Model, Trial
+from harness.config import Arm, Backbone, Model, Trial
 from harness.data import datasets
 from harness.data.cache import default_folder, remembered
-from harness.errors import UserError
+from harness.errors import GridError, UserError
 from harness.fairness import rules
 from harness.fairness.protocols import PROTOCOLS
+from harness.grid import Grid
 from harness.runs.provenance import code_digest, provenance
 from harness.runs.record import Record
 from harness.training import models

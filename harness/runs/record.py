@@ -31,9 +31,10 @@ from typing import Annotated, Any, Literal, TextIO
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from harness.config import Grid, Trial
+from harness.config import Trial
 from harness.data.datasets import PassedOver
 from harness.errors import some
+from harness.grid import Grid
 from harness.runs import lease, storage
 from harness.runs.lease import Lease
 from harness.runs.storage import RunError

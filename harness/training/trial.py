@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 import baselines
 import metrix
-from harness.config import Choice, GridError, Trial
+from harness.config import Choice, Trial
 from harness.data import datasets, scorable, splits
 from harness.data.cache import default_folder
 from harness.data.datasets import Dataset, DatasetError
 from harness.data.images import Images, Originals, contents, open_images
 from harness.data.loading import Augmentation
-from harness.errors import UserError
+from harness.errors import GridError, UserError
 from harness.evaluation import retrieval
 from harness.evaluation.analysis import analyse
 from harness.evaluation.spread import spread

@@ -191,7 +191,7 @@ def test_a_trial_that_hangs_goes_on_elsewhere(small, undisturbed, machines, driv
 
 def test_memory_that_runs_out_in_a_trial(small, machines, drive, tmp_path):
     """A limit on a process that trains, set from outside: the trial continues with a forward in chunks."""
-    from harness.config import Grid
+    from harness.grid import Grid
     from harness.training.trial import run_trial
 
     one = ("losses=[contrastive]", "levels=[baseline]", "epochs=2")

@@ -7,9 +7,10 @@ import pytest
 
 from harness.audit import as_table, audit, studies
 from harness.cli import main
-from harness.config import Choice, Grid
+from harness.config import Choice
 from harness.fairness.ledger import Ledger
 from harness.fairness.rules import over_tables
+from harness.grid import Grid
 from harness.leaderboard import tables
 from harness.runs.record import Run, write_json
 from harness.training.trial import run_trial

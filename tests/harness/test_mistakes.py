@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import main
-from harness.config import Grid
+from harness.grid import Grid
 from harness.runs.record import Run
 
 TINY = """

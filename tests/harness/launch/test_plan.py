@@ -11,8 +11,9 @@ import pytest
 import timm
 import torch
 
-from harness.config import Grid, GridError
 from harness.data.datasets import PassedOver
+from harness.errors import GridError
+from harness.grid import Grid
 from harness.launch.plan import make_plan, relative_costs
 from harness.runs.record import Run
 from harness.training.trial import run_trial
@@ -30,7 +31,7 @@ SMALL = [
 AGAIN = """
 import json, sys
 from pathlib import Path
-from harness.config import Grid
+from harness.grid import Grid
 from harness.launch.plan import make_plan, relative_costs
 plan = make_plan(Grid.load("quick", json.loads(sys.argv[1])), cache=Path(sys.argv[2]))
 costs = relative_costs(plan.trials, cache=Path(sys.argv[2]))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from harness.config import Grid, texts
+from harness.grid import Grid
+from harness.grids import texts
 from harness.launch.remote import portable
 from harness.runs.record import RunError
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from harness.config import Grid
+from harness.grid import Grid
 from harness.runs.record import Run, RunError, conflicts
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from harness.audit import audit
 from harness.cli import main
-from harness.config import Choice, Grid
+from harness.config import Choice
 from harness.data.cache import default_folder
 from harness.fairness.ledger import Ledger
+from harness.grid import Grid
 from harness.runs import storage
 from harness.runs.record import Run, RunError
 from harness.runs.storage import StorageError

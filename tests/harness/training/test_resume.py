@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from harness.audit import audit
-from harness.config import Backbone, Choice, Grid
+from harness.config import Backbone, Choice
+from harness.grid import Grid
 from harness.launch import comparable, run_grid
 from harness.runs import storage
 from harness.runs.record import Run, RunError

@@ -2,7 +2,9 @@
 
 import pytest
 
-from harness.config import Choice, Grid, GridError
+from harness.config import Choice
+from harness.errors import GridError
+from harness.grid import Grid
 from harness.launch.plan import make_plan
 from harness.training import trial
 from harness.training.trial import Unfair, run_trial
