@@ -340,10 +340,12 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _grid(arguments: argparse.Namespace) -> Grid:
+    from harness.launch.plan import unfair
+
     only = {field: names for field in LISTS if (names := _names(getattr(arguments, field)))}
     if problems := overrides.conflicts(arguments.set, Grid):
         raise GridError(arguments.grid, problems)
-    return Grid.load(arguments.grid, arguments.set, only)
+    return Grid.load(arguments.grid, arguments.set, only, check=unfair)
 
 
 def _folder(arguments: argparse.Namespace, grid: Grid) -> str | Path:

@@ -5,7 +5,7 @@ all of them share. `Grid.load` reports all mistakes of a file at once, in the wo
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,6 +35,7 @@ from harness.grids import overrides as changes
 from harness.grids.validation import section, sentences
 
 SET_BESIDE_INCLUDE = ("name", "version", "about", "resources")  # all that a grid sets which includes others
+Check = Callable[[dict[str, Any]], Iterable[str]]  # the settings that a file writes → a sentence for each problem
 
 
 class Loss(Choice):
@@ -102,30 +103,38 @@ class Grid(Value):
 
     @classmethod
     def load(
-        cls, source: str | Path, overrides: Iterable[str] = (), only: dict[str, Sequence[str]] | None = None
+        cls,
+        source: str | Path,
+        overrides: Iterable[str] = (),
+        only: dict[str, Sequence[str]] | None = None,
+        check: Check = lambda settings: (),
     ) -> "Grid":
         """The grid of a file, or of a name that ships (`quick`), after overrides.
 
         `overrides` are `key=value` with a dotted or a unique last key (`training.epochs=20`, `epochs=20`).
         `only` keeps the named entries of a list: {"losses": ["contrastive"], "seeds": ["0", "1"]}.
-        Raises GridError with every problem found, each in one sentence.
+        `check` returns more problems of the settings that a file writes, unknown ones included.
+        Raise GridError with every problem found, each in one sentence.
         """
-        return cls._read(grids.find(source), list(overrides), only or {}, ())
+        return cls._read(grids.find(source), list(overrides), only or {}, check, ())
 
     @classmethod
     def _read(
-        cls, path: Path, overrides: list[str], only: dict[str, Sequence[str]], above: tuple[Path, ...]
+        cls,
+        path: Path,
+        overrides: list[str],
+        only: dict[str, Sequence[str]],
+        check: Check,
+        above: tuple[Path, ...],
     ) -> "Grid":
         """The grid of a file; `above` are the files that include it."""
-        from harness.fairness import rules  # which look at trials, and so import this file
-
         content = grids.read(path)
         content = {key: value for key, value in content.items() if value is not None or key not in SECTIONS}
         if "include" in content:
-            return cls._joined(path, content, overrides, only, above)
+            return cls._joined(path, content, overrides, only, check, above)
         problems = [problem for text in overrides if (problem := changes.apply(content, text, cls))]
         problems += _narrow(content, only)
-        problems += [finding.sentence for finding in rules.over_grid(content)]
+        problems += check(content)
         try:
             grid = cls.model_validate(content)
         except ValidationError as error:
@@ -142,6 +151,7 @@ class Grid(Value):
         content: dict[str, Any],
         overrides: list[str],
         only: dict[str, Sequence[str]],
+        check: Check,
         above: tuple[Path, ...],
     ) -> "Grid":
         """The grid that runs the included ones, or those of them that hold the wanted datasets."""
@@ -154,7 +164,7 @@ class Grid(Value):
                 if file.resolve() in above:
                     circle = " → ".join(each.name for each in (*above, file))
                     raise GridError(name, [f"a grid cannot include itself: {circle}"])
-                parts.append(cls._read(file, overrides, rest, above))
+                parts.append(cls._read(file, overrides, rest, check, above))
             except GridError as error:
                 problems += [f"include: {name}: {problem}" for problem in error.problems]
         held = {dataset.name for part in parts for dataset in part.datasets}

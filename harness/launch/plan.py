@@ -3,10 +3,11 @@
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class Plan:
 
 
 def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -> Plan:
-    """The plan of a grid. Raises GridError with everything that would fail later, all at once.
+    """Return the plan of a grid. Raise GridError with everything that is unfair or would fail later, all at once.
 
     A combination without a Metrix form is refused when `arms` names it, and listed as not applicable when it comes
     out of the product of losses and levels.
@@ -55,7 +56,8 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
     fit = [cell[0] for cell, reason in zip(cells, reasons, strict=True) if not reason]
     why = {arm: reason for _, _, arm, reason in refused}
     named = [Arm.parse(text).label for text in grid.arms]
-    problems = [f"arms: {label}: {why[label]}" for label in named if label in why]
+    problems = [*unfair(grid.model_dump(mode="json"))]
+    problems += [f"arms: {label}: {why[label]}" for label in named if label in why]
     problems += dict.fromkeys(
         f"arms: {trial.arm.label} makes {trial.arm.longer:g} times {trial.training.epochs} epochs, which is none"
         for trial in fit
@@ -73,6 +75,11 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
     if grid.compute_matched:
         kept += matched_baselines(kept, cache)
     return Plan(tuple(kept), tuple(dict.fromkeys(refused)), tuple(notes))
+
+
+def unfair(settings: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each setting of a grid that no fair comparison may have."""
+    return list(dict.fromkeys(finding.sentence for finding in rules.over_grid(settings)))
 
 
 def alike(trials: Sequence[Trial]) -> list[list[Trial]]:
