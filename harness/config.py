@@ -4,12 +4,13 @@ Every setting is declared here once, with its type, default and range. All value
 refused with the nearest valid one.
 """
 
+import functools
 import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -37,6 +38,19 @@ class Value(BaseModel):
         if not isinstance(content, dict):
             return content
         return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+
+    @functools.cached_property
+    def _json(self) -> str:
+        """The content as JSON with sorted keys. Trials of a grid share their parts, so each part is written once."""
+        content = self.model_dump(mode="json")
+        content = {name: given for name, given in content.items() if given is not None or name not in LATER}
+        return json.dumps(content, sort_keys=True)
+
+    def model_copy(self, **changes: Any) -> Self:
+        """Return a copy, with other values where `update` has them."""
+        copy = super().model_copy(**changes)
+        copy.__dict__.pop("_json", None)  # pydantic copies what is cached
+        return copy
 
 
 def _finite(options: dict[str, Any]) -> dict[str, Any]:
@@ -290,24 +304,8 @@ class Arm(Value):
         return self.loss + notation.brackets(given) + level + (f"@{self.longer:g}x" if self.longer != 1 else "")
 
 
-_written: dict[int, tuple[Value, str]] = {}
-
-
 def _as_json(value: Any) -> str:
-    """`value` as JSON with sorted keys. Trials of a grid share their parts: each part is written once."""
-    if isinstance(value, int):
-        return str(value)
-    if not isinstance(value, Value):
-        return json.dumps(value)
-    part, text = _written.get(id(value), (None, ""))
-    if part is not value:  # an id is another value's once its own is gone: what is kept here is not
-        if len(_written) > 10_000:
-            _written.clear()
-        content = value.model_dump(mode="json")
-        content = {name: given for name, given in content.items() if given is not None or name not in LATER}
-        text = json.dumps(content, sort_keys=True)
-        _written[id(value)] = value, text
-    return text
+    return value._json if isinstance(value, Value) else json.dumps(value)
 
 
 def _ks(value: Any) -> Any:
@@ -362,6 +360,12 @@ class Trial(Value):
         values = ((name, getattr(self, name)) for name in _DECISIVE)
         content = [f'"{name}": {_as_json(value)}' for name, value in values if value is not None or name not in LATER]
         return hashlib.sha256(f"{{{', '.join(content)}}}".encode()).hexdigest()
+
+    @property
+    def without_seed(self) -> tuple[Any, ...]:
+        """What the digest is made of except the seed, hashable: equal for trials that differ in their seeds alone."""
+        values = (getattr(self, name) for name in _DECISIVE if name != "seed")
+        return tuple(value._json if isinstance(value, Value) else value for value in values)
 
     @property
     def id(self) -> str:

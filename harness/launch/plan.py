@@ -70,8 +70,8 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
     notes += said
     if problems:
         raise GridError(grid.name, problems)
-    out = {id(trial) for cell, reason in zip(cells, reasons, strict=True) if reason for trial in cell}
-    kept = [trial for trial in trials if id(trial) not in out]
+    impossible = {cell[0].without_seed for cell, reason in zip(cells, reasons, strict=True) if reason}
+    kept = [trial for trial in trials if trial.without_seed not in impossible]
     if grid.compute_matched:
         kept += matched_baselines(kept, cache)
     return Plan(tuple(kept), tuple(dict.fromkeys(refused)), tuple(notes))
@@ -83,14 +83,10 @@ def unfair(settings: Mapping[str, Any]) -> list[str]:
 
 
 def alike(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """Trials grouped by what they share but for the seed, in order: a check looks at one of each group.
-
-    Those of one grid hold the very same parts, which is quicker to see than that parts are equal.
-    """
+    """Group trials that differ in nothing but the seed, in order: a check looks at one of each group."""
     groups: dict[tuple, list[Trial]] = {}
     for trial in trials:
-        parts = (trial.dataset, trial.backbone, trial.model, trial.images, trial.training, trial.arm)
-        groups.setdefault((*map(id, parts), trial.protocol, trial.fold), []).append(trial)
+        groups.setdefault(trial.without_seed, []).append(trial)
     return list(groups.values())
 
 

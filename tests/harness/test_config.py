@@ -1,5 +1,7 @@
 """Grids: what is written becomes values; what is wrong is said, all of it, in the words of the file."""
 
+import pickle
+
 import pytest
 
 from harness.config import Arm, Level, Trial
@@ -85,6 +87,18 @@ def test_a_trial_survives_json_and_its_id_ends_in_the_hash_of_its_content(load):
     assert trial.id.startswith("glyphs-test_resnet-multi_similarity+input-s1-")
     other = trial.model_copy(update={"training": trial.training.model_copy(update={"epochs": 4})})
     assert other.id != trial.id
+
+
+def test_a_copy_with_other_content_has_another_digest(make_trial):
+    """Values cache their JSON, and pydantic copies what is cached."""
+    trial = make_trial()
+    before = trial.id
+    longer = trial.training.model_copy(update={"epochs": 4})
+    assert trial.model_copy(update={"training": longer}).id != before
+    assert trial.model_copy(update={"training": longer.model_copy(update={"epochs": 2})}).id == before
+    assert (trial, hash(trial.training)) == (make_trial(), hash(make_trial().training))
+    assert Trial.model_validate(trial.model_dump()) == trial == pickle.loads(pickle.dumps(trial))
+    assert trial.without_seed == make_trial(seed=1).without_seed != make_trial("triplet").without_seed
 
 
 def test_a_trial_without_folds_has_the_id_it_had_before_there_were_folds(make_trial):
