@@ -125,7 +125,7 @@ def test_the_command_says_it_all(tmp_path, capsys):
     assert "Where it is: the university's old page" in said
     words = ["--option", "allow_nonstandard=true", "--thorough"]
     assert cli.main(["doctor", "cub200", "--data", str(tmp_path), *words]) == cli.OK
-    assert "cub200: nothing keeps it from being run" in capsys.readouterr().out
+    assert "cub200: ready to run" in capsys.readouterr().out
 
 
 def test_the_command_knows_a_standard_copy(birds, capsys):

@@ -305,6 +305,6 @@ def test_a_bucket_that_is_not_there_or_cannot_be_reached(bucket, tmp_path, monke
 
 
 def main_error(place):
-    from harness.cli import _existing
+    from harness.cli.reading import existing
 
-    _existing(place)
+    existing(place)

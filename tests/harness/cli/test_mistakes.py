@@ -156,7 +156,7 @@ WRONG = {
     "prepare glyphs --side 0": "'0' is not a whole number from 1",
     "prepare folder --data empty": "folder: no class folders with images in empty",
     "prepare omniglot": "dataset 'omniglot' reads your own copy: say where it is with --data FOLDER",
-    "list lossses": "invalid choice: 'lossses' (choose from 'backbones', 'datasets', 'grids', 'losses', 'stages')",
+    "list lossses": "invalid choice: 'lossses' (choose from 'backbones', 'datasets', 'grids', 'levels',",
     "list losses contrastve": "no losses named 'contrastve'; did you mean 'contrastive'?",
     "list backbones 'zzz*'": "no backbones named 'zzz*'; there are: ",
 }

@@ -1,19 +1,15 @@
 """What a newcomer gets wrong, and the sentence that says so before anything runs."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from harness.cli import main
-from harness.grids import shipped
 from harness.runs import storage
 from harness.runs.record import Run
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 GRID = """
 name: tiny
@@ -129,51 +125,6 @@ def test_compute_matched_baselines_stand_in_the_plan(run):
     assert text.count("contrastive+longer-s0") == 2  # one for the feature level, one for the input level
 
 
-@pytest.mark.parametrize("what", ["losses", "datasets", "grids"])
-def test_lists(run, what):
-    code, text = run("list", what)
-    assert code == 0
-    known = {"losses": ["contrastive", "proxy_anchor"], "datasets": ["glyphs", "omniglot"], "grids": shipped()}
-    assert all(name in text for name in known[what])
-
-
-def test_stages_of_a_backbone(run):
-    code, text = run("list", "stages", "test_resnet")
-    assert code == 0
-    assert "layer1" in text
-
-
-TINY = """
-name: mine
-datasets: [{name: glyphs, options: {classes: 16}}]
-backbones: [test_resnet]
-losses: [contrastive, triplet]
-levels: [baseline, input]
-floors: []
-seeds: [0]
-model: {dim: 16}
-images: {side_px: 32}
-training: {epochs: 1, batch_size: 20, lr: 1.0e-3, schedule: constant}
-"""
-
-
-@pytest.fixture
-def here(tmp_path, capsys, monkeypatch):
-    """Runs a command in an empty folder that holds the grid `mine.yaml`; its exit code and what it said."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.yaml").write_text(TINY)
-
-    def here(*words):
-        try:
-            code = main(list(words))
-        except SystemExit as ended:
-            code = ended.code
-        said = capsys.readouterr()
-        return code, said.out + said.err
-
-    return here
-
-
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -234,52 +185,6 @@ def test_a_folder_that_holds_other_things_is_no_run_folder(here, tmp_path, words
     assert code == 2
     assert "full is not a run and holds other things (thesis.tex): name a new or an empty folder" in text
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
-
-
-def test_a_fault_of_the_program_is_a_traceback_and_a_request(here, monkeypatch):
-    def broken(*_):
-        raise ValueError("of a library")
-
-    monkeypatch.setattr("harness.cli._grid", broken)
-    code, text = here("plan", "mine.yaml")
-    assert code == 1
-    assert "Traceback" in text
-    assert text.endswith("not in what you typed: please report it with the lines above\n")
-
-
-@pytest.mark.parametrize("words", [("--debug", "plan", "qick"), ("plan", "qick", "--debug"), ("plan", "qick")])
-def test_debug_shows_where_an_error_was_raised(here, words):
-    code, text = here(*words)
-    assert (code, "Traceback" in text) == (2, "--debug" in words)
-    assert "did you mean 'quick'" in text
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_terminal_of_another_encoding_shows_what_it_can(encoding, tmp_path):
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
-    words = [sys.executable, "-m", "harness.cli", "list", "grids"]
-    done = subprocess.run(words, env=environment, capture_output=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    assert b"quick" in done.stdout
-
-
-@pytest.mark.parametrize("words", ["audit --rules", "list losses", "trial mine.yaml --arm contrastive"])
-def test_nobody_who_reads_is_no_traceback(words, tmp_path):
-    (tmp_path / "mine.yaml").write_text(TINY)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", *words.split()],
-        cwd=tmp_path,
-        env=environment,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_run_that_is_done_says_so_and_what_it_does_not_do_again(here, tmp_path, monkeypatch):
