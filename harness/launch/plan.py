@@ -1,6 +1,7 @@
 """What a grid would run, checked against the data and networks it names, before anything runs."""
 
 import os
+import platform
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,16 @@ from harness.grid import Grid
 from harness.runs.provenance import code_digest, provenance
 from harness.runs.record import Record
 from harness.training import models
-from harness.training.trial import embedder, evaluator_faults, objective, open_dataset, scores_of, split_of, splits_of
+from harness.training.trial import (
+    device_name,
+    embedder,
+    evaluator_faults,
+    objective,
+    open_dataset,
+    scores_of,
+    split_of,
+    splits_of,
+)
 
 CODE = code_digest()  # of what was imported, even if the files change afterwards
 UNKNOWN_CLASSES = 2  # a loss is built with, where the data cannot be opened
@@ -305,18 +315,27 @@ def estimate(
 
 
 def _pace(trial: Trial, cache: Path | None) -> float:
-    """Seconds for each floating-point operation, forward and backward: median of three steps after one to warm up."""
+    """Seconds for each floating-point operation, forward and backward: median of three steps after one to warm up.
+
+    It is measured once on each machine, because building the network imports timm.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = embedder(trial).to(device).train()
     side, size = trial.images.side_px, min(trial.training.batch_size, 32)
-    images, times = torch.rand(size, 3, side, side, device=device), []
-    for _ in range(4):
-        began = time.perf_counter()
-        network(images).square().sum().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return sorted(times[1:])[1] / size / (3 * _flops(trial, None, cache)[0])
+
+    def measure() -> float:
+        network, times = embedder(trial).to(device).train(), []
+        images = torch.rand(size, 3, side, side, device=device)
+        for _ in range(4):
+            began = time.perf_counter()
+            network(images).square().sum().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - began)
+        return sorted(times[1:])[1] / size / (3 * _flops(trial, None, cache)[0])
+
+    network, model = trial.backbone.model_dump(mode="json"), trial.model.model_dump(mode="json")
+    here = [platform.node(), device_name(device), torch.get_num_threads()]
+    return remembered(cache or default_folder(), ["pace", *_builders(), network, model, side, size, *here], measure)
 
 
 def _passes(trial: Trial, cache: Path | None) -> float:

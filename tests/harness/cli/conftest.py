@@ -1,8 +1,10 @@
-"""A command in an empty folder that holds a small grid."""
+"""Commands in a folder that holds a small grid, without its run and with it."""
 
 import pytest
 
 from harness.cli import main
+from harness.grid import Grid
+from harness.runs.record import Run
 
 TINY = """
 name: mine
@@ -33,3 +35,18 @@ def here(tmp_path, capsys, monkeypatch):
         return code, said.out + said.err
 
     return here
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A folder with the grid `mine.yaml`, and in `base` its run with one of two trials done."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "mine.yaml").write_text(TINY.replace("[baseline, input]", "[baseline]"))
+    words = ["trial", str(folder / "mine.yaml"), "--arm", "contrastive", "--out", str(folder / "base")]
+    assert main(words) == 0
+    run, grid = Run(folder / "base"), Grid.load(folder / "mine.yaml")
+    run.remember(grid, grid.trials(), [])
+    run.write_state({"state": "ended", "driver": "process 1 on there", "updated": "2026-01-01T00:00:00Z"})
+    (run.folder / "logs").mkdir()
+    run.log_path(run.records()[0].id).write_text("attempt 1\n")
+    return folder

@@ -32,22 +32,24 @@ AGAIN = """
 import json, sys
 from pathlib import Path
 from harness.grid import Grid
-from harness.launch.plan import make_plan, relative_costs
+from harness.launch.plan import estimate, make_plan
 plan = make_plan(Grid.load("quick", json.loads(sys.argv[1])), cache=Path(sys.argv[2]))
-costs = relative_costs(plan.trials, cache=Path(sys.argv[2]))
-print(json.dumps([sorted(costs.items()), "timm" in sys.modules]))
+seconds = estimate(plan, cache=Path(sys.argv[2]))
+heavy = {"timm", "torchvision", "ray", "pandas", "matplotlib", "optuna"}
+print(json.dumps([sorted(seconds.items()), sorted(heavy & sys.modules.keys())]))
 """
 
 
 def test_networks_are_looked_at_once(drawn):
-    """The second process plans the same without importing timm."""
+    """The second process plans and estimates the same without importing timm."""
 
     def plan() -> list:
         words = [sys.executable, "-c", AGAIN, json.dumps(SMALL), str(drawn)]
         return json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout)
 
-    (first, had_timm), (second, has_timm) = plan(), plan()
-    assert (had_timm, has_timm) == (True, False)
+    (first, imported), (second, imported_again) = plan(), plan()
+    assert imported == ["timm", "torchvision"]
+    assert imported_again == []
     assert second == first
     assert len(first) > 4
 
