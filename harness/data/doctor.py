@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from harness.data import datasets, scorable, splits
-from harness.data.datasets import Dataset, DatasetError, printable, some
+from harness.data.datasets import ArgumentError, Dataset, DatasetError, printable, some
 from harness.data.datasets._decode import decode
 from harness.data.datasets._files import missing_files
 
@@ -85,13 +85,15 @@ def examine(
     thorough: call images equal whose pixels are, whatever the kind of file, and not only equal files.
     progress: called with (images looked at, images in all).
 
-    Raises DatasetError for a dataset that does not exist.
+    Raise DatasetError for a dataset that does not exist, ArgumentError for options and a folder that do not.
     """
     standard = datasets.standard(name)
     title, advice = (standard.title, standard.advice) if standard else (name, "")
     expected = _expected(name)
     try:
         dataset = datasets.index(name, data, cache, **options)
+    except ArgumentError as error:
+        raise ArgumentError("\n".join(filter(None, (str(error), "" if data else advice)))) from None
     except DatasetError as error:
         sentence = str(error).removesuffix(advice).rstrip()
         return Examination(name, title, {}, expected, None, (), (Finding("E", sentence),), advice)
