@@ -1,7 +1,7 @@
 """A fair, distributed benchmark of deep metric learning.
 
-The names below are the stable surface. They are imported when first asked for, so that `import harness`
-costs nothing and needs neither ray nor faiss.
+The names below are the stable surface. They are imported on first use, so that `import harness` costs nothing and
+needs neither ray nor faiss.
 """
 
 from importlib import import_module

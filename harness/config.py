@@ -27,14 +27,14 @@ SHARED_BY_A_LOSS = ("lr", "schedule", "step_epochs", "gamma")  # may differ betw
 
 
 class Value(BaseModel):
-    """A frozen setting that refuses what it does not know, values of another type and numbers that are not finite."""
+    """A frozen setting that refuses unknown keys, values of another type and numbers that are not finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
     def _listed(cls, content: Any) -> Any:
-        """Files write a tuple as a list, which strict types would refuse."""
+        """Take a list for a tuple: files have no other way to write one."""
         if not isinstance(content, dict):
             return content
         return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
@@ -54,7 +54,7 @@ class Value(BaseModel):
 
 
 def _finite(options: dict[str, Any]) -> dict[str, Any]:
-    """Refuse NaN and infinity among options, whose types only their owner knows."""
+    """Refuse NaN and infinity among options, whose types only the dataset or the loss knows."""
     for key, value in _flat(options):
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
@@ -80,9 +80,9 @@ Positive = Annotated[float, Field(gt=0, le=1)]
 class Backbone(Choice):
     """A timm network. `options` go to timm; `stage` is where the feature level mixes (None: the last feature map).
 
-    `lr_scale` multiplies every learning rate of the grid with this network: a transformer wants smaller steps.
+    `lr_scale` multiplies every learning rate of the grid with this network: a transformer needs smaller steps.
     `pretrained` is true for timm's published weights of this name, or a file. `mean` and `std` (of the channels, for
-    pixels in [0, 1]) and `interpolation` are how its images were prepared; what is not set, timm says for the name.
+    pixels in [0, 1]) and `interpolation` are how its images were prepared; timm's values hold where they are not set.
     """
 
     pretrained: bool | str = False
@@ -122,10 +122,11 @@ class Model(Value):
 class Images(Value):
     """What the network sees. Training: random resized crop (share of the area) and flip; test: resize, centre crop.
 
-    `path` says where crops are cut from: `cache` from images decoded once, their shorter side `cache_side_px`;
-    `classical` from the files as they are, decoded and transformed image by image every time.
-    `cache_side_px` none means 8/7 of `side_px`, such as 256 for 224; up to 64 px, where images are characters or
-    thumbnails, `side_px`. `flip` auto means: yes, unless a mirror image belongs to another class, as with characters.
+    `path` is where crops are cut from. `cache`: images decoded once, whose shorter side is `cache_side_px`.
+    `classical`: the files themselves, decoded and transformed image by image every time.
+    `cache_side_px` none means 8/7 of `side_px`, such as 256 for 224. Up to 64 px, where images are characters or
+    thumbnails, it means `side_px`. `flip` auto means yes, unless the dataset's classes change in a mirror, as
+    characters do.
     """
 
     path: Literal["cache", "classical"] = "cache"
@@ -137,7 +138,7 @@ class Images(Value):
 
     @property
     def stored_px(self) -> int:
-        """The shorter side of a decoded image: `cache_side_px`, or what none means."""
+        """The shorter side of a decoded image in pixels: `cache_side_px`, or what none means."""
         whole = self.side_px <= THUMBNAIL_PX
         return self.cache_side_px or (self.side_px if whole else round(self.side_px / CENTRE_SHARE))
 
@@ -160,7 +161,7 @@ class Images(Value):
 
 
 class Training(Value):
-    """How long, on what batches and with what steps. Equal for every arm of a table, but for a loss's own lr."""
+    """How long to train, on what batches and with what steps; equal for every arm of a table but for a loss's lr."""
 
     epochs: int = Field(60, ge=1, le=1_000_000)
     batch_size: int = Field(100, ge=2)
@@ -189,8 +190,8 @@ class Training(Value):
 class Resources(Value):
     """What one trial occupies.
 
-    `gpus_per_trial` auto: where there are GPUs, as many trials share one as their memory, which is measured, allows;
-    a share such as 0.5; or a number of GPUs, over which each batch of a trial is divided.
+    `gpus_per_trial` is auto, a share such as 0.5, or a number of GPUs over which each batch of a trial is divided.
+    With auto, as many trials share a GPU as their measured memory allows.
     """
 
     cpus_per_trial: int = Field(1, ge=1)
@@ -209,8 +210,8 @@ class Resources(Value):
 class Search(Value):
     """The tuning of protocol `tuned`: equally many `trials` for every arm, the first with the defaults.
 
-    Searched: the loss's constants over the space its file declares, the learning rate over `lr_range` times the
-    grid's, and for Metrix arms `weight` and `alpha`. A round proposes `round_of` trials. `search_seed` is the
+    The search covers the loss's constants over the space its file declares, the learning rate over `lr_range` times
+    the grid's, and for Metrix arms `weight` and `alpha`. A round proposes `round_of` trials. `search_seed` is the
     training seed of all search trials; final seeds must differ.
     """
 
@@ -233,9 +234,9 @@ class Search(Value):
 class Arm(Value):
     """A row of the leaderboard: a loss, plain or with Metrix, or a floor that is not trained by any loss.
 
-    Written `multi_similarity`, `multi_similarity+embedding`, `contrastive[margin=0.3]+feature[stage=layer3]`:
-    every hyperparameter that is not the default stands in brackets. `contrastive@2x` trains for twice the epochs,
-    with every milestone scaled: a baseline at the forward passes of a variant.
+    It is written `multi_similarity`, `multi_similarity+embedding` or `contrastive[margin=0.3]+feature[stage=layer3]`:
+    the brackets hold every hyperparameter that is not the default. `contrastive@2x` trains for twice the epochs, with
+    every milestone scaled: a baseline at the forward passes of a variant.
     """
 
     loss: str
@@ -246,7 +247,7 @@ class Arm(Value):
 
     @classmethod
     def parse(cls, text: str) -> "Arm":
-        """The arm that `text` writes, complete with its loss's defaults; GridError says what is wrong with it."""
+        """Return the arm that `text` writes, with its loss's defaults. Raise GridError with what is wrong with it."""
         bracket = r"(?:\[([^\]]*)\])?"
         match = re.fullmatch(rf"([\w:]+){bracket}(?:\+(\w+){bracket})?(?:@(\d+\.?\d*)x)?", text.strip())
         where = f"arm {text!r}"
@@ -266,9 +267,9 @@ class Arm(Value):
 
     @classmethod
     def of(cls, loss: str, options: dict[str, Any], metrix: Level | None = None) -> "Arm":
-        """The arm of a loss, its `options` completed with the defaults (so that an id holds every value).
+        """Return the arm of a loss, its `options` completed with the defaults (so that an id holds every value).
 
-        Raises RegisterError for an unknown loss, GridError for options that it does not have.
+        Raise RegisterError for an unknown loss, GridError for options that it does not have.
         """
         if loss in FLOORS:
             if options or metrix:
@@ -295,7 +296,7 @@ class Arm(Value):
 
     @property
     def label(self) -> str:
-        """The arm as it is written, non-default values in brackets; as the grid declares it where it was tuned."""
+        """The arm as a grid writes it; of a tuned arm, as the grid declares it before the search."""
         if self.tuned:
             return self.tuned
         defaults = {} if self.loss in FLOORS else registry.loss(self.loss).parameters
@@ -309,7 +310,7 @@ def _as_json(value: Any) -> str:
 
 
 def _ks(value: Any) -> Any:
-    """The K of R@K as a file writes them: a list of whole numbers from 1, in rising order, each once."""
+    """Check the K of R@K: a list of whole numbers from 1, in rising order, each once."""
     if value is None:
         return None
     if not isinstance(value, list | tuple) or not value:
@@ -327,10 +328,10 @@ Ks = Annotated[tuple[int, ...] | None, BeforeValidator(_ks)]
 class Trial(Value):
     """One cell of the grid with one seed: everything that decides its result, and nothing else.
 
-    `ks` are the K of R@K that it scores; none means those customary for its dataset. Where data lie, which device
-    runs it and when are not part of it. Under cross-validation it is one of `folds`
-    trials of its cell and seed, the one whose validation classes are those of `fold`, from 1; with `folds` and no
-    `fold` it stands for all of them together, as tables have it.
+    `ks` are the K of R@K that it scores; none means those customary for its dataset. The folder of the data, the
+    device and the time are no part of it. Under cross-validation it is one of `folds` trials of its cell and seed,
+    the one whose validation classes are those of `fold`, from 1. With `folds` and no `fold` it stands for all of them
+    together, as it does in tables.
     """
 
     dataset: Choice
@@ -356,7 +357,7 @@ class Trial(Value):
     @property
     def digest(self) -> str:
         """sha256 of the trial's content (less `keep` and `analysis`, which change no score), hexadecimal."""
-        # What is not there changes nothing: records from before there were folds or ks keep their names.
+        # A setting that is not there changes nothing: records from before there were folds or ks keep their names.
         values = ((name, getattr(self, name)) for name in _DECISIVE)
         content = [f'"{name}": {_as_json(value)}' for name, value in values if value is not None or name not in LATER]
         return hashlib.sha256(f"{{{', '.join(content)}}}".encode()).hexdigest()
@@ -376,7 +377,7 @@ class Trial(Value):
 
     @property
     def repetition(self) -> str:
-        """What tells it from the other trials of its cell: `s0`, of a fold `s0-f1of4`, of all four `s0-4folds`."""
+        """What distinguishes it within its cell: `s0`; of a fold `s0-f1of4`; of all four `s0-4folds`."""
         if self.folds is None:
             return f"s{self.seed}"
         return f"s{self.seed}-" + (f"f{self.fold}of{self.folds}" if self.fold else f"{self.folds}folds")
@@ -392,7 +393,7 @@ class Trial(Value):
         return self if self.fold is None else self.model_copy(update={"fold": None})
 
     def each_fold(self) -> "list[Trial]":
-        """The trials that run for this one: one for each of its folds; itself where there are none."""
+        """Return the trials that run for this one: one for each of its folds; itself where there are none."""
         if self.folds is None or self.fold is not None:
             return [self]
         return [self.model_copy(update={"fold": fold}) for fold in range(1, self.folds + 1)]
@@ -406,7 +407,7 @@ class Trial(Value):
 
     @property
     def cell(self) -> tuple[str, str, str]:
-        """(dataset, backbone, arm): what seeds repeat."""
+        """(dataset, backbone, arm): seeds and folds repeat it."""
         return self.dataset.name, self.backbone.name, self.arm.label
 
     @property

@@ -48,7 +48,7 @@ class Loss(Choice):
 
 
 class Choosable(Level):
-    """A level as a grid lists it, `feature` or `{at: feature, hardest: 3}`; what it leaves out, `metrix` says."""
+    """A level as a grid lists it, `feature` or `{at: feature, hardest: 3}`; `metrix` sets what it leaves out."""
 
     at: Literal["baseline", "embedding", "feature", "input"]
 
@@ -56,14 +56,13 @@ class Choosable(Level):
 class Grid(Value):
     """The experiment a YAML file describes: datasets × backbones × (losses × levels + arms + floors) × seeds.
 
-    `compute_matched` adds, for each Metrix arm that crosses the network more often than its baseline, the baseline
-    trained for as many forward passes. `analysis` adds alignment, uniformity, utilization and positivity to the
-    records. `folds` (none: one fixed validation split) runs every cell and seed that many times, each time with
-    another part of the training classes for validation; the score of the seed is the mean (Musgrave et al. 2020, A
-    Metric Learning Reality Check). `ks` are the K of R@K, such as [1, 10] (none: those customary for the dataset).
+    `compute_matched` adds, for each Metrix arm with more forward passes than its baseline, the baseline trained for
+    as many forward passes. `analysis` adds alignment, uniformity, utilization and positivity to the records. `folds`
+    runs every cell and seed that many times, each time with another part of the training classes for validation; the
+    score of the seed is the mean (Musgrave et al. 2020, A Metric Learning Reality Check). Without it there is one
+    fixed validation split. `ks` are the K of R@K, such as [1, 10]; without them, those customary for the dataset.
     A file with `include: [grid, …]` runs several grids as one, its `parts`: names that ship, or paths from the folder
-    of the including file. Such a file sets nothing but `name`, `version`, `about`
-    and `resources`; all else is said by the parts.
+    of the including file. Such a file sets only `name`, `version`, `about` and `resources`; the parts set the rest.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)
@@ -93,7 +92,7 @@ class Grid(Value):
     @model_validator(mode="before")
     @classmethod
     def _levels(cls, content: Any) -> Any:
-        """Complete every level by `metrix`: only here is it known what a level leaves out."""
+        """Complete every level with `metrix`, while it is still known what a level leaves out."""
         shared, levels = content.get("metrix"), content.get("levels", LEVELS)
         if isinstance(shared, Level):
             shared = shared.model_dump()
@@ -109,11 +108,11 @@ class Grid(Value):
         only: dict[str, Sequence[str]] | None = None,
         check: Check = lambda settings: (),
     ) -> "Grid":
-        """The grid of a file, or of a name that ships (`quick`), after overrides.
+        """Return the grid of a file, or of a name that ships (`quick`), after overrides.
 
         `overrides` are `key=value` with a dotted or a unique last key (`training.epochs=20`, `epochs=20`).
         `only` keeps the named entries of a list: {"losses": ["contrastive"], "seeds": ["0", "1"]}.
-        `check` returns more problems of the settings that a file writes, unknown ones included.
+        `check` returns further problems of the settings that a file writes, unknown settings included.
         Raise GridError with every problem found, each in one sentence.
         """
         return cls._read(grids.find(source), list(overrides), only or {}, check, ())
@@ -127,7 +126,7 @@ class Grid(Value):
         check: Check,
         above: tuple[Path, ...],
     ) -> "Grid":
-        """The grid of a file; `above` are the files that include it."""
+        """Return the grid of a file; `above` are the files that include it."""
         content = grids.read(path)
         content = {key: value for key, value in content.items() if value is not None or key not in SECTIONS}
         if "include" in content:
@@ -154,7 +153,7 @@ class Grid(Value):
         check: Check,
         above: tuple[Path, ...],
     ) -> "Grid":
-        """The grid that runs the included ones, or those of them that hold the wanted datasets."""
+        """Return the grid that runs the included ones, or those of them that have the wanted datasets."""
         above, wanted = (*above, path.resolve()), set(only.get("datasets", ()))
         rest = {field: names for field, names in only.items() if field != "datasets"}
         parts, problems = [], _wrong_beside_include(content)
@@ -183,6 +182,7 @@ class Grid(Value):
             raise GridError(str(path), sentences(error, cls)) from None
 
     def _contradictions(self) -> list[str]:
+        """Return a sentence for each pair of settings that cannot both hold."""
         found = []
         for field in ("datasets", "backbones", "losses"):
             names = [choice.name for choice in getattr(self, field)]
@@ -199,14 +199,14 @@ class Grid(Value):
         if self.folds and self.protocol == "paper":
             found.append(
                 f"folds: {self.folds} folds of validation classes, and protocol paper has no validation; choose "
-                "protocol fair or tuned, or take folds away"
+                "protocol fair or tuned, or remove folds"
             )
         if self.metrix.at != "embedding":
-            found.append("metrix.at: the levels of a grid stand in `levels`; take metrix.at away")
+            found.append("metrix.at: the levels of a grid are listed in `levels`; remove metrix.at")
         return found
 
     def _repeated(self) -> list[str]:
-        """Arms that are written in two ways: `levels: [input, {at: input, weight: 0.4}]`, or as an arm once more."""
+        """Return the arms that are written twice: `levels: [input, {at: input, weight: 0.4}]`, or as an arm too."""
         found = {}
         for backbone in self.backbones:
             labels = [arm.label for arm, _ in self._arms(backbone)]
@@ -216,7 +216,7 @@ class Grid(Value):
         return list(found)
 
     def trials(self) -> list[Trial]:
-        """Every trial of the product, seeds outermost, folds innermost: a partial run has whole seeds first."""
+        """Return every trial of the product, seeds outermost, folds innermost: a partial run has whole seeds."""
         if self.parts:
             trials = {trial.id: trial for part in self.parts for trial in part.trials()}
             return sorted(trials.values(), key=lambda trial: trial.seed)
@@ -242,7 +242,7 @@ class Grid(Value):
             )
             for number, seed in enumerate(self.seeds)
             for dataset, backbone, arm, training in cells
-            if arm.loss != "pixels" or number == 0  # no seed enters the cosine of raw images
+            if arm.loss != "pixels" or number == 0  # the cosine of raw images depends on no seed
         ]
         return [trial for whole in wholes for trial in whole.each_fold()]
 
@@ -290,7 +290,7 @@ def _wrong_beside_include(content: dict[str, Any]) -> list[str]:
 
 
 def _apart(parts: Sequence["Grid"]) -> list[str]:
-    """What two parts of a grid would run under different settings: one table cannot hold both results."""
+    """Return what two parts of a grid would run under different settings: one table cannot hold both results."""
     tables: dict[tuple, tuple[str, Any]] = {}
     cells: dict[tuple, tuple[str, Any]] = {}
     found: dict[str, None] = {}
@@ -306,15 +306,15 @@ def _apart(parts: Sequence["Grid"]) -> list[str]:
 
 
 def _narrow(content: dict[str, Any], only: dict[str, Sequence[str]]) -> list[str]:
-    """Keep the named entries of the grid's lists; a sentence for each name that the grid does not list.
+    """Keep the named entries of the grid's lists, and return a sentence for each name that the grid does not list.
 
-    A loss that the grid does not list runs at its defaults: whoever adds one need not write a grid to try it.
+    A loss that the grid does not list runs at its defaults, so that a new loss can be tried without a new grid.
     """
     problems = []
     for field, wanted in only.items():
         listed = content.get(field, Grid.model_fields[field].default)
         if not isinstance(listed, list | tuple):
-            continue  # whoever checks the file says that it is no list
+            continue  # validation says that it is no list
         names = [str(item.get("name", item.get("at")) if isinstance(item, dict) else item) for item in listed]
         if field == "seeds":
             problems += [f"--seeds {name}: a seed is a whole number" for name in wanted if not name.isdecimal()]
@@ -332,36 +332,36 @@ def _narrow(content: dict[str, Any], only: dict[str, Sequence[str]]) -> list[str
 
 
 def _is_loss(field: str, name: str) -> bool:
-    return field == "losses" and not _complaint(lambda: registry.loss(name), field)
+    return field == "losses" and not _problems_of(lambda: registry.loss(name), field)
 
 
 def _unknown_names(content: dict[str, Any]) -> list[str]:
-    """Names of losses, arms and datasets that do not exist, and hyperparameters they do not have."""
+    """Return the losses, arms and datasets that do not exist, and hyperparameters that they do not have."""
     problems = []
     for choice in _choices(content, "losses"):
         options = choice.get("options")
         options = options if isinstance(options, dict) else {}
-        problems += _complaint(lambda c=choice, o=options: Arm.of(c["name"], o), "losses")
+        problems += _problems_of(lambda c=choice, o=options: Arm.of(c["name"], o), "losses")
     arms = content.get("arms")
     for text in arms if isinstance(arms, list) else ():
-        problems += _complaint(lambda t=text: Arm.parse(str(t)), "arms")
+        problems += _problems_of(lambda t=text: Arm.parse(str(t)), "arms")
     for choice in _choices(content, "datasets"):
-        problems += _complaint(
+        problems += _problems_of(
             lambda c=choice: registry.entry("harness.data.datasets", c["name"], "dataset"), "datasets"
         )
     return problems
 
 
 def _unused(content: dict[str, Any]) -> list[str]:
-    """What a level says of itself and would not use: anything of a baseline, a stage anywhere but at features."""
+    """Return the settings that a level would not use: any of a baseline, a stage anywhere but at features."""
     problems = []
     levels = content.get("levels")
     for level in levels if isinstance(levels, list | tuple) else ():
         at = level.get("at") if isinstance(level, dict) else None
-        idle = [key for key, value in level.items() if key != "at"] if at == "baseline" else []
+        unused = [key for key, value in level.items() if key != "at"] if at == "baseline" else []
         if at in ("embedding", "input") and level.get("stage") is not None:
-            idle = ["stage"]
-        problems += [f"levels: {key} says nothing at level {at}; take it away" for key in idle]
+            unused = ["stage"]
+        problems += [f"levels: {key} has no effect at level {at}; remove it" for key in unused]
     return problems
 
 
@@ -371,9 +371,10 @@ def _choices(content: dict[str, Any], field: str) -> list[dict[str, Any]]:
     return [c for c in choices if isinstance(c, dict) and isinstance(c.get("name"), str)]
 
 
-def _complaint(attempt, where: str) -> list[str]:
+def _problems_of(action: Callable[[], Any], where: str) -> list[str]:
+    """Return what is wrong where an action raises, each sentence after `where`."""
     try:
-        attempt()
+        action()
     except GridError as error:
         return [f"{where}: {problem}" for problem in error.problems]
     except UserError as error:

@@ -181,7 +181,7 @@ def test_overrides_leave_files_as_they_are(load):
         ("folds: 4\nprotocol: paper", "folds: 4 folds of validation classes, and protocol paper has no validation"),
         ("training: {batch_size: 101}", "batch_size 101 is not a multiple of examples_per_class 5"),
         ("images: {crop_scale: [0.9, 0.2]}", "crop_scale is [0.9, 0.2]"),
-        ("metrix: {at: input}", "the levels of a grid stand in `levels`"),
+        ("metrix: {at: input}", "the levels of a grid are listed in `levels`"),
         ("arms: ['contrastive+feture']", "no level named 'feture'; did you mean 'feature'?"),
         ("arms: ['contrastive[margin]']", "'margin' is not written key=value"),
         ("datasets: 3", "datasets: 3 does not fit"),
@@ -374,9 +374,9 @@ def test_an_arm_written_in_two_ways_is_one_arm(load):
 @pytest.mark.parametrize(
     ("level", "problem"),
     [
-        ("{at: baseline, weight: 0.3}", "levels: weight says nothing at level baseline; take it away"),
-        ("{at: input, stage: layer3}", "levels: stage says nothing at level input; take it away"),
-        ("{at: embedding, stage: layer3}", "levels: stage says nothing at level embedding; take it away"),
+        ("{at: baseline, weight: 0.3}", "levels: weight has no effect at level baseline; remove it"),
+        ("{at: input, stage: layer3}", "levels: stage has no effect at level input; remove it"),
+        ("{at: embedding, stage: layer3}", "levels: stage has no effect at level embedding; remove it"),
     ],
 )
 def test_what_a_level_would_not_use_is_refused(load, level, problem):

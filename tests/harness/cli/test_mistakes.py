@@ -150,7 +150,7 @@ def test_a_set_that_says_the_same_twice_is_no_contradiction(said):
 def test_a_folder_that_no_dataset_reads_is_named(said):
     code, text = said("plan", "mine.yaml", "--data", "file")
     assert code == 0
-    assert "--data file is not read: embedded are glyphs\n" in text
+    assert "--data file is not read: glyphs is embedded\n" in text
 
 
 def test_a_list_keeps_the_names_that_fit_a_pattern(said):

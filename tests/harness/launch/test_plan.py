@@ -40,7 +40,7 @@ print(json.dumps([sorted(seconds.items()), sorted(heavy & sys.modules.keys())]))
 """
 
 
-def test_networks_are_looked_at_once(drawn):
+def test_networks_are_check_network_once(drawn):
     """The second process plans and estimates the same without importing timm."""
 
     def plan() -> list:
@@ -72,16 +72,16 @@ def test_a_wrong_network_is_wrong_again(drawn):
             make_plan(Grid.load("quick", [*SMALL, "backbones=[{name: test_resnet, stage: layer9}]"]), cache=drawn)
 
 
-def test_weights_that_were_replaced_are_looked_at_again(drawn, tmp_path, monkeypatch):
+def test_weights_that_were_replaced_are_check_network_again(drawn, tmp_path, monkeypatch):
     from harness.launch import plan
 
     looked, weights = [], tmp_path / "weights.safetensors"
 
     def look(*network):
         looked.append(network)
-        return {"problems": [], "weights": str(weights), "stamp": plan._stamp(weights), "said": ""}
+        return {"problems": [], "weights": str(weights), "stamp": plan._stamp(weights), "unwrapped": ""}
 
-    monkeypatch.setattr(plan, "_looked_at", look)
+    monkeypatch.setattr(plan, "_check_network", look)
     changes = [*SMALL, f"backbones=[{{name: test_resnet, pretrained: {weights}}}]"]
     for content, looks in ((b"one", 1), (b"one", 1), (b"two", 2)):
         if not weights.exists() or weights.read_bytes() != content:
@@ -182,4 +182,4 @@ def test_an_arm_that_would_train_for_no_epoch_is_refused(drawn):
     grid = Grid.load("quick", [*SMALL, "epochs=3", "arms=[triplet@0.1x, triplet@0.2x]"])
     with pytest.raises(GridError) as caught:
         make_plan(grid, cache=drawn)
-    assert caught.value.problems == ("arms: triplet@0.1x makes 0.1 times 3 epochs, which is none",)
+    assert caught.value.problems == ("arms: triplet@0.1x: 0.1 × 3 epochs are less than one",)
