@@ -257,7 +257,7 @@ class Arm(Value):
         options, problems = notation.options(options_text)
         level, more = notation.options(level_text)
         if problems or more:
-            raise GridError(where, problems or more)
+            raise GridError(where, [*problems, *more])
         try:
             metrix = None if at in (None, "baseline") else Level(**{"at": at, **level})
             arm = cls.of(loss, options, metrix)

@@ -21,20 +21,20 @@ training: {epochs: 1, batch_size: 20, lr: 1.0e-3, schedule: constant}
 
 
 @pytest.fixture
-def here(tmp_path, capsys, monkeypatch):
-    """Runs a command in an empty folder that holds the grid `mine.yaml`; its exit code and what it said."""
+def command(tmp_path, capsys, monkeypatch):
+    """Run a command in a folder that holds only the grid `mine.yaml`; returns its exit code and output."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(TINY)
 
-    def here(*words):
+    def command(*words):
         try:
             code = main(list(words))
         except SystemExit as ended:
             code = ended.code
-        said = capsys.readouterr()
-        return code, said.out + said.err
+        output = capsys.readouterr()
+        return code, output.out + output.err
 
-    return here
+    return command
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What a newcomer gets wrong, and the sentence that says so before anything runs."""
+"""Commands that run trials: what a newcomer gets wrong, and what is not run again."""
 
 import re
 from pathlib import Path
@@ -138,18 +138,18 @@ def test_compute_matched_baselines_stand_in_the_plan(run):
         ("--arm contrastive --set protocol=tuned", "searches the settings of its arms, which metrix-bench run does"),
     ],
 )
-def test_a_trial_that_cannot_run_says_why(here, words, sentence):
-    code, text = here("trial", "mine.yaml", *words.split())
+def test_a_trial_that_cannot_run_says_why(command, words, sentence):
+    code, text = command("trial", "mine.yaml", *words.split())
     assert code == 2, text
     assert sentence in text
     assert "Traceback" not in text
 
 
-def test_a_trial_does_not_poison_the_folder_of_its_grid(here, tmp_path):
-    code, text = here("trial", "mine.yaml", "--arm", "contrastive", "--set", "epochs=2")
+def test_a_trial_with_other_settings_needs_another_folder(command, tmp_path):
+    code, text = command("trial", "mine.yaml", "--arm", "contrastive", "--set", "epochs=2")
     assert (code, "training.epochs was 1 and is now 2" in text, "--out" in text) == (2, True, True)
     assert not (tmp_path / "results").exists()
-    code, text = here("trial", "mine.yaml", "--arm", "contrastive")
+    code, text = command("trial", "mine.yaml", "--arm", "contrastive")
     assert (code, "already done" in text) == (0, False), text
     pattern = (
         r"glyphs-\S+\nepoch 0/1  before training  validation: R@1 \d\d\.\d  MAP@R \d\d\.\d\n"
@@ -158,40 +158,40 @@ def test_a_trial_does_not_poison_the_folder_of_its_grid(here, tmp_path):
     )
     assert re.fullmatch(pattern, text), text
     assert max(map(len, text.splitlines()[:-2])) <= 80
-    code, text = here("trial", "mine.yaml", "--arm", "contrastive", "--set", "keep=weights")
+    code, text = command("trial", "mine.yaml", "--arm", "contrastive", "--set", "keep=weights")
     assert (code, "already done: its record is from " in text) == (0, True)
     assert "keep=weights does not change finished trials, which have keep=embeddings" in text
     out = ("--out", "results/runs/mine")
-    code, text = here("trial", "mine.yaml", "--arm", "triplet", "--set", "batch_size=40", *out)
+    code, text = command("trial", "mine.yaml", "--arm", "triplet", "--set", "batch_size=40", *out)
     assert (code, "training.batch_size was 20 and is now 40" in text, "--out" in text) == (2, True, True), text
     with Run(tmp_path / "results/runs/mine").lock():
-        code, text = here("trial", "mine.yaml", "--arm", "triplet")
+        code, text = command("trial", "mine.yaml", "--arm", "triplet")
     assert (code, "is in use by process" in text) == (2, True)
 
 
-def test_a_trial_that_diverges_is_a_sentence_and_a_failure(here, tmp_path):
+def test_a_diverging_trial_is_recorded_as_a_failure(command, tmp_path):
     words = ("--set", "lr=1e30", "--set", "clip_value=null", "--set", "epochs=3", "--out", "out")
-    code, text = here("trial", "mine.yaml", "--arm", "contrastive", *words)
+    code, text = command("trial", "mine.yaml", "--arm", "contrastive", *words)
     assert (code, "Traceback" in text) == (1, False), text
     assert "failed, diverged: the loss is nan at epoch " in text
     assert [failure.kind for failure in Run(tmp_path / "out").failures()] == ["diverged"]
 
 
 @pytest.mark.parametrize("words", ["run mine.yaml --out full", "trial mine.yaml --arm contrastive --out full"])
-def test_a_folder_that_holds_other_things_is_no_run_folder(here, tmp_path, words):
+def test_a_folder_with_other_files_is_refused(command, tmp_path, words):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").touch()
-    code, text = here(*words.split())
+    code, text = command(*words.split())
     assert code == 2
     assert "full is not a run and holds other things (thesis.tex): name a new or an empty folder" in text
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 
-def test_a_run_that_is_done_says_so_and_what_it_does_not_do_again(here, tmp_path, monkeypatch):
+def test_a_finished_run_says_so_and_what_it_does_not_repeat(command, tmp_path, monkeypatch):
     from harness import launch
     from harness.launch.plan import Plan
 
-    assert here("trial", "mine.yaml", "--arm", "contrastive")[0] == 0
+    assert command("trial", "mine.yaml", "--arm", "contrastive")[0] == 0
     run = Run(tmp_path / "results/runs/mine")
 
     def run_grid(grid, *_, **__):
@@ -200,16 +200,16 @@ def test_a_run_that_is_done_says_so_and_what_it_does_not_do_again(here, tmp_path
 
     monkeypatch.setattr(launch, "run_grid", run_grid)
     monkeypatch.setattr(launch, "supervised", lambda attempt, *_: attempt())
-    code, text = here("run", "mine.yaml", "--set", "keep=weights")
+    code, text = command("run", "mine.yaml", "--set", "keep=weights")
     assert code == 0
     assert "already done: 1 trial had records, and nothing was run\n" in text
     assert "keep=weights does not change finished trials, which have keep=embeddings: name another folder " in text
     assert "open results/runs/mine/leaderboard.html in a browser\n" in text
 
 
-def test_a_bucket_that_holds_other_things_is_no_run(here, bucket):
+def test_a_bucket_with_other_objects_is_refused(command, bucket):
     storage.of(bucket).write("thesis.tex", b"x")
     for words in (("trial", "mine.yaml", "--arm", "contrastive"), ("plan", "mine.yaml")):
-        code, text = here(*words, "--out", bucket)
+        code, text = command(*words, "--out", bucket)
         assert code == 2
         assert f"{bucket} is not a run and holds other things (thesis.tex): name a new or an empty folder\n" in text
