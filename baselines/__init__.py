@@ -1,45 +1,30 @@
 """Published metric-learning losses, one a file: `create("multi_similarity", beta=2.0)(embeddings, labels)`.
 
-The folder is the register: a file that holds a `Loss` is a loss, under the name of the file.
+The folder is the register: a file that holds a `Loss` is a loss, under the name of the file. Torch is imported when a
+loss is created, not with this package.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+from baselines.description import Description, of_class, of_source
 
-from baselines.form import Loss
+if TYPE_CHECKING:
+    import torch
+
+    from baselines.form import Loss
 
 __all__ = ["Description", "Loss", "create", "describe", "names"]
 
-_FOUNDATION = {"form", "numerics", "weights"}  # what the losses are made of
-_SIZES = ("num_classes", "dim", "generator")  # arguments of `create` that are no hyperparameters
-
-
-@dataclass(frozen=True)
-class Description:
-    """What is known of a loss without creating it."""
-
-    name: str
-    title: str
-    paper: str
-    year: int
-    parameters: dict[str, Any]
-    """The hyperparameters and their defaults."""
-    metrix: bool
-    why_no_metrix: str
-    learnable: tuple[str, ...]
-    tuned_on: str | None
-    """Where the defaults were tuned, if they were."""
-    search_space: dict[str, dict[str, Any]]
-    """For each tuned hyperparameter {"low", "high", "log"} or {"choices"}."""
+_FOUNDATION = {"description", "form", "numerics", "weights"}  # what the losses are made of
 
 
 def names() -> tuple[str, ...]:
@@ -83,25 +68,16 @@ def create(
 
 def describe(name: str) -> Description:
     """Title, paper, hyperparameters, learnable tensors and search space of the loss `name`; ValueError if unknown."""
-    loss = find(name)
-    return Description(
-        name=name,
-        title=loss.title,
-        paper=loss.paper,
-        year=loss.year,
-        parameters={p.name: p.default for p in inspect.signature(loss).parameters.values() if p.name not in _SIZES},
-        metrix=loss.mixed is not None,
-        why_no_metrix=loss.why_no_metrix,
-        learnable=tuple(loss.rates),
-        tuned_on=loss.tuned_on,
-        search_space=loss.search_space,
-    )
+    _require(name)
+    spec = importlib.util.find_spec(f"{__name__}.{name}")
+    return of_source(name, Path(spec.origin)) or of_class(name, find(name))
 
 
 def find(name: str) -> type[Loss]:
     """The class of the loss `name`; ValueError with the nearest name if there is none."""
-    if name not in names():
-        raise ValueError(f"no loss named {name!r}; {_nearest(name, names())}")
+    from baselines.form import Loss
+
+    _require(name)
     module = importlib.import_module(f"{__name__}.{name}")
     found = [
         c
@@ -111,6 +87,17 @@ def find(name: str) -> type[Loss]:
     if len(found) != 1:
         raise ValueError(f"{name}.py must hold exactly one Loss, not {len(found)}")
     return found[0]
+
+
+def _require(name: str) -> None:
+    if name not in names():
+        raise ValueError(f"no loss named {name!r}; {_nearest(name, names())}")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Loss":
+        return importlib.import_module("baselines.form").Loss
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _nearest(given: str, known: Iterable[str]) -> str:

@@ -1,13 +1,13 @@
 """A fair, distributed benchmark of deep metric learning.
 
-The names below are the stable surface. They are imported when first asked for, so that `import harness`
-costs nothing and needs neither ray nor faiss.
+The names below are the stable surface. They are imported on first use, so that `import harness` costs nothing and
+needs neither ray nor faiss.
 """
 
 from importlib import import_module
 
 _HOME = {
-    "Grid": "harness.config",
+    "Grid": "harness.grid",
     "Trial": "harness.config",
     "run_trial": "harness.training.trial",
     "run_grid": "harness.launch",

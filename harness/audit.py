@@ -1,6 +1,5 @@
 """All fairness rules over a run folder: its grids, searches, records, tables, and the evaluator at hand."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -12,37 +11,36 @@ from harness.fairness import rules
 from harness.fairness.ledger import Ledger
 from harness.fairness.rules import Finding, Number, Study, Table
 from harness.leaderboard import published, tables
-from harness.leaderboard.comparisons import ALPHA, MARKS_FROM
-from harness.leaderboard.statistics import holm, paired_difference, places
-from harness.leaderboard.tables import Block, Cell, Row
+from harness.leaderboard.comparisons import ALPHA, MARKS_FROM, against_the_best
+from harness.leaderboard.tables import Block
 from harness.runs.record import Failure, Record
 from harness.runs.run import Run
 
 
 def audit(run: Run) -> tuple[Finding, ...]:
-    """Everything the rules find, by rule; of each rule, what is graver first.
+    """Return everything that the rules find, by rule, errors before warnings.
 
-    The records of a search (in `run`/search) are looked at too, but make no rows.
+    The records of a search (in `run`/search) are checked too, but make no rows.
     """
-    asked, search = run.requested(), run.sub("search")
+    plan, search = run.requested(), run.sub("search")
     records, failures, searched = run.records(), run.failures(), search.records()
-    board = tables.leaderboard(records, failures, asked.trials, asked.refused, published=published.load())
+    board = tables.leaderboard(records, failures, plan.trials, plan.refused, published=published.load())
     found = [
-        *(finding for grid in asked.grids for finding in rules.over_grid(grid.model_dump(mode="json"))),
+        *(finding for grid in plan.grids for finding in rules.over_grid(grid.model_dump(mode="json"))),
         *rules.over_evaluator(evaluate, conformance),
         *rules.over_studies(studies(search, [*searched, *search.failures()], records)),
-        *rules.over_records([*records, *searched], failures, asked.trials, Ledger.of(run)),
+        *rules.over_records([*records, *searched], failures, plan.trials, Ledger.of(run)),
         *rules.over_tables(map(as_table, board.blocks)),
     ]
     return tuple(sorted(dict.fromkeys(found), key=lambda finding: (finding.rule, finding.severity)))
 
 
 def studies(search: Run, ended: Sequence[Record | Failure], records: Iterable[Record]) -> Iterator[Study]:
-    """The search of every tuned arm, from what it declared, its trials that have ended, and the final records."""
+    """Yield the search of every tuned arm, from what it declared, its ended trials, and the final records."""
     declared = search.declared()
     tried, used = defaultdict(lambda: defaultdict(list)), defaultdict(list)
-    for one in ended:
-        tried["/".join(one.trial.cell)][one.trial.whole.id].append(one.trial)
+    for result in ended:
+        tried["/".join(result.trial.cell)][result.trial.whole.id].append(result.trial)
     for record in records:
         if record.trial.protocol == "tuned" and record.level != "floor":
             used["/".join(record.trial.cell)].append(record.trial)
@@ -69,7 +67,7 @@ def _of_trial(trial: Trial, space: Iterable[str]) -> dict[str, Any]:
 
 
 def _settings(arm: Arm, space: Iterable[str]) -> dict[str, Any]:
-    """The values an arm gives to the searched names "loss.…" and "metrix.…"."""
+    """Return the values that an arm gives to the searched names "loss.…" and "metrix.…"."""
     values = {f"loss.{key}": value for key, value in arm.options.items()}
     if arm.metrix is not None:
         values |= {f"metrix.{key}": value for key, value in arm.metrix}
@@ -77,15 +75,15 @@ def _settings(arm: Arm, space: Iterable[str]) -> dict[str, Any]:
 
 
 def as_table(block: Block) -> Table:
-    """A block of the leaderboard as the rules look at it. Who may be the best is tested here once more."""
+    """Return a block of the leaderboard as the rules look at it."""
     place = f"{block.dataset}/{block.backbone}"
     numbers: list[Number] = []
     for metric in block.metrics:
         column = f"{place} {metric}"
         cells = [(row, row.cells[metric]) for row in block.rows if metric in row.cells]
-        ranked = [(row, cell) for row, cell in cells if not row.floor and cell.n >= MARKS_FROM]
-        p_of = _against_the_best(ranked)
-        for row, cell in cells:
+        ranked = {i: cell for i, (row, cell) in enumerate(cells) if not row.floor and cell.n >= MARKS_FROM}
+        best, p_of = against_the_best(ranked) if len(ranked) > 1 else (None, {})
+        for i, (row, cell) in enumerate(cells):
             numbers.append(
                 Number(
                     row.name,
@@ -94,9 +92,9 @@ def as_table(block: Block) -> Table:
                     cell.half,
                     cell.interval.method,
                     cell.n,
-                    ranked=row.arm in p_of,
+                    ranked=i in {best, *p_of},
                     bold=cell.best,
-                    p=p_of.get(row.arm),
+                    p=p_of.get(i),
                 )
             )
             if cell.paired is not None:
@@ -110,17 +108,3 @@ def as_table(block: Block) -> Table:
         ]
     records = tuple(record for row in block.rows for record in row.records)
     return Table(place, tuple(numbers), records, correction="Holm", level=ALPHA)
-
-
-def _against_the_best(ranked: Sequence[tuple[Row, Cell]]) -> dict[str, float | None]:
-    """{arm: p against the highest mean, corrected by Holm}; 0 where the same is lost with every seed."""
-    if len(ranked) < 2:
-        return {}
-    place = places({i: cell.mean for i, (_, cell) in enumerate(ranked)})
-    (best, highest), *others = (ranked[i] for i in sorted(place, key=place.get))
-    pairs = [paired_difference(highest.by_seed, cell.by_seed) for _, cell in others]
-    adjusted = holm([pair.p if pair.n >= MARKS_FROM else math.nan for pair in pairs])
-    found: dict[str, float | None] = {best.arm: None}
-    for (row, _), pair, p in zip(others, pairs, adjusted.tolist(), strict=True):
-        found[row.arm] = None if pair.n < MARKS_FROM else 0.0 if math.isnan(p) else p
-    return found

@@ -1,18 +1,18 @@
-"""Whether records hold: every row's scores made again from what its test read left on disk.
+"""Verify records: recompute their scores from what the test read left on disk.
 
 Three things are compared with a record, as far as they were kept:
 
     outcomes     the stored outcome of every query: their mean is the recorded score, to the last bit
     embeddings   the stored embeddings, scored again
     weights      the stored weights: their digest is the recorded one, and embedding the test images with them gives
-                 the recorded scores. The ledger is told: the same weights once more are no second read, and weights
-                 of another digest are not shown the test at all
+                 the recorded scores. The ledger records it: the same weights again are no second read, and weights of
+                 another digest never see the test
 
-Embeddings are stored as float16, which rounds each value by up to half a step of its eleven significant bits, and
-turns a few queries whose best right and wrong neighbours are equally near. How many depends on the embedding: where
-all vectors lie close together, rounding moves a large share of what tells them apart. So the tolerance is measured:
-the stored values are moved once more, at random by up to half a step, and twice the mean change per query that this
-makes, and three queries, is what the recomputed outcomes may differ from the stored ones.
+Embeddings are stored as float16, which rounds each value by up to half a step of its eleven significant bits. That
+changes the outcome of a few queries whose best right and wrong neighbours are equally near. How many depends on the
+embedding: where all vectors lie close together, rounding changes much of their differences. So the tolerance is
+measured. The stored values are moved once more, at random by up to half a step. The recomputed outcomes may differ
+from the stored ones by twice the mean change per query that this makes, plus three queries.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,15 +33,15 @@ from harness.training.origin import load_best
 from harness.training.scoring import read_test, score_test
 from harness.training.trial import REFUSED
 
-MARGIN = 2.0  # two roundings of the same size differ in how many queries they turn
-SPARE = 3  # queries that may turn where rounding again turned none
+MARGIN = 2.0  # two roundings of the same size differ in how many queries they change
+SPARE = 3  # queries that may change where rounding again changed none
 OTHER_DEVICE = 8  # steps of float16: GPUs multiply in ten bits (TF32), layer after layer
 CHECKS = ("outcomes", "embeddings", "weights")
 
 
 @dataclass
 class Verdict:
-    """What became of one record: a sentence for each check made, each difference and each thing that is missing."""
+    """The verdict on one record: a sentence for each check that passed, each difference and each missing thing."""
 
     id: str
     matches: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Verdict:
 
     @property
     def state(self) -> Literal["matches", "differs", "missing"]:
-        """matches: every check that the record allows was made and passed."""
+        """`matches` where every check that the record allows was made and passed."""
         return "differs" if self.differs else "missing" if self.missing else "matches"
 
     def __str__(self) -> str:
@@ -60,9 +60,9 @@ class Verdict:
 def verify(
     run: Run, only: str = "", data: Path | None = None, cache: Path | None = None, device: str | None = None
 ) -> Iterator[Verdict]:
-    """A verdict on every record of a run folder that has test scores and `only` in its id.
+    """Yield a verdict on every record of a run folder that has test scores and `only` in its id.
 
-    `data`, `cache` and `device` are those of a run; data are needed only where weights were kept.
+    `data`, `cache` and `device` are those of a run; `data` is needed only where weights were kept.
     """
     sources = Sources(run.address, data, cache, device)
     for record in run.records():
@@ -88,7 +88,7 @@ def verdict(run: Run, record: Record, sources: Sources) -> Verdict:
 
 
 def _stored(path: Path, found: Verdict) -> dict[str, np.ndarray]:
-    """The arrays of the test read; {} where there are none, which the verdict then says."""
+    """Return the arrays of the test read; {} and a sentence in the verdict where there are none."""
     try:
         with np.load(path, allow_pickle=False) as kept:
             return dict(kept)
@@ -100,7 +100,7 @@ def _stored(path: Path, found: Verdict) -> dict[str, np.ndarray]:
 
 
 def _compare_outcomes(record: Record, kept: Mapping[str, np.ndarray], found: Verdict) -> None:
-    """The mean of the stored outcomes is the recorded score: both were computed from the same numbers."""
+    """Compare the mean of the stored outcomes with the recorded score: they come from the same numbers."""
     wrong = []
     for name, recorded in record.test.items():
         outcomes = kept.get(f"query {name}", np.empty(0))
@@ -171,7 +171,7 @@ def _scored(record: Record, kept: Mapping[str, np.ndarray], embeddings: np.ndarr
 
 
 def _moved(embeddings: np.ndarray, steps: float = 1) -> np.ndarray:
-    """The embeddings, each value moved at random by up to half a step of float16 (times `steps`)."""
+    """Return the embeddings, each value moved at random by up to half a step of float16 (times `steps`)."""
     step = np.spacing(np.abs(embeddings).astype(np.float16)).astype(np.float32)
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, embeddings.shape).astype(np.float32)
     return embeddings.astype(np.float32) + steps * step * noise
@@ -180,19 +180,19 @@ def _moved(embeddings: np.ndarray, steps: float = 1) -> np.ndarray:
 def _compare(
     record: Record, kept: Mapping[str, np.ndarray], again: Evaluation, moved: Evaluation, what: str, found: Verdict
 ) -> None:
-    """Outcomes made again may differ from the stored ones, or else the recorded score, by what rounding explains."""
-    wrong, turned = [], 0.0
+    """Compare recomputed outcomes with the stored ones, or else the score, within what rounding explains."""
+    wrong, changed = [], 0.0
     for name, recorded in record.test.items():
-        mine, other = (np.asarray(some.per_query[name], float) for some in (again, moved))
+        mine, other = (np.asarray(result.per_query[name], float) for result in (again, moved))
         stored = np.asarray(kept.get(f"query {name}", mine - mine.mean() + recorded), float)
         if len(stored) != len(mine):
             wrong.append(f"{what} give {len(mine)} outcomes of {name}, stored are {len(stored)}")
             continue
         change, allowed = np.abs(mine - stored).mean(), MARGIN * np.abs(other - mine).mean() + SPARE / len(mine)
-        turned = max(turned, change)
+        changed = max(changed, change)
         if change > allowed:
             score = f"{name} = {again.values[name]:.4f} from the {what}, recorded {recorded:.4f}"
             wrong.append(f"{score}: {100 * change:.2g} % of it changed, rounding explains {100 * allowed:.2g} %")
     found.differs += wrong
     if not wrong:
-        found.matches.append(f"{what}: within rounding ({100 * turned:.2g} % of outcomes changed)")
+        found.matches.append(f"{what}: within rounding ({100 * changed:.2g} % of outcomes changed)")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import config
+from harness import grids
 from harness.leaderboard import published
 
 ROOT = Path(__file__).parent.parent
@@ -18,12 +18,12 @@ PACKAGES = ("baselines", "metrix", "harness")
 BUILD = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
 ASK = """
 import json, harness
-from harness import config
+from harness import grids
 from harness.leaderboard import published, tables
 from harness.reports import web
 page = web.render(tables.leaderboard([]))
 counts = len(published.load()), len(published.entries()), len(page)
-print(json.dumps([harness.__file__, sorted(config.grids()), *counts]))
+print(json.dumps([harness.__file__, sorted(grids.shipped()), *counts]))
 """
 
 
@@ -57,9 +57,9 @@ def test_an_installed_copy_finds_its_grids_its_page_and_the_published_rows(insta
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     done = subprocess.run([sys.executable, "-c", ASK], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    where, grids, rows, sources, page = json.loads(done.stdout)
+    where, names, rows, sources, page = json.loads(done.stdout)
     assert Path(where).is_relative_to(installed)
-    assert grids == sorted(config.grids())
+    assert names == sorted(grids.shipped())
     assert (rows, sources) == (len(published.load()), len(published.entries()))
     assert rows > 50
     assert page > 20_000

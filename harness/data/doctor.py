@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from harness.data import datasets, scorable, splits
-from harness.data.datasets import Dataset, DatasetError
+from harness.data.datasets import ArgumentError, Dataset, DatasetError
 from harness.data.datasets._decode import decode
 from harness.data.datasets._files import missing_files
 from harness.errors import printable, some
@@ -86,13 +86,15 @@ def examine(
     thorough: compare images by their pixels, in any file format, instead of by the bytes of their files.
     progress: called with (checked images, all images).
 
-    Raises DatasetError for a dataset that does not exist.
+    Raise DatasetError for a dataset that does not exist, ArgumentError for options and a folder that do not.
     """
     standard = datasets.standard(name)
     title, advice = (standard.title, standard.advice) if standard else (name, "")
     expected = _expected(name)
     try:
         dataset = datasets.index(name, data, cache, **options)
+    except ArgumentError as error:
+        raise ArgumentError("\n".join(filter(None, (str(error), "" if data else advice)))) from None
     except DatasetError as error:
         sentence = str(error).removesuffix(advice).rstrip()
         return Examination(name, title, {}, expected, None, (), (Finding("E", sentence),), advice)

@@ -1,0 +1,81 @@
+"""The files of grids: those that ship, in this folder, and those that users write.
+
+notation     YAML and the brackets of an arm
+validation   what is wrong with a setting, in the words of the file
+overrides    --set key=value
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from harness.errors import GridError, unknown
+from harness.grids import notation
+
+
+def shipped() -> dict[str, Path]:
+    """Return the grids that ship: name → file."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+
+
+def find(source: str | Path, folder: Path = Path()) -> Path:
+    """Return the file of a grid: a path from `folder` that exists, or the name of one that ships.
+
+    Raise GridError with the nearest names when there is none.
+    """
+    path = folder / source
+    if path.is_file():
+        return path
+    if (name := str(source).removesuffix(".yaml")) in shipped():
+        return shipped()[name]
+    if path.is_dir():
+        raise GridError(str(source), ["it is a folder; a grid is a YAML file"])
+    raise GridError(str(source), [unknown("grid file, nor grid", str(source), shipped())])
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the settings in a grid file, as it writes them. Raise GridError where it holds none."""
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise GridError(str(path), [f"it cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
+        raise GridError(str(path), [f"it is not UTF-8 text: line {line} holds the byte {byte:#x}"]) from None
+    content, problems = notation.parse(text)
+    if not problems and not isinstance(content, dict):
+        problems = ["it holds no settings; see the grids that ship for an example"]
+    elif not problems and "parts" in content:
+        problems = ["parts: no such setting; a grid runs others as its parts with include: [grid, …]"]
+    if problems:
+        raise GridError(str(path), problems)
+    return content
+
+
+def included(content: dict[str, Any]) -> list[str]:
+    """Return the names of the grids that a grid includes."""
+    names = content.get("include")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def texts(source: str | Path) -> dict[str, str]:
+    """Return the files that a grid is read from, except those that ship: name → text.
+
+    The first is `source`, as it is written; the others are those that it includes, named from its folder. A file
+    that is not a grid is returned alone: loading it says what is wrong.
+    """
+    found: dict[str, str] = {}
+    _add_texts(found, Path(source), str(source), Path())
+    return found
+
+
+def _add_texts(found: dict[str, str], path: Path, name: str, folder: Path) -> None:
+    """Add the file `path`, called `name`, and those that it includes, which lie at paths from `folder`."""
+    if name in found or not path.is_file():
+        return
+    found[name] = path.read_bytes().decode("utf-8-sig", errors="replace")
+    content, _ = notation.parse(found[name])
+    for other in included(content) if isinstance(content, dict) else ():
+        below = os.path.normpath(folder / other)
+        _add_texts(found, path.parent / other, below, Path(below).parent)

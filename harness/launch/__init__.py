@@ -25,8 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from harness.config import Grid, Trial
+from harness.config import Trial
 from harness.fairness.comparability import conflicts
+from harness.grid import Grid
 from harness.launch import environment, supervise
 from harness.launch.supervise import supervised
 from harness.runs import patience

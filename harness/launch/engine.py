@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from ray import tune
 
-from harness.config import Grid, Resources, Trial
+from harness.config import Resources, Trial
+from harness.grid import Grid
 from harness.launch.adapters import run_experiment
 from harness.launch.admission import admission, admit_all, bundles, prepare_images
 from harness.launch.cluster import Cluster, opened, ray

@@ -1,24 +1,27 @@
 """What a grid would run, checked against the data and networks it names, before anything runs."""
 
 import os
+import platform
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import metrix
 from harness import registry
-from harness.config import Arm, Backbone, Grid, GridError, Model, Trial
+from harness.config import Arm, Backbone, Model, Trial
 from harness.data import datasets
 from harness.data.cache import default_folder, remembered
-from harness.errors import UserError
+from harness.errors import GridError, UserError
 from harness.fairness import rules
 from harness.fairness.protocols import PROTOCOLS
+from harness.grid import Grid
 from harness.runs.provenance import code_digest, provenance
 from harness.runs.record import Record
 from harness.training import anatomy, backbones, embedder, weights
@@ -31,9 +34,10 @@ from harness.training.bench import (
     split_of,
     splits_of,
 )
+from harness.training.devices import device_name
 
 CODE = code_digest()  # of what was imported, even if the files change afterwards
-UNKNOWN_CLASSES = 2  # a loss is built with, where the data cannot be opened
+UNKNOWN_CLASSES = 2  # that a loss is built with where the data cannot be opened
 HUBS = ("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME")  # where published weights are looked for
 
 
@@ -41,7 +45,7 @@ HUBS = ("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME")  # where publ
 class Plan:
     """Trials to run, in order; `refused` holds (dataset, backbone, arm, reason) of cells without a Metrix form.
 
-    `notes`: what is to be known before anything runs, such as files that are no part of a dataset.
+    `notes` are sentences to show before anything runs, such as which files are no part of a dataset.
     """
 
     trials: tuple[Trial, ...]
@@ -50,7 +54,7 @@ class Plan:
 
 
 def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -> Plan:
-    """The plan of a grid. Raises GridError with everything that would fail later, all at once.
+    """Return the plan of a grid. Raise GridError with everything that is unfair or would fail later, all at once.
 
     A combination without a Metrix form is refused when `arms` names it, and listed as not applicable when it comes
     out of the product of losses and levels.
@@ -62,40 +66,42 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
     fit = [cell[0] for cell, reason in zip(cells, reasons, strict=True) if not reason]
     why = {arm: reason for _, _, arm, reason in refused}
     named = [Arm.parse(text).label for text in grid.arms]
-    problems = [f"arms: {label}: {why[label]}" for label in named if label in why]
+    problems = [*unfair(grid.model_dump(mode="json"))]
+    problems += [f"arms: {label}: {why[label]}" for label in named if label in why]
     problems += dict.fromkeys(
-        f"arms: {trial.arm.label} makes {trial.arm.longer:g} times {trial.training.epochs} epochs, which is none"
+        f"arms: {trial.arm.label}: {trial.arm.longer:g} × {trial.training.epochs} epochs are less than one"
         for trial in fit
         if trial.schedule.epochs < 1
     )
     problems += [finding.sentence for finding in evaluator_faults()]
     unfit, notes = _data_problems(fit, data, cache)
-    misfit, said = _network_problems(fit, cache)
+    misfit, more = _network_problems(fit, cache)
     problems += misfit + unfit
-    notes += said
+    notes += more
     if problems:
         raise GridError(grid.name, problems)
-    out = {id(trial) for cell, reason in zip(cells, reasons, strict=True) if reason for trial in cell}
-    kept = [trial for trial in trials if id(trial) not in out]
+    impossible = {cell[0].without_seed for cell, reason in zip(cells, reasons, strict=True) if reason}
+    kept = [trial for trial in trials if trial.without_seed not in impossible]
     if grid.compute_matched:
         kept += matched_baselines(kept, cache)
     return Plan(tuple(kept), tuple(dict.fromkeys(refused)), tuple(notes))
 
 
-def alike(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """Trials grouped by what they share but for the seed, in order: a check looks at one of each group.
+def unfair(settings: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each setting of a grid that no fair comparison may have."""
+    return list(dict.fromkeys(finding.sentence for finding in rules.over_grid(settings)))
 
-    Those of one grid hold the very same parts, which is quicker to see than that parts are equal.
-    """
+
+def alike(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Group trials that differ in nothing but the seed, in order: a check looks at one of each group."""
     groups: dict[tuple, list[Trial]] = {}
     for trial in trials:
-        parts = (trial.dataset, trial.backbone, trial.model, trial.images, trial.training, trial.arm)
-        groups.setdefault((*map(id, parts), trial.protocol, trial.fold), []).append(trial)
+        groups.setdefault(trial.without_seed, []).append(trial)
     return list(groups.values())
 
 
 def refusal(arm: Arm) -> str | None:
-    """Why an arm has no Metrix form; None where it has one, or is no Metrix arm."""
+    """Return why an arm has no Metrix form; None where it has one, or is no Metrix arm."""
     if arm.metrix is None:
         return None
     about = registry.loss(arm.loss)
@@ -105,55 +111,57 @@ def refusal(arm: Arm) -> str | None:
 
 
 def _network_problems(trials: list[Trial], cache: Path | None) -> tuple[list[str], list[str]]:
-    """Backbones, pooling, weights and stages that do not exist or do not fit, and what was unwrapped of weights.
+    """Return what is wrong with backbones, pooling, weights and stages, and what was unwrapped in files of weights.
 
     Published weights are fetched here, and every file of weights is opened once. A network without problems is
-    remembered while the code and the packages are the same, because looking at it imports timm.
+    remembered while the code and the packages are the same, because checking it imports timm.
     """
-    asked = {}
+    networks = {}
     for t in trials:
         if t.arm.loss != "pixels":
             stage, hardest = (t.arm.metrix.stage, t.arm.metrix.hardest) if t.arm.at == "feature" else (None, None)
             key = (t.backbone.model_dump_json(), t.model, t.images.side_px, stage, hardest)
-            asked.setdefault(key, (t.backbone, t.model, t.images.side_px, stage, hardest))
+            networks.setdefault(key, (t.backbone, t.model, t.images.side_px, stage, hardest))
     found, notes, hubs = {}, {}, [os.environ.get(name) for name in HUBS]
-    for network, model, *rest in asked.values():
+    for network, model, *rest in networks.values():
         key = ["network", *_builders(), network.model_dump(mode="json"), model.model_dump(mode="json"), *rest, hubs]
-        about = remembered(cache or default_folder(), key, partial(_looked_at, network, model, *rest), _in_order)
+        about = remembered(cache or default_folder(), key, partial(_check_network, network, model, *rest), _unchanged)
         found |= {f"backbones: {problem}": None for problem in about["problems"]}
-        if about["said"]:
-            notes[f"{Path(about['weights']).name}: {about['said']}"] = None
+        if about["unwrapped"]:
+            notes[f"{Path(about['weights']).name}: {about['unwrapped']}"] = None
     return list(found), list(notes)
 
 
-def _looked_at(network: Backbone, model: Model, side_px: int, stage: str | None, hardest: int | str | None) -> dict:
-    """The problems of a network, and the file of its weights where it has none."""
+def _check_network(
+    network: Backbone, model: Model, side_px: int, stage: str | None, hardest: int | str | None
+) -> dict:
+    """Return the problems of a network, and the file of its weights where it has none."""
     wrong = embedder.problems(
         network.name, model.pooling, model.norm, network.pretrained, stage, network.options, side_px
     )
-    file, said = None, ""
+    file, unwrapped = None, ""
     if not wrong:
         try:
             file = weights.fetch(network.name, network.pretrained, network.options, side_px)
             if file:
                 published = network.pretrained is True
-                said = weights.open_weights(network.name, file, published, network.options, side_px)
+                unwrapped = weights.open_weights(network.name, file, published, network.options, side_px)
         except backbones.ModelError as error:
             wrong = [str(error)]
     if not wrong and hardest is not None:
         stages = anatomy.stages(network.name, network.options, side_px)
         reason = metrix.refusal("contrastive", at="feature", stage=stage, hardest=hardest, stages=stages)
         wrong = [reason] if reason else []
-    return {"problems": wrong, "weights": file and str(file), "stamp": _stamp(file), "said": said}
+    return {"problems": wrong, "weights": file and str(file), "stamp": _stamp(file), "unwrapped": unwrapped}
 
 
-def _in_order(about: dict) -> bool:
-    """Whether a network had no problems, and its weights are still the file they were."""
+def _unchanged(about: dict) -> bool:
+    """Whether a network had no problems, and the file of its weights is still the same."""
     return not about["problems"] and _stamp(about["weights"]) == about["stamp"]
 
 
 def _stamp(file: str | Path | None) -> list[int] | None:
-    """Size and times of a file, which tell another from it; None where there is none."""
+    """Return the size and times of a file, which change when it is replaced; None where there is none."""
     if file is None or not Path(file).is_file():
         return None
     status = Path(file).stat()
@@ -161,25 +169,25 @@ def _stamp(file: str | Path | None) -> list[int] | None:
 
 
 def _builders() -> list[str]:
-    """What decides how a network is built and counted."""
+    """Return what decides how a network is built and counted."""
     packages = provenance()["packages"]
     return [CODE, packages["timm"], packages["torch"]]
 
 
 def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -> tuple[list[str], list[str]]:
-    """What is wrong with the data of trials, and notes on what is left out of them.
+    """Return what is wrong with the data of trials, and notes on what is left out of them.
 
-    Wrong are datasets that are missing, broken or unfair, splits that cannot be scored, batches that cannot be drawn,
-    and losses that refuse their options or number of classes.
+    Problems are datasets that are missing, broken or unfair, splits that cannot be scored, batches that cannot be
+    drawn, and losses that refuse their options or number of classes.
     """
     problems, notes = [], []
     for choice in dict.fromkeys(trial.dataset.model_dump_json() for trial in trials):
-        some = [trial for trial in trials if trial.dataset.model_dump_json() == choice]
+        using = [trial for trial in trials if trial.dataset.model_dump_json() == choice]
         classes = UNKNOWN_CLASSES
         try:
-            dataset = open_dataset(some[0].dataset, data, cache)
+            dataset = open_dataset(using[0].dataset, data, cache)
             notes += [f"{dataset.name}: {passed}" for passed in dataset.passed_over]
-            for users, split in splits_of(dataset, some):
+            for users, split in splits_of(dataset, using):
                 problems += [f"datasets: {finding.sentence}" for finding in rules.over_data(dataset, split)]
                 counts = np.unique(dataset.labels[split == "train"], return_counts=True)[1]
                 problems += [p for trial in users if (p := _batch_problem(trial, counts))]
@@ -188,17 +196,18 @@ def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -
                 problems += [f"datasets: {fold}{problem}" for problem in scores.problems]
                 notes += [fold + note for note in scores.notes.values()]
                 classes = len(counts)
-        except UserError as error:  # a dataset that cannot be opened, or not be split so
+        except UserError as error:  # a dataset that cannot be opened or split
             problems.append(f"datasets: {error}")
-        problems += _loss_problems(some, classes)
-    read = {name: datasets.describe(name).needs_data for name in sorted({trial.dataset.name for trial in trials})}
-    if data is not None and read and not any(read.values()):
-        notes.append(f"--data {data} is not read: embedded are {', '.join(read)}")
+        problems += _loss_problems(using, classes)
+    names = sorted({trial.dataset.name for trial in trials})
+    if data is not None and names and not any(datasets.describe(name).needs_data for name in names):
+        verb = "is" if len(names) == 1 else "are"
+        notes.append(f"--data {data} is not read: {', '.join(names)} {verb} embedded")
     return list(dict.fromkeys(problems)), list(dict.fromkeys(notes))
 
 
 def _loss_problems(trials: Sequence[Trial], classes: int) -> list[str]:
-    """Losses and levels that do not take the options of their arms; each is built once."""
+    """Return a sentence for each loss or level that refuses the options of its arm; each is built once."""
     problems = []
     for trial in {trial.arm.label: trial for trial in trials if trial.arm.at != "floor"}.values():
         try:
@@ -209,6 +218,7 @@ def _loss_problems(trials: Sequence[Trial], classes: int) -> list[str]:
 
 
 def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:
+    """Return why no batch can be drawn from training classes of `counts` images each; None where one can."""
     settings, name = trial.training, trial.dataset.name
     if settings.batch_size > counts.sum():
         return f"training.batch_size: {settings.batch_size} is more than the {counts.sum()} training images of {name}"
@@ -228,7 +238,7 @@ def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:
 
 
 def matched_baselines(trials: Sequence[Trial], cache: Path | None = None) -> list[Trial]:
-    """For every Metrix trial with more forward passes than its baseline, the baseline at as many (FAIR-07)."""
+    """Return the baseline at as many forward passes of every Metrix trial with more than its baseline (FAIR-07)."""
     found = {}
     for trial in trials:
         if trial.arm.metrix is not None and (ratio := round(_passes(trial, cache), 2)) > 1:
@@ -239,10 +249,11 @@ def matched_baselines(trials: Sequence[Trial], cache: Path | None = None) -> lis
 
 
 def relative_costs(trials: Sequence[Trial], data: Path | None = None, cache: Path | None = None) -> dict[str, float]:
-    """What each trial costs, trial id → floating-point operations of its network, counted without running it.
+    """Return what each trial costs: trial id → floating-point operations of its network, counted without running it.
 
-    Training (a forward and a backward, which counts twice, of every image and mixed row), validation before the first
-    epoch and after each, and the test. Good for an order, and for the time left once some trials have finished.
+    The sum covers training (a forward and a backward, which counts twice, of every image and mixed row), validation
+    before the first epoch and after each, and the test. It serves to order trials, and to estimate the time left once
+    some of them have finished.
     """
     costs = {}
     for cell in alike(trials):
@@ -265,7 +276,7 @@ def _operations(trial: Trial, data: Path | None, cache: Path | None) -> float:
 
 
 def _flops(trial: Trial, stage: str | None, cache: Path | None) -> tuple[float, float]:
-    """Floating-point operations of backbone and head on one image: all, and those after `stage` (None: the last)."""
+    """Return the operations of backbone and head on one image: all, and those after `stage` (None: the last)."""
     network, side_px, dim = trial.backbone, trial.images.side_px, trial.model.dim
 
     def count() -> tuple[float, float]:
@@ -281,10 +292,10 @@ def _flops(trial: Trial, stage: str | None, cache: Path | None) -> tuple[float, 
 def estimate(
     plan: Plan, records: Sequence[Record] = (), data: Path | None = None, cache: Path | None = None
 ) -> dict[str, float]:
-    """Seconds each trial of a plan will take on one slot of this machine: trial id → seconds.
+    """Return the seconds that each trial of a plan will take on one slot of this machine: trial id → seconds.
 
-    The median of the cell's finished trials where there are some. Else its `relative_costs` at the speed of the
-    finished trials of its network; else at that of a training step of its network, measured here.
+    They are the median of the cell's finished trials where there are some. Otherwise they are its `relative_costs` at
+    the speed of the finished trials of its network, or else of a training step of its network, measured here.
     """
     costs = relative_costs(plan.trials, data, cache)
     done: dict[tuple, list[float]] = defaultdict(list)
@@ -309,22 +320,31 @@ def estimate(
 
 
 def _pace(trial: Trial, cache: Path | None) -> float:
-    """Seconds for each floating-point operation, forward and backward: median of three steps after one to warm up."""
+    """Return the seconds of a floating-point operation in training: the median of three steps after a warm-up.
+
+    They are measured once on each machine, because building the network imports timm.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = build_embedder(trial).to(device).train()
     side, size = trial.images.side_px, min(trial.training.batch_size, 32)
-    images, times = torch.rand(size, 3, side, side, device=device), []
-    for _ in range(4):
-        began = time.perf_counter()
-        network(images).square().sum().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return sorted(times[1:])[1] / size / (3 * _flops(trial, None, cache)[0])
+
+    def measure() -> float:
+        network, times = build_embedder(trial).to(device).train(), []
+        images = torch.rand(size, 3, side, side, device=device)
+        for _ in range(4):
+            began = time.perf_counter()
+            network(images).square().sum().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - began)
+        return sorted(times[1:])[1] / size / (3 * _flops(trial, None, cache)[0])
+
+    network, model = trial.backbone.model_dump(mode="json"), trial.model.model_dump(mode="json")
+    here = [platform.node(), device_name(device), torch.get_num_threads()]
+    return remembered(cache or default_folder(), ["pace", *_builders(), network, model, side, size, *here], measure)
 
 
 def _passes(trial: Trial, cache: Path | None) -> float:
-    """Forward passes per step as planned: 1 for a baseline, more for the mixed rows a level adds."""
+    """Return the planned forward passes of a step: 1 for a baseline, more for the mixed rows that a level adds."""
     level = trial.arm.metrix
     if level is None or level.at == "embedding":
         return 1.0

@@ -1,8 +1,8 @@
 """`--address ray://head:10001`: the same command on the head of a cluster, its lines relayed to this terminal.
 
 A driver must run on a node of its cluster. So that a laptop can start a grid, the command is sent to the head node
-with the texts of the grid files, and runs there as if it were typed there; all other paths are those of the cluster.
-It is a process of its own there, and goes on when the laptop is closed.
+with the texts of the grid files, and runs there as if it were typed there. All other paths are those of the cluster.
+The command is a process of its own there, and goes on when the laptop is closed.
 """
 
 import os
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from harness.errors import UserError
 from harness.launch import environment, scratch
 from harness.runs.errors import RunError
 
@@ -22,12 +23,36 @@ CONNECT_ATTEMPTS = 3
 LINES_EVERY_S = 0.5
 
 
+def is_remote(address: str | None) -> bool:
+    """Whether a command with this address runs on the head of a cluster, and not here."""
+    return address is not None and address.startswith(environment.CLIENT)
+
+
+def words_there(words: Sequence[str], place: str | Path | None, data: Path | None, cache: Path | None) -> list[str]:
+    """Return the words of a command line as the head of a cluster runs them: on its own cluster.
+
+    Raise UserError where the run folder `place`, `data` or `cache` is a path that depends on where the command runs.
+    """
+    words = list(words)
+    at = next(i for i, word in enumerate(words) if word.startswith("--address"))
+    words[at : at + (1 if "=" in words[at] else 2)] = ["--address", "auto"]
+    if place is None or (isinstance(place, Path) and not place.is_absolute()):
+        raise UserError(
+            f"the run folder {place or 'results/runs/…'} would be looked up on the head of the cluster: give an "
+            "absolute path there, or a bucket"
+        )
+    for option, path in (("data", data), ("cache", cache)):
+        if path is not None and not path.is_absolute():
+            raise UserError(f"--{option} {path} is looked up on the head of the cluster: give an absolute path there")
+    return words
+
+
 def relay(address: str, words: Sequence[str], files: Mapping[str, str], screen: TextIO = sys.stdout) -> int:
     """Run `metrix-bench WORDS` on the head of the cluster at `address` and return its exit code.
 
-    `files` are texts that go along: where a word, or one of the texts, names one of them, the head reads that text.
-    Ctrl-C here is Ctrl-C there; a second one, or a lost connection, leaves it running, and `metrix-bench status` and
-    `stop` reach it all the same. Raises RunError where the head cannot be reached, or not any more, and for a grid
+    `files` are texts to send along: where a word, or one of the texts, names one of them, the head reads that text.
+    Ctrl-C here is Ctrl-C there. A second one, or a lost connection, leaves the command running, and `metrix-bench
+    status` and `stop` still reach it. Raise RunError where the head cannot be reached, or no longer, and for a grid
     that includes a file outside its folder.
     """
     words, files = portable(words, files)
@@ -53,23 +78,23 @@ def relay(address: str, words: Sequence[str], files: Mapping[str, str], screen: 
         command = head.options(name=name, namespace="metrix-bench", lifetime="detached").remote(
             list(words), dict(files)
         )
-        code = _followed(ray, command, screen)
+        code = _print_lines(ray, command, screen)
         ray.kill(command)
         return code
     except (ConnectionError, ray.exceptions.RayError) as error:
         raise RunError(
-            f"{address} cannot be reached any longer ({str(error).splitlines()[0]}); if the head is alive, the "
-            "command continues there: ask metrix-bench status RUN on any machine that sees the run"
+            f"the connection to {address} is lost ({str(error).splitlines()[0]}); if the head is alive, the command "
+            "goes on there: metrix-bench status RUN on any machine that sees the run shows it"
         ) from None
     finally:
         ray.shutdown()
 
 
 def portable(words: Sequence[str], files: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """The words and files with names that stay within the folder in which the head writes them.
+    """Return words and files with names that stay within the folder in which the head writes them.
 
-    The grid, which is the first file, may lie anywhere and goes by its last name. What it includes is named from its
-    folder, and keeps that name: RunError where it is absolute or leads upwards.
+    The grid, which is the first file, may lie anywhere and gets its last name. What it includes is named from its
+    folder and keeps that name. Raise RunError where that is absolute or leads upwards.
     """
     grid, *included = files or [""]
     if out := [name for name in included if _leads_out(name)]:
@@ -86,9 +111,9 @@ def _leads_out(name: str) -> bool:
     return Path(name).is_absolute() or ".." in Path(name).parts
 
 
-def _followed(ray, command, screen: TextIO) -> int:
-    """Print the command's lines as they come; its exit code."""
-    asked = 0
+def _print_lines(ray, command, screen: TextIO) -> int:
+    """Print the lines of a command as they come, and return its exit code."""
+    interrupts = 0
     while True:
         try:
             text, code = ray.get(command.next.remote(LINES_EVERY_S))
@@ -96,14 +121,14 @@ def _followed(ray, command, screen: TextIO) -> int:
             if code is not None:
                 return code
         except KeyboardInterrupt:
-            asked += 1
-            if asked > 1:
+            interrupts += 1
+            if interrupts > 1:
                 raise
             ray.get(command.interrupt.remote())
 
 
 class Command:
-    """A command under way on the head. It writes to a file, so that it needs nobody who listens."""
+    """A command that runs on the head. It writes to a file, so it goes on when nobody reads its output."""
 
     def __init__(self, words: list[str], files: dict[str, str]):
         import ray
@@ -114,7 +139,7 @@ class Command:
             path = folder / "grids" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        # An environment that this worker got from ray would make the driver believe it is a worker, too.
+        # With the environment that ray gave this worker, the driver would take itself for a worker too.
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_JOB", "RAY_RAYLET"))}
         if (SOURCES / "pyproject.toml").exists():  # a checkout, which need not be installed
             clean["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SOURCES), clean.get("PYTHONPATH"))))
@@ -135,7 +160,7 @@ class Command:
         self._output = output.open(encoding="utf-8", errors="replace")
 
     def next(self, seconds: float) -> tuple[str, int | None]:
-        """What it has said since it was asked last, after `seconds` at most, and its exit code once it has ended."""
+        """Return the output since the last call, after `seconds` at most, and the exit code once it has ended."""
         try:
             code = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -146,5 +171,5 @@ class Command:
         return text, code
 
     def interrupt(self) -> None:
-        """End it in order, as Ctrl-C does."""
+        """Stop it cleanly, as Ctrl-C does."""
         self._process.send_signal(signal.SIGTERM)

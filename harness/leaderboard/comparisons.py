@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -98,22 +98,33 @@ def _marked(
         few = f"n = {most} seed{'s are' if most > 1 else ' is'} fewer than {MARKS_FROM}"
         return cells, Column(metric, unmarked=few if most < MARKS_FROM else "there is nothing to compare it with")
     place = places({i: cell.mean for i, cell in cells.items()})
-    best, *others = sorted(able, key=lambda i: (place[i], i))
+    best, against = against_the_best(able)
     above = min((i for i in cells if i not in able and place[i] < place[best]), key=lambda i: place[i], default=None)
     if above is not None:
         why = "was not trained" if rows[above].floor else f"has fewer than {MARKS_FROM} seeds"
         return cells, Column(metric, unmarked=f"{rows[above].arm} is higher but {why}")
-    against = [paired_difference(able[best].by_seed, able[i].by_seed) for i in others]
-    adjusted = holm([pair.p if pair.n >= MARKS_FROM else math.nan for pair in against])
-    few = {i for i, pair in zip(others, against, strict=True) if pair.n < MARKS_FROM}
-    tied = few | {i for i, p in zip(others, adjusted, strict=True) if p > ALPHA}  # p is nan where nothing varies
+    tied = {i for i, p in against.items() if p is None or p > ALPHA}
     below = min((place[i] for i in trained if place[i] > place[best]), default=None)
     marks = dict.fromkeys((best, *tied), (BEST,))
-    for i in others:
+    for i in against:
         if place[i] == below:
             marks[i] = (*marks.get(i, ()), SECOND)
     marked = {i: replace(cell, marks=marks.get(i, ())) for i, cell in cells.items()}
     return marked, Column(metric, best=rows[best].arm, tied=len(tied))
+
+
+def against_the_best(cells: dict[Any, "Cell"]) -> tuple[Any, dict[Any, float | None]]:
+    """Return the key of the highest mean, and p of every other cell's difference to it, corrected by Holm.
+
+    p is None where the two share too few seeds to be tested, and 0 where one loses to the best with every seed by the
+    same amount.
+    """
+    place = places({key: cell.mean for key, cell in cells.items()})
+    best, *others = sorted(cells, key=place.__getitem__)
+    pairs = [paired_difference(cells[best].by_seed, cells[key].by_seed) for key in others]
+    adjusted = holm([pair.p if pair.n >= MARKS_FROM else math.nan for pair in pairs]).tolist()
+    tested = {key: 0.0 if math.isnan(p) else p for key, p in zip(others, adjusted, strict=True)}
+    return best, {key: None if pair.n < MARKS_FROM else tested[key] for key, pair in zip(others, pairs, strict=True)}
 
 
 def _tested(cells: dict[int, "Cell"]) -> dict[int, "Cell"]:

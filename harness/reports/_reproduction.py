@@ -5,7 +5,10 @@ import json
 import shlex
 from typing import Any
 
-from harness.config import Grid, GridError, Trial, grids
+from harness.config import Trial
+from harness.errors import GridError
+from harness.grid import Grid
+from harness.grids import shipped
 
 
 def command(trial: Trial, grid: str) -> tuple[str, bool]:
@@ -15,7 +18,7 @@ def command(trial: Trial, grid: str) -> tuple[str, bool]:
     one's own is named as a file, which only its owner can check.
     """
     overrides = _overrides(trial, grid)
-    name = grid if grid in grids() else f"{grid}.yaml"
+    name = grid if grid in shipped() else f"{grid}.yaml"
     words = ["metrix-bench", "trial", name, "--datasets", trial.dataset.name, "--backbones", trial.backbone.name]
     words += [word for override in overrides for word in ("--set", override)]
     words += ["--arm", trial.arm.label, *(["--fold", str(trial.fold)] if trial.fold else [])]
@@ -43,7 +46,7 @@ def _found(trial: Trial, grid: str, overrides: tuple[str, ...]) -> Trial | None:
 
 @functools.lru_cache(maxsize=64)
 def _cells(grid: str, overrides: tuple[str, ...]) -> dict[tuple[str, str, str], Trial]:
-    if grid not in grids():
+    if grid not in shipped():
         return {}
     try:
         return {trial.cell: trial for trial in Grid.load(grid, overrides).trials()}

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from harness.config import Grid, Trial
+from harness.config import Trial
 from harness.data.datasets import PassedOver
+from harness.grid import Grid
 from harness.runs import files
 
 SCHEMA = 1

@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from harness.config import Grid, Trial
+from harness.config import Trial
 from harness.errors import some
+from harness.grid import Grid
 from harness.runs import files, lease, patience, process, storage
 from harness.runs.errors import RunError
 from harness.runs.lease import Lease

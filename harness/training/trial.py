@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.config import GridError, Trial
+from harness.config import Trial
 from harness.data import splits
 from harness.data.datasets import DatasetError
+from harness.errors import GridError
 from harness.evaluation.analysis import analyse
 from harness.evaluation.editions import evaluator_digest
 from harness.fairness.protocols import PROTOCOLS

@@ -2,11 +2,13 @@
 
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
 import baselines
+from baselines.description import of_class, of_source
 from metrix import Metrix, refusal
 from tests.baselines import loops
 
@@ -45,6 +47,31 @@ def test_the_published_losses_name_the_year_and_have_loops():
         about = baselines.describe(name)
         assert about.paper.endswith(str(about.year))
     assert len(loops.NAMES) == 16
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_source_says_the_same_as_its_class(name):
+    path = Path(baselines.__file__).with_name(f"{name}.py")
+    assert of_source(name, path) == of_class(name, baselines.find(name)) == baselines.describe(name)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "title, paper, year = 'T', 'P', 2000",  # a tuple of names
+        "title = NAME; paper = 'P'; year = 2000",  # no literal
+        "title = 'T'; paper = 'P'; year = 2000\n    if True:\n        mixed = None",
+        "title = 'T'; paper = 'P'; year = 2000; __init__ = other",
+    ],
+)
+def test_a_source_that_is_not_plain_is_left_to_the_class(body, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(f"class Own(Loss):\n    {body}\n")
+    assert of_source("own", path) is None
+    for parameters in ("beta", "*, beta=2.0", "**options", "beta=other()"):
+        stated = "title = 'T'; paper = 'P'; year = 2000"
+        path.write_text(f"class Own(Loss):\n    {stated}\n    def __init__(self, {parameters}): pass\n")
+        assert of_source("own", path) is None
 
 
 @pytest.mark.parametrize("name", NAMES)

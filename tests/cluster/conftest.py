@@ -116,7 +116,7 @@ def drive():
 @pytest.fixture(scope="session")
 def undisturbed(small, tmp_path_factory) -> Path:
     """The grid, run without faults in one process, without ray."""
-    from harness.config import Grid
+    from harness.grid import Grid
     from harness.training.trial import run_trial
 
     folder = tmp_path_factory.mktemp("undisturbed")

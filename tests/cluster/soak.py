@@ -24,7 +24,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from harness.config import Grid
+from harness.grid import Grid
 from harness.training.trial import run_trial
 from tests import disks
 from tests.cluster.consistency import inconsistencies, processes, records, scores, workers

@@ -191,7 +191,7 @@ def test_a_trial_that_hangs_continues_on_another_node(small, undisturbed, machin
 
 def test_a_trial_that_runs_out_of_memory(small, machines, drive, tmp_path):
     """After a limit on its process is set from outside, the trial continues with a forward pass in chunks."""
-    from harness.config import Grid
+    from harness.grid import Grid
     from harness.training.trial import run_trial
 
     one = ("losses=[contrastive]", "levels=[baseline]", "epochs=2")

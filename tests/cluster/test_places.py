@@ -46,7 +46,7 @@ def test_a_trial_over_two_gpus_is_one_trial_on_one_node(small, machines, drive, 
 SEND = """
 import sys
 from pathlib import Path
-from harness.config import texts
+from harness.grids import texts
 from harness.launch import environment, remote
 environment.prepare("there")
 import ray

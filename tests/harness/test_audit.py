@@ -7,9 +7,10 @@ import pytest
 
 from harness.audit import as_table, audit, studies
 from harness.cli import main
-from harness.config import Choice, Grid
+from harness.config import Choice
 from harness.fairness.ledger import Ledger
 from harness.fairness.rules import over_tables
+from harness.grid import Grid
 from harness.leaderboard import tables
 from harness.runs.record import write_json
 from harness.runs.run import Run
@@ -50,7 +51,7 @@ def test_a_clean_run_passes(finish, capsys):
     assert "0 errors, 0 warnings of 26 rules" in capsys.readouterr().out
 
 
-def test_a_trial_that_really_ran_has_nothing_but_few_seeds_against_it(make_trial, tmp_path):
+def test_a_real_trial_passes_except_for_its_few_seeds(make_trial, tmp_path):
     """What the rules read is what trials write; the code of this checkout may have changes of its own."""
     trial = make_trial("contrastive+embedding").model_copy(
         update={"dataset": Choice(name="glyphs", options={"classes": 16})}

@@ -10,9 +10,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.config import LEVELS, SHARED_BY_A_LOSS, Arm, Grid
+from harness.config import LEVELS, SHARED_BY_A_LOSS, Arm
 from harness.data.cache import default_folder
 from harness.errors import UserError
+from harness.grid import Grid
 from harness.launch.plan import make_plan
 from harness.training.bench import Sources, prepare_images
 from harness.training.loop import Diverged

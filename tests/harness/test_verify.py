@@ -158,7 +158,7 @@ def test_data_that_are_not_those_of_the_row(run, record):
     assert "these are not the data of the row" in found.missing[0]
 
 
-def test_data_that_nobody_gave(run, record, monkeypatch):
+def test_missing_data_are_reported(run, record, monkeypatch):
     from harness.data import datasets
 
     def refuse(*args):
@@ -172,7 +172,7 @@ def test_data_that_nobody_gave(run, record, monkeypatch):
     assert "say where it is" in found.missing[0]
 
 
-def test_data_that_may_no_longer_be_run_end_no_verification(run, record, monkeypatch):
+def test_unfair_data_do_not_stop_the_verification(run, record, monkeypatch):
     """Such as a copy of a benchmark that has become another one, or classes that make no folds any more."""
 
     def unfair(*_):
@@ -206,7 +206,7 @@ def test_queries_against_a_gallery(make_trial, make_record, tmp_path):
     assert found.state == "matches", str(found)
 
 
-def test_rounding_again_moves_a_value_by_half_a_step_at_most():
+def test_rounding_moves_a_value_by_half_a_step_at_most():
     values = np.array([[1.0, 0.5, -0.3, 1e-4]] * 1000, np.float16)
     moved = _moved(values) - values.astype(np.float32)
     half = np.array([2**-11, 2**-12, 2**-13, 2**-25])

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness.config import Grid
+from harness.grid import Grid
 from harness.launch import Unseen, run_grid
 from tests.cluster.consistency import workers
 from tests.cluster.machines import ROOT, Machines

@@ -9,7 +9,7 @@ import argparse
 import tempfile
 import time
 
-from harness.config import Grid
+from harness.grid import Grid
 from harness.launch import Unseen, run_grid
 
 AIM, FIRST_STEP_S = 0.85, 20.0

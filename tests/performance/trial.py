@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from harness.config import Grid
+from harness.grid import Grid
 from harness.training.bench import build_embedder
 from harness.training.trial import run_trial
 

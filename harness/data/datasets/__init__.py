@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from harness import registry
 from harness.data.cache import default_folder
 from harness.data.datasets._checks import check, problems
-from harness.data.datasets._dataset import ROLES, SPLITS, Dataset, DatasetError, PassedOver
+from harness.data.datasets._dataset import ROLES, SPLITS, ArgumentError, Dataset, DatasetError, PassedOver
 
 if TYPE_CHECKING:
     from harness.data.datasets._standard import Standard
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ROLES",
     "SPLITS",
+    "ArgumentError",
     "Dataset",
     "DatasetError",
     "Description",
@@ -103,19 +104,19 @@ def _prepare(
     known = _options(module)
     for option, value in options.items():
         if option not in known:
-            raise DatasetError(registry.unknown(f"option of dataset {name!r}", option, known))
+            raise ArgumentError(registry.unknown(f"option of dataset {name!r}", option, known))
         _check_type(name, option, value, known[option])
     if module.NEEDS_DATA and data is None:
-        raise DatasetError(
+        raise ArgumentError(
             f"dataset {name!r} reads your own copy: say where it is with --data FOLDER (data=… in Python)"
         )
     if module.NEEDS_DATA:
         try:
             os.stat(data)
         except (FileNotFoundError, NotADirectoryError):
-            raise DatasetError(f"dataset {name!r}: there is no {data}") from FileNotFoundError(data)
+            raise ArgumentError(f"dataset {name!r}: there is no {data}") from FileNotFoundError(data)
         except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-            raise DatasetError(f"dataset {name!r}: {data}: {getattr(error, 'strerror', error)}") from error
+            raise ArgumentError(f"dataset {name!r}: {data}: {getattr(error, 'strerror', error)}") from error
     return module, None if data is None else Path(data), Path(cache) if cache else default_folder()
 
 
@@ -144,4 +145,4 @@ def _check_type(name: str, option: str, value: Any, default: Any) -> None:
     allowed = (int, float) if isinstance(default, float) else type(default)
     wrong = isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, allowed)
     if default is not None and wrong:
-        raise DatasetError(f"dataset {name!r}: {option} = {value!r}, expected something like {default!r}")
+        raise ArgumentError(f"dataset {name!r}: {option} = {value!r}, expected something like {default!r}")

@@ -29,6 +29,10 @@ class DatasetError(UserError):
         super().__init__(printable(message))
 
 
+class ArgumentError(DatasetError):
+    """Raised for a dataset with an unknown option, one of another type, or without the folder that it needs."""
+
+
 @dataclass(frozen=True)
 class PassedOver:
     """Ignored files and folders among the images, which are not part of the dataset. A folder counts as one."""

@@ -125,7 +125,7 @@ def test_the_command_prints_all_findings(tmp_path, capsys):
     assert "Where to get it: the university's old page" in said
     words = ["--option", "allow_nonstandard=true", "--thorough"]
     assert cli.main(["doctor", "cub200", "--data", str(tmp_path), *words]) == cli.OK
-    assert "cub200: nothing keeps it from being run" in capsys.readouterr().out
+    assert "cub200: ready to run" in capsys.readouterr().out
 
 
 def test_the_command_knows_a_standard_copy(birds, capsys):
@@ -152,8 +152,18 @@ def test_options_of_the_commands(capsys, tmp_path):
     with pytest.raises(SystemExit):
         cli.main(["doctor", "cub200", "--option", "resolution"])
     assert "'resolution' is not written KEY=VALUE" in capsys.readouterr().err
-    assert cli.main(["doctor", "inshop", "--data", str(tmp_path), "--option", "resolution=1"]) == cli.FAILED
-    assert "resolution = 1, expected something like 'low'" in capsys.readouterr().out
+    for name, words, sentence in (
+        (
+            "inshop",
+            ["--data", str(tmp_path), "--option", "resolution=1"],
+            "resolution = 1, expected something like 'low'",
+        ),
+        ("inshop", ["--data", str(tmp_path), "--option", "resolutoin=low"], "did you mean 'resolution'?"),
+        ("cub200", ["--data", str(tmp_path / "nowhere")], "there is no "),
+        ("cub200", [], "say where it is with --data FOLDER (data=… in Python)\n  What goes where: "),
+    ):
+        assert cli.main(["doctor", name, *words]) == cli.WRONG_INPUT
+        assert sentence in capsys.readouterr().err
 
 
 def test_two_training_classes_are_rejected_as_in_a_plan(tmp_path):

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import cli
-from harness.config import Grid, GridError
 from harness.data import doctor, scorable
 from harness.data.datasets import DatasetError
 from harness.data.scorable import Scope
+from harness.errors import GridError
+from harness.grid import Grid
 from harness.launch.plan import make_plan
 from harness.leaderboard.tables import leaderboard
 from harness.runs.run import Run

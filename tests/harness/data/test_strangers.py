@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import reports
-from harness.config import Choice, Grid
+from harness.config import Choice
 from harness.data import datasets, doctor
 from harness.data.cache import default_folder
 from harness.data.datasets import DatasetError, _dataset
 from harness.errors import UserError, printable
+from harness.grid import Grid
 from harness.launch.plan import make_plan
 from harness.leaderboard import collection
 from harness.reports import _gallery as gallery

@@ -4,7 +4,8 @@ from importlib import import_module
 
 import pytest
 
-from harness.config import Backbone, Grid
+from harness.config import Backbone
+from harness.grid import Grid
 from harness.launch.plan import make_plan
 from harness.leaderboard import tables
 from harness.runs.run import Run

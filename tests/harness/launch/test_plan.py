@@ -11,8 +11,9 @@ import pytest
 import timm
 import torch
 
-from harness.config import Grid, GridError
 from harness.data.datasets import PassedOver
+from harness.errors import GridError
+from harness.grid import Grid
 from harness.launch.plan import make_plan, relative_costs
 from harness.runs.run import Run
 from harness.training.trial import run_trial
@@ -30,28 +31,30 @@ SMALL = [
 AGAIN = """
 import json, sys
 from pathlib import Path
-from harness.config import Grid
-from harness.launch.plan import make_plan, relative_costs
+from harness.grid import Grid
+from harness.launch.plan import estimate, make_plan
 plan = make_plan(Grid.load("quick", json.loads(sys.argv[1])), cache=Path(sys.argv[2]))
-costs = relative_costs(plan.trials, cache=Path(sys.argv[2]))
-print(json.dumps([sorted(costs.items()), "timm" in sys.modules]))
+seconds = estimate(plan, cache=Path(sys.argv[2]))
+heavy = {"timm", "torchvision", "ray", "pandas", "matplotlib", "optuna"}
+print(json.dumps([sorted(seconds.items()), sorted(heavy & sys.modules.keys())]))
 """
 
 
-def test_networks_are_looked_at_once(drawn):
-    """The second process plans the same without importing timm."""
+def test_a_network_is_checked_once(drawn):
+    """The second process plans and estimates the same without importing timm."""
 
     def plan() -> list:
         words = [sys.executable, "-c", AGAIN, json.dumps(SMALL), str(drawn)]
         return json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout)
 
-    (first, had_timm), (second, has_timm) = plan(), plan()
-    assert (had_timm, has_timm) == (True, False)
+    (first, imported), (second, imported_again) = plan(), plan()
+    assert imported == ["timm", "torchvision"]
+    assert imported_again == []
     assert second == first
     assert len(first) > 4
 
 
-def test_costs_are_those_that_are_counted(drawn, tmp_path):
+def test_remembered_costs_equal_counted_costs(drawn, tmp_path):
     """Remembered or not; whatever the cache says of other settings."""
     plan = make_plan(Grid.load("quick", SMALL), cache=drawn)
     counted = relative_costs(plan.trials, cache=drawn)
@@ -63,22 +66,22 @@ def test_costs_are_those_that_are_counted(drawn, tmp_path):
     assert ratio == pytest.approx(4, rel=0.01)  # twice the side
 
 
-def test_a_wrong_network_is_wrong_again(drawn):
+def test_a_wrong_network_is_not_remembered_as_sound(drawn):
     for _ in range(2):
         with pytest.raises(GridError, match=r"backbones: .*no stage 'layer9'"):
             make_plan(Grid.load("quick", [*SMALL, "backbones=[{name: test_resnet, stage: layer9}]"]), cache=drawn)
 
 
-def test_weights_that_were_replaced_are_looked_at_again(drawn, tmp_path, monkeypatch):
+def test_replaced_weights_are_checked_again(drawn, tmp_path, monkeypatch):
     from harness.launch import plan
 
     looked, weights = [], tmp_path / "weights.safetensors"
 
     def look(*network):
         looked.append(network)
-        return {"problems": [], "weights": str(weights), "stamp": plan._stamp(weights), "said": ""}
+        return {"problems": [], "weights": str(weights), "stamp": plan._stamp(weights), "unwrapped": ""}
 
-    monkeypatch.setattr(plan, "_looked_at", look)
+    monkeypatch.setattr(plan, "_check_network", look)
     changes = [*SMALL, f"backbones=[{{name: test_resnet, pretrained: {weights}}}]"]
     for content, looks in ((b"one", 1), (b"one", 1), (b"two", 2)):
         if not weights.exists() or weights.read_bytes() != content:
@@ -87,7 +90,7 @@ def test_weights_that_were_replaced_are_looked_at_again(drawn, tmp_path, monkeyp
         assert len(looked) == looks, content
 
 
-def test_weights_that_went_away_are_missed(drawn, tmp_path):
+def test_missing_weights_are_reported(drawn, tmp_path):
     weights = tmp_path / "weights.pth"
     torch.save(timm.create_model("test_resnet").state_dict(), weights)
     changes = [*SMALL, f"backbones=[{{name: test_resnet, stage: layer3, pretrained: {weights}}}]"]
@@ -118,13 +121,13 @@ def test_weights_that_went_away_are_missed(drawn, tmp_path):
         ),
     ],
 )
-def test_options_that_a_loss_does_not_take_are_refused(drawn, losses, said):
+def test_options_out_of_range_are_refused(drawn, losses, said):
     with pytest.raises(GridError) as error:
         make_plan(Grid.load("quick", [*SMALL, f"losses={losses}", "levels=[baseline]"]), cache=drawn)
     assert error.value.problems == (said,)
 
 
-def test_a_file_of_weights_is_opened_by_the_plan_and_again_when_it_is_another(drawn, tmp_path):
+def test_the_plan_opens_a_file_of_weights_and_opens_it_again_when_it_is_replaced(drawn, tmp_path):
     """What is unwrapped is noted; a file of the same name that holds something else is found out."""
     weights, state = tmp_path / "weights.ckpt", timm.create_model("test_resnet").state_dict()
     changes = [*SMALL, f"backbones=[{{name: test_resnet, pretrained: {weights}}}]"]
@@ -147,7 +150,7 @@ OWN = [
 ]
 
 
-def test_what_is_passed_over_is_in_the_plan_and_in_the_record(tmp_path):
+def test_skipped_files_are_in_the_plan_and_in_the_record(tmp_path):
     data = folder.write(tmp_path / "data")
     for path in sorted(data.glob("*/?.png")):
         folder.image(path.with_name(f"more-{path.name}"))
@@ -168,7 +171,7 @@ def test_what_is_passed_over_is_in_the_plan_and_in_the_record(tmp_path):
     assert other == PassedOver("files that are not images", 8, names)
 
 
-def test_a_name_that_no_record_can_hold_is_refused_before_work(tmp_path):
+def test_a_file_name_that_is_not_utf_8_is_refused_before_work(tmp_path):
     data = folder.write(tmp_path / "data")
     os.rename(data / "ant" / "1.png", os.fsencode(data / "ant") + b"/caf\xe9.png")
     with pytest.raises(GridError, match=r"1 files have names that are not UTF-8 \(ant/caf\\xe9.png\)"):
@@ -179,4 +182,4 @@ def test_an_arm_that_would_train_for_no_epoch_is_refused(drawn):
     grid = Grid.load("quick", [*SMALL, "epochs=3", "arms=[triplet@0.1x, triplet@0.2x]"])
     with pytest.raises(GridError) as caught:
         make_plan(grid, cache=drawn)
-    assert caught.value.problems == ("arms: triplet@0.1x makes 0.1 times 3 epochs, which is none",)
+    assert caught.value.problems == ("arms: triplet@0.1x: 0.1 × 3 epochs are less than one",)

@@ -1,9 +1,13 @@
 """What is sent along with a command to the head of a cluster."""
 
+from pathlib import Path
+
 import pytest
 
-from harness.config import Grid, texts
-from harness.launch.remote import portable
+from harness.errors import UserError
+from harness.grid import Grid
+from harness.grids import texts
+from harness.launch.remote import is_remote, portable, words_there
 from harness.runs.errors import RunError
 
 
@@ -23,7 +27,7 @@ def test_a_grid_is_sent_with_the_files_that_it_includes(tmp_path, monkeypatch):
     assert texts("none.yaml") == {}
 
 
-def test_what_is_no_grid_is_sent_as_it_is(tmp_path):
+def test_a_file_that_is_not_a_grid_is_sent_unchanged(tmp_path):
     """The head says what is wrong with it."""
     for number, text in enumerate(("a: [", "- 1", "include: 3", "")):
         (tmp_path / f"{number}.yaml").write_text(text)
@@ -64,3 +68,30 @@ def test_a_grid_of_included_files_is_that_grid_there(tmp_path, monkeypatch):
     for name, text in files.items():
         (tmp_path / "there" / name).write_text(text)
     assert Grid.load(words[1]).model_dump() == here
+
+
+def test_a_command_for_another_machine_joins_the_cluster_there():
+    assert is_remote("ray://head:10001")
+    assert not any(map(is_remote, (None, "auto", "head:6379")))
+    for address in (["--address", "ray://head:10001"], ["--address=ray://head:10001"]):
+        words = ["run", "quick", *address, "--out", "/share/run"]
+        there = words_there(words, Path("/share/run"), Path("/data"), None)
+        assert there == ["run", "quick", "--address", "auto", "--out", "/share/run"]
+    assert words_there(["run", "--address", "ray://x"], "s3://bucket/run", None, None) == ["run", "--address", "auto"]
+
+
+@pytest.mark.parametrize(
+    ("place", "data", "sentence"),
+    [
+        (None, None, "the run folder results/runs/… would be looked up on the head"),
+        (Path("mine"), None, "the run folder mine would be looked up on the head"),
+        (
+            Path("/share"),
+            Path("cub"),
+            "--data cub is looked up on the head of the cluster",
+        ),
+    ],
+)
+def test_a_path_that_means_another_folder_there_is_refused(place, data, sentence):
+    with pytest.raises(UserError, match=sentence):
+        words_there(["run", "--address", "ray://x"], place, data, None)

@@ -84,7 +84,7 @@ def test_curves_are_thinned_until_the_page_is_small_enough(make_trial, make_reco
 
 
 def test_the_command_gives_the_very_trial_or_says_that_it_may_not(make_trial):
-    from harness.config import Grid
+    from harness.grid import Grid
 
     trial = Grid.load("quick", ["epochs=3", "weight_decay=0.5"]).trials()[3]
     words, known = command(trial, "quick")

@@ -12,9 +12,9 @@ import pytest
 
 from harness.audit import audit
 from harness.cli import main
-from harness.config import Grid
 from harness.data.cache import default_folder
 from harness.fairness.ledger import Ledger
+from harness.grid import Grid
 from harness.runs.errors import RunError
 from harness.runs.run import Run
 from harness.training.trial import run_trial
@@ -142,6 +142,6 @@ def test_a_bucket_that_is_not_there_or_cannot_be_reached(bucket, tmp_path, monke
 
 
 def main_error(place):
-    from harness.cli import _existing
+    from harness.cli.reading import existing
 
-    _existing(place)
+    existing(place)

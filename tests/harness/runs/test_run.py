@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from harness.config import Grid
+from harness.grid import Grid
 from harness.runs.errors import RunError
 from harness.runs.run import Run
 

@@ -7,9 +7,10 @@ import pytest
 from safetensors.torch import save_file
 
 from harness.audit import audit
-from harness.config import Backbone, Grid
+from harness.config import Backbone
 from harness.data import datasets
 from harness.data.images import open_images
+from harness.grid import Grid
 from harness.launch import comparable_records, run_grid
 from harness.runs import provenance
 from harness.runs.errors import RunError
@@ -181,8 +182,8 @@ def test_results_from_other_data_are_not_mixed(where, protocol, grid, data, tmp_
         f"{place / where} holds results from other data:\n"
         f"  folder: the split of the data changed from {split[:12]} to {now['split'][:12]} (1 record)\n"
         f"  folder: the images changed from {images[:12]} to {now['images'][:12]} (1 record)\n"
-        "Results from different data do not share a table: name another folder with --out (OUT=… of make), or restore "
-        "the old data."
+        "Results from different data do not share a table: name another folder with --out (OUT=… of make), or "
+        "restore the old data."
     )
 
 

@@ -14,10 +14,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from harness.config import Backbone, Grid, GridError
+from harness.config import Backbone
 from harness.data import datasets
 from harness.data.datasets import DatasetError
+from harness.errors import GridError
 from harness.fairness import rules
+from harness.grid import Grid
 from harness.launch.queue import FINAL
 from harness.leaderboard.tables import leaderboard
 from harness.reports._wording import heading

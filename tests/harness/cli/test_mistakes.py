@@ -1,4 +1,4 @@
-"""Wrong words and damaged files, command by command: a sentence, the right exit code, and never a traceback."""
+"""Wrong arguments and damaged files, by command: a sentence, the right exit code, and never a traceback."""
 
 import json
 import os
@@ -8,40 +8,12 @@ from pathlib import Path
 import pytest
 
 from harness.cli import main
-from harness.config import Grid
+from harness.grid import Grid
 from harness.runs.run import Run
-
-TINY = """
-name: mine
-datasets: [{name: glyphs, options: {classes: 16}}]
-backbones: [test_resnet]
-losses: [contrastive, triplet]
-levels: [baseline]
-floors: []
-seeds: [0]
-model: {dim: 16}
-images: {side_px: 32}
-training: {epochs: 1, batch_size: 20, lr: 1.0e-3, schedule: constant}
-"""
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder with the grid `mine.yaml`, and in `base` its run with one of two trials done."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "mine.yaml").write_text(TINY)
-    words = ["trial", str(folder / "mine.yaml"), "--arm", "contrastive", "--out", str(folder / "base")]
-    assert main(words) == 0
-    run, grid = Run(folder / "base"), Grid.load(folder / "mine.yaml")
-    run.remember(grid, grid.trials(), [])
-    run.write_state({"state": "ended", "driver": "process 1 on there", "updated": "2026-01-01T00:00:00Z"})
-    (run.folder / "logs").mkdir()
-    run.log_path(run.records()[0].id).write_text("attempt 1\n")
-    return folder
 
 
 @pytest.fixture
-def said(finished, tmp_path, capsys, monkeypatch):
+def command(finished, tmp_path, capsys, monkeypatch):
     """Run a command in a folder that holds `mine.yaml`, `base`, a file, an empty and a full folder."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / "file").write_text("x")
@@ -50,7 +22,7 @@ def said(finished, tmp_path, capsys, monkeypatch):
     (tmp_path / "full/thesis.tex").touch()
     monkeypatch.chdir(tmp_path)
 
-    def said(*words):
+    def command(*words):
         capsys.readouterr()
         try:
             code = main(list(words))
@@ -61,7 +33,7 @@ def said(finished, tmp_path, capsys, monkeypatch):
         assert "bug in metrix-bench" not in text
         return code, text
 
-    return said
+    return command
 
 
 NO_RUN = "nowhere is not a run folder: it has no records/"
@@ -156,46 +128,46 @@ WRONG = {
     "prepare glyphs --side 0": "'0' is not a whole number from 1",
     "prepare folder --data empty": "folder: no class folders with images in empty",
     "prepare omniglot": "dataset 'omniglot' reads your own copy: say where it is with --data FOLDER",
-    "list lossses": "invalid choice: 'lossses' (choose from 'backbones', 'datasets', 'grids', 'losses', 'stages')",
+    "list lossses": "invalid choice: 'lossses' (choose from 'backbones', 'datasets', 'grids', 'levels',",
     "list losses contrastve": "no losses named 'contrastve'; did you mean 'contrastive'?",
     "list backbones 'zzz*'": "no backbones named 'zzz*'; there are: ",
 }
 
 
 @pytest.mark.parametrize("line", WRONG)
-def test_wrong_words(said, line):
+def test_wrong_words(command, line):
     words = [word.strip("'") for word in line.split()]
-    code, text = said(*words[words[0] == "metrix-bench" :])
+    code, text = command(*words[words[0] == "metrix-bench" :])
     assert code == 2, text
     assert WRONG[line] in text
 
 
-def test_a_set_that_says_the_same_twice_is_no_contradiction(said):
-    code, text = said("plan", "mine.yaml", "--set", "epochs=2", "--set", "training.epochs=2", "--out", "new")
+def test_the_same_setting_twice_is_accepted(command):
+    code, text = command("plan", "mine.yaml", "--set", "epochs=2", "--set", "training.epochs=2", "--out", "new")
     assert (code, "mine: 2 trials" in text, "2 to run, about" in text) == (0, True, True)
 
 
-def test_a_folder_that_no_dataset_reads_is_named(said):
-    code, text = said("plan", "mine.yaml", "--data", "file")
+def test_a_data_folder_that_is_not_read_is_reported(command):
+    code, text = command("plan", "mine.yaml", "--data", "file")
     assert code == 0
-    assert "--data file is not read: embedded are glyphs\n" in text
+    assert "--data file is not read: glyphs is embedded\n" in text
 
 
-def test_a_list_keeps_the_names_that_fit_a_pattern(said):
-    code, text = said("list", "losses", "con*")
+def test_a_list_keeps_the_names_that_fit_a_pattern(command):
+    code, text = command("list", "losses", "con*")
     assert (code, "contrastive" in text, "triplet" in text) == (0, True, False)
 
 
-def test_titles_are_whole_however_narrow_the_table(said):
-    assert said("list", "stages", "test_resnet")[1].startswith("stages of test_resnet\n")
+def test_titles_are_not_folded_to_a_narrow_table(command):
+    assert command("list", "stages", "test_resnet")[1].startswith("stages of test_resnet\n")
     shutil.rmtree("base/records")
     Path("base/plan.json").unlink()
-    assert said("status", "base")[1].startswith("base: 0 done\nnothing\n")
+    assert command("status", "base")[1].startswith("base: 0 done\nnothing\n")
 
 
-def test_a_trial_alone_has_no_log(said):
+def test_a_trial_without_ray_has_no_log(command):
     shutil.rmtree("base/logs")
-    code, text = said("logs", "base", "contrastive")
+    code, text = command("logs", "base", "contrastive")
     assert (code, text) == (2, "metrix-bench: base holds no log; metrix-bench run writes one of every trial\n")
 
 
@@ -203,10 +175,10 @@ READING = ("status base", "report base --format csv", "audit base", "power base"
 
 
 @pytest.mark.parametrize("content", [b"", b"{broken", b"\xff\xfe", b"[]", b'{"grids": 3}'])
-def test_a_damaged_plan_is_said_and_stays_until_it_is_written_anew(said, content, tmp_path):
+def test_a_damaged_plan_is_reported_and_stays_until_it_is_replaced(command, content, tmp_path):
     Path("base/plan.json").write_bytes(content)
     for line in READING[:4]:
-        code, text = said(*line.split())
+        code, text = command(*line.split())
         assert code == 0, text
         assert "base/plan.json cannot be read (" in text
         assert "), so missing trials are not shown; metrix-bench run writes it again\n" in text
@@ -220,15 +192,15 @@ def test_a_damaged_plan_is_said_and_stays_until_it_is_written_anew(said, content
 
 
 @pytest.mark.parametrize("content", [b"", b"{broken", b"\xff\xfe", b"[]", b'{"state": "running"}'])
-def test_a_damaged_state_is_said_and_passed_over(said, content):
+def test_a_damaged_state_is_reported_and_ignored(command, content):
     Path("base/state.json").write_bytes(content)
     for line in ("status base", "stop base"):
-        code, text = said(*line.split())
+        code, text = command(*line.split())
         assert code == 0, text
         assert "base/state.json cannot be read and is ignored; metrix-bench run writes it again\n" in text
 
 
-def test_a_damaged_memory_is_said_and_measured_again(tmp_path):
+def test_damaged_memory_is_reported_and_measured_again(tmp_path):
     words = []
     run = Run(tmp_path, words.append)
     assert run.memory() == {}
@@ -240,10 +212,10 @@ def test_a_damaged_memory_is_said_and_measured_again(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"{broken", b"3", b'{"a": 1}'])
-def test_a_damaged_study_is_refused(said, content):
+def test_a_damaged_study_is_refused(command, content):
     Path("base/search").mkdir()
     Path("base/search/study.json").write_bytes(content)
-    code, text = said("audit", "base")
+    code, text = command("audit", "base")
     reason = "which keeps what the searches declared, cannot be read: restore it from a copy, or move it away"
     assert (code, text) == (2, f"metrix-bench: base/search/study.json, {reason}\n")
 
@@ -251,10 +223,10 @@ def test_a_damaged_study_is_refused(said, content):
 @pytest.mark.parametrize(
     "line", [*READING, "plan mine.yaml --out base", "trial mine.yaml --arm contrastive --out base"]
 )
-def test_a_record_of_a_later_version_stays_where_it_is(said, line):
+def test_a_record_of_a_later_version_stays_where_it_is(command, line):
     path = next(Path("base/records").iterdir())
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 2}))
-    code, text = said(*line.split())
+    code, text = command(*line.split())
     if line in ("stop base", "retry base --failed"):  # which read no record
         assert code == 0
     else:
@@ -264,15 +236,15 @@ def test_a_record_of_a_later_version_stays_where_it_is(said, line):
 
 
 @pytest.mark.parametrize("content", [b"", b"not json", b"\xff\xfe", b"{}", b'{"schema_version": "x"}'])
-def test_a_damaged_record_is_kept_aside_and_said(said, content):
+def test_a_damaged_record_is_set_aside_and_reported(command, content):
     path = next(Path("base/records").iterdir())
     path.write_bytes(content)
-    code, text = said("status", "base")
+    code, text = command("status", "base")
     assert (code, f"{path} cannot be read (" in text, "2 waiting" in text) == (0, True, True)
     assert [kept.read_bytes() for kept in Path("base/set_aside").iterdir()] == [content]
 
 
-def test_a_damaged_record_stays_where_nothing_can_be_moved(said, monkeypatch):
+def test_a_damaged_record_stays_in_a_read_only_folder(command, monkeypatch):
     path = next(Path("base/records").iterdir())
     path.write_text("not json")
 
@@ -280,41 +252,41 @@ def test_a_damaged_record_stays_where_nothing_can_be_moved(said, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("harness.runs.files.make_folder", closed)
-    code, text = said("status", "base")
+    code, text = command("status", "base")
     assert (code, "its trial runs again (it stays where it is: Permission denied)\n" in text) == (0, True)
     assert path.exists()
 
 
-def test_a_report_that_cannot_be_written_says_where_else(said):
+def test_a_report_that_cannot_be_written_suggests_another_folder(command):
     Path("base/only").touch()
-    code, text = said("report", "base", "--only", "seed=0", "--format", "csv")
+    code, text = command("report", "base", "--only", "seed=0", "--format", "csv")
     sentence = "cannot write in base/only/seed=0: Not a directory; choose another folder with --out (OUT=… of make)\n"
     assert (code, text) == (2, f"metrix-bench: {sentence}")
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])
-def test_damaged_outcomes_are_named(said, content):
+def test_damaged_outcomes_are_named(command, content):
     path = next(Path("base/per_query").iterdir())
     path.write_bytes(content)
-    code, text = said("verify", "base")
+    code, text = command("verify", "base")
     assert (code, f"{path} cannot be read: " in text, "0 of 1 match" in text) == (1, True, True)
-    code, text = said("report", "base", "--format", "csv")
+    code, text = command("report", "base", "--format", "csv")
     assert (code, f"{path} cannot be read as outcomes of queries (" in text) == (2, True)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"a b"])
-def test_a_damaged_identity_is_refused(said, content):
+def test_a_damaged_identity_is_refused(command, content):
     Path("base/run.id").write_bytes(content)
-    code, text = said("trial", "mine.yaml", "--arm", "triplet", "--out", "base")
+    code, text = command("trial", "mine.yaml", "--arm", "triplet", "--out", "base")
     assert code == 2
     assert text == "metrix-bench: base/run.id, which identifies this run, is damaged: remove that file\n"
 
 
-def test_odd_names_of_folders(said):
+def test_run_folders_may_have_odd_names(command):
     name = "a*b?c [d] é \"q\" %s {x} $HOME 'p'"
     os.rename("base", name)
     for line in READING[:4]:
         words = [name if word == "base" else word for word in line.split()]
-        code, text = said(*words)
+        code, text = command(*words)
         assert code == 0, text
     assert (Path(name) / "leaderboard.csv").exists()

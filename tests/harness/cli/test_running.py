@@ -1,19 +1,15 @@
-"""What a newcomer gets wrong, and the sentence that says so before anything runs."""
+"""Commands that run trials: what a newcomer gets wrong, and what is not run again."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from harness.cli import main
-from harness.config import grids
 from harness.runs import storage
 from harness.runs.run import Run
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 GRID = """
 name: tiny
@@ -132,51 +128,6 @@ def test_compute_matched_baselines_stand_in_the_plan(run):
     assert text.count("contrastive+longer-s0") == 2  # one for the feature level, one for the input level
 
 
-@pytest.mark.parametrize("what", ["losses", "datasets", "grids"])
-def test_lists(run, what):
-    code, text = run("list", what)
-    assert code == 0
-    known = {"losses": ["contrastive", "proxy_anchor"], "datasets": ["glyphs", "omniglot"], "grids": grids()}
-    assert all(name in text for name in known[what])
-
-
-def test_stages_of_a_backbone(run):
-    code, text = run("list", "stages", "test_resnet")
-    assert code == 0
-    assert "layer1" in text
-
-
-TINY = """
-name: mine
-datasets: [{name: glyphs, options: {classes: 16}}]
-backbones: [test_resnet]
-losses: [contrastive, triplet]
-levels: [baseline, input]
-floors: []
-seeds: [0]
-model: {dim: 16}
-images: {side_px: 32}
-training: {epochs: 1, batch_size: 20, lr: 1.0e-3, schedule: constant}
-"""
-
-
-@pytest.fixture
-def here(tmp_path, capsys, monkeypatch):
-    """Runs a command in an empty folder that holds the grid `mine.yaml`; its exit code and what it said."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.yaml").write_text(TINY)
-
-    def here(*words):
-        try:
-            code = main(list(words))
-        except SystemExit as ended:
-            code = ended.code
-        said = capsys.readouterr()
-        return code, said.out + said.err
-
-    return here
-
-
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -190,18 +141,18 @@ def here(tmp_path, capsys, monkeypatch):
         ("--arm contrastive --set protocol=tuned", "searches the settings of its arms, which metrix-bench run does"),
     ],
 )
-def test_a_trial_that_cannot_run_says_why(here, words, sentence):
-    code, text = here("trial", "mine.yaml", *words.split())
+def test_a_trial_that_cannot_run_says_why(command, words, sentence):
+    code, text = command("trial", "mine.yaml", *words.split())
     assert code == 2, text
     assert sentence in text
     assert "Traceback" not in text
 
 
-def test_a_trial_does_not_poison_the_folder_of_its_grid(here, tmp_path):
-    code, text = here("trial", "mine.yaml", "--arm", "contrastive", "--set", "epochs=2")
+def test_a_trial_with_other_settings_needs_another_folder(command, tmp_path):
+    code, text = command("trial", "mine.yaml", "--arm", "contrastive", "--set", "epochs=2")
     assert (code, "training.epochs was 1 and is now 2" in text, "--out" in text) == (2, True, True)
     assert not (tmp_path / "results").exists()
-    code, text = here("trial", "mine.yaml", "--arm", "contrastive")
+    code, text = command("trial", "mine.yaml", "--arm", "contrastive")
     assert (code, "already done" in text) == (0, False), text
     pattern = (
         r"glyphs-\S+\nepoch 0/1  before training  validation: R@1 \d\d\.\d  MAP@R \d\d\.\d\n"
@@ -210,86 +161,40 @@ def test_a_trial_does_not_poison_the_folder_of_its_grid(here, tmp_path):
     )
     assert re.fullmatch(pattern, text), text
     assert max(map(len, text.splitlines()[:-2])) <= 80
-    code, text = here("trial", "mine.yaml", "--arm", "contrastive", "--set", "keep=weights")
+    code, text = command("trial", "mine.yaml", "--arm", "contrastive", "--set", "keep=weights")
     assert (code, "already done: its record is from " in text) == (0, True)
     assert "keep=weights does not change finished trials, which have keep=embeddings" in text
     out = ("--out", "results/runs/mine")
-    code, text = here("trial", "mine.yaml", "--arm", "triplet", "--set", "batch_size=40", *out)
+    code, text = command("trial", "mine.yaml", "--arm", "triplet", "--set", "batch_size=40", *out)
     assert (code, "training.batch_size was 20 and is now 40" in text, "--out" in text) == (2, True, True), text
     with Run(tmp_path / "results/runs/mine").lock():
-        code, text = here("trial", "mine.yaml", "--arm", "triplet")
+        code, text = command("trial", "mine.yaml", "--arm", "triplet")
     assert (code, "is in use by process" in text) == (2, True)
 
 
-def test_a_trial_that_diverges_is_a_sentence_and_a_failure(here, tmp_path):
+def test_a_diverging_trial_is_recorded_as_a_failure(command, tmp_path):
     words = ("--set", "lr=1e30", "--set", "clip_value=null", "--set", "epochs=3", "--out", "out")
-    code, text = here("trial", "mine.yaml", "--arm", "contrastive", *words)
+    code, text = command("trial", "mine.yaml", "--arm", "contrastive", *words)
     assert (code, "Traceback" in text) == (1, False), text
     assert "failed, diverged: the loss is nan at epoch " in text
     assert [failure.kind for failure in Run(tmp_path / "out").failures()] == ["diverged"]
 
 
 @pytest.mark.parametrize("words", ["run mine.yaml --out full", "trial mine.yaml --arm contrastive --out full"])
-def test_a_folder_that_holds_other_things_is_no_run_folder(here, tmp_path, words):
+def test_a_folder_with_other_files_is_refused(command, tmp_path, words):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").touch()
-    code, text = here(*words.split())
+    code, text = command(*words.split())
     assert code == 2
     assert "full is not a run and contains other files (thesis.tex): name a new or empty folder" in text
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 
-def test_a_fault_of_the_program_is_a_traceback_and_a_request(here, monkeypatch):
-    def broken(*_):
-        raise ValueError("of a library")
-
-    monkeypatch.setattr("harness.cli._grid", broken)
-    code, text = here("plan", "mine.yaml")
-    assert code == 1
-    assert "Traceback" in text
-    assert text.endswith("not in what you typed: please report it with the lines above\n")
-
-
-@pytest.mark.parametrize("words", [("--debug", "plan", "qick"), ("plan", "qick", "--debug"), ("plan", "qick")])
-def test_debug_shows_where_an_error_was_raised(here, words):
-    code, text = here(*words)
-    assert (code, "Traceback" in text) == (2, "--debug" in words)
-    assert "did you mean 'quick'" in text
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_terminal_of_another_encoding_shows_what_it_can(encoding, tmp_path):
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
-    words = [sys.executable, "-m", "harness.cli", "list", "grids"]
-    done = subprocess.run(words, env=environment, capture_output=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    assert b"quick" in done.stdout
-
-
-@pytest.mark.parametrize("words", ["audit --rules", "list losses", "trial mine.yaml --arm contrastive"])
-def test_nobody_who_reads_is_no_traceback(words, tmp_path):
-    (tmp_path / "mine.yaml").write_text(TINY)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", *words.split()],
-        cwd=tmp_path,
-        env=environment,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (141, "")
-
-
-def test_a_run_that_is_done_says_so_and_what_it_does_not_do_again(here, tmp_path, monkeypatch):
+def test_a_finished_run_says_so_and_what_it_does_not_repeat(command, tmp_path, monkeypatch):
     from harness import launch
     from harness.launch.plan import Plan
 
-    assert here("trial", "mine.yaml", "--arm", "contrastive")[0] == 0
+    assert command("trial", "mine.yaml", "--arm", "contrastive")[0] == 0
     run = Run(tmp_path / "results/runs/mine")
 
     def run_grid(grid, *_, **__):
@@ -298,16 +203,16 @@ def test_a_run_that_is_done_says_so_and_what_it_does_not_do_again(here, tmp_path
 
     monkeypatch.setattr(launch, "run_grid", run_grid)
     monkeypatch.setattr(launch, "supervised", lambda attempt, *_: attempt())
-    code, text = here("run", "mine.yaml", "--set", "keep=weights")
+    code, text = command("run", "mine.yaml", "--set", "keep=weights")
     assert code == 0
     assert "already done: 1 trial had records, and nothing was run\n" in text
     assert "keep=weights does not change finished trials, which have keep=embeddings: name another folder " in text
     assert "open results/runs/mine/leaderboard.html in a browser\n" in text
 
 
-def test_a_bucket_that_holds_other_things_is_no_run(here, bucket):
+def test_a_bucket_with_other_objects_is_refused(command, bucket):
     storage.of(bucket).write("thesis.tex", b"x")
     for words in (("trial", "mine.yaml", "--arm", "contrastive"), ("plan", "mine.yaml")):
-        code, text = here(*words, "--out", bucket)
+        code, text = command(*words, "--out", bucket)
         assert code == 2
         assert f"{bucket} is not a run and contains other files (thesis.tex): name a new or empty folder\n" in text

@@ -1,0 +1,116 @@
+"""The command line: `metrix-bench run quick`. Every option is a setting of the grid or a place on disk.
+
+    running   run, plan, trial, retry
+    reading   status, logs, stop, report, power, trace, audit, verify, draw
+    data      doctor, prepare
+    lists     list
+    options   what several commands share
+
+A command is a function of the values that its options have, and returns the exit code. What it needs is imported
+when it runs, so that `metrix-bench --help` is there at once.
+"""
+
+import argparse
+import errno
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from harness.cli import data, lists, reading, running
+from harness.cli.options import CLOSED, FAILED, INTERRUPTED, OK, WRONG_INPUT
+from harness.errors import UserError, unknown
+
+__all__ = ["CLOSED", "FAILED", "INTERRUPTED", "OK", "WRONG_INPUT", "main", "parser"]
+
+BUG = "this is a bug in metrix-bench and not in what you typed: please report it with the lines above"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    0 done, 1 a trial failed or the program has a bug, 2 wrong input, 130 interrupted, 141 nobody reads the output.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a sign that the terminal lacks must not cost what was computed
+    words = sys.argv[1:] if words is None else words
+    arguments = _parse(words)
+    arguments.words = tuple(words)
+    try:
+        names = inspect.signature(arguments.command).parameters
+        code = arguments.command(**{name: getattr(arguments, name) for name in names})
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("metrix-bench: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or python would complain once more when it ends
+        return CLOSED
+    except Exception as error:
+        sentence = _sentence(error, arguments)
+        if arguments.debug or sentence is None:
+            traceback.print_exc()
+        print(f"metrix-bench: {sentence or BUG}", file=sys.stderr)
+        return FAILED if sentence is None else WRONG_INPUT
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the commands and their options."""
+    top = argparse.ArgumentParser(prog="metrix-bench", description="A fair benchmark of deep metric learning.")
+    top.add_argument("--debug", action="store_true", help="show where in the program an error was raised")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for family in (running, reading, data, lists):
+        family.add_commands(commands)
+    return top
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of a command line. Print a sentence and raise SystemExit where they are wrong."""
+    top = parser()
+    for before, word in pairwise((top.prog, *words)):
+        option = re.fullmatch(r"(--\w+)=\s*", word)
+        if option or not word.strip():
+            top.error(f"the value after {option[1] if option else before} is empty; name one, or leave it out")
+    arguments, rest = top.parse_known_args(words)
+    if rest:
+        command = arguments.parser
+        options = [option for option in command._option_string_actions if option.startswith("--")]
+        word = rest[0].partition("=")[0]
+        command.error(unknown("option", word, options) if word.startswith("-") else f"{word!r} is one word too many")
+    return arguments
+
+
+def _sentence(error: Exception, arguments: argparse.Namespace) -> str | None:
+    """Say what the user can do about an error; None for a bug in the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not isinstance(error, OSError):
+        return None
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (isinstance(error.filename, str) and _is_named(Path(error.filename), arguments)):
+        return f"{error.filename or 'the disk'}: {error.strerror}"
+    return None
+
+
+def _is_named(path: Path, arguments: argparse.Namespace) -> bool:
+    """Whether a path is in or above one that the command line names, the folder of runs, or the cache."""
+    from harness.data.cache import default_folder
+
+    path = Path(os.path.abspath(path))
+    for place in map(os.path.abspath, (*_paths(arguments), "results/runs", default_folder())):
+        if path.is_relative_to(place) or Path(place).is_relative_to(path):
+            return True
+    return False
+
+
+def _paths(arguments: argparse.Namespace) -> Iterable[str | Path]:
+    """Yield every argument that may be a path."""
+    for name, value in vars(arguments).items():
+        values = value if isinstance(value, list | tuple) and name != "words" else [value]
+        yield from (item for item in values if isinstance(item, str | Path))

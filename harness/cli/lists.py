@@ -1,0 +1,133 @@
+"""The command list: what a grid may name."""
+
+import shutil
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from harness.cli.options import OK, add_command
+from harness.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table of names, which the first column holds, and the lines to print below it: name → line.
+
+    A line with the name "" belongs to the whole table.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    below: Sequence[tuple[str, str]] = ()
+
+
+def add_commands(commands) -> None:
+    """Add the command of this file."""
+    command = add_command(commands, print_list, "list", "list what a grid may name")
+    command.add_argument("what", choices=sorted(LISTINGS), help="what to list")
+    command.add_argument("pattern", nargs="?", help="only names such as 'resnet*'; of stages: the backbone")
+
+
+def print_list(what: str, pattern: str | None) -> int:
+    """Print the names that fit a pattern, and what is known of each."""
+    from harness.reports import _terminal as terminal
+
+    listing = _stages(pattern) if what == "stages" else LISTINGS[what]()
+    rows = listing.rows
+    if pattern is not None and what != "stages":
+        rows = [row for row in rows if fnmatchcase(row[0], pattern)]
+        if not rows:
+            raise UserError(unknown(what, pattern, [row[0] for row in listing.rows]))
+    terminal.table(listing.title, listing.columns, rows)
+    names = {"", *(row[0] for row in rows)}
+    width = min(shutil.get_terminal_size().columns, 120)
+    for name, line in listing.below:
+        if name in names:
+            print(textwrap.fill(line, width, subsequent_indent="  "))
+    return OK
+
+
+def _losses() -> Listing:
+    import baselines
+
+    known = [baselines.describe(name) for name in baselines.names()]
+    rows = [
+        (loss.name, loss.paper, _settings(loss.parameters), "yes" if loss.metrix else "no", ", ".join(loss.learnable))
+        for loss in known
+    ]
+    why = [(loss.name, f"{loss.name} has no Metrix form: {loss.why_no_metrix}") for loss in known if not loss.metrix]
+    return Listing("losses", ("name", "paper", "hyperparameters", "Metrix", "learns"), rows, why)
+
+
+def _levels() -> Listing:
+    from harness.config import LEVELS, Level
+
+    settings = Level().model_dump(exclude={"at"})
+    below = f"settings of a level: {_settings(settings)}; stage says which feature maps are mixed"
+    return Listing("levels", ("name", "what"), [(name, MIXES[name]) for name in LEVELS], [("", below)])
+
+
+MIXES = {
+    "baseline": "no mixing: the loss alone",
+    "embedding": "mixes embeddings",
+    "feature": "mixes feature maps inside the network",
+    "input": "mixes images",
+}
+
+
+def _metrics() -> Listing:
+    from harness.evaluation import metrics
+
+    rows = [(metric.title.format(k="K"), metric.summary.partition(": (")[0]) for metric in metrics.found()]
+    return Listing("metrics", ("name", "what"), rows)
+
+
+def _datasets() -> Listing:
+    from harness.data import datasets
+
+    known = map(datasets.describe, datasets.names())
+    rows = [(found.name, found.title, "--data" if found.needs_data else "embedded") for found in known]
+    return Listing("datasets", ("name", "what", "data"), rows)
+
+
+def _backbones() -> Listing:
+    from harness.training import backbones
+
+    return Listing("backbones", ("name",), [(name,) for name in backbones.names()])
+
+
+def _stages(backbone: str | None = None) -> Listing:
+    from harness.training import anatomy
+
+    if backbone is None:
+        raise UserError("list stages needs a backbone: metrix-bench list stages resnet50")
+    return Listing(f"stages of {backbone}", ("stage",), [(stage,) for stage in anatomy.stages(backbone)])
+
+
+def _grids() -> Listing:
+    from harness import grids
+
+    rows = [(name, str(grids.read(path).get("about", "")).strip()) for name, path in grids.shipped().items()]
+    return Listing("grids", ("name", "what"), rows)
+
+
+def _settings(values: dict[str, Any]) -> str:
+    """Write settings with their values as an arm does, to four digits: `margin=0.5, mining=none`."""
+    from harness.grids.notation import brackets
+
+    rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in values.items()}
+    return brackets(rounded)[1:-1].replace(",", ", ")
+
+
+LISTINGS: dict[str, Callable[[], Listing]] = {
+    "losses": _losses,
+    "levels": _levels,
+    "metrics": _metrics,
+    "datasets": _datasets,
+    "backbones": _backbones,
+    "stages": _stages,
+    "grids": _grids,
+}
