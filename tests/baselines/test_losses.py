@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import baselines
-from baselines.weights import Weights, belonging
+from baselines.weights import Weights, log_mask
 from tests.baselines import loops
 
 WITH_LOOPS = tuple(sorted(loops.NAMES & set(baselines.names())))  # a loss that somebody adds has none
@@ -80,7 +80,7 @@ def test_gradient_of_circle_takes_its_weights_as_constants():
     s = torch.tensor([similarities], dtype=torch.float64, requires_grad=True)
     y = torch.tensor([labels]) > 0
     baselines.create("circle").formula(
-        s, *(Weights(belonging(side, s.dtype), 1.0, s.shape) for side in (y, ~y))
+        s, *(Weights(log_mask(side, s.dtype), 1.0, s.shape) for side in (y, ~y))
     ).sum().backward()
     for k in range(4):
         moved = [[t + (step if i == k else 0.0) for i, t in enumerate(similarities)] for step in (1e-6, -1e-6)]
