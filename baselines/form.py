@@ -39,7 +39,7 @@ class Batch:
 class Loss(nn.Module):
     """A published loss: its `formula`, its anchors and candidates, and where it was published.
 
-    A subclass takes its hyperparameters as arguments of `__init__` (plus num_classes, dim and generator if it learns
+    A subclass takes its hyperparameters as arguments (plus num_classes, dim and generator if it learns
     proxies) and implements `formula(similarities, positive, negative) -> (a,)`, the loss of each anchor. An anchor
     whose loss is undefined (the logarithm of an empty sum) contributes 0, and the mean over anchors counts it. There
     is no second derivative: a gradient with `create_graph=True` raises a RuntimeError.

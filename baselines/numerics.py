@@ -19,8 +19,8 @@ vector_norm: Callable[..., Tensor] = torch.linalg.vector_norm  # pyright: ignore
 def full_precision(device: torch.device) -> Generator[None]:
     """Turn autocast and TF32 off: three digits of a similarity of 0.999 are too few when it is multiplied by 75.
 
-    Each backend has its own switch. The older `set_float32_matmul_precision` sets them too, but it cannot be read
-    after a caller has set them one by one.
+    Each backend has its own switch. The older `torch.set_float32_matmul_precision` sets them too, but it cannot be
+    read after a caller has set them one by one.
     """
     mkldnn: Any = torch.backends.mkldnn  # its type lacks `matmul`
     switches: tuple[Any, ...] = (torch.backends.cuda.matmul, mkldnn.matmul)
@@ -38,8 +38,8 @@ def full_precision(device: torch.device) -> Generator[None]:
 def first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Make a Function's backward pass raise a RuntimeError under `create_graph=True`.
 
-    torch's own `once_differentiable` raises only if the incoming gradient has a graph itself. Otherwise it drops the
-    second derivative silently.
+    `torch.autograd.function.once_differentiable` raises only if the incoming gradient has a graph itself. Otherwise
+    it drops the second derivative silently.
     """
 
     @wraps(backward)

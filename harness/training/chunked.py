@@ -104,7 +104,7 @@ class Chunked(Wrapped):
     def _contexts(self, counts: bool) -> tuple[AbstractContextManager, AbstractContextManager]:
         """What surrounds a pass, and its repetition, which uses the statistics that the pass used and moves none."""
         norms = [norm for norm in batch_norms(self.model) if norm.training]
-        tracked = [norm.track_running_stats for norm in norms]  # `metrix.network.isolated` switches them off for a while
+        tracked = [norm.track_running_stats for norm in norms]  # off inside `metrix.network.isolated`
         return nullcontext() if counts else _on_copies(norms, tracked), _on_copies(norms, tracked)
 
 
