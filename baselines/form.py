@@ -60,6 +60,9 @@ class Loss(nn.Module):
     proxies: nn.Parameter  # of a loss that learns proxies
     mixed_rows = 0  # a plain loss sends no mixed rows through the network
 
+    def __init__(self):
+        super().__init__()  # without this, a loss without hyperparameters would have the signature of nn.Module
+
     def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
         """Return the loss (a,) of each anchor, from its similarities (a, …) and the label weights y and 1 − y."""
         raise TypeError(f"{type(self).__name__} has no formula; write formula(similarities, positive, negative)")
