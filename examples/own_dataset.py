@@ -2,9 +2,9 @@
 
     python examples/own_dataset.py photos/labels.csv --out results/runs/mine
 
-`labels.csv` has two columns, `path` (relative to the file's folder) and `label`. The script writes `manifest.csv` beside
-it, which adds the column `split`: half of the classes are for training, the others for testing. Validation classes are
-split off from the training classes later, in the same way for every dataset.
+`labels.csv` has two columns, `path` (relative to the file's folder) and `label`. The script writes `manifest.csv`
+beside it, which adds the column `split`: half of the classes are for training, the others for testing. Validation
+classes are split off from the training classes later, in the same way for every dataset.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import harness
 GRID = """
 name: own
 datasets: [manifest]
-backbones: [{name: test_resnet, stage: layer3}]  # a tiny network; write resnet50.tv_in1k and pretrained: true for real
+backbones: [{name: test_resnet, stage: layer3}]  # tiny; for real work {name: resnet50.tv_in1k, pretrained: true}
 losses: [contrastive]
 levels: [baseline, embedding]
 floors: []

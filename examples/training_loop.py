@@ -2,8 +2,8 @@
 
     python examples/training_loop.py [--steps 200]
 
-The loop is plain PyTorch. It trains one small network with a loss and another with the Metrix variant of that loss, on
-the same batches, and scores both by exact retrieval on classes that were not trained on.
+The loop is plain PyTorch. It trains one small network with a loss and another with the Metrix variant of that loss,
+on the same batches, and scores both by exact retrieval on classes that were not trained on.
 """
 
 import argparse
