@@ -10,8 +10,6 @@ import pytest
 
 from tests.test_layers import PACKAGES, ROOT, module, sources
 
-DOCSTRING_OWNERS = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-
 
 def docstrings(tree: ast.Module) -> list[ast.Constant]:
     """Return the docstrings of a file, those below attributes included."""
@@ -43,9 +41,9 @@ def known() -> set[str]:
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_names_in_docstrings_exist(path: Path, known: set[str]):
-    """A name in backticks that nothing has is left over from before a change."""
+    """A name in backticks that does not exist is left over from before a change."""
     for text in docstrings(ast.parse(path.read_text(encoding="utf-8"))):
-        for name in re.findall(r"`([A-Za-z_][\w.]*)(?:\(\))?`", text.value):
+        for name in re.findall(r"`([A-Za-z_][\w.]*)(?:\(\))?`", str(text.value)):
             ours = not name.startswith(("torch.", "ray.", "numpy."))
             unknown = [part for part in name.split(".") if ours and part and part not in known]
             assert not unknown, f"line {text.lineno}: `{name}`"

@@ -1,6 +1,5 @@
 """The examples run as they are."""
 
-import re
 import runpy
 import sys
 
@@ -26,7 +25,7 @@ def run(monkeypatch, capsys):
 
 def test_a_training_loop_scores_both_losses(run):
     lines = run("training_loop.py", "--steps", 2).splitlines()
-    scores = [float(re.search(r"R@1 (\d\.\d+)", line).group(1)) for line in lines]
+    scores = [float(line.split("R@1 ")[1].split()[0]) for line in lines]
     assert len(scores) == 2
     assert all(0 < score < 1 for score in scores)
 
