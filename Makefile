@@ -8,6 +8,7 @@ WEIGHTS ?=
 OUT     ?= results/runs/$(shell basename -- $(call quoted,$(GRID)) | sed 's/\.[^.]*$$//')
 ADDRESS ?=
 ARGS    ?=
+JOBS    ?= 2
 
 quoted = '$(subst ','\'',$(1))'
 digest = $(shell cat $(1) | sha256sum | cut -c1-16)
@@ -54,8 +55,9 @@ readme:  ## put the leaderboard of OUT into README.md, captions folded
 		'/^#/ && open {print "</details>\n"; open = 0} /^[^|#]/ && !open {print folded "\n"; open = 1} {print} END {if (open) print "\n</details>"}' > README.md.part
 	@sed -i -e '/results:begin/r README.md.part' README.md && rm README.md.part
 
-test: $(STAMP)  ## run the tests (ten minutes on 2 cores; ARGS='-m slow' runs those that start whole clusters, twenty more)
-	@$(PY) -m pytest $(ARGS)
+# JOBS files of tests run at a time. Tests of whole clusters use all cores themselves.
+test: $(STAMP)  ## run the tests (MINUTES minutes on 2 cores; ARGS='-m slow' runs those that start whole clusters, twenty more)
+	@$(PY) -m pytest $(if $(findstring slow,$(ARGS)),,-n $(JOBS) --dist loadfile) $(ARGS)
 
 lowest:  ## run the tests of computations with the lowest versions that pyproject.toml allows, in a separate environment
 	test -x build/lowest/bin/python || $(PYTHON) -m venv build/lowest

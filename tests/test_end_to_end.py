@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,8 +29,8 @@ training: {epochs: 2, batch_size: 20, examples_per_class: 5, lr: 1e-3, schedule:
 TRIALS = 2 * 3 + 2 + 1
 
 
-def start(*words, house: Path = ROOT) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(house), "COLUMNS": "120"}
+def start(*words) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     return subprocess.Popen(
         [sys.executable, "-m", "harness.cli", *map(str, words)],
         env=environment,
@@ -39,12 +38,12 @@ def start(*words, house: Path = ROOT) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        cwd=house,
+        cwd=ROOT,
     )
 
 
-def command(*words, house: Path = ROOT) -> tuple[int, str]:
-    process = start(*words, house=house)
+def command(*words) -> tuple[int, str]:
+    process = start(*words)
     text, _ = process.communicate(timeout=600)
     return process.returncode, text
 
@@ -187,27 +186,6 @@ def test_results_of_other_settings_are_refused(finished, grid):
     assert code == 2
     assert "training.epochs was 2 and is now 3" in text
     assert contents(folder) == before
-
-
-def test_a_loss_is_one_file(tmp_path):
-    """The file that the README shows, put beside the others, runs plain and with Metrix at every level."""
-    house = tmp_path / "house"
-    for package in ("baselines", "metrix", "harness"):
-        shutil.copytree(ROOT / package, house / package, ignore=shutil.ignore_patterns("__pycache__"))
-    readme = (ROOT / "README.md").read_text()
-    (source,) = (text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "class " in text)
-    assert len(source.splitlines()) < 35
-    (house / "baselines" / "soft_contrastive.py").write_text(source)
-    grid = tmp_path / "grid.yaml"
-    grid.write_text(
-        GRID.replace("[contrastive]", "[soft_contrastive]")
-        .replace("[baseline, embedding, input]", "[baseline, embedding, feature, input]")
-        .replace("[0, 1]", "[0]")
-    )
-    code, text = command("run", grid, "--out", tmp_path / "run", house=house)
-    assert code == 0, text
-    arms = {record["arm"] for record in map(json.loads, contents(tmp_path / "run").values())}
-    assert {"soft_contrastive", "soft_contrastive+embedding", "soft_contrastive+input"} < arms
 
 
 @pytest.mark.slow
