@@ -16,6 +16,7 @@ from harness.data.cache import default_folder
 from tests import disks
 
 ROOT = Path(__file__).parent.parent
+LONGEST = ("test_end_to_end.py", "test_gpu.py", "test_soak.py", "test_readme.py")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -31,6 +32,11 @@ def pytest_configure(config):
     for name in ("HF_HOME", "HF_HUB_CACHE", "TORCH_HOME"):  # they take precedence over XDG_CACHE_HOME
         os.environ.pop(name, None)
     os.environ |= {"XDG_CACHE_HOME": caches.name, "HYPOTHESIS_STORAGE_DIRECTORY": f"{caches.name}/hypothesis"}
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that two workers end at about the same time."""
+    items.sort(key=lambda item: (*LONGEST, item.path.name).index(item.path.name))
 
 
 @pytest.fixture(autouse=True)

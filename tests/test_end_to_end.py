@@ -1,4 +1,4 @@
-"""The real command line, from a grid file to a leaderboard, and what it survives."""
+"""The real command line, from a grid file to a leaderboard, and the interruptions it survives."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def scores(folder: Path) -> dict[str, dict]:
-    """What must not depend on when, where or how often a trial ran."""
+    """Return what must not depend on when, where or how often a trial ran."""
     keys = ("test", "validation", "selected_epoch")
     found = {}
     for name, text in contents(folder).items():
@@ -72,14 +72,14 @@ def grid(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(grid, tmp_path_factory) -> tuple[Path, str]:
-    """One undisturbed run of the grid, and what it printed."""
+    """Return the folder of an uninterrupted run of the grid, and what it printed."""
     folder = tmp_path_factory.mktemp("undisturbed")
     code, text = command("run", grid, "--out", folder, "--track", "tensorboard")
     assert code == 0, text
     return folder, text
 
 
-def test_a_run_leaves_a_record_a_trial_and_a_leaderboard(finished):
+def test_a_run_leaves_one_record_per_trial_and_a_leaderboard(finished):
     folder, text = finished
     assert len(contents(folder)) == TRIALS
     assert all((folder / f"leaderboard.{suffix}").stat().st_size for suffix in ("csv", "md", "tex", "html"))
@@ -93,7 +93,7 @@ def test_a_run_leaves_a_record_a_trial_and_a_leaderboard(finished):
     assert len({path.parent.name for path in folder.rglob("events.out.tfevents*")}) == TRIALS
 
 
-def test_the_table_is_made_of_the_records(finished):
+def test_the_table_shows_the_mean_of_the_records(finished):
     folder, _ = finished
     records = [json.loads(text) for text in contents(folder).values()]
     of_arm = [record["test"]["R@1"] for record in records if record["arm"] == "contrastive+embedding"]
@@ -101,7 +101,7 @@ def test_the_table_is_made_of_the_records(finished):
     assert f"{100 * sum(of_arm) / 2:.1f}" in (folder / "leaderboard.md").read_text()
 
 
-def test_a_second_run_does_nothing_again(finished, grid):
+def test_a_second_run_repeats_nothing(finished, grid):
     folder, _ = finished
     before = contents(folder)
     code, text = command("run", grid, "--out", folder)
@@ -119,8 +119,8 @@ for _ in range(2):
 """
 
 
-def test_a_process_may_start_ray_again():
-    """As a notebook does that runs several grids, and `retry` in a folder of several."""
+def test_a_process_can_start_ray_twice():
+    """A notebook does so when it runs several grids, and `retry` when a folder holds several."""
     done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.stdout.split() == ["1", "1"], done.stderr
 
@@ -154,7 +154,7 @@ def test_control_c_says_how_to_continue(grid, tmp_path):
     assert (tmp_path / "leaderboard.md").exists()
 
 
-def test_a_trial_that_fails_is_shown_and_the_others_go_on(grid, tmp_path):
+def test_a_failed_trial_is_shown_and_the_others_continue(grid, tmp_path):
     code, text = command("run", grid, "--out", tmp_path, "--seeds", "0", "--levels", "baseline", "--set", "lr=1e30")
     assert code == 1, text
     assert len(contents(tmp_path)) == 2  # the floors
@@ -165,7 +165,7 @@ def test_a_trial_that_fails_is_shown_and_the_others_go_on(grid, tmp_path):
     assert "diverged" in (tmp_path / "leaderboard.md").read_text() or "the loss is" in text
 
 
-def test_a_truncated_record_is_named_and_its_trial_runs_again(finished, grid, tmp_path):
+def test_a_truncated_record_is_reported_and_its_trial_runs_again(finished, grid, tmp_path):
     folder, _ = finished
     for name, text in contents(folder).items():
         (tmp_path / "records").mkdir(exist_ok=True)
@@ -189,7 +189,7 @@ def test_results_of_other_settings_are_refused(finished, grid):
 
 
 @pytest.mark.slow
-def test_folds_make_one_row_of_a_seed(grid, tmp_path, capsys):
+def test_the_folds_of_a_seed_make_one_row(grid, tmp_path, capsys):
     """Two folds of a tiny grid, run, audited and verified; one of them once more without ray."""
     folder, small = tmp_path / "folds", ("--set", "folds=2", "--set", "epochs=1", "--seeds", "0")
     code, text = command("run", grid, "--out", folder, *small, "--levels", "baseline,embedding")
