@@ -32,10 +32,10 @@ def modules() -> list[str]:
 
 def build(target: Path) -> None:
     """Write one page for each module without an underscore, and the index."""
-    import harness
-
-    for name in harness.__all__:  # pdoc only sees attributes that exist, and these are imported on first use
-        setattr(harness, name, getattr(harness, name))
+    # pdoc only sees attributes that exist, and some are imported on first use.
+    for package in map(import_module, PACKAGES):
+        for name in package.__all__:
+            setattr(package, name, getattr(package, name))
     pdoc.render.configure(docformat="google", template_directory=HERE, show_source=False)
     pdoc.pdoc(*modules(), r"!.*\._", output_directory=target)
 

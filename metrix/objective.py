@@ -19,18 +19,20 @@ from metrix.mixing import embedded_loss, mixed_loss
 class Metrix(nn.Module):
     """The mixed variant of a loss: total = mean ℓ + weight · mean ℓ̃ (Venkataramanan et al., ICLR 2022).
 
-    loss: one of the losses of `baselines` that has a mixed form.
-    at: "embedding", a drop-in for any training loop and nearly free; "feature", a stage of the network; "input".
-    stage: the name or index of the stage to mix at="feature"; None is the last feature map, before pooling.
-    pairs: "pos-neg", "anc-neg", "pos-pos", "neg-neg", or "alternate", which draws one of the first two at each step.
-    weight: w ≥ 0 of the mixed loss; 0 gives the baseline, to the bit.
-    alpha: λ ~ Beta(alpha, alpha).
-    renormalize: whether mixed embeddings have unit length at="embedding"; at the other levels they always have.
-    lambda_per: one λ for the "batch", or one for each pair of examples ("example").
-    hardest: mix each example with its k most similar ones of other classes, a number or "all"; None means "all" at
-        the embedding and 1 elsewhere. Before the last stage partners are drawn at random, and a number is refused.
-    max_mixed: mix at most this many pairs of a batch, a random subset; None means no limit.
-    generator: the source of all random numbers; None creates one, seeded like torch's.
+    Args:
+        loss: one of the losses of `baselines` that has a mixed form.
+        at: "embedding", a drop-in for any training loop and nearly free; "feature", a stage of the network; "input".
+        stage: the name or index of the stage to mix at="feature"; None is the last feature map, before pooling.
+        pairs: "pos-neg", "anc-neg", "pos-pos", "neg-neg", or "alternate": one of the first two, drawn at each step.
+        weight: w ≥ 0 of the mixed loss; 0 gives the baseline, to the bit.
+        alpha: λ ~ Beta(alpha, alpha).
+        renormalize: whether mixed embeddings have unit length at="embedding"; at the other levels they always have.
+        lambda_per: one λ for the "batch", or one for each pair of examples ("example").
+        hardest: mix each example with its k most similar ones of other classes, a number or "all"; None means "all"
+            at the embedding and 1 elsewhere. Before the last stage partners are drawn at random, and a number is
+            refused.
+        max_mixed: mix at most this many pairs of a batch, a random subset; None means no limit.
+        generator: the source of all random numbers; None creates one, seeded like torch's.
 
     Raise a ValueError that says why for a combination without a mixed form and for an argument out of range. There is
     no second derivative: a gradient with `create_graph=True` raises a RuntimeError.
