@@ -1,10 +1,14 @@
 """The examples run as they are."""
 
+import json
 import runpy
 import sys
+import zipfile
 
+import matplotlib
 import pytest
 
+import harness
 from tests.harness.pictures import class_folders
 from tests.test_layers import ROOT
 
@@ -42,3 +46,22 @@ def test_a_dataset_from_a_csv_of_paths_and_labels(run, tmp_path):
     rows = (photos / "manifest.csv").read_text(encoding="utf-8").splitlines()
     assert rows[:2] == ["path,label,split", "c00/0.png,c00,train"]
     assert sum(row.endswith(",test") for row in rows) == 8 * 4
+
+
+@pytest.mark.skipif(not hasattr(harness, "scores"), reason="this version has no harness.scores")
+def test_the_notebook_prints_what_is_stored_in_it(tmp_path, monkeypatch, capsys):
+    matplotlib.use("Agg")
+    with zipfile.ZipFile(ROOT / "tests/harness/reports/guard/quick.zip") as archive:
+        archive.extractall(tmp_path / "results/runs/quick")
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "scores.ipynb").read_text(encoding="utf-8"))
+    names: dict[str, object] = {}
+    pictures = 0
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        exec("".join(cell["source"]), names)
+        printed = capsys.readouterr().out
+        assert printed == "".join(line for out in cell["outputs"] for line in out.get("text", []))
+        pictures += sum("image/png" in out.get("data", {}) for out in cell["outputs"])
+    assert pictures == 1
