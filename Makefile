@@ -8,15 +8,16 @@ WEIGHTS ?=
 OUT     ?= results/runs/$(shell basename -- $(call quoted,$(GRID)) | sed 's/\.[^.]*$$//')
 ADDRESS ?=
 ARGS    ?=
+JOBS    ?= 2
 
 quoted = '$(subst ','\'',$(1))'
 digest = $(shell cat $(1) | sha256sum | cut -c1-16)
 
 ifneq ($(words $(VENV)),1)
-$(error VENV=$(VENV): name a folder without blanks, which make cannot follow)
+$(error VENV=$(VENV): name a folder without spaces; make cannot handle them)
 endif
 
-# A stamp names what was installed by its digest. It depends on no file: those of a fresh checkout are always newer.
+# A stamp names what was installed by its digest. It depends on no file: in a fresh checkout every file is newer.
 STAMP := $(VENV)/.installed-$(call digest,pyproject.toml constraints.txt)
 S3    := build/s3/.installed-$(call digest,tests/s3-server.txt)
 AUDIT := build/audit/.tried-2.10.1
@@ -25,7 +26,7 @@ PY    := PYTHONPATH=$(call quoted,$(CURDIR)) $(call quoted,$(BIN)/python)
 BENCH := $(PY) -m harness.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup benchmark report readme test lowest s3 audit soak perf gpu lint format clean
+.PHONY: help setup benchmark report readme test lowest s3 audit soak perf gpu lint types docs hooks format clean
 
 help:  ## explain the targets (what `make` alone does)
 	@echo "metrix-bench: a fair benchmark of deep metric learning"; echo
@@ -54,10 +55,11 @@ readme:  ## put the leaderboard of OUT into README.md, captions folded
 		'/^#/ && open {print "</details>\n"; open = 0} /^[^|#]/ && !open {print folded "\n"; open = 1} {print} END {if (open) print "\n</details>"}' > README.md.part
 	@sed -i -e '/results:begin/r README.md.part' README.md && rm README.md.part
 
-test: $(STAMP)  ## run the tests (ten minutes on 2 cores; ARGS='-m slow' runs those that start whole clusters, twenty more)
-	@$(PY) -m pytest $(ARGS)
+# JOBS files of tests run at a time. Tests of whole clusters use all cores themselves.
+test: $(STAMP)  ## run the tests (MINUTES minutes on 2 cores; ARGS='-m slow' runs those that start whole clusters, twenty more)
+	@$(PY) -m pytest $(if $(findstring slow,$(ARGS)),,-n $(JOBS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
-lowest:  ## run the tests of what computes with the lowest versions that pyproject.toml allows, in an environment of its own
+lowest:  ## run the tests of computations with the lowest versions that pyproject.toml allows, in a separate environment
 	test -x build/lowest/bin/python || $(PYTHON) -m venv build/lowest
 	build/lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python --resolution lowest-direct \
@@ -66,7 +68,7 @@ lowest:  ## run the tests of what computes with the lowest versions that pyproje
 		$(addprefix tests/harness/,data evaluation leaderboard reports runs/test_storage.py training/test_embedder.py \
 		training/test_trial.py launch/test_search.py) $(ARGS)
 
-s3: $(S3)  ## install the S3 server that tests of buckets need, in an environment of its own
+s3: $(S3)  ## install the S3 server that tests of buckets need, in a separate environment
 
 $(S3):
 	$(PYTHON) -m venv build/s3
@@ -84,9 +86,20 @@ perf: $(STAMP)  ## measure speed and memory, printed as ratios within one run
 gpu: $(STAMP)  ## test and measure this machine's GPU (eight minutes; DATA=photographs WEIGHTS=NETWORK.safetensors, ARGS)
 	@$(PY) -m tests.gpu $(if $(DATA),--data $(call quoted,$(DATA))) $(if $(WEIGHTS),--weights $(call quoted,$(WEIGHTS))) $(ARGS)
 
-lint: $(STAMP) $(AUDIT)  ## check style, errors that a linter finds, and dependencies for known vulnerabilities
+lint: $(STAMP) $(AUDIT)  ## check style, types and dependencies with known vulnerabilities
 	@$(call quoted,$(BIN)/ruff) check . && $(call quoted,$(BIN)/ruff) format --check .
+	@$(MAKE) --no-print-directory types
 	@$(PY) tests/dependencies.py build/audit/bin/pip-audit constraints.txt
+
+types: $(STAMP)  ## check types with pyright: strict in baselines/ and metrix/, standard elsewhere
+	@$(call quoted,$(BIN)/pyright) --pythonpath $(call quoted,$(BIN)/python) $(ARGS)
+
+docs: $(STAMP)  ## make the API pages in build/docs from the docstrings, and check their references
+	@$(PY) docs/build.py build/docs
+
+hooks: $(STAMP)  ## check each commit before it is made (ruff, types, examples in docstrings)
+	$(call quoted,$(BIN)/python) -m pip install --quiet --disable-pip-version-check pre-commit
+	$(call quoted,$(BIN)/pre-commit) install
 
 audit: $(AUDIT)
 

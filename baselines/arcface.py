@@ -15,7 +15,7 @@ from torch import Tensor
 
 from baselines.form import Loss, proxies, within
 from baselines.numerics import square_root
-from baselines.weights import Weights, total
+from baselines.weights import Listed, Weights, total
 
 
 class ArcFace(Loss):
@@ -44,6 +44,7 @@ class ArcFace(Loss):
         self.proxies = proxies(num_classes, dim, generator)
 
     def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
+        assert isinstance(positive, Listed)  # the candidates are proxies, so a label lists one column
         s, m = similarities.gather(1, positive.index), self.margin
         enlarged = s * math.cos(m) - square_root(1 - s * s) * math.sin(m)
         target = torch.where(s > math.cos(math.pi - m), enlarged, s - m * math.sin(m))

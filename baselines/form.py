@@ -3,29 +3,29 @@
     ℓ(a) = τ( σ⁺( Σ y·ρ⁺(s(a,x)) ) + σ⁻( Σ (1−y)·ρ⁻(s(a,x)) ) ),   sums over the labelled set (x, y) of anchor a
 
 Venkataramanan et al., "It Takes Two to Tango: Mixup for Deep Metric Learning", ICLR 2022 (arXiv 2106.04990). On clean
-data the label y says "positive" (1) or "negative" (0) for this anchor; Metrix only lets y lie in between. So a loss
-is written once, in `formula`, and everything else here turns a batch into similarities and label weights.
+data the label y says "positive" (1) or "negative" (0) for this anchor; Metrix lets y lie in between. A loss is
+therefore written once, in `formula`. Everything else here turns a batch into similarities and label weights.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from baselines.numerics import cosine, full_precision, unit
-from baselines.weights import Listed, Weights, belonging
+from baselines.weights import Listed, Weights, log_mask
 
 
 @dataclass
 class Batch:
-    """A checked batch as the losses see it.
+    """A checked batch, as the losses see it.
 
-    Unit embeddings (n, d), labels (n,), similarities (anchors, candidates), and unit proxies where the loss learns
-    some.
+    It holds unit embeddings (n, d), labels (n,) and similarities (anchors, candidates), and the unit proxies of a
+    loss that learns proxies. `sides` and `log_sides` are filled by the methods of the same names on first use.
     """
 
     embeddings: Tensor
@@ -33,52 +33,55 @@ class Batch:
     similarities: Tensor
     proxies: Tensor | None = None
     sides: tuple[Tensor, Tensor] | None = None
-    belongs: tuple[Tensor, Tensor] | None = None
+    log_sides: tuple[Tensor, Tensor] | None = None
 
 
 class Loss(nn.Module):
-    """A published loss: its `formula`, who the anchors and candidates are, and where it was published.
+    """A published loss: its `formula`, its anchors and candidates, and where it was published.
 
-    A subclass states its hyperparameters as the arguments of `__init__` (plus num_classes, dim and generator where it
-    learns proxies) and implements `formula(similarities, positive, negative) -> (a,)`, the loss of each anchor. An
-    anchor whose loss is undefined (the logarithm of an empty sum) contributes 0 and is counted in the mean over
-    anchors. There is no second derivative: a gradient with `create_graph=True` is a RuntimeError.
+    A subclass takes its hyperparameters as arguments (plus num_classes, dim and generator if it learns
+    proxies) and implements `formula(similarities, positive, negative) -> (a,)`, the loss of each anchor. An anchor
+    whose loss is undefined (the logarithm of an empty sum) contributes 0, and the mean over anchors counts it. There
+    is no second derivative: a gradient with `create_graph=True` raises a RuntimeError.
     """
 
     title: ClassVar[str]
     paper: ClassVar[str]
     year: ClassVar[int]
-    tuned_on: ClassVar[str | None] = None
+    tuned_on: ClassVar[str | None] = None  # where the defaults were tuned
     search_space: ClassVar[dict[str, dict[str, Any]]] = {}
     anchors: ClassVar[Literal["examples", "proxies"]] = "examples"
     candidates: ClassVar[Literal["examples", "proxies"]] = "examples"
-    mixed: ClassVar[Literal["candidates", "anchors", None]] = "candidates"
-    why_no_metrix: ClassVar[str] = ""
-    refused_pairs: ClassVar[dict[str, str]] = {}
-    exponential: ClassVar[bool] = False  # the formula meets its similarities in log_sum_exp only
-    rates: ClassVar[dict[str, float]] = {}
+    mixed: ClassVar[Literal["candidates", "anchors", None]] = "candidates"  # the role of mixed examples
+    why_no_metrix: ClassVar[str] = ""  # the reason, where `mixed` is None
+    refused_pairs: ClassVar[dict[str, str]] = {}  # pair types without a mixed form, with the reason
+    exponential: ClassVar[bool] = False  # the formula uses its similarities in log_sum_exp only
+    rates: ClassVar[dict[str, float]] = {}  # multipliers of the learning rate, by the name of the tensor
+    proxies: nn.Parameter  # of a loss that learns proxies
+    mixed_rows = 0  # a plain loss sends no mixed rows through the network
+
+    def __init__(self):
+        super().__init__()  # without this, a loss without hyperparameters would have the signature of nn.Module
 
     def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
-        """The loss (a,) of each anchor, from its similarities (a, …) and the weights y and 1 − y of their labels."""
+        """Return the loss (a,) of each anchor, from its similarities (a, …) and the label weights y and 1 − y."""
         raise TypeError(f"{type(self).__name__} has no formula; write formula(similarities, positive, negative)")
 
     def forward(self, embeddings: Tensor, labels: Tensor, indices_tuple: None = None) -> Tensor:
-        """The mean loss (scalar) of embeddings (n, d), normalised inside, with integer labels (n,).
+        """Return the mean loss (scalar) of embeddings (n, d), normalised inside, with integer labels (n,).
 
-        `indices_tuple` is there for training loops that pass one, and must be None.
+        `indices_tuple` exists for training loops that pass one; it must be None.
         """
         refuse_indices(indices_tuple)
         with full_precision(embeddings.device):
             return self.clean(self.batch(embeddings, labels))
 
     def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """What a training loop minimises: the loss (scalar) of the model's embeddings of images (n, 3, h, w)."""
+        """Return the loss (scalar) to minimise, of the model's embeddings of images (n, 3, h, w)."""
         return self(model(images), labels)
 
-    mixed_rows = 0  # a plain loss sends no mixed rows through the network
-
     def batch(self, embeddings: Tensor, labels: Tensor) -> Batch:
-        """Check a batch and compute its similarities; a ValueError or TypeError says what is wrong with it."""
+        """Check a batch and compute its similarities. Raise a ValueError or TypeError that says what is wrong."""
         check_shapes(embeddings, labels)
         (z, lengths), labels = unit(embeddings), labels.long()
         if not self.learns_classes:
@@ -95,7 +98,7 @@ class Loss(nn.Module):
         return Batch(z, labels, cosine(*sides), proxies)
 
     def vectors(self) -> Tensor:
-        """The proxies as rows, in the order of the columns (or rows) of the similarities."""
+        """Return the proxies as rows, in the order of the columns (or rows) of the similarities."""
         return self.proxies
 
     @property
@@ -105,15 +108,15 @@ class Loss(nn.Module):
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes it holds something for, so that labels must be smaller; None if any label will do."""
+        """The number of classes the loss has parameters for: labels must be smaller. None if any label is valid."""
         return len(self.proxies) if self.learns_classes else None
 
     def clean(self, batch: Batch) -> Tensor:
-        """The loss (scalar) of a checked batch."""
+        """Return the loss (scalar) of a checked batch."""
         return self.formula(batch.similarities, *self.labelled(batch)).mean()
 
     def sides(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Which candidates are positives, which negatives of each anchor (bool); an anchor is neither of its own."""
+        """Return the masks of the positives and the negatives of each anchor (bool); an anchor is never its own."""
         if batch.sides is None:
             anchors = candidates = batch.labels
             if self.learns_classes:
@@ -124,76 +127,77 @@ class Loss(nn.Module):
             batch.sides = (same if self.learns_classes else same.fill_diagonal_(False)), other
         return batch.sides
 
-    def belonging(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The same as logarithms: 0 for positives (negatives) of an anchor, −∞ for the others."""
-        if batch.belongs is None:
+    def log_sides(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logarithms of `sides`: 0 for positives (negatives) of an anchor, −∞ for the others."""
+        if batch.log_sides is None:
             positive, negative = self.sides(batch)
             dtype = batch.similarities.dtype
-            batch.belongs = belonging(positive, dtype), belonging(negative, dtype)
-        return batch.belongs
+            batch.log_sides = log_mask(positive, dtype), log_mask(negative, dtype)
+        return batch.log_sides
 
     def labelled(self, batch: Batch) -> tuple[Weights, Weights]:
-        """The label weights of the clean batch: 1 for each positive, 1 for each negative."""
+        """Return the label weights of the clean batch: 1 for each positive, 1 for each negative."""
         if self.candidates == "proxies":
             ones = batch.similarities.new_ones(len(batch.labels), 1)
             own_class = Listed(batch.labels[:, None], ones, torch.Size((len(ones), len(self.proxies))))
             return own_class, own_class.rest()
-        return tuple(Weights(side, 1.0, side.shape) for side in self.belonging(batch))
+        positive, negative = self.log_sides(batch)
+        return Weights(positive, 1.0, positive.shape), Weights(negative, 1.0, negative.shape)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Its learnable tensors as optimiser groups, each with lr times its own multiplier; [] if there are none."""
+        """Return the learnable tensors as optimiser groups, each with lr times its own multiplier."""
         return [
             {"params": [tensor], "lr": lr * self.rates.get(name, 1.0)} for name, tensor in self.named_parameters()
         ]
 
 
 def proxies(num_classes: int, dim: int, generator: torch.Generator | None, per_class: int = 0) -> nn.Parameter:
-    """One learnable vector for each class (num_classes, dim), or `per_class` of them: normal, variance 2 / fan-out.
+    """Draw one learnable vector for each class (num_classes, dim), or `per_class` of them, normally distributed.
 
-    The draw comes from `generator` and, without one, from a fork of torch's own, so that it moves no other random
-    number.
+    The variance is 2 / fan-out. The numbers come from `generator`, or else from a fork of torch's own, so that no
+    other random number changes.
     """
     shape = (num_classes, per_class, dim) if per_class else (num_classes, dim)
     deviation = math.sqrt(2.0 / (num_classes * max(1, per_class)))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType] (untyped in torch)
         return nn.Parameter(torch.empty(shape).normal_(0.0, deviation, generator=generator))
 
 
 def defined(losses: Tensor) -> Tensor:
-    """The losses (a,) with 0, and no gradient, where the logarithm of an empty sum left them undefined."""
+    """Return the losses (a,) with 0, and no gradient, where the logarithm of an empty sum left them undefined."""
     return losses.masked_fill(~losses.isfinite(), 0.0)
 
 
 def within(
-    name: str, value: float, low: float = -math.inf, high: float = math.inf, above: float | None = None
+    name: str, value: object, low: float = -math.inf, high: float = math.inf, above: float | None = None
 ) -> float:
-    """`value` if it is a finite number in [low, high] and greater than `above`; else a ValueError with the range."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if number and low <= value <= high and (above is None or value > above):
-        return value
+    """Return `value` if it is a finite number in [low, high] and greater than `above`; else raise a ValueError."""
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if math.isfinite(number) and low <= number <= high and (above is None or number > above):
+        return number
     floor = f"(−∞, {high}]" if low == -math.inf else f"[{low}, {high}]"
     allowed = f"a number in ({above}, {high}]" if above is not None else f"a number in {floor}"
     raise ValueError(f"{name} = {value!r} is out of range: it must be {allowed}".replace(f"{math.inf}]", "∞)"))
 
 
 def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    """`value` if it is one of the choices; otherwise a ValueError that lists them."""
+    """Return `value` if it is one of the choices; otherwise raise a ValueError that lists them."""
     if value in choices:
         return value
     raise ValueError(f"{name} = {value!r} is unknown; it must be one of {', '.join(map(repr, choices))}")
 
 
 def refuse_indices(indices_tuple: Any) -> None:
-    """Raise if pairs or triplets were mined outside: the label weights of these losses come from the labels alone."""
+    """Raise if a miner chose pairs or triplets: these losses compute their label weights from the labels alone."""
     if indices_tuple is not None:
         raise ValueError("indices_tuple is given, but these losses take their pairs from the labels; pass None")
 
 
 class NotFinite(ValueError):
-    """Embeddings with NaN or infinity: what a training loop reports as divergence."""
+    """Raised for embeddings with NaN or infinity; a training loop reports it as divergence."""
 
 
-def check_shapes(embeddings: Tensor, labels: Tensor) -> None:
+def check_shapes(embeddings: object, labels: object) -> None:
     """Raise unless embeddings are a floating (n, d) tensor and labels an integer (n,) tensor on the same device."""
     if not isinstance(embeddings, Tensor) or embeddings.ndim != 2 or not embeddings.is_floating_point():
         what = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
@@ -202,7 +206,7 @@ def check_shapes(embeddings: Tensor, labels: Tensor) -> None:
     check_labels(labels, len(embeddings), embeddings.device)
 
 
-def check_labels(labels: Tensor, count: int, device: torch.device) -> None:
+def check_labels(labels: object, count: int, device: torch.device) -> None:
     """Raise unless labels are an integer tensor (count,) on the device, count above 0."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a tensor of integers (n,), not {type(labels).__name__}")
@@ -217,14 +221,14 @@ def check_labels(labels: Tensor, count: int, device: torch.device) -> None:
 
 
 def check_values(lengths: Tensor, labels: Tensor, num_classes: int | None) -> None:
-    """Raise if an embedding is not finite or a label names no class; one look at the device for both."""
+    """Raise if an embedding is not finite or a label names no class. Both checks share one device synchronisation."""
     finite = lengths.detach().sum().isfinite()
     if num_classes is None:
         all_finite, low, high = finite.item(), 0, 0
     else:
-        all_finite, low, high = torch.stack([finite.long(), labels.min(), labels.max()]).tolist()
+        all_finite, low, high = _integers(torch.stack([finite.long(), labels.min(), labels.max()]))
     if not all_finite:
-        rows = (~lengths.isfinite()).flatten().nonzero().flatten().tolist()
+        rows = _integers((~lengths.isfinite()).flatten().nonzero().flatten())
         raise NotFinite(
             f"{len(rows)} of {len(lengths)} embeddings are not finite, or too long for {lengths.dtype}: "
             f"rows {rows[:10]}"
@@ -234,3 +238,7 @@ def check_values(lengths: Tensor, labels: Tensor, num_classes: int | None) -> No
         raise ValueError(
             f"label {wrong} names no class: num_classes={num_classes}, so labels are 0 to {num_classes - 1}"
         )
+
+
+def _integers(tensor: Tensor) -> list[int]:
+    return cast(list[int], tensor.tolist())  # pyright: ignore[reportUnknownMemberType] (untyped in torch)

@@ -47,10 +47,11 @@ class Margin(Loss):
         self.per_class = one_of("boundaries", boundaries, ("one", "per_class")) == "per_class"
         if self.per_class and num_classes is None:
             raise ValueError("boundaries='per_class' learns one number for each class, so it needs num_classes")
-        self.beta = nn.Parameter(torch.full((num_classes,) if self.per_class else (), within("beta", beta, 0.0)))
+        shape = (num_classes,) if self.per_class and num_classes is not None else ()
+        self.beta = nn.Parameter(torch.full(shape, within("beta", beta, 0.0)))
         self.generator = torch.Generator().manual_seed(torch.initial_seed() & (2**63 - 1))
         if generator is not None:
-            self.generator.manual_seed(torch.randint(2**62, (), generator=generator, device=generator.device).item())
+            self.generator.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
 
     @property
     def num_classes(self) -> int | None:
@@ -69,7 +70,7 @@ class Margin(Loss):
         return (pull.sum() + (negative * push).sum()) / active.clamp(min=1)
 
     def sampled(self, distances: Tensor, positive: Tensor, negative: Tensor, dim: int) -> Tensor:
-        """How often each pair (a, n) is drawn when each positive pair of an anchor draws one negative, (n, n)."""
+        """Draw one negative for each positive pair of an anchor; return how often each pair was drawn, (n, n)."""
         d = distances.clamp(min=0.5)
         log_chance = (2 - dim) * d.log() - (dim - 3) / 2 * (1 - d * d / 4).clamp(min=1e-8).log()
         near = negative & (distances < 1.4)
@@ -87,9 +88,9 @@ class Margin(Loss):
         return counts
 
     def get_extra_state(self) -> Tensor:
-        """The state of the sampling's generator (uint8), for an exact resume."""
+        """Return the state of the sampling generator (uint8), for an exact resume."""
         return self.generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take up the state of a generator that `get_extra_state` returned."""
+        """Restore a state that `get_extra_state` returned."""
         self.generator.set_state(state.cpu())

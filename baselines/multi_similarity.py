@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from baselines.form import Batch, Loss, within
-from baselines.weights import Weights, belonging
+from baselines.weights import Weights, log_mask
 
 
 class MultiSimilarity(Loss):
@@ -51,6 +51,6 @@ class MultiSimilarity(Loss):
         nearest = s.masked_fill(~negative, float("-inf")).amax(1, keepdim=True)
         hard_positive, hard_negative = s < nearest + self.mining, s > farthest - self.mining
         return (
-            Weights(belonging(positive & hard_positive, s.dtype), 1.0, s.shape),
-            Weights(belonging(negative & hard_negative, s.dtype), 1.0, s.shape),
+            Weights(log_mask(positive & hard_positive, s.dtype), 1.0, s.shape),
+            Weights(log_mask(negative & hard_negative, s.dtype), 1.0, s.shape),
         )

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+# torch leaves this function untyped.
+vector_norm: Callable[..., Tensor] = torch.linalg.vector_norm  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Turn autocast and TF32 off: a similarity of 0.999 is worth nothing in three digits when multiplied by 75.
+def full_precision(device: torch.device) -> Generator[None]:
+    """Turn autocast and TF32 off: three digits of a similarity of 0.999 are too few when it is multiplied by 75.
 
-    The switches are those of each backend. torch's older one, `set_float32_matmul_precision`, sets them as well, and
-    cannot be read once a caller has used them.
+    Each backend has its own switch. The older `torch.set_float32_matmul_precision` sets them too, but it cannot be
+    read after a caller has set them one by one.
     """
-    switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    mkldnn: Any = torch.backends.mkldnn  # its type lacks `matmul`
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, mkldnn.matmul)
     before = [switch.fp32_precision for switch in switches]
     for switch in switches:
         switch.fp32_precision = "ieee"
@@ -30,26 +35,26 @@ def full_precision(device: torch.device) -> Iterator[None]:
             switch.fp32_precision = precision
 
 
-def first_derivative_only(backward: Callable) -> Callable:
-    """Make a Function's backward pass refuse `create_graph=True` with a RuntimeError.
+def first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a Function's backward pass raise a RuntimeError under `create_graph=True`.
 
-    torch's own `once_differentiable` raises only when the gradient that arrives has a graph itself; otherwise it
-    drops the second derivative in silence.
+    `torch.autograd.function.once_differentiable` raises only if the incoming gradient has a graph itself. Otherwise
+    it drops the second derivative silently.
     """
 
     @wraps(backward)
-    def refusing(ctx, *gradients):
+    def checked(ctx: Any, *gradients: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError("these losses have no second derivative: take gradients without create_graph=True")
         return backward(ctx, *gradients)
 
-    return refusing
+    return checked
 
 
 class _Unit(Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
-        norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        norms = vector_norm(x, dim=1, keepdim=True)
         lengths = norms.clamp(min=1e-12)
         units = x / lengths
         ctx.save_for_backward(units, lengths)
@@ -58,26 +63,29 @@ class _Unit(Function):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx, gradient: Tensor, _: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
         units, lengths = ctx.saved_tensors
         radial = (units * gradient).sum(1, keepdim=True)
         return (gradient - units * radial).div_(lengths)
 
 
 def unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of x (n, d) scaled to length one, in at least float32, and their lengths (n, 1); a zero row stays zero."""
+    """Return the rows of x (n, d) scaled to length one, in at least float32, and their lengths (n, 1).
+
+    A row of zeros stays zero.
+    """
     return _Unit.apply(x if x.dtype in (torch.float32, torch.float64) else x.float())
 
 
 class _Cosine(Function):
     @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, b)
         return (a @ b.T).clamp_(-1.0, 1.0)
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
         with full_precision(a.device):
             return (
@@ -88,33 +96,36 @@ class _Cosine(Function):
 
 class _Gram(Function):
     @staticmethod
-    def forward(ctx, z: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor) -> Tensor:
         ctx.save_for_backward(z)
         return (z @ z.mT).clamp_(-1.0, 1.0)
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (z,) = ctx.saved_tensors
         with full_precision(z.device):
             return (gradient + gradient.mT) @ z
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine similarities (rows of a, rows of b) of unit vectors, in [−1, 1]; of a with itself in batches, too.
+    """Return the cosine similarities (rows of a, rows of b) of unit vectors, in [−1, 1].
 
-    The clamp only removes rounding, so it lets the gradient through: two equal images keep theirs.
+    If a and b are the same tensor, it may have batch dimensions. The clamp only removes rounding errors, so the
+    gradient passes through it: two equal images keep theirs.
     """
     return _Gram.apply(a) if a is b else _Cosine.apply(a, b)
 
 
 class _LogSumExp(Function):
     @staticmethod
-    def forward(ctx, x: Tensor, log_weights: Tensor | None, slope: float, shift: float, plus_one: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, log_weights: Tensor | None, slope: float, shift: float, plus_one: bool
+    ) -> Tensor:
         terms = x * slope if log_weights is None else torch.add(log_weights, x, alpha=slope)
         ctx.slope, ctx.shapes = slope, (terms.shape, x.shape)
         terms = terms.flatten(1)
-        # the 1 is a term of exponent −shift; without it an empty sum has only −inf, and −inf − (−inf) is kept away
+        # The 1 is a term of exponent −shift. Without it, the minimum avoids −inf − (−inf) for an empty sum.
         top = terms.amax(1, keepdim=True).clamp_(min=-shift if plus_one else torch.finfo(terms.dtype).min)
         total = terms.sub_(top).exp_().sum(1, keepdim=True)
         if plus_one:
@@ -125,10 +136,10 @@ class _LogSumExp(Function):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         terms, total = ctx.saved_tensors
         shape, x_shape = ctx.shapes
-        # the total is at least 1 unless the sum is empty, where the terms are 0
+        # The total is at least 1 unless the sum is empty, and then the terms are 0.
         share = gradient[:, None].mul(ctx.slope).div_(total.clamp(min=0.5))
         towards_x = (terms * share).view(shape)
         return towards_x if shape == x_shape else towards_x.sum_to_size(x_shape), None, None, None, None
@@ -137,10 +148,11 @@ class _LogSumExp(Function):
 def log_sum_exp(
     x: Tensor, log_weights: Tensor | None = None, slope: float = 1.0, shift: float = 0.0, plus_one: bool = False
 ) -> Tensor:
-    """log Σ w e^{slope·x + shift} over all dimensions but the first, or log(1 + Σ …) with `plus_one`.
+    """Return log Σ w e^{slope·x + shift} over all dimensions but the first, or log(1 + Σ …) with `plus_one`.
 
-    x and log_weights (None: all weights 1) broadcast to (a, …); the result is (a,). −∞ is the log-weight of what is
-    not in the sum; an empty sum gives −∞ (0 with `plus_one`) and a zero gradient. Only x receives a gradient.
+    x and log_weights (None: all weights are 1) broadcast to (a, …); the result has the shape (a,). A log-weight of −∞
+    excludes an entry from the sum. An empty sum gives −∞ (0 with `plus_one`) and a gradient of zero. Only x receives
+    a gradient.
     """
     if x.numel() == 0 and x.ndim > 1:  # no candidates at all
         return x.flatten(1).sum(1) + (0.0 if plus_one else -torch.inf)
@@ -149,40 +161,43 @@ def log_sum_exp(
 
 class _Softplus(Function):
     @staticmethod
-    def forward(ctx, x: Tensor, slope: float, centre: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, slope: float, centre: float) -> Tensor:
         y = (x - centre).mul_(slope)
         ctx.slope = slope
         ctx.save_for_backward(y)
-        # exact to one rounding of 1, and above 40 it is y itself; torch's log1p is 20 times slower on a CPU
+        # Exact to one rounding of 1; above 40 it is y itself. torch's log1p is 20 times slower on a CPU.
         small = y.clamp(max=40.0).exp_().add_(1.0).log_()
         return torch.maximum(small, y, out=small)
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (y,) = ctx.saved_tensors
         return y.sigmoid().mul_(gradient).mul_(ctx.slope), None, None
 
 
 def softplus(x: Tensor, slope: float = 1.0, centre: float = 0.0) -> Tensor:
-    """log(1 + e^{slope·(x − centre)}), to a rounding of 1, for every x including −∞ (torch's own is x above 20)."""
+    """Return log(1 + e^{slope·(x − centre)}), to a rounding of 1, for every x including −∞.
+
+    torch's own function returns x above 20.
+    """
     return _Softplus.apply(x, slope, centre)
 
 
 class _Root(Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         root = x.clamp(min=0.0).sqrt_()
         ctx.save_for_backward(root)
         return root
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (root,) = ctx.saved_tensors
         return torch.where(root > 0, gradient / (2 * root), 0.0)
 
 
 def square_root(x: Tensor) -> Tensor:
-    """√max(x, 0), with gradient 0 where it is 0: two equal embeddings have a distance but no direction."""
+    """Return √max(x, 0), with gradient 0 where it is 0: two equal embeddings have a distance but no direction."""
     return _Root.apply(x)

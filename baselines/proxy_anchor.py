@@ -42,6 +42,6 @@ class ProxyAnchor(Loss):
     def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
         attract = positive.log_sum_exp(similarities, slope=-self.alpha, centre=self.delta, plus_one=True)
         repel = negative.log_sum_exp(similarities, slope=self.alpha, centre=-self.delta, plus_one=True)
-        # the form takes the mean over all proxies; the attraction is a mean over those with positives
-        attracted = positive.some().sum().clamp(min=1)
+        # `clean` takes the mean over all proxies; the attraction is a mean over those with positives only.
+        attracted = positive.any().sum().clamp(min=1)
         return attract * len(similarities) / attracted + repel

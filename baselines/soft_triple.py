@@ -12,7 +12,7 @@ Metrix: the mixed example is the anchor; its label y over the classes is λ and 
 alone.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class SoftTriple(Loss):
         self.proxies = proxies(num_classes, dim, generator, per_class=int(within("centres", centres, 1)))
 
     def vectors(self) -> Tensor:
-        # All first centres come first: sums over k are then 30 times faster.
+        # The first centres of all classes come first: sums over k are then 30 times faster.
         return self.proxies.transpose(0, 1).flatten(0, 1)
 
     def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
@@ -72,6 +72,7 @@ class SoftTriple(Loss):
         classes, k = self.proxies.shape[:2]
         if k == 1 or self.tau == 0:
             return loss
+        assert batch.proxies is not None
         centres = batch.proxies.view(k, classes, -1).transpose(0, 1)
         cosines = cosine(centres, centres)
         distances = (2 + 1e-5 - 2 * cosines).sqrt().triu(diagonal=1)
@@ -82,7 +83,7 @@ class _SoftMaximum(Function):
     """Σ_k softmax_k(x/γ)·x over the second dimension."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, gamma: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gamma: float) -> Tensor:
         chances = (x / gamma).softmax(1)
         result = (chances * x).sum(1)
         ctx.gamma = gamma
@@ -91,7 +92,7 @@ class _SoftMaximum(Function):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         x, chances, result = ctx.saved_tensors
         slope = (x - result[:, None]).div_(ctx.gamma).add_(1.0).mul_(chances)
         return slope.mul_(gradient[:, None]), None

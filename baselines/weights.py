@@ -1,7 +1,7 @@
-"""The label weights of anchors' candidates, and the sums that losses take with them.
+"""The label weights of each anchor's candidates, and the sums that losses compute with them.
 
-Clean labels say positive (1) or negative (0); mixed ones lie in between. A loss gets the weights y of the positives
-and 1 − y of the negatives, and every reduction here runs over the candidates of each anchor and returns (a,).
+A clean label says positive (1) or negative (0); a mixed label lies in between. A loss receives the weights y of the
+positives and 1 − y of the negatives. Every reduction here runs over the candidates of each anchor and returns (a,).
 """
 
 from __future__ import annotations
@@ -15,75 +15,77 @@ from torch import Tensor
 from baselines.numerics import log_sum_exp
 
 
-def belonging(members: Tensor, dtype: torch.dtype) -> Tensor:
-    """The logarithm of belonging to a set: 0 where `members` (bool) is true, −∞ elsewhere; conditions add up."""
-    nothing = torch.full(members.shape, -math.inf, dtype=dtype, device=members.device)
-    return nothing.masked_fill_(members, 0.0)
+def log_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the logarithm of a mask (bool): 0 where it is true, −∞ elsewhere. A sum of two is their intersection."""
+    empty = torch.full(mask.shape, -math.inf, dtype=dtype, device=mask.device)
+    return empty.masked_fill_(mask, 0.0)
 
 
 class Weights:
-    """The weight of each candidate for each anchor: `value` for the members of its labelled set, 0 for the others.
+    """The weight of each candidate for each anchor: `value` inside the anchor's labelled set, 0 outside.
 
-    `belongs` (0 for members, −∞ for the others) and `value`, a number or a tensor in [0, 1], broadcast to `shape` =
-    (a, …), the shape of the similarities they go with.
+    `log_mask` is 0 inside the set and −∞ outside. `value` is a number or a tensor in [0, 1]. Both broadcast to
+    `shape` = (a, …), the shape of the similarities.
     """
 
-    def __init__(self, belongs: Tensor, value: float | Tensor, shape: torch.Size):
-        self.belongs, self.value, self.shape = belongs, value, shape
+    def __init__(self, log_mask: Tensor, value: float | Tensor, shape: torch.Size):
+        self.log_mask, self.value, self.shape = log_mask, value, shape
 
     @classmethod
-    def of_label(cls, belongs: Tensor, y: float | Tensor, shape: torch.Size) -> tuple[Weights, Weights]:
-        """The weights y and 1 − y of the members of a set."""
-        return cls(belongs, y, shape), cls(belongs, 1 - y, shape)
+    def of_label(cls, log_mask: Tensor, y: float | Tensor, shape: torch.Size) -> tuple[Weights, Weights]:
+        """Return the weights y and 1 − y of the members of a set."""
+        return cls(log_mask, y, shape), cls(log_mask, 1 - y, shape)
 
     @cached_property
     def present(self) -> Tensor:
         """Where the weight is above zero (bool, broadcastable to `shape`)."""
         if isinstance(self.value, Tensor):
-            return (self.belongs == 0) & (self.value > 0)
-        return self.belongs == 0 if self.value > 0 else self.belongs > 0
+            return (self.log_mask == 0) & (self.value > 0)
+        return self.log_mask == 0 if self.value > 0 else self.log_mask > 0
 
     @cached_property
     def values(self) -> Tensor:
         """The weights as numbers (broadcastable to `shape`)."""
-        return self.belongs.exp().mul(self.value)
+        return self.log_mask.exp().mul(self.value)
 
     def sum(self, terms: Tensor) -> Tensor:
-        """Σ y·terms."""
+        """Return Σ y·terms."""
         if not isinstance(self.value, Tensor) and self.value == 0:
             return terms.new_zeros(len(terms))
         return weighted_sum(self.values, terms)
 
-    def some(self) -> Tensor:
-        """Whether any weight is above zero (bool)."""
+    def any(self) -> Tensor:
+        """Return whether any weight is above zero (bool)."""
         if isinstance(self.value, Tensor):
             present = self.present.flatten(1).any(1)
         elif self.value == 0:
-            present = torch.zeros(1, dtype=torch.bool, device=self.belongs.device)
+            present = torch.zeros(1, dtype=torch.bool, device=self.log_mask.device)
         else:
-            present = self.belongs.flatten(1).amax(1) == 0
+            present = self.log_mask.flatten(1).amax(1) == 0
         return present.expand(self.shape[0])
 
     def count(self) -> Tensor:
-        """How many weights are above zero."""
+        """Return how many weights are above zero."""
         repeated = math.prod(self.shape[1:]) // max(1, math.prod(self.present.shape[1:]))
         return (self.present.flatten(1).sum(1) * repeated).expand(self.shape[0])
 
     def log_sum_exp(self, x: Tensor, slope: float = 1.0, centre: float = 0.0, plus_one: bool = False) -> Tensor:
-        """log Σ y·e^{slope·(x − centre)}, or log(1 + Σ …) with `plus_one`; −∞ (or 0) for an empty sum."""
+        """Return log Σ y·e^{slope·(x − centre)}, or log(1 + Σ …) with `plus_one`; −∞ (or 0) for an empty sum."""
         shift = -slope * centre
         if isinstance(self.value, Tensor):
-            return log_sum_exp(x, self.belongs + self.value.log(), slope, shift, plus_one)
+            return log_sum_exp(x, self.log_mask + self.value.log(), slope, shift, plus_one)
         if self.value == 0:
             return x.new_full((len(x),), 0.0 if plus_one else -math.inf)
-        return log_sum_exp(x, self.belongs, slope, shift + math.log(self.value), plus_one)
+        return log_sum_exp(x, self.log_mask, slope, shift + math.log(self.value), plus_one)
 
 
 class Listed(Weights):
-    """Weights of a few candidates: those in the columns `index` (a, t), with the weights `value` (a, t).
+    """The weights `value` (a, t) of a few candidates, in the columns `index` (a, t); all others have weight 0.
 
-    Columns of one row differ, except where the value is 0.
+    The columns of a row are distinct, except where the value is 0.
     """
+
+    value: Tensor
 
     def __init__(self, index: Tensor, value: Tensor, shape: torch.Size):
         self.index, self.value, self.shape = index, value, shape
@@ -106,7 +108,7 @@ class Listed(Weights):
         return log_sum_exp(x.gather(1, self.index), self.value.log(), slope, -slope * centre, plus_one)
 
     def rest(self) -> Weights:
-        """The weights 1 − y of all candidates."""
+        """Return the weights 1 − y of all candidates."""
         return _Rest(self)
 
 
@@ -129,13 +131,13 @@ class _Rest(Weights):
 
 
 def weighted_sum(values: Tensor, terms: Tensor) -> Tensor:
-    """Σ values·terms over all dimensions but the first; the values broadcast to the terms."""
+    """Return Σ values·terms over all dimensions but the first; the values broadcast to the terms."""
     shared = terms.sum_to_size(len(terms), *values.shape[1:])  # terms with the same value are added up first
     return (values * shared).flatten(1).sum(1)
 
 
 def total(positive: Weights, negative: Weights, x: Tensor, slope: float) -> Tensor:
-    """log Σ e^{slope·x} over all candidates of each anchor, whose weights y and 1 − y add up to 1."""
+    """Return log Σ e^{slope·x} over all candidates of each anchor, whose weights y and 1 − y add up to 1."""
     if isinstance(negative, _Rest):
         return log_sum_exp(x, None, slope)
-    return Weights(torch.maximum(positive.belongs, negative.belongs), 1.0, positive.shape).log_sum_exp(x, slope)
+    return Weights(torch.maximum(positive.log_mask, negative.log_mask), 1.0, positive.shape).log_sum_exp(x, slope)

@@ -1,6 +1,6 @@
-"""What the paper measures of an embedding space and of mixed examples; each a pure function of embeddings.
+"""What the paper measures about an embedding space and mixed examples; each measure is a function of embeddings.
 
-Embeddings are normalised inside, computed in at least float32, and never all pairs at once.
+Embeddings are normalised inside and computed in at least float32. Pairs are computed in chunks, never all at once.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ from baselines.numerics import cosine, full_precision, unit
 from baselines.weights import Weights
 from metrix.candidates import sets_of_anchors
 from metrix.chunks import slices
+from metrix.pairs import groups
 from metrix.sets import MixedSets
 
 AT_ONCE = 2**24  # similarities held at once
 
 
 def alignment(embeddings: Tensor, labels: Tensor) -> float:
-    """Mean squared distance ‖z − z'‖² of all pairs of one class, in [0, 4]; less is closer.
+    """Return the mean squared distance ‖z − z'‖² of all pairs of one class, in [0, 4]; less is closer.
 
     embeddings (n, d), labels (n,) integers. Wang and Isola, ICML 2020, with α = 2. NaN if no class has a pair.
     """
     check_shapes(embeddings, labels)
     z = _unit(embeddings).double()
-    classes, members = labels.unique(return_inverse=True)
-    sizes = torch.bincount(members, minlength=len(classes)).double()
-    means = torch.zeros(len(classes), z.shape[1], dtype=z.dtype, device=z.device).index_add_(0, members, z)
+    members = groups(labels)
+    sizes = torch.bincount(members).double()
+    means = torch.zeros(len(sizes), z.shape[1], dtype=z.dtype, device=z.device).index_add_(0, members, z)
     means /= sizes[:, None]
     scatter = torch.zeros_like(sizes).index_add_(0, members, (z - means[members]).square().sum(1))
-    # in a class of k the k(k−1)/2 squared distances add up to k times the scatter around its mean
+    # In a class of k, the k(k−1)/2 squared distances add up to k times the scatter around its mean.
     return ((sizes * scatter).sum() / (sizes * (sizes - 1) / 2).sum()).item()
 
 
 def uniformity(embeddings: Tensor) -> float:
-    """log of the mean of e^{−2‖z−z'‖²} over all pairs i < j, in [−8, 0]; less is more uniform.
+    """Return the log of the mean of e^{−2‖z−z'‖²} over all pairs i < j, in [−8, 0]; less is more uniform.
 
     embeddings (n, d). Wang and Isola, ICML 2020, with t = 2.
     """
@@ -57,10 +58,10 @@ def uniformity(embeddings: Tensor) -> float:
 def utilization(
     queries: Tensor, train: Tensor, points: int | None = None, generator: torch.Generator | None = None
 ) -> float:
-    """Mean squared distance of queries (q, d) to the nearest training embedding (n, d), in [0, 4].
+    """Return the mean squared distance of queries (q, d) to the nearest training embedding (n, d), in [0, 4].
 
-    Venkataramanan et al., ICLR 2022. It falls by itself when there are more training points, so numbers
-    are comparable for equal numbers of them: `points` is that of a random subset of `train`, drawn from `generator`.
+    Venkataramanan et al., ICLR 2022. The value falls as the number of training points grows, so compare values for
+    equal numbers only: `points` is the size of a random subset of `train`, drawn from `generator`.
     """
     queries, train = _unit(queries), _unit(train)
     if points is not None:
@@ -73,17 +74,17 @@ def utilization(
 
 @dataclass(frozen=True)
 class Positivity:
-    """For each λ the share of mixed examples that act as positives, pulled to their anchor or left where they are."""
+    """For each λ, the share of mixed examples that act as positives: pulled to their anchor, or not moved."""
 
     lambdas: tuple[float, ...]
     measured: tuple[float, ...]
     """The share of pairs of an anchor and a mixed example with ∂ℓ̃(a)/∂s(a,v) ≤ 0."""
     closed_form: tuple[float, ...] | None
-    """P(s(a,v) ≤ m + ln(λ/(1−λ))/(β+γ)), exact for a single mixed example; None but for multi-similarity."""
+    """P(s(a,v) ≤ m + ln(λ/(1−λ))/(β+γ)), exact for a single mixed example; None except for multi-similarity."""
 
     @property
     def gap(self) -> tuple[float, ...] | None:
-        """measured − closed form."""
+        """The difference measured − closed form."""
         if self.closed_form is None:
             return None
         return tuple(a - b for a, b in zip(self.measured, self.closed_form, strict=True))
@@ -96,16 +97,17 @@ def positivity(
     lambdas: Sequence[float] = tuple(k / 20 for k in range(1, 20)),
     renormalize: bool = True,
 ) -> Positivity:
-    """Whether mixed examples of a positive and a negative act as positives, for each λ in (0, 1).
+    """Measure how often mixed examples of a positive and a negative act as positives, for each λ in (0, 1).
 
     embeddings (n, d) and labels (n,) are one batch, mixed as pos-neg at the embedding level; `loss` has clean
-    anchors. Venkataramanan et al., ICLR 2022. Their closed form for multi-similarity holds for |V(a)| =
-    1; in general the threshold on s(a,v) gains ln((1+B)/(1+A))/(β+γ), A and B the weighted sums of the loss. A
-    ValueError refuses losses without clean anchors, and batches with nothing to mix.
+    anchors. Venkataramanan et al., ICLR 2022. Their closed form for multi-similarity holds for |V(a)| = 1. In general
+    the threshold on s(a,v) gains ln((1+B)/(1+A))/(β+γ), where A and B are the weighted sums of the loss. Raise a
+    ValueError for losses without clean anchors and for batches with nothing to mix.
     """
     if loss.mixed != "candidates":
         raise ValueError(f"{type(loss).__name__} has no mixed examples among the candidates of clean anchors")
-    measured, closed_form = [], []
+    measured: list[float] = []
+    closed_form: list[float] = []
     with full_precision(embeddings.device), torch.no_grad():
         batch = loss.batch(embeddings, labels)
         for lam in lambdas:
@@ -119,6 +121,7 @@ def positivity(
                 odds = math.log(lam / (1 - lam)) if lam > 0 else -math.inf
                 threshold = loss.margin + odds / (loss.beta + loss.gamma)
             counts = torch.zeros(3, dtype=torch.float64)
+            assert sets.places.first is not None
             for rows in slices(len(similarities), sets.places.first.shape[1] * similarities.shape[1], AT_ONCE // 8):
                 counts += _signs(loss, sets.rows(rows), similarities[rows], inverse, threshold)
             measured.append((counts[1] / counts[0]).item())
@@ -128,12 +131,12 @@ def positivity(
 
 
 def _signs(loss: Loss, sets: MixedSets, similarities: Tensor, inverse: Tensor | None, threshold: float) -> Tensor:
-    """How many members there are, how many with a derivative ≤ 0, how many with a similarity below the threshold."""
+    """Count the members, those with a derivative ≤ 0, and those with a similarity below the threshold."""
     s = sets.similarities(similarities, inverse).requires_grad_()
     with torch.enable_grad():
-        value = loss.formula(s, *Weights.of_label(sets.belongs(s), sets.lam, s.shape)).sum()
+        value = loss.formula(s, *Weights.of_label(sets.log_mask(s), sets.lam, s.shape)).sum()
         (slope,) = torch.autograd.grad(value, s)
-    members = (sets.belongs(s) == 0).expand(s.shape)
+    members = (sets.log_mask(s) == 0).expand(s.shape)
     return torch.stack([members.sum(), (members & (slope <= 0)).sum(), (members & (s <= threshold)).sum()]).cpu()
 
 

@@ -5,6 +5,9 @@ The label of v = λz_i + (1−λ)z_j over the candidates is λ on the class of i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -16,12 +19,15 @@ from metrix.chunks import Rows, mean_in_chunks, slices
 from metrix.norms import inverse_norms
 from metrix.sets import lists
 
+# torch leaves this function untyped.
+vecdot: Callable[..., Tensor] = torch.linalg.vecdot  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
 
 def mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Tensor | None, renormalize: bool) -> Tensor:
-    """The mean loss (scalar) of all mixed examples of two classes, at the embedding level; 0 if there are none.
+    """Return the mean loss (scalar) of all mixed examples of two classes, at the embedding level; 0 if none exist.
 
-    `lam` is a number or one for each pair (i, j); `chosen` (bool, one for each pair) restricts the pairs, None means
-    all.
+    `lam` is one number, or one for each pair (i, j). `chosen` (bool, one for each pair) restricts the pairs; None
+    keeps all.
     """
     labels, similarities = batch.labels, batch.similarities
     chosen = labels[:, None] != labels if chosen is None else chosen
@@ -30,8 +36,10 @@ def mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Tensor 
         return similarities.new_zeros(())
     inverse = None
     if renormalize:
-        known = {"vectors": batch.embeddings} if loss.learns_classes else {"cosines": similarities}
-        inverse = inverse_norms(lam, **known).flatten().index_select(0, first * len(labels) + second)
+        norms = (
+            inverse_norms(lam, vectors=batch.embeddings) if loss.learns_classes else inverse_norms(lam, similarities)
+        )
+        inverse = norms.flatten().index_select(0, first * len(labels) + second)
     own = _own_class(loss, batch)
 
     def losses(rows: Rows | None, similarities: Tensor, inverse: Tensor | None) -> Tensor:
@@ -47,11 +55,11 @@ def mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Tensor 
 def embedded_anchors(
     loss: Loss, batch: Batch, mixed: Tensor, lam: float | Tensor, first: Tensor, second: Tensor
 ) -> Tensor:
-    """The same mean loss (scalar) where the mixed examples (first, second), (m,) each, are embedded, `mixed` (m, d).
+    """Return the same mean loss (scalar) for mixed examples that are embedded, `mixed` (m, d).
 
-    `lam` is a number or one for each mixed example (m,).
+    They mix the pairs (first, second), (m,) each. `lam` is one number, or one for each of them (m,).
     """
-    similarities = cosine(mixed, batch.proxies if loss.learns_classes else batch.embeddings)
+    similarities = cosine(mixed, batch.embeddings if batch.proxies is None else batch.proxies)
     if not loss.learns_classes:
         similarities = similarities.scatter(1, torch.stack([first, second], 1), -torch.inf)
     lam = lam[:, None] if isinstance(lam, Tensor) else lam
@@ -60,13 +68,21 @@ def embedded_anchors(
 
 
 class _MixRows(Function):
-    """λ·base[i] + (1−λ)·base[j] (m, c) for the pairs (i, j), times `inverse` (m,), the inverse norms, if given.
+    """Compute λ·base[i] + (1−λ)·base[j] (m, c) for the pairs (i, j), times the `inverse` norms (m,), if given.
 
-    λ is a number or (m, 1). `without_pair`: −∞ in the columns i and j.
+    λ is one number or (m, 1). `without_pair` sets the columns i and j to −∞.
     """
 
     @staticmethod
-    def forward(ctx, base: Tensor, inverse: Tensor | None, first, second, lam, without_pair: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        base: Tensor,
+        inverse: Tensor | None,
+        first: Tensor,
+        second: Tensor,
+        lam: float | Tensor,
+        without_pair: bool,
+    ) -> Tensor:
         if isinstance(lam, Tensor):
             mixed = base.index_select(0, first).mul_(lam).add_(base.index_select(0, second).mul_(1 - lam))
         else:
@@ -79,11 +95,12 @@ class _MixRows(Function):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         mixed, inverse, first, second = ctx.saved_tensors
-        lam, towards_inverse = ctx.lam, None
+        lam: float | Tensor = ctx.lam
+        towards_inverse: Tensor | None = None
         if inverse is not None:
-            towards_inverse = torch.linalg.vecdot(gradient, mixed)
+            towards_inverse = vecdot(gradient, mixed)
             gradient = gradient * inverse[:, None]
         towards_base = gradient.new_zeros(ctx.rows, gradient.shape[1])
         if isinstance(lam, Tensor):
@@ -94,14 +111,16 @@ class _MixRows(Function):
 
 
 def _own_class(loss: Loss, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The columns of the candidates of each example's class (n, t), and 1 for each that is no padding."""
+    """Return the columns of the candidates of each example's class (n, t), and 1 for each that is not padding."""
     index, valid = (batch.labels[:, None], None) if loss.learns_classes else lists(loss.sides(batch)[0])
     dtype = batch.similarities.dtype
     return index, torch.ones_like(index, dtype=dtype) if valid is None else valid.to(dtype)
 
 
-def _two_classes(loss: Loss, batch: Batch, own, first: Tensor, second: Tensor, lam) -> tuple[Weights, Weights]:
-    """Label weights of mixed anchors (first, second), (m,) each: λ on the first's class, 1 − λ on the second's."""
+def _two_classes(
+    loss: Loss, batch: Batch, own: tuple[Tensor, Tensor], first: Tensor, second: Tensor, lam: float | Tensor
+) -> tuple[Weights, Weights]:
+    """Return the label weights of mixed anchors (first, second), (m,) each: λ and 1 − λ on the class of each."""
     index, valid = own
     value = torch.cat([valid.index_select(0, first) * lam, valid.index_select(0, second) * (1 - lam)], 1)
     columns = torch.cat([index.index_select(0, first), index.index_select(0, second)], 1)

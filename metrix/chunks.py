@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ Rows = slice | Tensor
 CHUNK = 2**18  # numbers computed at once, about what fits a processor's cache
 
 
-def slices(count: int, numbers_of_row: int, at_once: int | None = None) -> list[Rows]:
-    """Consecutive chunks of `count` rows with about `at_once` (None: CHUNK) numbers each."""
+def slices(count: int, numbers_of_row: int, at_once: int | None = None) -> list[slice]:
+    """Cut `count` rows into consecutive chunks of about `at_once` (None: CHUNK) numbers each."""
     step = max(1, (CHUNK if at_once is None else at_once) // max(1, numbers_of_row))
     return [slice(k, k + step) for k in range(0, count, step)]
 
@@ -26,10 +27,10 @@ def mean_in_chunks(
     tensors: tuple[Tensor | None, ...],
     by_rows: tuple[bool, ...],
 ) -> Tensor:
-    """The mean (scalar) of function(rows, *tensors) over the rows of all chunks.
+    """Return the mean (scalar) of function(rows, *tensors) over the rows of all chunks.
 
-    The tensors marked in `by_rows` are cut to the rows of a chunk. A single chunk is computed as it is, with rows
-    None.
+    The tensors marked in `by_rows` are cut to the rows of a chunk. For a single chunk, rows is None and nothing is
+    cut.
     """
     if len(chunks) == 1:
         return function(None, *tensors).mean()
@@ -37,16 +38,26 @@ def mean_in_chunks(
 
 
 class _Mean(Function):
-    """Each chunk is differentiated as soon as it is computed.
+    """Differentiate each chunk as soon as it is computed.
 
-    So one chunk is held at a time, nothing is computed twice, and only the gradients of the (small) tensors are kept.
+    Only one chunk is in memory at a time, nothing is computed twice, and only the gradients of the (small) tensors
+    are kept.
     """
 
     @staticmethod
-    def forward(ctx, function, chunks, by_rows, *tensors: Tensor | None) -> Tensor:
-        needed = ctx.needs_input_grad[3:]
-        gradients = [torch.zeros_like(x) if wanted else None for x, wanted in zip(tensors, needed, strict=True)]
-        total, count = 0.0, 0
+    def forward(
+        ctx: Any,
+        function: Callable[..., Tensor],
+        chunks: Sequence[Rows],
+        by_rows: tuple[bool, ...],
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        needed: tuple[bool, ...] = ctx.needs_input_grad[3:]
+        gradients = [
+            torch.zeros_like(x) if wanted and x is not None else None
+            for x, wanted in zip(tensors, needed, strict=True)
+        ]
+        total, count = torch.zeros(()), 0
         with torch.set_grad_enabled(any(needed)):
             for rows in chunks:
                 leaves = [
@@ -56,14 +67,14 @@ class _Mean(Function):
                 values = function(rows, *leaves)
                 total, count = total + values.detach().sum(), count + len(values)
                 if values.requires_grad:
-                    values.sum().backward()
+                    values.sum().backward()  # pyright: ignore[reportUnknownMemberType] (untyped in torch)
                 _collect(gradients, leaves, by_rows, rows)
         ctx.save_for_backward(*(None if g is None else g.div_(count) for g in gradients))
         return total / count
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, None, *(None if x is None else x * gradient for x in ctx.saved_tensors)
 
 
@@ -71,7 +82,7 @@ def _collect(
     gradients: list[Tensor | None], leaves: list[Tensor | None], by_rows: tuple[bool, ...], rows: Rows
 ) -> None:
     for gradient, leaf, cut in zip(gradients, leaves, by_rows, strict=True):
-        if gradient is not None and leaf.grad is not None:
+        if gradient is not None and leaf is not None and leaf.grad is not None:
             if cut:
                 gradient[rows] = leaf.grad
             else:

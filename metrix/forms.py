@@ -1,4 +1,4 @@
-"""Which losses have a Metrix form, with which pairs and at which level; every refusal has its reason."""
+"""Which losses have a Metrix form, with which pairs and at which level; every refusal gives its reason."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def refusal(
     stages: tuple[str, ...] | None = None,
     **_: Any,
 ) -> str | None:
-    """Why this combination has no Metrix form, or None if it has one.
+    """Return why this combination has no Metrix form, or None if it has one.
 
-    `loss` is a name or a loss, `stages` are those of the network if they are known; other arguments of `Metrix`
-    restrict nothing and are accepted.
+    `loss` is a name or a loss. `stages` are those of the network, if known. Other arguments of `Metrix` restrict
+    nothing and are accepted.
     """
     kind = baselines.find(loss) if isinstance(loss, str) else type(loss)
     name = kind.__module__.rpartition(".")[2]
@@ -49,7 +49,7 @@ def refusal(
 
 
 def no_hardest(hardest: int | str, stage: str | int) -> str:
-    """Why partners cannot be the hardest at a stage before the last."""
+    """Return why partners cannot be the hardest ones at a stage before the last."""
     return (
         f"hardest={hardest!r} needs the clean embeddings, which are not known yet where stage={stage!r} is mixed; "
         "there partners are drawn at random"

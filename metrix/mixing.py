@@ -1,4 +1,4 @@
-"""ℓ̃: the same loss over mixed examples, formed by similarities alone or embedded by the network."""
+"""ℓ̃: the same loss over mixed examples, computed from similarities alone or embedded by the network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metrix.candidates import embedded_candidates, mixed_candidates
 def mixed_loss(
     loss: Loss, batch: Batch, pairs: str, lam: float | Tensor, chosen: Tensor | None, renormalize: bool
 ) -> Tensor:
-    """ℓ̃ (scalar) at the embedding level, 0 if there is nothing to mix; see `mixed_candidates`."""
+    """Return ℓ̃ (scalar) at the embedding level, 0 if there is nothing to mix; see `mixed_candidates`."""
     if loss.mixed == "anchors":
         return mixed_anchors(loss, batch, lam, chosen, renormalize)
     return mixed_candidates(loss, batch, pairs, lam, chosen, renormalize)
@@ -21,7 +21,7 @@ def mixed_loss(
 def embedded_loss(
     loss: Loss, batch: Batch, mixed: Tensor, pairs: str, lam: float | Tensor, first: Tensor, second: Tensor
 ) -> Tensor:
-    """ℓ̃ (scalar) of mixed examples that are embedded, unit vectors `mixed` (m, d); see `embedded_candidates`."""
+    """Return ℓ̃ (scalar) of embedded mixed examples, unit vectors `mixed` (m, d); see `embedded_candidates`."""
     lam = lam.to(mixed) if isinstance(lam, Tensor) else lam
     if loss.mixed == "anchors":
         return embedded_anchors(loss, batch, mixed, lam, first, second)

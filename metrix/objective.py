@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +19,29 @@ from metrix.mixing import embedded_loss, mixed_loss
 class Metrix(nn.Module):
     """The mixed variant of a loss: total = mean ℓ + weight · mean ℓ̃ (Venkataramanan et al., ICLR 2022).
 
-    loss: one of the losses of `baselines` that has a mixed form.
-    at: "embedding", a drop-in for any training loop and nearly free; "feature", a stage of the network; "input".
-    stage: the name or index of the stage to mix at="feature"; None is the last feature map, before pooling.
-    pairs: "pos-neg", "anc-neg", "pos-pos", "neg-neg", or "alternate" between the first two, drawn at each step.
-    weight: w ≥ 0 of the mixed loss; 0 is the baseline, to the bit.
-    alpha: λ ~ Beta(alpha, alpha).
-    renormalize: mixed embeddings have unit length at="embedding"; elsewhere they always have.
-    lambda_per: one λ for the "batch", or one for each pair of examples ("example").
-    hardest: mix each example with its k most similar ones of other classes, a number or "all"; None is "all" at the
-        embedding and 1 elsewhere. Before the last stage partners are drawn at random, and a number is refused.
-    max_mixed: mix at most so many pairs of a batch, a random subset; None is no limit.
-    generator: the source of all its random numbers; None is one of its own, seeded like torch's.
+    Args:
+        loss: one of the losses of `baselines` that has a mixed form.
+        at: "embedding", a drop-in for any training loop and nearly free; "feature", a stage of the network; "input".
+        stage: the name or index of the stage to mix at="feature"; None is the last feature map, before pooling.
+        pairs: "pos-neg", "anc-neg", "pos-pos", "neg-neg", or "alternate": one of the first two, drawn at each step.
+        weight: w ≥ 0 of the mixed loss; 0 gives the baseline, to the bit.
+        alpha: λ ~ Beta(alpha, alpha).
+        renormalize: whether mixed embeddings have unit length at="embedding"; at the other levels they always have.
+        lambda_per: one λ for the "batch", or one for each pair of examples ("example").
+        hardest: mix each example with its k most similar ones of other classes, a number or "all"; None means "all"
+            at the embedding and 1 elsewhere. Before the last stage partners are drawn at random, and a number is
+            refused.
+        max_mixed: mix at most this many pairs of a batch, a random subset; None means no limit.
+        generator: the source of all random numbers; None creates one, seeded like torch's.
 
-    A combination without a mixed form, and an argument out of range, is a ValueError that says why. There is no
-    second derivative: a gradient with `create_graph=True` is a RuntimeError.
+    Raise a ValueError that says why for a combination without a mixed form and for an argument out of range. There is
+    no second derivative: a gradient with `create_graph=True` raises a RuntimeError.
+
+    >>> import baselines
+    >>> criterion = Metrix(baselines.create("contrastive"), pairs="pos-neg")
+    >>> embeddings, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    >>> sorted(criterion.terms(embeddings, labels))
+    ['clean', 'mixed']
     """
 
     def __init__(
@@ -45,7 +54,7 @@ class Metrix(nn.Module):
         alpha: float = 2.0,
         renormalize: bool = True,
         lambda_per: str = "batch",
-        hardest: int | str | None = None,
+        hardest: int | Literal["all"] | None = None,
         max_mixed: int | None = None,
         generator: torch.Generator | None = None,
     ):
@@ -56,7 +65,9 @@ class Metrix(nn.Module):
         self.alpha = within("alpha", alpha, above=0.0)
         self.renormalize = one_of("renormalize", renormalize, (True, False))
         self.lambda_per = one_of("lambda_per", lambda_per, ("batch", "example"))
-        self.hardest = hardest if hardest in (None, "all") else _count("hardest", hardest)
+        self.hardest: int | Literal["all"] | None = (
+            hardest if hardest in (None, "all") else _count("hardest", hardest)
+        )
         self.max_mixed = max_mixed if max_mixed is None else _count("max_mixed", max_mixed)
         if stage is not None and at != "feature":
             raise ValueError(f"stage={stage!r} belongs to at='feature', not to at={at!r}")
@@ -69,22 +80,22 @@ class Metrix(nn.Module):
         self.mixed_rows = 0
 
     def forward(self, embeddings: Tensor, labels: Tensor, indices_tuple: None = None) -> Tensor:
-        """The objective (scalar) of embeddings (n, d) and integer labels (n,); only the clean loss in eval mode."""
+        """Return the objective (scalar) of embeddings (n, d) and labels (n,); in eval mode, the clean loss alone."""
         refuse_indices(indices_tuple)
         return self._total(self.terms(embeddings, labels))
 
     def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """The objective (scalar) of a network on images (n, 3, h, w) with integer labels (n,), at any level."""
+        """Return the objective (scalar) of a network on images (n, 3, h, w) and integer labels (n,), at any level."""
         return self._total(self.terms(model, images, labels))
 
     def _total(self, terms: dict[str, Tensor]) -> Tensor:
         return terms["clean"] + self.weight * terms["mixed"] if "mixed" in terms else terms["clean"]
 
     def terms(self, *inputs: Any) -> dict[str, Tensor]:
-        """The two means before they are added: {"clean": ℓ, "mixed": ℓ̃}.
+        """Return the two means before they are added: {"clean": ℓ, "mixed": ℓ̃}.
 
-        `inputs` are (embeddings, labels) or (model, images, labels). Without a mixed term (eval mode, weight 0) there
-        is only "clean".
+        `inputs` are (embeddings, labels) or (model, images, labels). Without a mixed term (eval mode, weight 0), the
+        result holds only "clean".
         """
         self.mixed_rows = 0
         mixing = self.training and self.weight > 0
@@ -98,7 +109,7 @@ class Metrix(nn.Module):
         check_labels(labels, len(images), images.device)
         if self.at == "input":
             return self._at_input(model, images, labels)
-        stage, is_last = network.last_stage_or(self.stage, model)
+        stage, is_last = network.find_stage(self.stage, network.staged(model))
         if is_last:
             return self._at_last_map(model, stage, images, labels)
         return self._at_stage(model, stage, images, labels)
@@ -106,7 +117,10 @@ class Metrix(nn.Module):
     def mixed_loss(
         self, embeddings: Tensor, labels: Tensor, pairs: str | None = None, lam: float | Tensor | None = None
     ) -> Tensor:
-        """ℓ̃ alone (scalar, unweighted) at the embedding level; pair type and λ, a number or (n, n), or drawn."""
+        """Return ℓ̃ alone (scalar, unweighted) at the embedding level.
+
+        The pair type and λ (one number, or one for each pair (n, n)) are drawn where they are None.
+        """
         if pairs is not None:
             one_of("pairs", pairs, choose.PAIRS)
             why_not = refusal(self.loss, pairs=pairs, hardest=self.hardest)
@@ -118,28 +132,30 @@ class Metrix(nn.Module):
             return self._mixed(self.loss.batch(embeddings, labels), pairs, lam)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The learnable tensors of the loss as optimiser groups, each with lr times its own multiplier."""
+        """Return the learnable tensors of the loss as optimiser groups, each with lr times its own multiplier."""
         return self.loss.parameter_groups(lr)
 
     def get_extra_state(self) -> Tensor:
-        """The state of the generator (uint8), so that a resumed training draws what an uninterrupted one does."""
+        """Return the state of the generator (uint8), so that a resumed training draws the same numbers."""
         return self.generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take up the state of a generator that `get_extra_state` returned."""
+        """Restore a state that `get_extra_state` returned."""
         self.generator.set_state(state.cpu())
 
     def effective(self, model: nn.Module | None = None) -> dict[str, Any]:
-        """What the defaults amount to, for the record of a training: the stage, the pair types, and the partners.
+        """Return the settings that the defaults resolve to: the stage, the pair types and the partners.
 
-        `model` is needed at="feature", to know its stages. "hardest" is "all", a number or "one at random".
+        at="feature" needs `model`, whose stages it reads. "hardest" is "all", a number or "one at random".
         """
         types = self._alternatives() if self.pairs == "alternate" else (self.pairs,)
-        stage, is_last = network.last_stage_or(self.stage, model) if self.at == "feature" else (None, True)
+        stage, is_last = None, True
+        if self.at == "feature":
+            stage, is_last = network.find_stage(self.stage, network.staged(model))
         hardest = self._hardest_of(types[0]) if is_last else "one at random"
         return {"stage": stage, "pairs": types, "hardest": hardest, "max_mixed": self.max_mixed}
 
-    def _hardest_of(self, pairs: str) -> int | str:
+    def _hardest_of(self, pairs: str) -> int | Literal["all"]:
         if self.hardest is not None:
             return self.hardest
         one_side = pairs in ("pos-pos", "neg-neg")
@@ -184,12 +200,20 @@ class Metrix(nn.Module):
         return self._through(model, model(images), images, model, labels)
 
     def _at_last_map(self, model: nn.Module, stage: str, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        maps = model.forward_to(stage, images)
-        embeddings = model.forward_from(stage, maps)
-        return self._through(model, embeddings, maps, lambda mixed: model.forward_from(stage, mixed), labels)
+        staged = network.staged(model)
+        maps = staged.forward_to(stage, images)
+        embeddings = staged.forward_from(stage, maps)
+        return self._through(model, embeddings, maps, lambda mixed: staged.forward_from(stage, mixed), labels)
 
-    def _through(self, model, embeddings: Tensor, rows: Tensor, rest, labels: Tensor) -> dict[str, Tensor]:
-        """Clean and mixed loss, the mixed rows running through the `rest` of the network as a second forward pass."""
+    def _through(
+        self,
+        model: nn.Module,
+        embeddings: Tensor,
+        rows: Tensor,
+        rest: Callable[[Tensor], Tensor],
+        labels: Tensor,
+    ) -> dict[str, Tensor]:
+        """Return the clean and the mixed loss; mixed rows pass through the `rest` of the network a second time."""
         with full_precision(embeddings.device):
             batch = self.loss.batch(embeddings, labels)
             clean = self.loss.clean(batch)
@@ -207,7 +231,7 @@ class Metrix(nn.Module):
         def embed(i: Tensor, j: Tensor) -> Tensor:
             return rest(_mix(rows, i, j, _of_pairs(lam, i, j)))
 
-        with network.aside(model, rows, self.generator):
+        with network.isolated(model, rows, self.generator):
             mixed = network.in_chunks(model, embed, first, second)
         return {"clean": clean, "mixed": self._embedded(batch, mixed, pairs, lam, first, second)}
 
@@ -217,14 +241,14 @@ class Metrix(nn.Module):
         pairs = self._draw_type()
         lam = self._draw_lambda((len(labels), len(labels)))
         self._need_two_classes(pairs, labels)
-        chosen = choose.keep_one(self._eligible(pairs, labels), self.generator)
+        chosen = choose.keep_one_partner(self._eligible(pairs, labels), self.generator)
         if self.max_mixed is not None:
-            chosen = choose.keep_some(chosen, self.max_mixed, self.generator)
+            chosen = choose.keep_random(chosen, self.max_mixed, self.generator)
         first, second = chosen.nonzero(as_tuple=True)
         self.mixed_rows = len(first)
         if not len(first):
             return self._at_embedding(model(images), labels, mixing=False)
-        embeddings, mixed = model.forward_joint(
+        embeddings, mixed = network.staged(model).forward_joint(
             stage, images, lambda maps: _mix(maps, first, second, _of_pairs(lam, first, second))
         )
         with full_precision(embeddings.device):
@@ -232,7 +256,9 @@ class Metrix(nn.Module):
             clean = self.loss.clean(batch)
         return {"clean": clean, "mixed": self._embedded(batch, mixed, pairs, lam, first, second)}
 
-    def _embedded(self, batch: Batch, mixed: Tensor, pairs: str, lam, first: Tensor, second: Tensor) -> Tensor:
+    def _embedded(
+        self, batch: Batch, mixed: Tensor, pairs: str, lam: float | Tensor, first: Tensor, second: Tensor
+    ) -> Tensor:
         with full_precision(mixed.device):
             vectors = unit(mixed)[0].to(batch.embeddings.dtype)
             return embedded_loss(self.loss, batch, vectors, pairs, _of_pairs(lam, first, second), first, second)
@@ -257,7 +283,7 @@ class Metrix(nn.Module):
                 similarities = batch.similarities if not self.loss.learns_classes else cosine(z, z)
                 other = batch.labels[:, None] != batch.labels
             mask = choose.keep_hardest(mask, similarities, other, hardest)
-        return mask if self.max_mixed is None else choose.keep_some(mask, self.max_mixed, self.generator)
+        return mask if self.max_mixed is None else choose.keep_random(mask, self.max_mixed, self.generator)
 
     def _need_two_classes(self, pairs: str, labels: Tensor) -> None:
         if pairs != "pos-pos" and len(labels) and (labels == labels[0]).all():
@@ -279,6 +305,6 @@ def _of_pairs(lam: float | Tensor, first: Tensor, second: Tensor) -> float | Ten
 
 def _mix(rows: Tensor, first: Tensor, second: Tensor, lam: float | Tensor) -> Tensor:
     """λ·rows[first] + (1−λ)·rows[second]; λ a number or one for each pair (m,)."""
-    if isinstance(lam, Tensor):  # at least float32, also where maps are bfloat16
+    if isinstance(lam, Tensor):  # at least float32, even if maps are bfloat16
         lam = lam.to(torch.promote_types(rows.dtype, torch.float32)).view(-1, *[1] * (rows.ndim - 1))
     return (rows[first] * lam + rows[second] * (1 - lam)).to(rows.dtype)

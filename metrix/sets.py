@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from metrix.norms import inverse_norms
 
 
 def lists(mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The columns where each row of mask (a, n) is true, (a, l), and which of them are no padding (None if all)."""
+    """Return the columns where each row of mask (a, n) is true, (a, l), and which are not padding (None: all)."""
     counts = mask.sum(1)
     rows, columns = mask.nonzero(as_tuple=True)
     longest = int(counts.max()) if len(counts) else 0
@@ -40,8 +41,8 @@ def lists(mask: Tensor) -> tuple[Tensor, Tensor | None]:
 class Places:
     """Which columns of the similarities (a, n) are mixed with each other: f × s mixed examples for each anchor.
 
-    `first` (a, f) and `second` (a, s) hold the columns; None stands for all n in order. With `own`, the first of each
-    pair is the anchor itself, and a matrix of pairs is (a, n) instead of (n, n).
+    `first` (a, f) and `second` (a, s) hold the columns; None means all n in order. With `own`, the first of each pair
+    is the anchor itself, and a matrix of pairs is (a, n) instead of (n, n).
     """
 
     first: Tensor | None = None
@@ -49,11 +50,12 @@ class Places:
     own: bool = False
 
     def rows(self, rows: Rows) -> Places:
-        """The same for some of the anchors."""
-        return Places(*(None if x is None else x[rows] for x in (self.first, self.second)), self.own)
+        """Return the places of the anchors `rows`."""
+        first, second = (None if x is None else x[rows] for x in (self.first, self.second))
+        return Places(first, second, self.own)
 
     def of_pairs(self, matrix: Tensor) -> Tensor:
-        """The entries of a matrix (n, n) at the pairs of the mixed examples, broadcastable to (a, f, s)."""
+        """Return the entries of a matrix (n, n) at the pairs of the mixed examples, broadcastable to (a, f, s)."""
         if self.own:
             return matrix[:, None, :]
         if self.first is None:
@@ -63,7 +65,7 @@ class Places:
         return matrix[self.first[:, :, None], self.second[:, None, :]]
 
     def to_pairs(self, gradient: Tensor, n: int) -> Tensor:
-        """The adjoint of `of_pairs`: a gradient (a, f, s) added up where its entries were read."""
+        """Apply the adjoint of `of_pairs`: add a gradient (a, f, s) up where its entries were read."""
         if self.own:
             return gradient[:, 0]
         if self.first is None:
@@ -78,9 +80,9 @@ class Places:
 class MixedSets:
     """The mixed sets of anchors: which examples are mixed, and which of the mixed ones are members.
 
-    `first` (a, f), `second` (a, s) and `chosen` (a matrix of pairs) hold 0 for members and −∞ for the others; None
-    means that all are members. A first dimension of 1 is shared by all anchors. `distinct`: both lists are the same,
-    and no example is mixed with itself. `lam`: λ, a number or a matrix of pairs.
+    `first` (a, f), `second` (a, s) and `chosen` (a matrix of pairs) are log masks: 0 for members, −∞ for the others.
+    None means that all are members. A first dimension of 1 is shared by all anchors. `distinct` says that both lists
+    are the same and no example is mixed with itself. `lam` is λ, one number or a matrix of pairs.
     """
 
     places: Places
@@ -91,53 +93,54 @@ class MixedSets:
     lam: float | Tensor
 
     def rows(self, rows: Rows) -> MixedSets:
-        """The sets of some anchors; an index of rows (rather than a slice) names anchors with the same members."""
-
-        def cut(x):
-            return x[rows] if isinstance(x, Tensor) else x
-
-        first, second = cut(self.first), cut(self.second)
+        """Return the sets of the anchors `rows`. If it is a tensor of indices, not a slice, these have equal sets."""
+        first, second = (None if x is None else x[rows] for x in (self.first, self.second))
         if isinstance(rows, Tensor):
-            first, second = first[:1], second[:1]
-        chosen, lam = (self.chosen, self.lam) if not self.places.own else (cut(self.chosen), cut(self.lam))
+            first, second = (None if x is None else x[:1] for x in (first, second))
+        chosen, lam = self.chosen, self.lam
+        if self.places.own:
+            chosen = None if chosen is None else chosen[rows]
+            lam = lam[rows] if isinstance(lam, Tensor) else lam
         return MixedSets(self.places.rows(rows), first, second, chosen, self.distinct, lam)
 
-    def belongs(self, like: Tensor) -> Tensor:
-        """The logarithm of belonging, broadcastable to the similarities (a, f, s) `like`."""
+    def log_mask(self, like: Tensor) -> Tensor:
+        """Return the log mask of the members, broadcastable to the similarities (a, f, s) `like`."""
         conditions = (
             None if self.first is None else self.first[:, :, None],
             None if self.second is None else self.second[:, None, :],
             None if self.chosen is None else self.places.of_pairs(self.chosen),
         )
         conditions = [c for c in conditions if c is not None] or [like.new_zeros(1, *like.shape[1:])]
-        belongs = reduce(torch.add, conditions)
-        if self.distinct:  # `belongs` is new here, a sum or just gathered, so nothing shared is written to
-            belongs.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-        return belongs
+        members = reduce(torch.add, conditions)
+        if self.distinct:  # `members` is a new tensor here, a sum or just gathered, so no shared one is changed
+            members.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+        return members
 
     def label(self) -> float | Tensor:
-        """λ, broadcastable to (a, f, s)."""
+        """Return λ, broadcastable to (a, f, s)."""
         return self.places.of_pairs(self.lam) if isinstance(self.lam, Tensor) else self.lam
 
     def similarities(self, similarities: Tensor, inverse: Tensor | None) -> Tensor:
-        """The similarities of the anchors to their mixed examples (a, f, s), from those to clean ones (a, n)."""
+        """Return the similarities of the anchors to mixed examples (a, f, s), from those to clean ones (a, n)."""
         return _Mix.apply(similarities, inverse, self.places, self.lam)
 
     def inverse_norms(self, loss: Loss, batch: Batch, similarities: Tensor) -> Tensor:
-        """The inverse norms of the mixed embeddings: (n, n), or (a, n) where the anchor is the first."""
+        """Return the inverse norms of the mixed embeddings: (n, n), or (a, n) if anchors are mixed themselves."""
         if self.places.own or loss.anchors == "examples":
             return inverse_norms(self.lam, cosines=similarities)
         return inverse_norms(self.lam, vectors=batch.embeddings)
 
 
 class _Mix(Function):
-    """The similarities (a, f, s) of anchors to their mixed examples, from those to the clean ones (a, n).
+    """Compute the similarities (a, f, s) of anchors to their mixed examples, from those to the clean ones (a, n).
 
-    `inverse` are the inverse norms of the pairs, None for no re-normalisation.
+    `inverse` holds the inverse norms of the pairs; None means no re-normalisation.
     """
 
     @staticmethod
-    def forward(ctx, similarities: Tensor, inverse: Tensor | None, places: Places, lam: float | Tensor) -> Tensor:
+    def forward(
+        ctx: Any, similarities: Tensor, inverse: Tensor | None, places: Places, lam: float | Tensor
+    ) -> Tensor:
         second = similarities if places.second is None else similarities.gather(1, places.second)
         if places.own:
             first = similarities.new_ones(len(similarities), 1)
@@ -156,8 +159,10 @@ class _Mix(Function):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx, gradient: Tensor):
-        (mixed, inverse), places, lam = ctx.saved_tensors, ctx.places, ctx.lam
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        mixed, inverse = ctx.saved_tensors
+        places: Places = ctx.places
+        lam: float | Tensor = ctx.lam
         towards_inverse = None
         if inverse is not None:
             towards_inverse = places.to_pairs(gradient * mixed, ctx.shape[1])

@@ -1,4 +1,4 @@
-"""What every test may rely on: empty caches, short waits, and where possible an S3 server and a small disk."""
+"""What every test can use: empty caches, short waits and, where possible, an S3 server and a small disk."""
 
 import os
 import shutil
@@ -16,25 +16,38 @@ from harness.data.cache import default_folder
 from tests import disks
 
 ROOT = Path(__file__).parent.parent
-_caches = tempfile.TemporaryDirectory(prefix="metrix-caches-")
+LONGEST = ("test_end_to_end.py", "test_gpu.py", "test_soak.py", "test_readme.py")
 
 
-def pytest_configure():
-    """Let no test, and no process of one, find what an earlier run left: the caches of a session are its own."""
-    for name in ("HF_HOME", "HF_HUB_CACHE", "TORCH_HOME"):  # they would go before XDG_CACHE_HOME
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """Hide the caches of earlier runs from tests and their processes: each session has its own.
+
+    The workers of a parallel session inherit them, so that the glyphs are drawn once.
+    """
+    if hasattr(config, "workerinput"):
+        return
+    caches = tempfile.TemporaryDirectory(prefix="metrix-caches-")
+    config.add_cleanup(caches.cleanup)
+    for name in ("HF_HOME", "HF_HUB_CACHE", "TORCH_HOME"):  # they take precedence over XDG_CACHE_HOME
         os.environ.pop(name, None)
-    os.environ |= {"XDG_CACHE_HOME": _caches.name, "HYPOTHESIS_STORAGE_DIRECTORY": f"{_caches.name}/hypothesis"}
+    os.environ |= {"XDG_CACHE_HOME": caches.name, "HYPOTHESIS_STORAGE_DIRECTORY": f"{caches.name}/hypothesis"}
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that two workers end at about the same time."""
+    items.sort(key=lambda item: (*LONGEST, item.path.name).index(item.path.name))
 
 
 @pytest.fixture(autouse=True)
 def _short_patience(monkeypatch):
-    """Storage that stays full or away fails a test within seconds, not after the ten minutes of a real run."""
+    """Let storage that stays full or unavailable fail a test in seconds, not after the ten minutes of a real run."""
     monkeypatch.setenv("METRIX_BENCH_PATIENCE_S", "20")
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory):
-    """The address of an S3 server on this machine; it stands in an environment of its own (`make s3`)."""
+    """Return the address of an S3 server on this machine; it has a separate environment (`make s3`)."""
     program = shutil.which("moto_server", path=f"{ROOT / 'build/s3/bin'}:{os.environ.get('PATH', '')}")
     if program is None:
         pytest.skip("there is no S3 server to test with: make s3")
@@ -61,7 +74,7 @@ def s3_server(tmp_path_factory):
 
 @pytest.fixture
 def bucket(s3_server, tmp_path, monkeypatch):
-    """The URL of an empty place in a bucket, with the environment that reaches it."""
+    """Return the URL of an empty place in a bucket, and set the environment that reaches it."""
     from pyarrow import fs
 
     for name, value in {
@@ -79,7 +92,7 @@ def bucket(s3_server, tmp_path, monkeypatch):
 
 @pytest.fixture
 def drawn(tmp_path):
-    """A cache that holds the glyphs and nothing else: to draw them takes eight seconds."""
+    """Return a cache that holds only the glyphs: drawing them takes eight seconds."""
     datasets.load("glyphs", None, default_folder(), classes=24)
     (folder := tmp_path / "drawn").mkdir()
     for path in default_folder().glob("glyphs-*.npz"):
@@ -89,7 +102,7 @@ def drawn(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A function that mounts a disk of so many bytes in memory and returns its folder."""
+    """Return a function that mounts a disk of a given size (bytes) in memory and returns its folder."""
     mounted = []
 
     def mount(size: int) -> Path:

@@ -7,13 +7,13 @@ UNKNOWN = {"name": "ours", "skip_reason": "not found"}
 BROKEN = {"name": "old", "version": "1.0", "vulns": [{"id": "PYSEC-1", "fix_versions": ["1.1"]}, {"id": "PYSEC-2"}]}
 
 
-def test_vulnerabilities_are_named_with_the_version_that_mends_them():
+def test_vulnerabilities_are_named_with_the_version_that_fixes_them():
     lines, found = report({"dependencies": [SOUND, UNKNOWN, BROKEN]})
     assert found == 1
     assert lines == [
         "dependencies: 2 of 3 could be audited, 1 with known vulnerabilities",
-        "old 1.0: PYSEC-1, mended in 1.1",
-        "old 1.0: PYSEC-2, not mended yet",
+        "old 1.0: PYSEC-1, fixed in 1.1",
+        "old 1.0: PYSEC-2, not fixed yet",
     ]
 
 

@@ -1,9 +1,8 @@
-"""The real command line, from a grid file to a leaderboard, and what it survives."""
+"""The real command line, from a grid file to a leaderboard, and the interruptions it survives."""
 
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,8 +29,8 @@ training: {epochs: 2, batch_size: 20, examples_per_class: 5, lr: 1e-3, schedule:
 TRIALS = 2 * 3 + 2 + 1
 
 
-def start(*words, house: Path = ROOT) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(house), "COLUMNS": "120"}
+def start(*words) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     return subprocess.Popen(
         [sys.executable, "-m", "harness.cli", *map(str, words)],
         env=environment,
@@ -39,12 +38,12 @@ def start(*words, house: Path = ROOT) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        cwd=house,
+        cwd=ROOT,
     )
 
 
-def command(*words, house: Path = ROOT) -> tuple[int, str]:
-    process = start(*words, house=house)
+def command(*words) -> tuple[int, str]:
+    process = start(*words)
     text, _ = process.communicate(timeout=600)
     return process.returncode, text
 
@@ -54,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def scores(folder: Path) -> dict[str, dict]:
-    """What must not depend on when, where or how often a trial ran."""
+    """Return what must not depend on when, where or how often a trial ran."""
     keys = ("test", "validation", "selected_epoch")
     found = {}
     for name, text in contents(folder).items():
@@ -73,14 +72,14 @@ def grid(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(grid, tmp_path_factory) -> tuple[Path, str]:
-    """One undisturbed run of the grid, and what it printed."""
+    """Return the folder of an uninterrupted run of the grid, and what it printed."""
     folder = tmp_path_factory.mktemp("undisturbed")
     code, text = command("run", grid, "--out", folder, "--track", "tensorboard")
     assert code == 0, text
     return folder, text
 
 
-def test_a_run_leaves_a_record_a_trial_and_a_leaderboard(finished):
+def test_a_run_leaves_one_record_per_trial_and_a_leaderboard(finished):
     folder, text = finished
     assert len(contents(folder)) == TRIALS
     assert all((folder / f"leaderboard.{suffix}").stat().st_size for suffix in ("csv", "md", "tex", "html"))
@@ -94,7 +93,7 @@ def test_a_run_leaves_a_record_a_trial_and_a_leaderboard(finished):
     assert len({path.parent.name for path in folder.rglob("events.out.tfevents*")}) == TRIALS
 
 
-def test_the_table_is_made_of_the_records(finished):
+def test_the_table_shows_the_mean_of_the_records(finished):
     folder, _ = finished
     records = [json.loads(text) for text in contents(folder).values()]
     of_arm = [record["test"]["R@1"] for record in records if record["arm"] == "contrastive+embedding"]
@@ -102,7 +101,7 @@ def test_the_table_is_made_of_the_records(finished):
     assert f"{100 * sum(of_arm) / 2:.1f}" in (folder / "leaderboard.md").read_text()
 
 
-def test_a_second_run_does_nothing_again(finished, grid):
+def test_a_second_run_repeats_nothing(finished, grid):
     folder, _ = finished
     before = contents(folder)
     code, text = command("run", grid, "--out", folder)
@@ -120,8 +119,8 @@ for _ in range(2):
 """
 
 
-def test_a_process_may_start_ray_again():
-    """As a notebook does that runs several grids, and `retry` in a folder of several."""
+def test_a_process_can_start_ray_twice():
+    """A notebook does so when it runs several grids, and `retry` when a folder holds several."""
     done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.stdout.split() == ["1", "1"], done.stderr
 
@@ -155,7 +154,7 @@ def test_control_c_says_how_to_continue(grid, tmp_path):
     assert (tmp_path / "leaderboard.md").exists()
 
 
-def test_a_trial_that_fails_is_shown_and_the_others_go_on(grid, tmp_path):
+def test_a_failed_trial_is_shown_and_the_others_continue(grid, tmp_path):
     code, text = command("run", grid, "--out", tmp_path, "--seeds", "0", "--levels", "baseline", "--set", "lr=1e30")
     assert code == 1, text
     assert len(contents(tmp_path)) == 2  # the floors
@@ -166,7 +165,7 @@ def test_a_trial_that_fails_is_shown_and_the_others_go_on(grid, tmp_path):
     assert "diverged" in (tmp_path / "leaderboard.md").read_text() or "the loss is" in text
 
 
-def test_a_truncated_record_is_named_and_its_trial_runs_again(finished, grid, tmp_path):
+def test_a_truncated_record_is_reported_and_its_trial_runs_again(finished, grid, tmp_path):
     folder, _ = finished
     for name, text in contents(folder).items():
         (tmp_path / "records").mkdir(exist_ok=True)
@@ -189,29 +188,8 @@ def test_results_of_other_settings_are_refused(finished, grid):
     assert contents(folder) == before
 
 
-def test_a_loss_is_one_file(tmp_path):
-    """The file that the README shows, put beside the others, runs plain and with Metrix at every level."""
-    house = tmp_path / "house"
-    for package in ("baselines", "metrix", "harness"):
-        shutil.copytree(ROOT / package, house / package, ignore=shutil.ignore_patterns("__pycache__"))
-    readme = (ROOT / "README.md").read_text()
-    (source,) = (text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "class " in text)
-    assert len(source.splitlines()) < 35
-    (house / "baselines" / "soft_contrastive.py").write_text(source)
-    grid = tmp_path / "grid.yaml"
-    grid.write_text(
-        GRID.replace("[contrastive]", "[soft_contrastive]")
-        .replace("[baseline, embedding, input]", "[baseline, embedding, feature, input]")
-        .replace("[0, 1]", "[0]")
-    )
-    code, text = command("run", grid, "--out", tmp_path / "run", house=house)
-    assert code == 0, text
-    arms = {record["arm"] for record in map(json.loads, contents(tmp_path / "run").values())}
-    assert {"soft_contrastive", "soft_contrastive+embedding", "soft_contrastive+input"} < arms
-
-
 @pytest.mark.slow
-def test_folds_make_one_row_of_a_seed(grid, tmp_path, capsys):
+def test_the_folds_of_a_seed_make_one_row(grid, tmp_path, capsys):
     """Two folds of a tiny grid, run, audited and verified; one of them once more without ray."""
     folder, small = tmp_path / "folds", ("--set", "folds=2", "--set", "epochs=1", "--seeds", "0")
     code, text = command("run", grid, "--out", folder, *small, "--levels", "baseline,embedding")

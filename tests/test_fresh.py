@@ -1,4 +1,4 @@
-"""Tests start from what a fresh machine has, and `.ci/fresh` shows a command nothing else."""
+"""Tests see what a fresh machine has, and so does a command in `.ci/fresh`."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tests.harness.runs import test_bucket
 ROOT = Path(__file__).parent.parent
 
 
-def test_no_test_reads_or_fills_the_caches_of_the_user():
+def test_no_test_reads_or_writes_the_caches_of_the_user():
     mine = Path(os.environ["XDG_CACHE_HOME"])
     assert mine.name.startswith("metrix-caches-")
     assert default_folder() == test_bucket.CACHE == mine / "metrix-bench"
@@ -33,7 +33,7 @@ sys.exit(3)
 
 @pytest.fixture
 def look(tmp_path):
-    """What a command sees in `.ci/fresh`, as lines, where another one has left the file `left` and used caches."""
+    """Return what a command sees in `.ci/fresh`, as lines, after another one left the file `left` and used caches."""
     (left := tmp_path / "left").touch()
     (tmp_path / "cache/metrix-bench").mkdir(parents=True)
 
@@ -47,7 +47,7 @@ def look(tmp_path):
     return run
 
 
-def test_nothing_is_seen_of_other_runs_in_a_namespace(look):
+def test_other_runs_are_invisible_in_a_namespace(look):
     if subprocess.run(["unshare", "--mount", "true"], stderr=subprocess.PIPE).returncode:
         pytest.skip("no mount namespace is permitted here")
     *names, folder, cached, left = look(os.environ["PATH"])

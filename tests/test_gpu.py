@@ -1,4 +1,4 @@
-"""The command for a GPU, tried on the processor: all of it to its end, and what it does with pieces that go wrong."""
+"""The command for a GPU, run on the CPU: all of it to its end, and how it handles pieces that fail."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def test_passes(place):
     place.note("something", 1.5, "s", spread=(1.0, 2.0), rounds=3)
 
 
-test_passes.__test__ = False  # not here: it is a piece of the plan below
+test_passes.__test__ = False  # pytest must not collect it: it is a piece of the plan below
 
 
 def says_and_hangs(place):
@@ -79,7 +79,7 @@ def results(out):
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
-def test_the_whole_command_ends_well_on_a_stand_in_with_the_promised_packages_alone(pictures, tmp_path):
+def test_the_whole_command_succeeds_with_the_promised_packages_alone(pictures, tmp_path):
     assert pack.main([str(pictures), str(tmp_path / "pictures.zip")]) == 0
     state = timm.create_model("test_efficientnet", num_classes=0).state_dict()
     safetensors.torch.save_file(state, weights := tmp_path / "test_efficientnet.safetensors")
@@ -129,7 +129,7 @@ def test_the_whole_command_ends_well_on_a_stand_in_with_the_promised_packages_al
     ]
 
 
-def test_a_piece_that_hangs_dies_or_fails_stops_no_other(tmp_path, capsys):
+def test_a_piece_that_hangs_dies_or_fails_does_not_stop_the_others(tmp_path, capsys):
     code = main(["--stand-in", "--plan", __name__, "--out", str(tmp_path)])
     ends = {line["piece"]: line for line in results(tmp_path) if "outcome" in line}
     outcomes = {name: line["outcome"] for name, line in ends.items()}
@@ -146,21 +146,21 @@ def test_a_piece_that_hangs_dies_or_fails_stops_no_other(tmp_path, capsys):
     assert ends["dies"]["why"].endswith("its process ended with 7; log.txt has its last words")
     assert ends["fails"]["why"] == "ValueError: it is wrong"
     assert ends["wants"]["why"] == "it needs the package a_package_that_nobody_has, which is not installed"
-    said = capsys.readouterr().out
-    assert "| half | 2 images/s |" in said, "what was measured before the end is kept"
-    assert "| something | 1.5 s (1 to 2, n = 3) |" in said
-    assert "- skips: there is no need" in said
+    printed = capsys.readouterr().out
+    assert "| half | 2 images/s |" in printed, "what was measured before the end is kept"
+    assert "| something | 1.5 s (1 to 2, n = 3) |" in printed
+    assert "- skips: there is no need" in printed
 
 
-def test_what_does_not_fit_into_the_time_is_skipped_and_says_so(tmp_path, capsys):
+def test_pieces_that_do_not_fit_into_the_time_are_reported_as_skipped(tmp_path, capsys):
     assert main(["--minutes", "0", "--only", "scores,compile", "--out", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert "- scores: it needs about 15 s and 0 s were left" in said
-    assert "- compile: it needs about 60 s and 0 s were left" in said
+    printed = capsys.readouterr().out
+    assert "- scores: it needs about 15 s and 0 s were left" in printed
+    assert "- compile: it needs about 60 s and 0 s were left" in printed
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "printed"),
     [
         (
             ["--only", "scors"],
@@ -174,22 +174,22 @@ def test_what_does_not_fit_into_the_time_is_skipped_and_says_so(tmp_path, capsys
         (["--data", "harness"], "cannot run: --data harness holds "),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_runs(arguments, said, tmp_path, capsys, monkeypatch):
+def test_impossible_arguments_are_refused_before_anything_runs(arguments, printed, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err.startswith(said)
+    assert capsys.readouterr().err.startswith(printed)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(tmp_path, capsys):
     assert main(["--only", "losses", "--out", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("cannot run: torch sees no GPU (torch ")
-    assert said.endswith("; --stand-in tries the command without one\n")
+    printed = capsys.readouterr().err
+    assert printed.startswith("cannot run: torch sees no GPU (torch ")
+    assert printed.endswith("; --stand-in tries the command without one\n")
 
 
-def test_figures_of_another_machine_or_a_stand_in_do_not_stand_in_one_table():
+def test_figures_of_different_machines_are_not_put_into_one_table():
     head = {"device": "NVIDIA H100", "driver": "1", "torch": "2", "revision": "a", "uncommitted": None, "data": "d"}
     more = {"timm": "1", "python": "3.12", "cores": 16, "weights": "random"}
     line = {

@@ -1,4 +1,4 @@
-"""The arrows go one way, and each dependency comes in through one file."""
+"""Imports go one way, and each heavy dependency is imported by one file."""
 
 import ast
 import re
@@ -75,7 +75,7 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down_and_through_the_doors(path):
+def test_imports_go_down_and_through_the_doors(path):
     own = floor(module(path))
     assert own is not None or module(path) == "harness", f"{path} stands on no floor"
     for name in imports(path):
@@ -117,8 +117,8 @@ def test_losses_metrix_and_metrics_need_no_timm_and_a_trial_no_ray_faiss_or_optu
 
 
 @pytest.mark.parametrize("path", [*sources(), *sorted(ROOT.glob("tests/**/*.py"))], ids=lambda path: path.stem)
-def test_what_a_failed_process_wrote_to_standard_error_is_not_lost(path):
-    """Nothing is thrown away; and where a status other than 0 raises, which shows no output, nothing is captured."""
+def test_standard_error_of_a_failed_process_is_not_lost(path):
+    """Nothing is discarded, and nothing is captured where `check` raises, because that shows no output."""
     if path.name == "provenance.py":  # asks git, whose failure is an answer
         return
     for node in ast.walk(ast.parse(path.read_text())):
@@ -129,7 +129,7 @@ def test_what_a_failed_process_wrote_to_standard_error_is_not_lost(path):
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_text_is_read_and_written_as_utf_8_whatever_the_terminal_speaks(path):
+def test_text_files_are_opened_with_an_encoding(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id

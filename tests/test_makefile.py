@@ -1,4 +1,4 @@
-"""What make hands on to the program, and when it installs anything."""
+"""What make passes to the program, and when it installs anything."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def make(tmp_path):
-    """Runs make with an environment whose python prints what it is called with, a word a line."""
+    """Run make with an environment whose python prints its arguments, one per line."""
     (tmp_path / "env/bin").mkdir(parents=True)
     python = tmp_path / "env/bin/python"
     python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
@@ -35,7 +35,7 @@ def make(tmp_path):
     return make
 
 
-def test_blanks_and_quotes_reach_the_program_and_an_old_stamp_installs_nothing(make):
+def test_spaces_and_quotes_reach_the_program_and_an_old_stamp_installs_nothing(make):
     words = make("benchmark", "GRID=my grids/it's mine.yaml", "DATA=a folder's", "ADDRESS=a b", "ARGS=--set epochs=2")
     assert words == [
         *("-m", "harness.cli", "run", "my grids/it's mine.yaml", "--out", "results/runs/it's mine"),
@@ -45,8 +45,8 @@ def test_blanks_and_quotes_reach_the_program_and_an_old_stamp_installs_nothing(m
     assert make("report", "OUT=a b") == ["-m", "harness.cli", "report", "a b"]
 
 
-def test_an_environment_with_a_blank_in_its_name_is_refused_in_words(make):
-    assert "name a folder without blanks" in make("benchmark", "VENV=a b")
+def test_an_environment_with_a_space_in_its_name_is_refused(make):
+    assert "name a folder without spaces" in make("benchmark", "VENV=a b")
 
 
 def test_no_stamp_depends_on_the_time_of_a_file():
@@ -59,8 +59,8 @@ def test_no_stamp_depends_on_the_time_of_a_file():
     assert [rule for rule in rules if rule.partition(":")[2].strip()] == []
 
 
-def test_every_target_of_continuous_integration_is_there(make):
+def test_every_target_of_continuous_integration_exists(make):
     lines = [line.partition("make ")[2].split() for line in (ROOT / ".ci/run").read_text().splitlines()]
     targets = [target for targets in lines for target in targets]
-    assert targets == ["setup", "s3", "audit", "lint", "test"]
+    assert targets == ["setup", "s3", "audit", "lint", "docs", "test"]
     assert isinstance(make("--dry-run", *targets), list)

@@ -1,5 +1,6 @@
 """What README.md prints works as it is printed."""
 
+import json
 import math
 import os
 import re
@@ -60,11 +61,11 @@ def clone(tmp_path_factory):
 def trained(clone, tmp_path_factory):
     """Return the output and the folder of a short run of the README's loss that keeps its weights.
 
-    The command is the printed one, limited to one seed, one level, one epoch and no floors.
+    The command is the printed one, limited to one seed, one epoch and no floors.
     """
     printed = re.search(r"`make benchmark ARGS='(.*?)'`", section("Adding a loss")).group(1)
     assert "`--set keep=weights`" in section("In your own code")
-    short = ["--seeds", "0", "--levels", "embedding", "--set", "epochs=1", "--set", "floors=[]"]
+    short = ["--seeds", "0", "--set", "epochs=1", "--set", "floors=[]"]
     words = [*shlex.split(printed), *short, "--set", "keep=weights"]
     folder = tmp_path_factory.mktemp("run") / "run"
     return clone("harness.cli", "run", "quick", "--out", folder, *words), folder
@@ -75,7 +76,7 @@ def make_readme(folder: Path, readme: str, board: str) -> str:
     (folder / "README.md").write_text(readme, encoding="utf-8")
     (folder / "leaderboard.md").write_text(board, encoding="utf-8")
     words = ["make", "--makefile", ROOT / "Makefile", "readme", "OUT=."]
-    subprocess.run(words, cwd=folder, check=True, capture_output=True)
+    subprocess.run(words, cwd=folder, check=True)
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -204,7 +205,7 @@ def test_the_training_loop():
 
 def test_the_kept_weights_are_loaded(trained):
     _, run = trained
-    (file,) = run.glob("checkpoints/*/best.safetensors")
+    (file,) = run.glob("checkpoints/*+embedding-*/best.safetensors")
     _, _, load = blocks("In your own code", "python")
     printed = "results/runs/quick/checkpoints/TRIAL/best.safetensors"
     assert printed in load
@@ -239,7 +240,10 @@ def test_the_contract_tests_find_an_added_loss_and_pass(clone):
     }
 
 
-def test_the_command_for_an_added_loss_runs_it(trained):
+def test_the_command_for_an_added_loss_runs_it_alone_and_with_metrix_at_every_level(trained):
+    (code,) = blocks("Adding a loss", "python")
+    assert len(code.splitlines()) < 35
     printed, run = trained
-    assert "1 of 1 trials done" in printed
-    assert "soft_contrastive" in (run / "leaderboard.csv").read_text(encoding="utf-8")
+    assert "4 of 4 trials done" in printed
+    arms = {json.loads(path.read_text(encoding="utf-8"))["arm"] for path in run.glob("records/*.json")}
+    assert arms == {f"soft_contrastive{level}" for level in ("", "+embedding", "+feature[stage=layer3]", "+input")}

@@ -1,4 +1,4 @@
-"""What a wheel holds: every module and every data file of the packages, found where it was installed."""
+"""A wheel holds every module and every data file of the packages, and an installed copy finds them."""
 
 import json
 import os
@@ -29,7 +29,7 @@ print(json.dumps([harness.__file__, sorted(grids.shipped()), *counts]))
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with the wheel of this checkout unpacked, built from a copy: building leaves files behind."""
+    """Return a folder with the unpacked wheel, built from a copy of this checkout: building leaves files behind."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -48,6 +48,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(installed):
         return {str(path) for path in found if "__pycache__" not in path.parts}
 
     assert files(installed) == files(ROOT)
+    assert {f"{name}/py.typed" for name in PACKAGES} <= files(installed)
     assert {"harness/leaderboard/published/published.csv", "harness/leaderboard/published/published.bib"} <= files(
         installed
     )

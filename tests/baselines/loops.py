@@ -180,7 +180,9 @@ def clean(name, embeddings, labels, proxies=None, **parameters):
         return (triplet if name == "triplet" else margin_loss)(z, labels, **parameters)
     if name in WITH_CLASSES:
         w = unit(proxies)
-        losses = [FORMULAS[name]([(w[c] @ z[a], float(c == labels[a])) for c in range(len(w))]) for a in range(n)]
+        losses = [
+            FORMULAS[name]([(w[c] @ z[a], float(c == labels[a])) for c in range(len(w))]) or 0.0 for a in range(n)
+        ]
         return sum(losses) / n + (soft_triple_regulariser(w) if name == "soft_triple" else 0.0)
     losses = []
     for a in range(n):
@@ -207,7 +209,8 @@ def mixed_set(anchor, own, pairs, labels, c):
 def mixed(name, embeddings, labels, pairs, lam, renormalize=True, proxies=None, chosen=None, **parameters):
     """The mixed loss of a batch. lam(i, j) is a number; chosen(i, j) says whether the pair is mixed."""
     z, n = unit(embeddings), len(labels)
-    lam = lam if callable(lam) else (lambda i, j, value=lam: value)
+    if not callable(lam):
+        value, lam = lam, lambda i, j: value
 
     def mix(i, j, first):
         v = lam(i, j) * first + (1 - lam(i, j)) * z[j]

@@ -1,5 +1,7 @@
 """The losses that pytorch-metric-learning has too, on a balanced batch: the same value and the same gradient."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -55,7 +57,8 @@ def test_pairs(name, hyperparameters, theirs):
 
 def test_contrastive_sum_up_to_a_constant():
     """Theirs is Σ [1 − s]₊ over the 24 positive pairs, ours Σ −s, and a mean over the 12 anchors."""
-    theirs = losses.ContrastiveLoss(pos_margin=1, neg_margin=0.2, distance=COSINE, reducer=reducers.SumReducer())
+    margins: dict[str, Any] = {"pos_margin": 1, "neg_margin": 0.2}  # typed as int there
+    theirs = losses.ContrastiveLoss(**margins, distance=COSINE, reducer=reducers.SumReducer())
     assert_equal(create("contrastive", margin=0.2, reduction="sum"), theirs, scale=1 / 12, offset=-24 / 12)
 
 

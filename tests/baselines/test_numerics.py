@@ -1,12 +1,15 @@
 """Losses compute in full precision, however their caller allowed torch to round."""
 
+from typing import Any
+
 import pytest
 import torch
 
 import baselines
 from baselines.numerics import full_precision
 
-SWITCHES = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+MKLDNN: Any = torch.backends.mkldnn
+SWITCHES = (torch.backends.cuda.matmul, MKLDNN.matmul)
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +51,7 @@ def test_losses_are_the_same_where_rounding_is_allowed(name, allow):
         embeddings = torch.randn(16, 64, generator=generator).requires_grad_()
         value = loss(embeddings, torch.arange(16) % 4)
         value.backward()
+        assert embeddings.grad is not None
         return value.detach(), embeddings.grad
 
     exact = value_and_gradient()

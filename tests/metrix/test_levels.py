@@ -1,6 +1,7 @@
 """The three levels through a small network: the clean batch and every other random stream stay as in the baseline."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,12 @@ def step(criterion, network, images):
     return value.detach(), gradients, list(network.buffers()), torch.random.get_rng_state()
 
 
-LEVELS = [{"at": "embedding"}, {"at": "feature"}, {"at": "feature", "stage": "first"}, {"at": "input"}]
+LEVELS: list[dict[str, Any]] = [
+    {"at": "embedding"},
+    {"at": "feature"},
+    {"at": "feature", "stage": "first"},
+    {"at": "input"},
+]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -181,7 +187,7 @@ def test_dropout_of_the_mixed_rows_is_the_same_when_recomputed(monkeypatch):
     network.eval()
     network.head[0].train()
     criterion = Metrix(baselines.create("contrastive", margin=-1.0, reduction="sum"), at="input", hardest=4)
-    weight = network.head[1].weight
+    weight: Any = network.head[1].weight
     state = criterion.generator.get_state()
 
     def mixed(moved):
@@ -224,7 +230,8 @@ def test_says_what_its_defaults_amount_to():
         ({"at": "feature", "stage": "first"}, ("first", both, "one at random")),
         ({"at": "feature", "pairs": "neg-neg"}, ("last", ("neg-neg",), "all")),
     ):
-        criterion = Metrix(loss, **options)
+        settings: dict[str, Any] = options
+        criterion = Metrix(loss, **settings)
         effective = criterion.effective(network)
         assert (effective["stage"], effective["pairs"], effective["hardest"]) == expected
         criterion.objective(network, images, LABELS)
@@ -292,4 +299,4 @@ def test_refuses_bad_networks_and_batches():
     with pytest.raises(ValueError, match="indices_tuple"):
         Metrix(loss)(images.flatten(1), LABELS, (0, 1))
     with pytest.raises(ValueError, match="CrossEntropyLoss is not one of the losses"):
-        Metrix(nn.CrossEntropyLoss())
+        Metrix(nn.CrossEntropyLoss())  # pyright: ignore[reportArgumentType]

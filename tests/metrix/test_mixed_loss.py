@@ -1,6 +1,7 @@
 """ℓ̃ at the embedding level: numbers worked by hand, loops over materialised vectors, finite differences."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,8 @@ SECOND = (on_circle(10, 35, 70, 50, 140, 300), torch.tensor([0, 0, 0, 1, 1, 2]),
 )
 def test_worked_numbers(case, name, expected):
     embeddings, labels, lam = case
-    loss = baselines.create(name, **({"reduction": "sum"} if name == "contrastive" else {}))
+    options: dict[str, Any] = {"reduction": "sum"} if name == "contrastive" else {}
+    loss = baselines.create(name, **options)
     values = [loss(embeddings, labels).item()]
     for pairs in ("pos-neg", "anc-neg"):
         for renormalize in (False, True):

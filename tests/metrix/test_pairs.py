@@ -4,9 +4,18 @@ import pytest
 import torch
 
 import baselines
-from baselines.weights import Weights, belonging
+from baselines.weights import Weights, log_mask
 from metrix import Metrix, refusal
-from metrix.pairs import PAIRS, draw_lambda, draw_type, eligible, keep_hardest, keep_one, keep_some, uses
+from metrix.pairs import (
+    PAIRS,
+    draw_lambda,
+    draw_type,
+    eligible,
+    in_mixed_sets,
+    keep_hardest,
+    keep_one_partner,
+    keep_random,
+)
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
 
@@ -36,7 +45,7 @@ def test_alternate_tosses_a_fair_coin_for_every_loss():
 def test_eligible_pairs_are_those_that_some_anchor_uses(pairs, proxies):
     first, second = torch.ones(6, 6).nonzero(as_tuple=True)
     anchors = LABELS if proxies is None else torch.arange(3)
-    used = uses(pairs, first, second, LABELS, anchors, examples=proxies is None)
+    used = in_mixed_sets(pairs, first, second, LABELS, anchors, examples=proxies is None)
     used = used & (first != second) if pairs in ("pos-pos", "neg-neg") else used
     assert torch.equal(eligible(pairs, LABELS, "candidates", proxies), used.any(0).view(6, 6))
 
@@ -53,13 +62,13 @@ def test_random_subsets_have_their_size_and_are_uniform():
     counts = torch.zeros(6, 6)
     random = generator()
     for _ in range(600):
-        kept = keep_some(mask, 4, random)
+        kept = keep_random(mask, 4, random)
         assert kept.sum() == 4
         counts += kept
     expected = 600 * 4 / mask.sum()
     assert (counts[~mask] == 0).all()
     assert ((counts[mask] - expected).abs() < 5 * expected.sqrt()).all()
-    assert torch.equal(keep_one(mask, random).sum(1), mask.any(1).long())
+    assert torch.equal(keep_one_partner(mask, random).sum(1), mask.any(1).long())
 
 
 def test_max_mixed_is_drawn_from_the_generator_and_shared_by_all_anchors():
@@ -93,7 +102,7 @@ def test_every_mixed_pair_has_a_gradient():
     ):
         s = torch.linspace(-0.6, 0.9, 12, dtype=torch.float64).view(2, 6).requires_grad_()
         loss = baselines.create(name, num_classes=2, dim=2)
-        loss.formula(s, *Weights.of_label(belonging(members, s.dtype), 0.4, s.shape)).sum().backward()
+        loss.formula(s, *Weights.of_label(log_mask(members, s.dtype), 0.4, s.shape)).sum().backward()
         assert torch.equal(s.grad != 0, members), name
 
 

@@ -8,6 +8,7 @@ The quick grid's aim is 0.85; it takes ten minutes, so without --full a part of 
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 
 from harness.grid import Grid
 from harness.launch import Unseen, run_grid
@@ -30,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="the whole quick grid, ten minutes on two cores")
     options = parser.parse_args()
-    part = {} if options.full else {"seeds": ["0"], "losses": ["contrastive"]}
+    part: dict[str, Sequence[str]] = {} if options.full else {"seeds": ["0"], "losses": ["contrastive"]}
     grid, watch = Grid.load("quick", (), part), Watch()
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()

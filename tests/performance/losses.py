@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +94,7 @@ def materialised(loss: baselines.Loss, embeddings: Tensor, labels: Tensor, pairs
     z = torch.nn.functional.normalize(embeddings)
     batch = loss.batch(embeddings, labels)
     positive, negative = loss.sides(batch)
-    anchors = batch.embeddings if loss.anchors == "examples" else batch.proxies
+    anchors = batch.embeddings if loss.anchors == "examples" or batch.proxies is None else batch.proxies
     a, j = negative.nonzero(as_tuple=True)
     if pairs == "anc-neg":
         first = anchors[a]
@@ -175,9 +176,9 @@ def seconds_of(function: Callable[[], Tensor]) -> float:
     return time.perf_counter() - began
 
 
-def create(name: str, classes: int = CLASSES, **hyperparameters: float) -> baselines.Loss:
+def create(name: str, classes: int = CLASSES, **hyperparameters: Any) -> baselines.Loss:
     """A loss with its proxies drawn from seed 0."""
-    sizes = {"num_classes": classes, "dim": DIM}
+    sizes: dict[str, Any] = {"num_classes": classes, "dim": DIM}
     return baselines.create(name, **sizes, generator=torch.Generator().manual_seed(0), **hyperparameters)
 
 

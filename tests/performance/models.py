@@ -9,6 +9,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
@@ -34,7 +35,7 @@ def main() -> None:
         anatomy.stages(name, None, side_px)
         probed = time.perf_counter() - began
         model = Embedder(name, dim=DIM, pretrained=False, side_px=side_px, generator=0).train()
-        size = {"img_size": side_px} if "img_size" in model._anatomy.options else {}
+        size: dict[str, Any] = {"img_size": side_px} if "img_size" in model._anatomy.options else {}
         bare = timm.create_model(name, num_classes=DIM, **size).train()
         variants = _variants(bare, model, torch.randn(batch, 3, side_px, side_px))
         seconds = take_turns({key: _backward_too(step) for key, step in variants.items()}, rounds)
