@@ -104,9 +104,7 @@ class Chunked(Wrapped):
     def _contexts(self, track: bool) -> tuple[AbstractContextManager, AbstractContextManager]:
         """Return the contexts of a pass and of its repetition, which uses the same statistics and changes none."""
         norms = [norm for norm in batch_norms(self.model) if norm.training]
-        tracked = [
-            norm.track_running_stats for norm in norms
-        ]  # `metrix.network.isolated` switches it off temporarily
+        tracked = [norm.track_running_stats for norm in norms]  # off inside `metrix.network.isolated`
         return nullcontext() if track else _on_copies(norms, tracked), _on_copies(norms, tracked)
 
 

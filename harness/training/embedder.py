@@ -34,26 +34,26 @@ def problems(
 
     Downloads no weights, and does not check whether published weights can be fetched.
     """
-    found = []
+    sentences = []
     if norm not in NORMS:
-        found.append(f"norm is {norm!r}; choose one of {', '.join(NORMS)}")
+        sentences.append(f"norm is {norm!r}; choose one of {', '.join(NORMS)}")
     if pooling not in POOLINGS:
-        found.append(f"pooling is {pooling!r}; choose one of {', '.join(POOLINGS)}")
+        sentences.append(f"pooling is {pooling!r}; choose one of {', '.join(POOLINGS)}")
     if not isinstance(pretrained, bool) and not Path(pretrained).is_file():
-        found.append(f"there is no weights file {str(pretrained)!r}; set pretrained to true, false or a file")
+        sentences.append(f"there is no weights file {str(pretrained)!r}; set pretrained to true, false or a file")
     try:
         body = anatomy(backbone, options, side_px)
         if stage is not None:
             body.resolve(stage)
     except ModelError as error:
-        return [*found, str(error)]
+        return [*sentences, str(error)]
     if pretrained is True and not body.config.get("url") and not body.config.get("hf_hub_id"):
-        found.append(f"there are no published weights for {body.tag}; set pretrained to false or to a file")
+        sentences.append(f"there are no published weights for {body.tag}; set pretrained to false or to a file")
     if pooling == "token" and not body.class_tokens:
-        found.append(f"{backbone} has no class token to pool; use avg, max or avg+max")
+        sentences.append(f"{backbone} has no class token to pool; use avg, max or avg+max")
     if pooling in ("avg", "max", "avg+max") and body.positions == 0:
-        found.append(f"the last features of {backbone} are only its class token; use pooling token")
-    return found
+        sentences.append(f"the last features of {backbone} are only its class token; use pooling token")
+    return sentences
 
 
 class Embedder(nn.Module):

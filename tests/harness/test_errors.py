@@ -7,7 +7,15 @@ import pkgutil
 import harness
 from harness.errors import UserError
 
-INSIDE = {"Diverged", "Misfit", "RankFailed", "FolderGone", "_Left", "_NotMixable"}  # dealt with where they are met
+INSIDE = {
+    "Diverged",
+    "Misfit",
+    "RankFailed",
+    "FolderGone",
+    "_Left",
+    "_Stop",
+    "NotMixable",
+}  # dealt with where they are met
 
 
 def test_every_error_of_the_harness_is_one_that_a_user_can_fix_or_stays_inside():

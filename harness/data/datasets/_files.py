@@ -128,22 +128,22 @@ def _stamps(statuses: Sequence[os.stat_result]) -> dict[str, str]:
 
 def _statuses(dataset: Dataset) -> list[os.stat_result]:
     """Return the status of each file, with one system call per file; no file is opened."""
-    found, missing, unreadable = [], [], []
+    statuses, missing, unreadable = [], [], []
     for key, file in zip(dataset.keys, dataset.files, strict=True):
         try:
-            found.append(os.stat(file))
+            statuses.append(os.stat(file))
         except (FileNotFoundError, NotADirectoryError):
             missing.append(key)
         except OSError as error:
             unreadable.append(f"{key}: {error.strerror}")
         else:
-            if reason := _unreadable_reason(file, found[-1]):
+            if reason := _unreadable_reason(file, statuses[-1]):
                 unreadable.append(f"{key}: {reason}")
     if missing:
         raise DatasetError(missing_files(dataset, missing)) from FileNotFoundError(missing[0])
     if unreadable:
         raise DatasetError(f"{dataset.name}: {len(unreadable)} files cannot be read ({some(unreadable)})")
-    return found
+    return statuses
 
 
 def _unreadable_reason(file: str, status: os.stat_result) -> str | None:

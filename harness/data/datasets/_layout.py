@@ -28,10 +28,10 @@ def locate(data: Path, *names: str) -> Path | None:
 def inside(folder: Path, *names: str) -> Path | None:
     """Return the folder at this path from `folder`, in any case; None if it does not exist."""
     for name in names:
-        found = [entry for entry in _listed(folder) if entry.name.lower() == name.lower() and entry.is_dir()]
-        if not found:
+        matches = [entry for entry in _listed(folder) if entry.name.lower() == name.lower() and entry.is_dir()]
+        if not matches:
             return None
-        folder = Path(found[0])
+        folder = Path(matches[0])
     return folder
 
 
@@ -75,11 +75,11 @@ def class_folders(walk: Walk, folder: Path) -> dict[str, list[str]]:
     """
     above = folder.relative_to(walk.root).as_posix().removeprefix(".")
     folders, links, _ = walk.entries(above)
-    found = {}
+    by_class = {}
     for path in sorted(folders + links):
         if images := walk.images(path, ("", above)):
-            found[path.rpartition("/")[2]] = [os.path.relpath(image, path) for image in images]
-    return found
+            by_class[path.rpartition("/")[2]] = [os.path.relpath(image, path) for image in images]
+    return by_class
 
 
 def is_image(name: str) -> bool:
@@ -87,7 +87,7 @@ def is_image(name: str) -> bool:
     return not clutter(name) and IMAGE.fullmatch(os.path.splitext(name)[1]) is not None
 
 
-def refuse_split_folders(name: str, data: Path, standard: Standard) -> None:
+def reject_split_folders(name: str, data: Path, standard: Standard) -> None:
     """Raise DatasetError if `data` contains train/ and test/ with class folders, which is not the standard split."""
     train = locate(data, "train")
     test = train and (inside(train.parent, "test") or inside(train.parent, "val") or inside(train.parent, "valid"))
@@ -95,9 +95,9 @@ def refuse_split_folders(name: str, data: Path, standard: Standard) -> None:
         return
     images, classes = [], []
     for folder in (train, test):
-        found = class_folders(Walk(str(data)), folder)
-        images.append(sum(map(len, found.values())))
-        classes.append(set(found))
+        by_class = class_folders(Walk(str(data)), folder)
+        images.append(sum(map(len, by_class.values())))
+        classes.append(set(by_class))
     if not all(images):
         return
     sizes, expected = "/".join(map(str, images)), "/".join(map(str, standard.images))

@@ -38,45 +38,45 @@ class Standard:
         masks = [dataset.split == split for split in ("train", "test")]
         images = tuple(int(mask.sum()) for mask in masks)
         classes = tuple(len(np.unique(dataset.labels[mask])) for mask in masks)
-        found = self.miscounted(images, classes)
+        sentences = self.miscounted(images, classes)
         for role, expected in self.roles.items():
             count = 0 if dataset.role is None else int((dataset.role == role).sum())
             if count != expected:
-                found.append(f"{count} {role} images, expected {expected}.")
-        return (*found, *self._wrong_numbers(dataset, masks))
+                sentences.append(f"{count} {role} images, expected {expected}.")
+        return (*sentences, *self._wrong_numbers(dataset, masks))
 
     def miscounted(self, images: tuple[int, ...], classes: tuple[int, ...]) -> list[str]:
         """Return how these (training, test) counts differ from the standard ones, and what is known about them."""
-        found = []
+        sentences = []
         for what, counts, expected in (("images", images, self.images), ("classes", classes, self.classes)):
             if counts != expected:
-                found.append(f"{'/'.join(map(str, counts))} {what}, expected {'/'.join(map(str, expected))}.")
+                sentences.append(f"{'/'.join(map(str, counts))} {what}, expected {'/'.join(map(str, expected))}.")
         if images != self.images and (known := self.look_alikes.get(images) or self.look_alikes.get(sum(images))):
-            found.insert(1, f"{known}.")
-        return found
+            sentences.insert(1, f"{known}.")
+        return sentences
 
     def _wrong_numbers(self, dataset: Dataset, masks: list[np.ndarray]) -> list[str]:
         """Return sentences about missing classes, and about classes in the wrong split, by number."""
-        found = []
+        sentences = []
         for split, mask, numbers in zip(("train", "test"), masks, self.numbers or (), strict=False):
             held = {int(re.match(r"\d+", dataset.class_names[c])[0]) for c in np.unique(dataset.labels[mask])}
             for problem, wrong in (("lacks", set(numbers) - held), ("should not have", held - set(numbers))):
                 if wrong:
                     listed = some([str(number) for number in sorted(wrong)])
-                    found.append(f"{split} {problem} {len(wrong)} classes ({listed}).")
-        return found
+                    sentences.append(f"{split} {problem} {len(wrong)} classes ({listed}).")
+        return sentences
 
     def guard(self, dataset: Dataset, allow_nonstandard: bool) -> Dataset:
         """Return the dataset with stamps of its files, and with its `deviations` if it is not standard but allowed.
 
         Raises DatasetError if it is not standard and not allowed, or if files are missing.
         """
-        found = self.deviations(dataset)
-        if found and not allow_nonstandard:
+        deviations = self.deviations(dataset)
+        if deviations and not allow_nonstandard:
             raise DatasetError(
-                f"FAIR-01 {dataset.name}: {' '.join(found)} `metrix-bench doctor {dataset.name}` gives details; "
+                f"FAIR-01 {dataset.name}: {' '.join(deviations)} `metrix-bench doctor {dataset.name}` gives details; "
                 f"the option allow_nonstandard: true runs it, marked `not {self.title}`"
             )
-        if found:
-            dataset = replace(dataset, deviations=found)
+        if deviations:
+            dataset = replace(dataset, deviations=deviations)
         return stamped(dataset)

@@ -15,7 +15,7 @@ import numpy as np
 
 from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._files import Row, listed
-from harness.data.datasets._layout import absent, inside, is_image, locate, refuse_split_folders
+from harness.data.datasets._layout import absent, inside, is_image, locate, reject_split_folders
 from harness.data.datasets._standard import CLASSIFICATION, Standard
 
 NEEDS_DATA = True
@@ -60,7 +60,7 @@ def index(data: Path) -> Dataset:
         return _together(together, images)
     if locate(data, "cars_train_annos.mat"):
         return _devkit(data)
-    refuse_split_folders("cars196", data, STANDARD)
+    reject_split_folders("cars196", data, STANDARD)
     if together and locate(data, "cars_train", "cars_test"):
         what = (
             "car_ims/, whose images cars_annos.mat numbers, nor cars_train_annos.mat for cars_train/ and cars_test/,"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._files import Row, listed
-from harness.data.datasets._layout import absent, class_folders, inside, lines, locate, refuse_split_folders
+from harness.data.datasets._layout import absent, class_folders, inside, lines, locate, reject_split_folders
 from harness.data.datasets._standard import CLASSIFICATION, Standard
 from harness.data.datasets._walk import Walk
 from harness.errors import some
@@ -88,18 +88,18 @@ def _listed_keys(lists: Path, data: Path) -> list[str]:
 
 def _pairs(path: Path) -> dict[str, str]:
     """Return the lines `number value` of a file."""
-    found = lines("cub200", path)
-    if bad := [" ".join(words) for words in found if len(words) != 2]:
+    pairs = lines("cub200", path)
+    if bad := [" ".join(words) for words in pairs if len(words) != 2]:
         raise DatasetError(f"cub200: {len(bad)} lines of {path} are not `number value` ({some(bad, 2)})")
-    return dict(found)
+    return dict(pairs)
 
 
 def _class_folders(walk: Walk, data: Path) -> tuple[Path, list[str]]:
     """Return images/ and the images in its class folders, for mirrors without the lists."""
-    refuse_split_folders("cub200", data, STANDARD)
+    reject_split_folders("cub200", data, STANDARD)
     folder = locate(data, "images") or data
-    found = class_folders(walk, folder)
+    images = class_folders(walk, folder)
     walk.require_readable("cub200")
-    if not any(map(CLASS_FOLDER.match, found)):
+    if not any(map(CLASS_FOLDER.match, images)):
         raise absent("cub200", data, STANDARD, "images.txt, nor images/ with a folder for each class,")
-    return folder, [f"{name}/{file}" for name, files in found.items() for file in files]
+    return folder, [f"{name}/{file}" for name, files in images.items() for file in files]

@@ -71,9 +71,10 @@ def _split_folders(data: Path, top: list[str]) -> dict[str, str]:
         if len(folders) > 1:
             raise DatasetError(f"folder: {data} contains {some(folders)}, all of them for {split}: keep one")
     if not {"train", "test"} <= set(named):
-        found = some([f"{folder}/" for folders in named.values() for folder in folders])
+        listed_folders = some([f"{folder}/" for folders in named.values() for folder in folders])
         raise DatasetError(
-            f"folder: {data} contains {found}; provide both train/ and test/, or neither; rename a class of this name"
+            f"folder: {data} contains {listed_folders}; provide both train/ and test/, or neither; rename a class of "
+            "this name"
         )
     others = [folder for folder in top if folder.lower() not in SPLIT_FOLDERS]
     if others:
@@ -103,10 +104,10 @@ def _rows_by_share(walk: Walk, folders: list[str], test_share: float) -> list[Ro
 
 def _classes(walk: Walk, folders: list[str], above: tuple[str, ...]) -> dict[str, list[str]]:
     """Return the image files of each class folder that has any."""
-    found = {}
+    by_class = {}
     for folder in folders:
         if paths := walk.images(folder, above):
-            found[folder.rpartition("/")[2]] = paths
+            by_class[folder.rpartition("/")[2]] = paths
         elif folder not in walk.ignored[EMPTY] and folder not in walk.ignored[LINKED]:
             walk.ignored[WITHOUT_IMAGES].append(folder)
-    return found
+    return by_class

@@ -130,10 +130,10 @@ def _typefaces() -> dict[str, Path]:
     if package is None:
         raise DatasetError("glyphs are drawn in the typefaces of matplotlib, which is not installed")
     folder = Path(package.submodule_search_locations[0]) / "mpl-data/fonts/ttf"
-    found = {file.stem: file for file in sorted(folder.glob("*.ttf")) if TYPEFACES.fullmatch(file.stem)}
-    if len(found) < LEAST_TYPEFACES or REFERENCE not in found:
-        raise DatasetError(f"glyphs: {len(found)} text typefaces in {folder}, at least {LEAST_TYPEFACES} are needed")
-    return found
+    files = {file.stem: file for file in sorted(folder.glob("*.ttf")) if TYPEFACES.fullmatch(file.stem)}
+    if len(files) < LEAST_TYPEFACES or REFERENCE not in files:
+        raise DatasetError(f"glyphs: {len(files)} text typefaces in {folder}, at least {LEAST_TYPEFACES} are needed")
+    return files
 
 
 def _render(typefaces: dict[str, Path]) -> _Glyphs:

@@ -67,10 +67,10 @@ def index(data: Path, *, resolution: str = "low") -> Dataset:
 
 def _rows(path: Path) -> list[Row]:
     """Return the lines of the partition, whose first line is their number and whose second names the columns."""
-    found = lines("inshop", path)
-    if len(found) < 2 or len(found[0]) != 1 or not found[0][0].isdigit() or found[1] != HEADER:
+    table = lines("inshop", path)
+    if len(table) < 2 or len(table[0]) != 1 or not table[0][0].isdigit() or table[1] != HEADER:
         raise DatasetError(f"inshop: {path} does not begin with a number of images and `{' '.join(HEADER)}`")
-    announced, rows = int(found[0][0]), found[2:]
+    announced, rows = int(table[0][0]), table[2:]
     if bad := [" ".join(words) for words in rows if len(words) != 3 or words[2] not in STATUSES]:
         raise DatasetError(
             f"inshop: {len(bad)} lines of {path} are not `image item train|query|gallery` ({some(bad, 2)})"

@@ -55,12 +55,12 @@ def index(data: Path) -> Dataset:
 
 def _lines(path: Path) -> list[tuple[str, str]]:
     """Return (path, class number) of every line after the header."""
-    header, *found = lines("sop", path) or [[]]
-    bad = [" ".join(words) for words in found if len(words) != 4 or not words[1].isdigit()]
+    header, *rows = lines("sop", path) or [[]]
+    bad = [" ".join(words) for words in rows if len(words) != 4 or not words[1].isdigit()]
     if header != HEADER or bad:
         what = f"{len(bad)} lines like {some(bad, 2)}" if bad else f"the first line {' '.join(header)!r}"
         raise DatasetError(f"sop: {path} is not in the published format `{' '.join(HEADER)}`: it has {what}")
-    return [(words[3], words[1]) for words in found]
+    return [(words[3], words[1]) for words in rows]
 
 
 def _images(lists: Path, rows: list[Row]) -> Path:

@@ -4,6 +4,7 @@ import shutil
 
 from harness.evaluation import editions
 from harness.evaluation.editions import EDITIONS, edition_of, evaluator_digest
+from harness.fairness.rules import factors_of
 
 HOW = """harness/evaluation/retrieval.py or metrics/ changed: their digest {} is in no edition.
 Compare the scores of the old and the new code, bit for bit: random data, ties, roles, several BLOCK_BYTES.
@@ -42,3 +43,13 @@ def test_the_digest_depends_on_the_sources_alone(tmp_path, monkeypatch):
     assert before == evaluator_digest(), "no score depends on it"
     (tmp_path / "evaluation" / "metrics" / "new.py").write_text("TITLE = 'new'")
     assert before != evaluator_digest()
+
+
+def test_records_of_one_edition_share_a_table_and_those_of_an_unknown_digest_do_not(make_trial, make_record):
+    record = make_record(make_trial())
+    first, other, unknown = (
+        record.model_copy(update={"provenance": {**record.provenance, "evaluator": digest}})
+        for digest in (EDITIONS[0].digests[0], EDITIONS[0].digests[-1], "f" * 64)
+    )
+    assert factors_of(first) == factors_of(other)
+    assert factors_of(first) != factors_of(unknown)

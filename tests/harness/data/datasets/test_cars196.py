@@ -9,7 +9,7 @@ import pytest
 from harness.data import datasets
 from harness.data.datasets import DatasetError
 from harness.data.datasets._files import Row, listed
-from harness.data.datasets._layout import refuse_split_folders
+from harness.data.datasets._layout import reject_split_folders
 from harness.data.datasets._standard import CLASSIFICATION
 from tests.harness.data.datasets.fixtures import photograph
 from tests.harness.data.datasets.sources.cars196 import write, write_devkit
@@ -96,7 +96,7 @@ def test_the_classification_split_in_folders_is_recognised(tmp_path):
     assert standard.look_alikes[8144, 8041] == CLASSIFICATION
     known = replace(standard, look_alikes={(3, 2): CLASSIFICATION})
     with pytest.raises(DatasetError, match=r"expected 8054/8131\. This is the classification split \(same classes"):
-        refuse_split_folders("cars196", tmp_path, known)
+        reject_split_folders("cars196", tmp_path, known)
 
 
 def test_half_of_the_classification_split_is_recognised():
