@@ -67,10 +67,11 @@ def create(
 
 
 def describe(name: str) -> Description:
-    """Title, paper, hyperparameters, learnable tensors and search space of the loss `name`; ValueError if unknown."""
+    """Return what is known of the loss `name`. Raise ValueError for an unknown one."""
     _require(name)
     spec = importlib.util.find_spec(f"{__name__}.{name}")
-    return of_source(name, Path(spec.origin)) or of_class(name, find(name))
+    stated = of_source(name, Path(spec.origin)) if spec and spec.origin else None
+    return stated or of_class(name, find(name))
 
 
 def find(name: str) -> type[Loss]:

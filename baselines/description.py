@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from baselines.form import Loss
 
 SIZES = ("num_classes", "dim", "generator")  # arguments of `create` that are no hyperparameters
-DEFAULTS = {"mixed": "candidates", "why_no_metrix": "", "rates": {}, "tuned_on": None, "search_space": {}}
+DEFAULTS: dict[str, Any] = {
+    "mixed": "candidates",
+    "why_no_metrix": "",
+    "rates": {},
+    "tuned_on": None,
+    "search_space": {},
+}
 
 
 @dataclass(frozen=True)

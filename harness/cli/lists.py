@@ -81,7 +81,7 @@ MIXES = {
 def _metrics() -> Listing:
     from harness.evaluation import metrics
 
-    rows = [(metric.title.format(k="K"), metric.summary.partition(": (")[0]) for metric in metrics.found()]
+    rows = [(metric.title.format(k="K"), metric.summary.partition(": (")[0]) for metric in metrics.load_all()]
     return Listing("metrics", ("name", "what"), rows)
 
 
