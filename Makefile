@@ -56,7 +56,7 @@ readme:  ## put the leaderboard of OUT into README.md, captions folded
 	@sed -i -e '/results:begin/r README.md.part' README.md && rm README.md.part
 
 # JOBS files of tests run at a time. Tests of whole clusters use all cores themselves.
-test: $(STAMP)  ## run the tests (MINUTES minutes on 2 cores; ARGS='-m slow' runs those that start whole clusters, twenty more)
+test: $(STAMP)  ## run the tests (under ten minutes on 2 cores; ARGS='-m slow' runs those that start whole clusters, twenty more)
 	@$(PY) -m pytest $(if $(findstring slow,$(ARGS)),,-n $(JOBS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 lowest:  ## run the tests of computations with the lowest versions that pyproject.toml allows, in a separate environment
