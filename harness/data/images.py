@@ -228,7 +228,7 @@ def _stored(path: Path, count: int) -> Images | None:
     if stored.offsets[-1] != length:
         return None
     for i in np.unique(np.linspace(0, count - 1, CHECKED_IMAGES).astype(int)):
-        if zlib.crc32(stored.pixels[stored.offsets[i] : stored.offsets[i + 1]]) != sums[i]:
+        if zlib.crc32(stored.pixels[stored.offsets[i] : stored.offsets[i + 1]].data) != sums[i]:
             return None
     return stored
 
@@ -240,10 +240,10 @@ def _build(dataset: Dataset, side_px: int, scratch: Path, progress: Callable[[in
     with open(scratch, "wb") as file:
         for i, (pixels, value) in enumerate(_decoded(dataset, side_px)):
             if pixels is None:
-                unreadable.append(value)
+                unreadable.append(str(value))
             else:
                 sizes[i], sums[i] = pixels.shape[1:], value
-                length += file.write(pixels)
+                length += file.write(pixels.data)
             if progress is not None:
                 progress(i + 1, len(dataset))
         file.write(sizes.tobytes() + sums.tobytes() + FOOTER.pack(LAYOUT, len(dataset), length))
@@ -272,7 +272,7 @@ def _decoded(dataset: Dataset, side_px: int) -> Iterator[tuple[np.ndarray, int] 
             pixels = resized(dataset.read(i), side_px)
         except DatasetError as error:
             return None, str(error)
-        return pixels, zlib.crc32(pixels)
+        return pixels, zlib.crc32(pixels.data)
 
     cores = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(cores) as threads:
@@ -290,10 +290,11 @@ def resized(image: Image.Image, side_px: int) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _size_and_box(extents: tuple[int, int], side_px: int) -> tuple[tuple[int, int], tuple[float, ...]]:
+def _size_and_box(
+    extents: tuple[int, int], side_px: int
+) -> tuple[tuple[int, int], tuple[float, float, float, float]]:
     """Return (width, height) after resizing, and the box (left, top, right, bottom) to keep of the image."""
     short = min(extents)
-    kept = [min(extent, MAX_RATIO * short) for extent in extents]
-    corner = [(extent - part) / 2 for extent, part in zip(extents, kept, strict=True)]
-    size = tuple(side_px * part // short for part in kept)
-    return size, (*corner, *(c + part for c, part in zip(corner, kept, strict=True)))
+    width, height = (min(extent, MAX_RATIO * short) for extent in extents)
+    left, top = (extents[0] - width) / 2, (extents[1] - height) / 2
+    return (side_px * width // short, side_px * height // short), (left, top, left + width, top + height)

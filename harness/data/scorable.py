@@ -79,7 +79,9 @@ def scores(dataset: Dataset, split: np.ndarray, ks: Sequence[int] | None = None,
         images = split == name
         if not images.any():
             continue
-        scope = Scope.of(dataset.labels[images], dataset.role[images] if _with_roles(dataset, name) else None)
+        # Validation images search among each other; roles are those of the test split.
+        role = None if dataset.role is None or name != "test" else dataset.role[images]
+        scope = Scope.of(dataset.labels[images], role)
         wanted = () if name == "train" else tuple(ks or (dataset.ks if name == "test" else USUAL_KS))
         answerable[name] = scope.answerable(wanted)
         beyond = [f"R@{k}" for k in wanted if k not in answerable[name]]
@@ -95,11 +97,6 @@ def scores(dataset: Dataset, split: np.ndarray, ks: Sequence[int] | None = None,
                 f"{dataset.name}: {', '.join(beyond)} of {name} left out: a query has {scope.candidates} candidates"
             )
     return Scores(answerable, tuple(problems), notes)
-
-
-def _with_roles(dataset: Dataset, name: str) -> bool:
-    """Return whether a split has roles: only the test split has; validation images search among each other."""
-    return name == "test" and dataset.role is not None
 
 
 def _remedy(dataset: Dataset, images: np.ndarray, name: str) -> str:

@@ -3,16 +3,17 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import metrix
+from baselines.form import Loss
 from harness.streams import stream
 
 POINTS = 5000  # most training points that utilization compares with: more of them lower it by themselves
 
 
 def analyse(
-    seed: int, test: Tensor, labels: Tensor, train: Tensor, train_labels: Tensor, loss: nn.Module | None
+    seed: int, test: Tensor, labels: Tensor, train: Tensor, train_labels: Tensor, loss: Loss | None
 ) -> dict[str, Any]:
     """Analyse test embeddings (q, d) with labels (q,), against training embeddings (n, d) and the loss.
 
@@ -29,7 +30,7 @@ def analyse(
         "utilization": metrix.utilization(test, train, points, generator),
         "utilization_points": points,
     }
-    if getattr(loss, "mixed", None) == "candidates":
+    if loss is not None and loss.mixed == "candidates":
         batch = torch.cat([(train_labels == c).nonzero().flatten()[:5] for c in train_labels.unique()[:20]])
         curve = metrix.positivity(train[batch], train_labels[batch], loss)
         measures["positivity"] = {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import baselines
 import metrix
+from baselines.form import Loss
 from harness.config import Choice, Trial
 from harness.data import datasets, scorable, splits
 from harness.data.cache import default_folder
@@ -28,7 +29,7 @@ from harness.streams import stream
 from harness.training import parallel, pml
 from harness.training.chunked import Chunked
 from harness.training.devices import rank_devices
-from harness.training.embedder import Embedder
+from harness.training.embedder import Embedder, Network
 from harness.training.loop import Diverged, Progress, train
 
 EMBEDDING_BATCH = 256
@@ -72,10 +73,13 @@ class Pixels(nn.Flatten):
     A black image has no direction and counts as evenly grey, the limit of ever darker grey.
     """
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Return vectors (n, 3·side²), none of them zero."""
-        vectors = super().forward(images)
+        vectors = super().forward(input)
         return torch.where(vectors.any(dim=1, keepdim=True), vectors, 1.0)
+
+
+Criterion = Loss | metrix.Metrix | pml.LibraryLoss
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Bench:
     dataset: Dataset
     split: np.ndarray
     images: Images | Originals
-    model: nn.Module
+    model: Network | Pixels
     augmentation: Augmentation
     device: torch.device
     embedding_batch: int = EMBEDDING_BATCH
@@ -109,25 +113,31 @@ class Bench:
         if chunked is None:
             return bench
         _, rows = chunked
-        return replace(bench, model=Chunked(model, rows), embedding_batch=min(rows, EMBEDDING_BATCH))
+        return replace(bench, model=Chunked(bench.network, rows), embedding_batch=min(rows, EMBEDDING_BATCH))
 
     def divided(self) -> "Bench":
         """Return a copy that divides its rows and files among the ranks, all of which must make the same calls."""
         augmentation = parallel.Divided(**vars(self.augmentation))
-        return replace(self, model=parallel.Parallel(self.model), augmentation=augmentation)
+        return replace(self, model=parallel.Parallel(self.network), augmentation=augmentation)
 
-    def criterion(self) -> nn.Module:
+    @property
+    def network(self) -> Network:
+        """The network, of any trial but that of the pixel floor."""
+        assert not isinstance(self.model, Pixels)
+        return self.model
+
+    def criterion(self) -> Criterion:
         """Return the objective of the trial, on the device."""
         return build_criterion(self.trial, int(self.part("train").labels.max()) + 1).to(self.device)
 
     def train(
-        self, criterion: nn.Module, validate: Callable[[], Any], folder: Path, **options: Any
+        self, criterion: Criterion, validate: Callable[[], Any], folder: Path, **options: Any
     ) -> Iterator[Progress]:
         """Train on the images of the training split; `options` are those of `harness.training.loop.train`."""
         training = self.part("train")
         return train(
             self.trial,
-            self.model,
+            self.network,
             criterion,
             self.images,
             training.indices,
@@ -220,7 +230,7 @@ def split_of(dataset: Dataset, protocol: Protocol, fold: int | None = None, fold
     """
     if protocol.validation_share == 0:
         return splits.no_validation(dataset)
-    if folds is not None:
+    if fold is not None and folds is not None:
         return splits.fold_validation(dataset, fold, folds)
     return splits.fair_validation(dataset, protocol.validation_share)
 
@@ -269,26 +279,30 @@ def training_classes(trial: Trial, sources: Sources) -> int:
     return len(np.unique(dataset.labels[split == "train"]))
 
 
-def build_criterion(trial: Trial, num_classes: int) -> nn.Module:
+def build_criterion(trial: Trial, num_classes: int) -> Criterion:
     """Build the loss of a trial, inside Metrix if its arm says so.
 
     Proxies depend on (seed, loss), and λ on (seed, "metrix").
     """
     arm, seed = trial.arm, trial.seed
     generator = torch.Generator().manual_seed(stream(seed, arm.loss, "proxies"))
-    create = pml.create if arm.loss.startswith(pml.PREFIX) else baselines.create
-    loss = create(arm.loss, num_classes=num_classes, dim=trial.model.dim, generator=generator, **arm.options)
+    sizes: dict[str, Any] = {"num_classes": num_classes, "dim": trial.model.dim, "generator": generator}
+    if arm.loss.startswith(pml.PREFIX):
+        return pml.create(arm.loss, **sizes, **arm.options)
+    loss = baselines.create(arm.loss, **sizes, **arm.options)
     if arm.metrix is None:
         return loss
     generator = torch.Generator().manual_seed(stream(seed, "metrix"))
     return metrix.Metrix(loss, **arm.metrix.model_dump(), generator=generator)
 
 
-def augmentation(trial: Trial, model: nn.Module, dataset: Dataset) -> Augmentation:
+def augmentation(trial: Trial, model: Network | Pixels, dataset: Dataset) -> Augmentation:
     """Return the crops and flips of a trial, normalised for its weights; plain images in [0, 1] for `pixels`."""
     images = trial.images
-    if trial.arm.loss == "pixels":
-        return Augmentation(images.side_px, mean=(0.0,) * 3, std=(1.0,) * 3, centre_share=images.centre_share)
+    if isinstance(model, Pixels):
+        return Augmentation(
+            images.side_px, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), centre_share=images.centre_share
+        )
     return Augmentation(
         images.side_px,
         mean=model.mean,

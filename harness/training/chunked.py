@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from harness.training.embedder import Wrapped, batch_norms
+from harness.training.embedder import Network, Wrapped, batch_norms
 
 NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # in a plain RuntimeError
 
@@ -46,7 +47,7 @@ class Chunked(Wrapped):
     twice: once for the maps of all rows, which are mixed, and once for the clean rows of each chunk.
     """
 
-    def __init__(self, model: nn.Module, rows: int):
+    def __init__(self, model: Network, rows: int):
         super().__init__(model)
         if rows < 1:
             raise ValueError(f"rows is {rows}; a chunk needs at least one row")
@@ -79,6 +80,7 @@ class Chunked(Wrapped):
                 self.model.forward_joint(stage, chunk, _stop)
             except _Stop as stop:
                 return stop.maps
+            raise AssertionError("the network did not reach the stage")
 
         def both(chunk: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
             return self.model.forward_joint(stage, chunk, lambda _: mixed)
@@ -109,7 +111,7 @@ class Chunked(Wrapped):
 
 
 @contextmanager
-def _on_copies(norms: list[nn.Module], tracked: list[bool]) -> Iterator[None]:
+def _on_copies(norms: list[_BatchNorm], tracked: list[bool]) -> Iterator[None]:
     """Let BatchNorm layers, tracking or not, work on copies of their buffers."""
     before = [(norm, norm.track_running_stats, dict(norm._buffers)) for norm in norms]
     for norm, tracks in zip(norms, tracked, strict=True):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.training import checkpoint, weights
 from harness.training.anatomy import Anatomy, NotMixable, anatomy, more_rows
@@ -112,7 +113,7 @@ class Embedder(nn.Module):
         self.name, self.options, self.side_px = backbone, dict(options or {}), body.side_px
         self.dim, self.pooling, self.norm = dim, pooling, norm
         self.tag, self.width = body.tag, body.width
-        self.mean, self.std = tuple(mean or body.mean), tuple(std or body.std)
+        self.mean, self.std = _of_channels(mean or body.mean), _of_channels(std or body.std)
         self.interpolation, self.input_px = interpolation or body.interpolation, body.input_px
         self._all_set = bool(mean and std and interpolation)
         self._positions_axes, self._prefix = body.axes, body.prefix
@@ -242,7 +243,8 @@ class Embedder(nn.Module):
             )
 
     def _features(self, images: Tensor) -> Tensor:
-        return self.backbone.forward_features(images.contiguous(memory_format=self._layout))
+        backbone: Any = self.backbone  # every timm network has forward_features
+        return backbone.forward_features(images.contiguous(memory_format=self._layout))
 
     def _embed(self, features: Tensor) -> Tensor:
         embeddings = self.head(self._pool(features))
@@ -270,7 +272,7 @@ class Wrapped(nn.Module):
     So its checkpoints are those of the network itself, and callers need not know about the wrapper.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: "Network"):
         super().__init__()
         self.model = model
         self.training = model.training
@@ -288,9 +290,17 @@ class Wrapped(nn.Module):
         return self.model.load_state_dict(state, *args, **kwargs)
 
 
-def batch_norms(model: nn.Module) -> list[nn.Module]:
+Network = Embedder | Wrapped
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """Return the BatchNorm layers, in which rows affect each other during training."""
-    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def _of_channels(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def average_all(tensors: Iterable[Tensor]) -> None:
     """Average each of these tensors over all ranks, in place, in few messages."""
     for bucket in _buckets(tensors):
         _exchange(bucket, dist.all_reduce)
-        torch._foreach_div_(bucket, dist.get_world_size())
+        torch._foreach_div_(bucket, dist.get_world_size())  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
@@ -95,14 +95,19 @@ def is_message_error(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in ("gloo", "nccl"))
 
 
-def store(folder: Path, count: int) -> dist.Store:
+def store(folder: Path, count: int) -> dist.Store:  # pyright: ignore[reportPrivateImportUsage]
     """Open the store, a file in `folder`, through which `count` ranks find each other."""
-    shared = dist.FileStore(str(folder / "store"), count)
+    shared = dist.FileStore(str(folder / "store"), count)  # pyright: ignore[reportPrivateImportUsage]
     shared.set_timeout(timedelta(seconds=START_S))
     return shared
 
 
-def join(rank: int, count: int, device: str, store: dist.Store) -> None:
+def join(
+    rank: int,
+    count: int,
+    device: str,
+    store: dist.Store,  # pyright: ignore[reportPrivateImportUsage]
+) -> None:
     """Join the group as `rank` of `count`; messages do not leave this machine."""
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, "lo")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from harness.data.loading import Augmentation, batches
 from harness.runs.record import Epoch
 from harness.streams import stream
 from harness.training import checkpoint, memory
+from harness.training.embedder import Network
 
 CHECK_EVERY = 50  # steps between two checks of the losses: each check waits for the device
 
@@ -63,7 +64,7 @@ class Progress:
 
     def note_peak(self, gb: float | None) -> None:
         """Update the peak with that of this attempt (GB); None means unknown and stays."""
-        self.peak_gb = None if None in (gb, self.peak_gb) else max(gb, self.peak_gb)
+        self.peak_gb = None if gb is None or self.peak_gb is None else max(gb, self.peak_gb)
 
     def content(self) -> dict[str, Any]:
         """Return what a checkpoint stores of it; see `resumed`."""
@@ -82,10 +83,22 @@ class Progress:
         return progress
 
 
+class Objective(Protocol):
+    """What the loop needs of a loss, plain or mixed: an `nn.Module` with an objective."""
+
+    mixed_rows: int
+
+    def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor: ...
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]: ...
+    def train(self, mode: bool = True) -> Any: ...
+    def state_dict(self) -> Mapping[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+
 def save(
     folder: Path,
     model: nn.Module,
-    criterion: nn.Module,
+    criterion: Objective,
     optimizer: torch.optim.Optimizer,
     now: Progress,
     choose: Callable[[Sequence[Epoch]], int],
@@ -103,8 +116,8 @@ def save(
 
 def train(
     trial: Trial,
-    model: nn.Module,
-    criterion: nn.Module,
+    model: Network,
+    criterion: Objective,
     images: Images | Originals,
     indices: Tensor,
     labels: Tensor,
@@ -202,8 +215,8 @@ def _batches(
 
 def _step(
     settings: Training,
-    model: nn.Module,
-    criterion: nn.Module,
+    model: Network,
+    criterion: Objective,
     optimizer: torch.optim.Optimizer,
     pixels: Tensor,
     classes: Tensor,
@@ -246,7 +259,7 @@ def _require_finite(losses: Tensor, epoch: int) -> None:
 
 
 def _resume(
-    folder: Path, model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, fresh: Progress
+    folder: Path, model: nn.Module, criterion: Objective, optimizer: torch.optim.Optimizer, fresh: Progress
 ) -> Progress:
     if not (folder / "last.safetensors").exists():
         return fresh

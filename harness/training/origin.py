@@ -89,7 +89,8 @@ def weights_digest(trial: Trial) -> str:
     if backbone.pretrained is False:
         return "initial"
     if backbone.pretrained is True:
-        return checkpoint.digest(weights.fetch(backbone.name, True, backbone.options, trial.images.side_px))
+        file = weights.fetch(backbone.name, True, backbone.options, trial.images.side_px)
+        return checkpoint.digest(file) if file else "initial"
     try:
         return checkpoint.digest(backbone.pretrained)
     except OSError as error:

@@ -9,6 +9,7 @@ a single process: the order in which numbers are added, and the masks of dropout
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from harness.data.images import Unread
 from harness.data.loading import Augmentation
 from harness.training import group
-from harness.training.embedder import Wrapped, batch_norms
+from harness.training.embedder import Network, Wrapped, batch_norms
 
 
 class Parallel(Wrapped):
@@ -30,7 +31,7 @@ class Parallel(Wrapped):
     running statistics are averaged over the ranks after each step. All ranks get the weights of rank 0.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Network):
         super().__init__(model)
         group.broadcast([*model.parameters(), *model.buffers()])
 
@@ -70,7 +71,8 @@ class Parallel(Wrapped):
         group.sum_all(p.grad for p in self.model.parameters() if p.grad is not None)
         if not getattr(self.model, "exact", True):
             norms = [norm for norm in batch_norms(self.model) if norm.training and norm.running_mean is not None]
-            group.average_all(buffer for norm in norms for buffer in (norm.running_mean, norm.running_var))
+            buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+            group.average_all(buffer for buffer in buffers if buffer is not None)
 
     @contextmanager
     def _pass(self, rows: Tensor) -> Iterator[None]:
@@ -114,7 +116,7 @@ class _Scatter(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return group.all_rows(gradient, ctx.count)
 
 
@@ -126,7 +128,7 @@ class _Gather(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return gradient[group.own_rows(ctx.count)], None
 
 
@@ -151,7 +153,7 @@ def _batch_norm(
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     normalised, mean, var, count = _Normalise.apply(input, weight, bias, eps)
-    if running_mean is not None:
+    if running_mean is not None and running_var is not None:
         running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
         unbiased = var * (count / (count - 1))
         running_var.mul_(1 - momentum).add_(unbiased.to(running_var.dtype), alpha=momentum)
@@ -187,7 +189,7 @@ class _Normalise(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor, *_: Tensor):
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, mean, inverse, count = ctx.saved_tensors
         gradient = gradient.to(mean.dtype)
         normalised = (x.to(mean.dtype) - mean.view(ctx.shape)) * inverse.view(ctx.shape)
@@ -213,12 +215,13 @@ def _own_masks(device: torch.device) -> Iterator[None]:
         torch.rand((), device=generator_device)  # so that the next pass draws other masks
 
 
-def backward(model: Parallel, criterion: nn.Module, check: Callable[[], None] = lambda: None):
+def backward(model: nn.Module, criterion: nn.Module, check: Callable[[], None] = lambda: None):
     """Return a replacement of `loss.backward()` that gives every rank the full gradient.
 
     All ranks compute the gradient of the proxies from the same numbers, but GPUs may add them in another order, and
     the proxies would drift apart. So all ranks take that of rank 0. `check` raises if a rank has failed.
     """
+    assert isinstance(model, Parallel)
     group.broadcast(criterion.parameters())
 
     def run(loss: Tensor) -> None:

@@ -55,6 +55,7 @@ class Ranks(AbstractContextManager):
                     [sys.executable, "-c", RUN_RANK], stdin=subprocess.PIPE, stdout=log, stderr=log
                 )
             self._processes[rank] = process
+            assert process.stdin is not None
             pickle.dump(sys.path, process.stdin)
             pickle.dump((rank, self.count, self.device.type, self._folder), process.stdin)
             process.stdin.write(self._call)

@@ -116,8 +116,8 @@ def score_test(
         ks=ks,
         gallery=embeddings[in_gallery],
         gallery_labels=labels[in_gallery],
-        query_ids=ids[is_query],
-        gallery_ids=ids[in_gallery],
+        query_ids=ids[is_query].tolist(),
+        gallery_ids=ids[in_gallery].tolist(),
     )
 
 

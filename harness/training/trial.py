@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from baselines.form import Loss
 from harness.config import Trial
 from harness.data import splits
 from harness.data.datasets import DatasetError
@@ -32,13 +33,14 @@ from harness.runs.record import Cost, Data, Record, now
 from harness.runs.run import Run
 from harness.training import checkpoint, memory, parallel
 from harness.training.backbones import ModelError, Unavailable
-from harness.training.bench import Bench, Sources, Unfair, evaluator_faults, raise_errors
+from harness.training.bench import Bench, Criterion, Sources, Unfair, evaluator_faults, raise_errors
 from harness.training.chunked import out_of_memory
 from harness.training.devices import DeviceError, device_name, driver_version, rank_devices
 from harness.training.loop import Diverged, Progress
 from harness.training.origin import load_best, origin_of, resumable
 from harness.training.ranks import Ranks
 from harness.training.scoring import TestCurve, TestRead, keep_test, read_test
+from metrix import Metrix
 
 CHUNKS = 4  # per device, for a batch that does not fit into memory
 
@@ -60,10 +62,12 @@ def run_trial(
     `device` "cpu", "cuda", "cuda:1", … (None: a GPU if there is one), `ranks` the number of GPUs, or of processes
     without a GPU, that share each batch. An interrupted trial continues after its last epoch.
     """
-    sources = Sources(out, data and Path(data), cache and Path(cache), device, ranks=ranks)
+    sources = Sources(out, Path(data) if data else None, Path(cache) if cache else None, device, ranks=ranks)
     for _ in steps(trial, sources):
         continue
-    return Run(out).record(trial)
+    record = Run(out).record(trial)
+    assert record is not None
+    return record
 
 
 def steps(
@@ -186,7 +190,7 @@ def _record(
     bench: Bench,
     run: Run,
     progress: Progress,
-    criterion: nn.Module | None,
+    criterion: Criterion | None,
     test_curve: TestCurve,
     sources: Sources,
 ) -> Record:
@@ -221,7 +225,7 @@ def _record(
         curve=progress.curve,
         cost=_cost(bench, progress),
         data=_data(bench, test),
-        effective=criterion.effective(bench.model) if trial.arm.metrix else {},
+        effective=criterion.effective(bench.model) if isinstance(criterion, Metrix) else {},
         analysis=_analysis(bench, test, criterion) if test and trial.analysis else {},
         provenance={
             **provenance(),
@@ -229,7 +233,7 @@ def _record(
             "ranks": sources.ranks,
             "gpu_share": sources.gpu_share,
             "chunk_rows": progress.chunked and progress.chunked[1],
-            "batch_norm_rows": None if getattr(bench.model, "exact", True) else bench.model.rows,
+            "batch_norm_rows": None if getattr(bench.model, "exact", True) else getattr(bench.model, "rows", None),
             "driver": driver_version(bench.device),
             "weights": getattr(bench.model, "weights", None),
             "weights_read": getattr(bench.model, "weights_read", None),
@@ -249,9 +253,9 @@ def _notes_on_mixing(bench: Bench) -> tuple[str, ...]:
     trial, level = bench.trial, bench.trial.arm.metrix
     if level is None or level.at != "feature":
         return ()
-    last = bench.model.stages()[-1]
+    last = bench.network.stages()[-1]
     if level.stage in (None, last):
-        if bench.model.mixes_like_embeddings():
+        if bench.network.mixes_like_embeddings():
             return (f"only linear layers follow {last}: mixing there equals mixing unnormalised embeddings",)
         return ()
     norms = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
@@ -269,7 +273,9 @@ def _notes_on_chunks(bench: Bench, progress: Progress) -> tuple[str, ...]:
     note = f"the forward ran in chunks of {rows} row{'s' * (rows > 1)}"
     if epoch:
         note = f"out of memory {when}; {note}"
-    return (note if bench.model.exact else f"{note}, and BatchNorm took its statistics from each chunk",)
+    return (
+        note if getattr(bench.model, "exact", True) else f"{note}, and BatchNorm took its statistics from each chunk",
+    )
 
 
 def _notes_on_devices(progress: Progress) -> tuple[str, ...]:
@@ -279,17 +285,17 @@ def _notes_on_devices(progress: Progress) -> tuple[str, ...]:
     return (f"trained on {', then on '.join(progress.devices)}: its times are those of several devices",)
 
 
-def _analysis(bench: Bench, test: TestRead, criterion: nn.Module | None) -> dict[str, Any]:
+def _analysis(bench: Bench, test: TestRead, criterion: Criterion | None) -> dict[str, Any]:
     """Analyse the tested model against the images it was trained on."""
     training = bench.part("train")
-    loss = getattr(criterion, "loss", criterion) if bench.trial.arm.metrix else criterion
+    loss = criterion.loss if isinstance(criterion, Metrix) else criterion
     return analyse(
         bench.trial.seed,
         test.embeddings.cpu(),
         torch.as_tensor(test.labels),
         bench.embed(training.indices).cpu(),
         torch.as_tensor(training.labels),
-        None if loss is None else loss.cpu(),
+        loss.cpu() if isinstance(loss, Loss) else None,
     )
 
 
@@ -339,5 +345,5 @@ def _crossed_share(bench: Bench) -> float:
         return 0.0
     if level.at == "input":
         return 1.0
-    stage = level.stage or bench.model.stages()[-1]
-    return bench.model.share(stage, bench.trial.images.side_px)
+    stage = level.stage or bench.network.stages()[-1]
+    return bench.network.share(stage, bench.trial.images.side_px)

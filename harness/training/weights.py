@@ -275,7 +275,8 @@ def build(body: Anatomy, file: Path | None, *, published: bool) -> tuple[nn.Modu
     except Exception as error:  # the file's reader and timm's conversion raise many kinds of errors
         why = misfit(chosen.tensors, expected) if chosen.tensors else _why_unreadable(file, error)
         raise ModelError(f"the weights file {file} does not fit {body.backbone}: {why}") from error
-    network.pretrained_cfg.pop("state_dict", None)
+    config: Any = network.pretrained_cfg
+    config.pop("state_dict", None)
     return network, chosen.unwrapped
 
 

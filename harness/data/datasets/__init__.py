@@ -106,11 +106,11 @@ def _prepare(
         if option not in known:
             raise ArgumentError(registry.unknown(f"option of dataset {name!r}", option, known))
         _check_type(name, option, value, known[option])
-    if module.NEEDS_DATA and data is None:
-        raise ArgumentError(
-            f"dataset {name!r} reads your own copy: say where it is with --data FOLDER (data=… in Python)"
-        )
     if module.NEEDS_DATA:
+        if data is None:
+            raise ArgumentError(
+                f"dataset {name!r} reads your own copy: say where it is with --data FOLDER (data=… in Python)"
+            )
         try:
             os.stat(data)
         except (FileNotFoundError, NotADirectoryError):

@@ -42,9 +42,10 @@ def decode(source: str | Path | BinaryIO, key: str) -> Image.Image:
     try:
         return _decoded(source)
     except Image.DecompressionBombError as error:
-        pixels = int(re.search(r"\d+", str(error))[0])
+        (pixels,) = map(int, re.findall(r"\d+", str(error))[:1])
+        limit = Image.MAX_IMAGE_PIXELS or 0
         raise DatasetError(
-            f"{key}: it has {pixels:,} pixels, more than the limit of {2 * Image.MAX_IMAGE_PIXELS:,}: save it at a "
+            f"{key}: it has {pixels:,} pixels, more than the limit of {2 * limit:,}: save it at a "
             "smaller size; networks see a few hundred pixels per side"
         ) from error
     except Exception as error:  # Pillow's decoders raise anything from SyntaxError to struct.error on bad bytes
@@ -57,7 +58,7 @@ def _decoded(source: str | Path | BinaryIO) -> Image.Image:
     with Image.open(source) as image:
         raw = image.tile[0][3] if image.tile else None  # Pillow clears this once the pixels are loaded
         image.load()
-        rotation = ROTATIONS.get(_orientation(image))
+        rotation = ROTATIONS.get(_orientation(image) or 1)
         upright = image if rotation is None else image.transpose(rotation)
         upright.info = image.info
         return _eight_bit(upright, raw)
@@ -98,7 +99,7 @@ def _in_eight_bits(key: int | tuple[int, ...], mode: str, raw: object) -> np.nda
         return np.array(255 if key else 0)
     if raw == "RGB;16B":
         return np.array(key) >> 8
-    return np.array(key) * KEY_SCALE.get(raw, 1)
+    return np.array(key) * KEY_SCALE.get(str(raw), 1)
 
 
 def _on_white(image: Image.Image, key: np.ndarray) -> Image.Image:

@@ -91,7 +91,7 @@ def reject_split_folders(name: str, data: Path, standard: Standard) -> None:
     """Raise DatasetError if `data` contains train/ and test/ with class folders, which is not the standard split."""
     train = locate(data, "train")
     test = train and (inside(train.parent, "test") or inside(train.parent, "val") or inside(train.parent, "valid"))
-    if not test:
+    if not train or not test:
         return
     images, classes = [], []
     for folder in (train, test):
@@ -102,7 +102,7 @@ def reject_split_folders(name: str, data: Path, standard: Standard) -> None:
         return
     sizes, expected = "/".join(map(str, images)), "/".join(map(str, standard.images))
     both = classes[0] & classes[1]
-    known = standard.look_alikes.get(tuple(images))
+    known = standard.look_alikes.get((images[0], images[1]))
     if known is None and both:
         known = f"{len(both)} classes are in both {train.name}/ and {test.name}/: not a split for metric learning"
     raise DatasetError(

@@ -36,8 +36,9 @@ class Standard:
     def deviations(self, dataset: Dataset) -> tuple[str, ...]:
         """Return how a dataset differs from the standard copy, one sentence each; () if it does not."""
         masks = [dataset.split == split for split in ("train", "test")]
-        images = tuple(int(mask.sum()) for mask in masks)
-        classes = tuple(len(np.unique(dataset.labels[mask])) for mask in masks)
+        train, test = masks
+        images = int(train.sum()), int(test.sum())
+        classes = len(np.unique(dataset.labels[train])), len(np.unique(dataset.labels[test]))
         sentences = self.miscounted(images, classes)
         for role, expected in self.roles.items():
             count = 0 if dataset.role is None else int((dataset.role == role).sum())
@@ -45,7 +46,7 @@ class Standard:
                 sentences.append(f"{count} {role} images, expected {expected}.")
         return (*sentences, *self._wrong_numbers(dataset, masks))
 
-    def miscounted(self, images: tuple[int, ...], classes: tuple[int, ...]) -> list[str]:
+    def miscounted(self, images: tuple[int, int], classes: tuple[int, int]) -> list[str]:
         """Return how these (training, test) counts differ from the standard ones, and what is known about them."""
         sentences = []
         for what, counts, expected in (("images", images, self.images), ("classes", classes, self.classes)):
@@ -59,7 +60,8 @@ class Standard:
         """Return sentences about missing classes, and about classes in the wrong split, by number."""
         sentences = []
         for split, mask, numbers in zip(("train", "test"), masks, self.numbers or (), strict=False):
-            held = {int(re.match(r"\d+", dataset.class_names[c])[0]) for c in np.unique(dataset.labels[mask])}
+            names = [dataset.class_names[c] for c in np.unique(dataset.labels[mask])]
+            held = {int(number[0]) for name in names if (number := re.match(r"\d+", name))}
             for problem, wrong in (("lacks", set(numbers) - held), ("should not have", held - set(numbers))):
                 if wrong:
                     listed = some([str(number) for number in sorted(wrong)])

@@ -109,7 +109,8 @@ class Walk:
             if identity is not None and identity in seen:
                 self.ignored[LINKED].append(path)
                 continue
-            seen.add(identity)
+            if identity is not None:
+                seen.add(identity)
             inner, inner_links, files = self.entries(path)
             folders.extend(inner)
             links.extend(inner_links)

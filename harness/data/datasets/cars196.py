@@ -39,7 +39,7 @@ STANDARD = Standard(
 TEST_LABELS = "cars_test_annos_withlabels.mat"
 
 
-def load(data: Path | None, cache: Path, *, allow_nonstandard: bool = False) -> Dataset:
+def load(data: Path, cache: Path, *, allow_nonstandard: bool = False) -> Dataset:
     """Load a standard copy of the dataset.
 
     allow_nonstandard: also run a copy of another size; its rows are marked `not Cars196`.
@@ -137,7 +137,7 @@ def _column(variables: dict[str, np.ndarray], field: str, path: Path) -> list:
     return [value.item() for value in annotations[field].ravel()]
 
 
-def _by_number(images: Path) -> dict[int, str]:
+def _by_number(images: Path) -> dict[int | None, str]:
     """Return the image files of a folder by number: both 000001.jpg and 1.jpg are number 1."""
     names = [name for name in sorted(os.listdir(images)) if is_image(name)]
     return {number: name for name in names if (number := _number(name)) is not None}

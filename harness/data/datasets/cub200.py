@@ -38,7 +38,7 @@ STANDARD = Standard(
 CLASS_FOLDER = re.compile(r"(\d{3})\.\w")
 
 
-def load(data: Path | None, cache: Path, *, allow_nonstandard: bool = False) -> Dataset:
+def load(data: Path, cache: Path, *, allow_nonstandard: bool = False) -> Dataset:
     """Load a standard copy of the dataset.
 
     allow_nonstandard: also run a copy of another size; its rows are marked `not CUB-200-2011`.

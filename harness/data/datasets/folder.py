@@ -25,7 +25,7 @@ LOOSE = "files outside class folders"
 WITHOUT_IMAGES = "class folders without images"
 
 
-def load(data: Path | None, cache: Path, *, test_share: float = 0.5, mirrored: bool = True) -> Dataset:
+def load(data: Path, cache: Path, *, test_share: float = 0.5, mirrored: bool = True) -> Dataset:
     """Index the images below `data`.
 
     test_share: without train/ and test/, this share of the classes is the test split: the first in the order of

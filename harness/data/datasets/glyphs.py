@@ -91,7 +91,7 @@ def load(data: Path | None, cache: Path, *, classes: int | None = None) -> Datas
         split=np.array([split_of[glyphs.class_of[i]] for i in rows]),
         read=partial(_read, pixels),
         mirrored=False,
-        pixel_fingerprint=hashlib.sha256(pixels).hexdigest(),
+        pixel_fingerprint=hashlib.sha256(pixels.data).hexdigest(),
     )
 
 
@@ -127,7 +127,7 @@ def _stored(path: Path) -> _Glyphs | None:
 def _typefaces() -> dict[str, Path]:
     """Return name and file of each text typeface of matplotlib, without importing it, which would take a second."""
     package = importlib.util.find_spec("matplotlib")
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         raise DatasetError("glyphs are drawn in the typefaces of matplotlib, which is not installed")
     folder = Path(package.submodule_search_locations[0]) / "mpl-data/fonts/ttf"
     files = {file.stem: file for file in sorted(folder.glob("*.ttf")) if TYPEFACES.fullmatch(file.stem)}
@@ -155,7 +155,7 @@ def _characters(typefaces: dict[str, Path]) -> list[Drawing]:
     held = {}
     for name, file in typefaces.items():
         with TTFont(file, lazy=True) as font:
-            held[name] = set(font.getBestCmap())
+            held[name] = set(font.getBestCmap() or ())
     faces = Counter(point for points in held.values() for point in points)
     return sorted(
         (point, name)

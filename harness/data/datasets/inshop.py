@@ -33,7 +33,7 @@ STATUSES = {"train": ("train", ""), "query": ("test", "query"), "gallery": ("tes
 FOLDERS = {"low": "img", "high": "img_highres"}
 
 
-def load(data: Path | None, cache: Path, *, resolution: str = "low", allow_nonstandard: bool = False) -> Dataset:
+def load(data: Path, cache: Path, *, resolution: str = "low", allow_nonstandard: bool = False) -> Dataset:
     """Load a standard copy of the dataset.
 
     resolution: "low", images of 256 px as in the literature, or "high", the originals.
@@ -56,13 +56,14 @@ def index(data: Path, *, resolution: str = "low") -> Dataset:
     if path is None:
         raise absent("inshop", data, STANDARD, LIST)
     rows, folder = _rows(path), {name: _images(data, path, name) for name in FOLDERS}
-    if folder[resolution] is None:
+    photographs = folder[resolution]
+    if photographs is None:
         other = next((name for name in FOLDERS if folder[name]), None)
         what = f"{FOLDERS[resolution]}/ with the photographs of {resolution} resolution"
         if other:
             what += f" (but {FOLDERS[other]}/: the option resolution: {other} uses it, in separate tables)"
         raise absent("inshop", data, STANDARD, what)
-    return listed("inshop", folder[resolution], rows, ks=(1, 10, 20, 30))
+    return listed("inshop", photographs, rows, ks=(1, 10, 20, 30))
 
 
 def _rows(path: Path) -> list[Row]:

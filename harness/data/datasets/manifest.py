@@ -31,7 +31,7 @@ MAX_OF_A_KIND = 5  # sentences printed about one kind of mistake
 Mistake = tuple[int, str, str]  # line, kind, sentence
 
 
-def load(data: Path | None, cache: Path, *, mirrored: bool = True) -> Dataset:
+def load(data: Path, cache: Path, *, mirrored: bool = True) -> Dataset:
     """Index the images that the CSV file lists, in its order.
 
     mirrored: whether a mirrored image still shows its class (not true for characters).

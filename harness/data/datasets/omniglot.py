@@ -34,7 +34,7 @@ COPIES = "copies of a drawing of the same character"
 CHARACTER = re.compile(r"character\d+")
 
 
-def load(data: Path | None, cache: Path) -> Dataset:
+def load(data: Path, cache: Path) -> Dataset:
     """Read the drawings below `data`; their files are small (0.3 kB) and stay in memory undecoded.
 
     Raises DatasetError if there are none, if a zip is damaged, and if two different drawings have the same name.

@@ -30,7 +30,7 @@ LISTS = {"train": "Ebay_train.txt", "test": "Ebay_test.txt"}
 HEADER = ["image_id", "class_id", "super_class_id", "path"]
 
 
-def load(data: Path | None, cache: Path, *, allow_nonstandard: bool = False) -> Dataset:
+def load(data: Path, cache: Path, *, allow_nonstandard: bool = False) -> Dataset:
     """Load a standard copy of the dataset.
 
     allow_nonstandard: also run a copy of another size; its rows are marked `not Stanford Online Products`.
@@ -45,12 +45,15 @@ def index(data: Path) -> Dataset:
 
     Raises DatasetError if one of them is missing or not in the published format.
     """
-    rows, lists = [], {split: locate(data, name) for split, name in LISTS.items()}
-    for split, path in lists.items():
+    rows: list[Row] = []
+    folders: list[Path] = []
+    for split, name in LISTS.items():
+        path = locate(data, name)
         if path is None:
-            raise absent("sop", data, STANDARD, LISTS[split])
+            raise absent("sop", data, STANDARD, name)
         rows += [Row(key, number, split) for key, number in _lines(path)]
-    return listed("sop", _images(lists["train"].parent, rows), rows, ks=(1, 10, 100, 1000))
+        folders.append(path.parent)
+    return listed("sop", _images(folders[0], rows), rows, ks=(1, 10, 100, 1000))
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:

@@ -71,7 +71,7 @@ def load(name: str) -> Metric:
     if takes_k != ("{k}" in module.TITLE):
         raise registry.RegisterError(f"metric file {name}.py: TITLE must contain {{k}} if and only if {name} takes k")
     summary = (inspect.getdoc(compute) or "").partition("\n")[0]
-    return Metric(name, module.TITLE, module.DEPTH, takes_k, compute, summary)
+    return Metric(name, module.TITLE, module.DEPTH, takes_k, getattr(module, name), summary)
 
 
 def load_all() -> tuple[Metric, ...]:
