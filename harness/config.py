@@ -90,7 +90,7 @@ class Backbone(Choice):
     std: tuple[Positive, Positive, Positive] | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
     stage: str | None = None
-    lr_scale: float = Field(1.0, gt=0)
+    lr_scale: float = Field(default=1.0, gt=0)
 
 
 class Level(Value):
@@ -99,12 +99,12 @@ class Level(Value):
     at: Literal["embedding", "feature", "input"] = "embedding"
     stage: str | None = None
     pairs: Literal["alternate", "pos-neg", "anc-neg", "pos-pos", "neg-neg"] = "alternate"
-    weight: float = Field(0.4, ge=0)
-    alpha: float = Field(2.0, gt=0, le=1000)
+    weight: float = Field(default=0.4, ge=0)
+    alpha: float = Field(default=2.0, gt=0, le=1000)
     renormalize: bool = True
     lambda_per: Literal["batch", "example"] = "batch"
     hardest: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
-    max_mixed: int | None = Field(None, ge=1)
+    max_mixed: int | None = Field(default=None, ge=1)
 
     def __str__(self) -> str:
         given = {k: v for k, v in self.model_dump(exclude_defaults=True).items() if k != "at"}
@@ -114,7 +114,7 @@ class Level(Value):
 class Model(Value):
     """The embedder around the backbone: pooling, a linear head to `dim`, l2-normalisation."""
 
-    dim: int = Field(512, ge=1, le=2**16)
+    dim: int = Field(default=512, ge=1, le=2**16)
     pooling: Literal["avg", "max", "avg+max", "token"] = "avg"
     norm: Literal["train", "frozen"] = "train"
 
@@ -130,8 +130,8 @@ class Images(Value):
     """
 
     path: Literal["cache", "classical"] = "cache"
-    side_px: int = Field(224, ge=8, le=4096)
-    cache_side_px: int | None = Field(None, ge=8, le=8192)
+    side_px: int = Field(default=224, ge=8, le=4096)
+    cache_side_px: int | None = Field(default=None, ge=8, le=8192)
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
     flip: bool | Literal["auto"] = "auto"
@@ -163,20 +163,20 @@ class Images(Value):
 class Training(Value):
     """How long to train, on what batches and with what steps; equal for every arm of a table but for a loss's lr."""
 
-    epochs: int = Field(60, ge=1, le=1_000_000)
-    batch_size: int = Field(100, ge=2)
+    epochs: int = Field(default=60, ge=1, le=1_000_000)
+    batch_size: int = Field(default=100, ge=2)
     sampler: Literal["balanced", "shuffle"] = "balanced"
-    examples_per_class: int = Field(5, ge=1)
+    examples_per_class: int = Field(default=5, ge=1)
     optimizer: Literal["adamw", "adam"] = "adamw"
-    lr: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    lr: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
     schedule: Literal["constant", "step", "cosine"] = "step"
-    step_epochs: int = Field(10, ge=1)
-    gamma: float = Field(0.1, gt=0, le=1)
-    warmup_epochs: int = Field(0, ge=0)
-    clip_value: float | None = Field(10.0, gt=0)
+    step_epochs: int = Field(default=10, ge=1)
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    warmup_epochs: int = Field(default=0, ge=0)
+    clip_value: float | None = Field(default=10.0, gt=0)
     precision: Literal["float32", "bf16"] = "float32"
-    threads: int = Field(1, ge=1, le=1024)
+    threads: int = Field(default=1, ge=1, le=1024)
 
     @model_validator(mode="after")
     def _check(self):
@@ -194,10 +194,10 @@ class Resources(Value):
     With auto, as many trials share a GPU as their measured memory allows.
     """
 
-    cpus_per_trial: int = Field(1, ge=1)
+    cpus_per_trial: int = Field(default=1, ge=1)
     gpus_per_trial: float | Literal["auto"] = "auto"
-    retries: int = Field(2, ge=0, le=1000)
-    epoch_timeout_s: float = Field(3600, gt=0)
+    retries: int = Field(default=2, ge=0, le=1000)
+    epoch_timeout_s: float = Field(default=3600, gt=0)
 
     @model_validator(mode="after")
     def _check(self):
@@ -215,9 +215,9 @@ class Search(Value):
     training seed of all search trials; final seeds must differ.
     """
 
-    trials: int = Field(8, ge=2, le=10_000)
-    round_of: int = Field(4, ge=1)
-    search_seed: int = Field(1000, ge=0)
+    trials: int = Field(default=8, ge=2, le=10_000)
+    round_of: int = Field(default=4, ge=1)
+    search_seed: int = Field(default=1000, ge=0)
     lr_range: tuple[float, float] = (0.1, 10.0)
     weight_range: tuple[float, float] = (0.05, 1.0)
     alpha_range: tuple[float, float] = (0.5, 4.0)
@@ -242,7 +242,7 @@ class Arm(Value):
     loss: str
     options: dict[str, Any] = {}
     metrix: Level | None = None
-    longer: float = Field(1.0, gt=0, le=1000)
+    longer: float = Field(default=1.0, gt=0, le=1000)
     tuned: str | None = None  # the arm as the grid declares it, where a search has chosen its settings
 
     @classmethod
@@ -344,9 +344,9 @@ class Trial(Value):
     keep: Literal["weights", "embeddings", "none"] = "embeddings"
     analysis: bool = False
     ks: Ks = None
-    seed: int = Field(0, ge=0)
-    fold: int | None = Field(None, ge=1)
-    folds: int | None = Field(None, ge=2)
+    seed: int = Field(default=0, ge=0)
+    fold: int | None = Field(default=None, ge=1)
+    folds: int | None = Field(default=None, ge=2)
 
     @model_validator(mode="after")
     def _check(self):

@@ -41,10 +41,10 @@ Check = Callable[[dict[str, Any]], Iterable[str]]  # the settings that a file wr
 class Loss(Choice):
     """A loss with its hyperparameters (`options`) and, where they differ from the grid's, its own step sizes."""
 
-    lr: float | None = Field(None, gt=0)
+    lr: float | None = Field(default=None, gt=0)
     schedule: Literal["constant", "step", "cosine"] | None = None
-    step_epochs: int | None = Field(None, ge=1)
-    gamma: float | None = Field(None, gt=0, le=1)
+    step_epochs: int | None = Field(default=None, ge=1)
+    gamma: float | None = Field(default=None, gt=0, le=1)
 
 
 class Choosable(Level):
@@ -66,17 +66,17 @@ class Grid(Value):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)
-    version: int = Field(1, ge=1)
+    version: int = Field(default=1, ge=1)
     about: str = ""
     protocol: Literal["fair", "paper", "tuned"] = "fair"
     datasets: tuple[Annotated[Choice, BeforeValidator(named)], ...] = Field(min_length=1)
     backbones: tuple[Annotated[Backbone, BeforeValidator(named)], ...] = Field(min_length=1)
     losses: tuple[Annotated[Loss, BeforeValidator(named)], ...] = ()
-    levels: tuple[Choosable, ...] = Field(LEVELS, validate_default=True)
+    levels: tuple[Choosable, ...] = Field(default=LEVELS, validate_default=True)
     arms: tuple[str, ...] = ()
     floors: tuple[Literal["untrained", "pixels"], ...] = FLOORS
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((0, 1, 2), min_length=1)
-    folds: int | None = Field(None, ge=2)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(default=(0, 1, 2), min_length=1)
+    folds: int | None = Field(default=None, ge=2)
     metrix: Level = Level()
     model: Model = Model()
     images: Images = Images()

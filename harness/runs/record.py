@@ -130,7 +130,7 @@ class Record(Stored):
     provenance: dict[str, Any]
     notes: tuple[str, ...] = ()
     finished: str
-    folds: tuple["Record", ...] = Field((), exclude=True)
+    folds: tuple["Record", ...] = Field(default=(), exclude=True)
 
     @property
     def weights(self) -> str | None:
