@@ -377,7 +377,7 @@ class Trial(Value):
 
     @property
     def repetition(self) -> str:
-        """What distinguishes it within its cell: `s0`; of a fold `s0-f1of4`; of all four `s0-4folds`."""
+        """What distinguishes it within its cell: s0; of a fold s0-f1of4; of all four s0-4folds."""
         if self.folds is None:
             return f"s{self.seed}"
         return f"s{self.seed}-" + (f"f{self.fold}of{self.folds}" if self.fold else f"{self.folds}folds")

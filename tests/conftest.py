@@ -9,6 +9,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from harness.data import datasets
@@ -16,6 +17,8 @@ from harness.data.cache import default_folder
 from tests import disks
 
 ROOT = Path(__file__).parent.parent
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine must not fail a test
+hypothesis.settings.load_profile("untimed")
 LONGEST = ("test_end_to_end.py", "test_gpu.py", "test_soak.py", "test_readme.py")
 
 

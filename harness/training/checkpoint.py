@@ -91,7 +91,7 @@ def remove(folder: Path | str) -> None:
 
 
 def digest(path: Path | str) -> str:
-    """Return the sha256 of the file's bytes in hexadecimal, as `sha256sum` prints it."""
+    """Return the sha256 of the file's bytes in hexadecimal, as sha256sum prints it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
