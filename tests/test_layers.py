@@ -36,9 +36,9 @@ DOORS = {
     "pyarrow": "harness/runs/bucket.py",
     "ray": "harness/launch/",
     "optuna": "harness/launch/search.py",
-    "rich": "harness/reports/_terminal.py",
-    "jinja2": "harness/reports/web.py",
-    "matplotlib": "harness/reports/_figures.py",
+    "rich": "harness/reports/terminal.py",
+    "jinja2": "harness/reports/formats/web.py",
+    "matplotlib": "harness/reports/drawing.py",
     "yaml": "harness/grids/notation.py",
     "fontTools": "harness/data/datasets/glyphs.py",
 }

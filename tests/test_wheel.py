@@ -20,7 +20,7 @@ ASK = """
 import json, harness
 from harness import grids
 from harness.leaderboard import published, tables
-from harness.reports import web
+from harness.reports.formats import web
 page = web.render(tables.leaderboard([]))
 counts = len(published.load()), len(published.entries()), len(page)
 print(json.dumps([harness.__file__, sorted(grids.shipped()), *counts]))

@@ -87,7 +87,7 @@ def existing(place: str | Path) -> "Run":
 
 def status(run: str | Path) -> int:
     """Print what a run has done, what runs where, what failed and why, how long it will take and what it took."""
-    from harness.reports import _terminal as terminal
+    from harness.reports import terminal
     from harness.runs.status import status
 
     found = status(existing(run))
@@ -174,8 +174,7 @@ def write_leaderboard(
     """Write the leaderboard of runs into a folder or bucket, and show it."""
     from harness import reports
     from harness.leaderboard import collection
-    from harness.reports import _gallery as gallery
-    from harness.reports import _terminal as terminal
+    from harness.reports import gallery, terminal
 
     found = collection.collect(runs, only, warn=warn)
     if not found.records and not found.failures:
@@ -200,8 +199,7 @@ def power(runs: Sequence[str | Path]) -> int:
     """Print, for every column, the least difference its seeds can detect and the seeds that smaller ones need."""
     from harness.leaderboard import comparisons
     from harness.leaderboard.collection import collect
-    from harness.reports import _terminal as terminal
-    from harness.reports import _wording as wording
+    from harness.reports import terminal, wording
 
     def points(value: float | None) -> str:
         return "–" if value is None else f"{100 * value:.2f}"
@@ -223,7 +221,7 @@ def power(runs: Sequence[str | Path]) -> int:
 def trace(run: str | Path, arm: str) -> int:
     """Print the scores of every record of an arm and the file that holds it."""
     from harness.leaderboard.collection import collect, trace
-    from harness.reports import _terminal as terminal
+    from harness.reports import terminal
 
     found = trace(collect([run], warn=warn), arm)
     metrics = list(dict.fromkeys(metric for *_, scores, _ in found for metric in scores))
@@ -238,7 +236,7 @@ def trace(run: str | Path, arm: str) -> int:
 def audit(run: str | Path | None, rules: bool) -> int:
     """Print what the fairness rules find, or with `rules` the rules; 1 where a row may not stand."""
     from harness.fairness.rules import found as all_rules
-    from harness.reports import _terminal as terminal
+    from harness.reports import terminal
 
     if rules:
         columns = ("rule", "", "demand", "reason")
@@ -283,7 +281,7 @@ def verify(run: str | Path, only: str, data: Path | None, cache: Path | None, de
 
 def draw(run: str | Path, trial: str, to: Path | None) -> int:
     """Draw one trial and print where."""
-    from harness.reports._figures import draw_trial
+    from harness.reports.drawing import draw_trial
 
     source = existing(run)
     records = {record.id: record for record in source.records()}

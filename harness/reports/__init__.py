@@ -1,4 +1,4 @@
-"""Reports: one file a format, found by its file name.
+"""Reports: one file a format, a file of `formats`, found by its name.
 
 A report is a module with `SUFFIX` (what its file ends in), `ALWAYS` (whether every report writes it or only one that
 asks for it) and `write(leaderboard, folder) -> Path`, which may put further files beside the one it returns; formats
@@ -17,15 +17,17 @@ from harness.runs import files
 if TYPE_CHECKING:
     from harness.leaderboard.tables import Leaderboard
 
+FORMATS = f"{__name__}.formats"
+
 
 def names() -> tuple[str, ...]:
     """The formats there are."""
-    return registry.names(__name__)
+    return registry.names(FORMATS)
 
 
 def find(word: str) -> ModuleType:
     """The report of a format's name or of what its files end in: `latex` or `tex`. RegisterError with near names."""
-    found = {name: registry.entry(__name__, name, "report") for name in names()}
+    found = {name: registry.entry(FORMATS, name, "report") for name in names()}
     short = {module.SUFFIX.lstrip("."): module for module in found.values()}
     if word not in found and word not in short:
         raise registry.RegisterError(registry.unknown("report format", word, {*found, *short}))

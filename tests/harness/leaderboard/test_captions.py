@@ -15,8 +15,8 @@ from harness.fairness import rules
 from harness.leaderboard import published
 from harness.leaderboard.collection import narrowed
 from harness.leaderboard.tables import leaderboard
-from harness.reports import _terminal as terminal
-from harness.reports import comma_separated, latex, markdown, parquet, web
+from harness.reports import terminal
+from harness.reports.formats import comma_separated, latex, markdown, parquet, web
 from harness.runs.record import Epoch
 
 ARMS = ("contrastive", "contrastive+input", "contrastive+feature", "proxy_anchor", "untrained", "pixels")

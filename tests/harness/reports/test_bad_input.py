@@ -4,7 +4,7 @@ import pytest
 
 from harness import reports
 from harness.leaderboard.tables import leaderboard
-from harness.reports import web
+from harness.reports.formats import web
 
 LONG = "contrastive+" + "a_very_long_name_" * 8 + "[with=brackets,and=commas]"
 TEXTS = ("markdown", "latex", "comma_separated", "web")

@@ -6,8 +6,8 @@ from PIL import Image
 
 from harness.data.datasets import Dataset
 from harness.leaderboard.collection import collect
-from harness.reports import _gallery as gallery
-from harness.reports import web
+from harness.reports import gallery
+from harness.reports.formats import web
 from harness.runs.run import Run
 
 

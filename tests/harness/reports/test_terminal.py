@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from harness.leaderboard.tables import leaderboard
-from harness.reports import _terminal as terminal
+from harness.reports import terminal
 
 
 class Clock:

@@ -1,7 +1,7 @@
 import pytest
 
 from harness.leaderboard.tables import Row, leaderboard
-from harness.reports import _wording as wording
+from harness.reports import wording
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from harness.fairness.comparability import conflicts
 from harness.fairness.rules import over_records
 from harness.leaderboard.collection import collect, trace
 from harness.leaderboard.tables import leaderboard
-from harness.reports import _columns
-from harness.reports._gallery import with_gallery
+from harness.reports import columns
+from harness.reports.gallery import with_gallery
 from harness.runs import outcomes
 from harness.runs.folds import by_seed, named
 from harness.runs.record import Cost, Failure
@@ -178,7 +178,7 @@ def test_every_record_of_every_fold_is_named(series, tmp_path):
         (1, 0.3),
         (1, 0.5),
     ]
-    lines = [line for line in _columns.runs(found.leaderboard()) if line["metric"] == "R@1"]
+    lines = [line for line in columns.runs(found.leaderboard()) if line["metric"] == "R@1"]
     assert {(line["seed"], line["fold"], line["folds"], line["value"]) for line in lines} == {
         *((0, 1, 2, 0.4), (0, 2, 2, 0.6), (1, 1, 2, 0.3), (1, 2, 2, 0.5))
     }

@@ -22,7 +22,7 @@ from harness.fairness import rules
 from harness.grid import Grid
 from harness.launch.queue import FINAL
 from harness.leaderboard.tables import leaderboard
-from harness.reports._wording import heading
+from harness.reports.wording import heading
 from harness.training.backbones import ModelError, Unavailable
 from harness.training.bench import Unfair
 from harness.training.embedder import Embedder

@@ -1,6 +1,6 @@
 from harness.leaderboard import published
 from harness.leaderboard.tables import leaderboard
-from harness.reports import markdown
+from harness.reports.formats import markdown
 
 
 def test_a_table_a_block_with_variants_indented(board):

@@ -8,7 +8,7 @@ from harness.leaderboard.comparisons import BEST, SECOND
 from harness.leaderboard.published import Published
 from harness.leaderboard.tables import Block, Leaderboard, Row
 from harness.reports import place
-from harness.reports._wording import (
+from harness.reports.wording import (
     INFLATION,
     MISSING,
     below,

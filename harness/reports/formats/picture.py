@@ -10,7 +10,7 @@ ALWAYS = False
 
 def write(leaderboard: Leaderboard, folder: Path) -> Path:
     """Write leaderboard.svg, light and dark pages alike; nothing where no row was measured."""
-    from harness.reports._figures import draw_overview
+    from harness.reports.drawing import draw_overview
 
     path = folder / f"leaderboard{SUFFIX}"
     draw_overview(leaderboard, path)

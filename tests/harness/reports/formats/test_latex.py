@@ -6,8 +6,8 @@ import pytest
 from harness.config import Level
 from harness.leaderboard import published
 from harness.leaderboard.tables import leaderboard
-from harness.reports import latex
-from harness.reports._latex_tables import escape
+from harness.reports.formats import latex
+from harness.reports.latex_tables import escape
 
 
 def compiled(need, folder, name="leaderboard"):

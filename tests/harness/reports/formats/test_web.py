@@ -8,9 +8,9 @@ import pytest
 from harness.fairness import rules
 from harness.leaderboard import published
 from harness.leaderboard.tables import leaderboard
-from harness.reports import _page_data as data
-from harness.reports import web
-from harness.reports._reproduction import command
+from harness.reports import page_data as data
+from harness.reports.formats import web
+from harness.reports.reproduction import command
 from harness.runs.record import Epoch
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from harness.leaderboard import published
 from harness.leaderboard.tables import leaderboard
-from harness.reports import comma_separated, runs
+from harness.reports.formats import comma_separated, runs
 
 
 @pytest.fixture

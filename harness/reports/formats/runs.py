@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from harness.leaderboard.tables import Leaderboard
-from harness.reports import _columns, place
-from harness.reports.comma_separated import written
+from harness.reports import columns, place
+from harness.reports.formats.comma_separated import written
 
 SUFFIX = ".runs.csv"
 ALWAYS = False
@@ -12,7 +12,7 @@ ALWAYS = False
 
 def render(leaderboard: Leaderboard) -> str:
     """The text: scores are fractions in [0, 1], what is unknown is blank."""
-    return written(_columns.runs(leaderboard), _columns.RUNS)
+    return written(columns.runs(leaderboard), columns.RUNS)
 
 
 def write(leaderboard: Leaderboard, folder: Path) -> Path:

@@ -10,7 +10,7 @@ ALWAYS = False
 
 def write(leaderboard: Leaderboard, folder: Path) -> Path:
     """Write every figure of every block into folder/figures, and return that folder."""
-    from harness.reports._figures import draw_leaderboard
+    from harness.reports.drawing import draw_leaderboard
 
     draw_leaderboard(leaderboard, folder / "figures")
     return folder / "figures"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.leaderboard.tables import Leaderboard
-from harness.reports import _columns, place
+from harness.reports import columns, place
 
 SUFFIX = ".csv"
 ALWAYS = True
@@ -16,7 +16,7 @@ ALWAYS = True
 
 def render(leaderboard: Leaderboard) -> str:
     """The text: scores and differences are fractions in [0, 1], lists have spaces, seeds stand as `seed:value`."""
-    return written(_columns.cells(leaderboard), _columns.CELLS)
+    return written(columns.cells(leaderboard), columns.CELLS)
 
 
 def write(leaderboard: Leaderboard, folder: Path) -> Path:

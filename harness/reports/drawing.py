@@ -14,7 +14,7 @@ from harness.fairness.protocols import FAIR
 from harness.leaderboard.captions import listed
 from harness.leaderboard.statistics import places
 from harness.leaderboard.tables import Block, Cell, Leaderboard, ReportError, Row
-from harness.reports import _wording as wording
+from harness.reports import wording
 from harness.runs.record import Record
 
 COLORS = ("#0072B2", "#D55E00", "#009E73")

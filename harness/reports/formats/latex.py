@@ -9,10 +9,10 @@ from pathlib import Path
 
 from harness.leaderboard import captions, published
 from harness.leaderboard.tables import Leaderboard
-from harness.reports import _latex_tables as tables
+from harness.reports import latex_tables as tables
 from harness.reports import place
-from harness.reports._latex_tables import sentence
-from harness.reports._wording import progress
+from harness.reports.latex_tables import sentence
+from harness.reports.wording import progress
 
 SUFFIX = ".tex"
 ALWAYS = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from harness.leaderboard import captions
 from harness.leaderboard.published import Published
 from harness.leaderboard.tables import Block, Cell, Leaderboard, Row
-from harness.reports import _wording as wording
+from harness.reports import wording
 
 LATIN = 0x180  # the letters that any LaTeX of today prints without a further package
 SPECIAL = {

@@ -3,8 +3,8 @@
 import pytest
 
 from harness.leaderboard.tables import leaderboard
-from harness.reports import _figures as figures
-from harness.reports._figures import draw_leaderboard, draw_overview, draw_trial
+from harness.reports import drawing as figures
+from harness.reports.drawing import draw_leaderboard, draw_overview, draw_trial
 from harness.training.trial import run_trial
 
 

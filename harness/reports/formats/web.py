@@ -6,13 +6,12 @@ from pathlib import Path
 from harness.fairness import rules
 from harness.leaderboard import captions
 from harness.leaderboard.tables import Leaderboard
-from harness.reports import _wording as wording
-from harness.reports import place
-from harness.reports._page_data import dumps, page_data
+from harness.reports import place, wording
+from harness.reports.page_data import dumps, page_data
 
 SUFFIX = ".html"
 ALWAYS = True
-PARTS = Path(__file__).with_name("page")
+PARTS = Path(__file__).parents[1] / "page"
 SCRIPTS = ("state", "table", "detail", "figures", "gallery", "downloads", "main")
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from harness.leaderboard.tables import Leaderboard
-from harness.reports import _columns, place
+from harness.reports import columns, place
 from harness.runs.record import SCHEMA
 
 SUFFIX = ".schema.md"
@@ -17,9 +17,9 @@ def render(leaderboard: Leaderboard) -> str:
         f"Made from records of schema {SCHEMA}. What is unknown is blank (null in Parquet), never zero; scores and "
         "differences are fractions in [0, 1]; truths are 1 and 0 in CSV.",
         "## leaderboard.csv and leaderboard.parquet: one line a row and metric",
-        _table(_columns.CELLS),
+        _table(columns.CELLS),
         "## leaderboard.runs.csv and leaderboard.runs.parquet: one line a record and metric",
-        _table(_columns.RUNS),
+        _table(columns.RUNS),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -29,6 +29,6 @@ def write(leaderboard: Leaderboard, folder: Path) -> Path:
     return place(folder, SUFFIX, render(leaderboard))
 
 
-def _table(columns: dict[str, _columns.Column]) -> str:
-    lines = [f"| `{name}` | {column.kind} | {column.meaning} |" for name, column in columns.items()]
+def _table(meanings: dict[str, columns.Column]) -> str:
+    lines = [f"| `{name}` | {column.kind} | {column.meaning} |" for name, column in meanings.items()]
     return "\n".join(["| column | type | meaning |", "| --- | --- | --- |", *lines])

@@ -24,7 +24,7 @@ from rich.text import Text
 from harness.config import Trial
 from harness.leaderboard import captions
 from harness.leaderboard.tables import Block, Leaderboard, Row
-from harness.reports import _wording as wording
+from harness.reports import wording
 from harness.runs.live import Running, Tally
 
 WIDEST = 100  # columns a leaderboard needs at most

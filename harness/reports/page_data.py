@@ -13,8 +13,8 @@ from typing import Any
 from harness.fairness.protocols import FAIR, PROTOCOLS
 from harness.leaderboard import statistics
 from harness.leaderboard.tables import Block, Leaderboard, Row
-from harness.reports import _wording as wording
-from harness.reports._reproduction import command
+from harness.reports import wording
+from harness.reports.reproduction import command
 from harness.runs.record import Epoch, Record
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
