@@ -32,7 +32,7 @@ DOORS = {
     "faiss": "harness/evaluation/retrieval.py",
     "scipy": "harness/leaderboard/statistics.py",
     "scipy.io": "harness/data/datasets/cars196.py",
-    "pandas": "harness/leaderboard/tables.py",
+    "pandas": "harness/leaderboard/",
     "pyarrow": "harness/runs/bucket.py",
     "ray": "harness/launch/",
     "optuna": "harness/launch/search.py",

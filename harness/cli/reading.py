@@ -145,7 +145,7 @@ def report(
     cache: Path | None,
 ) -> int:
     """Write the leaderboard files from the records of one run or several, and show it."""
-    from harness.leaderboard.collection import parse
+    from harness.leaderboard.filters import parse
     from harness.runs.run import Run
 
     filters = parse(only)
@@ -157,7 +157,7 @@ def report(
         target = target.sub(f"only/{name.replace('/', '_')}")
     for folder in runs:
         existing(folder)
-    target.require_own(("leaderboard.", "figures"))
+    target.require_own(("leaderboard.", "scores.", "figures"))
     write_leaderboard(runs, target, filters, formats, metrics, data, cache)
     return OK
 
@@ -173,18 +173,18 @@ def write_leaderboard(
 ) -> None:
     """Write the leaderboard of runs into a folder or bucket, and show it."""
     from harness import reports
-    from harness.leaderboard import collection
+    from harness.leaderboard import collection, filters
     from harness.reports import gallery, terminal
 
     found = collection.collect(runs, only, warn=warn)
     if not found.records and not found.failures:
         print(f"{' and '.join(map(str, runs))} holds no results yet")
         return
-    board = collection.narrowed(found.leaderboard(metrics), only or {})
+    board = filters.of_rows(found.board(metrics), only or {})
     target.require_writable()
     board = gallery.with_gallery(board, found, data, cache)
     written = reports.write_all(board, target.folder, formats)
-    for path in (*target.folder.glob("leaderboard.*"), *written):
+    for path in (*target.folder.glob("leaderboard.*"), *target.folder.glob("scores.*"), *written):
         target.push(path)
     terminal.show(board)
     print("written: " + "  ".join(target.where(path) for path in written))
@@ -199,17 +199,17 @@ def power(runs: Sequence[str | Path]) -> int:
     """Print, for every column, the least difference its seeds can detect and the seeds that smaller ones need."""
     from harness.leaderboard import comparisons
     from harness.leaderboard.collection import collect
-    from harness.reports import terminal, wording
+    from harness.reports import terminal
 
     def points(value: float | None) -> str:
         return "–" if value is None else f"{100 * value:.2f}"
 
     rows = []
-    for block in collect(runs, warn=warn).leaderboard().blocks:
-        for column in map(block.column, block.shown):
-            plan = ["–" if seeds is None else seeds for seeds in comparisons.plan(column)]
-            known = (column.seeds, column.comparisons, points(column.spread), points(column.least))
-            rows.append((wording.heading(block), column.metric, *known, *plan))
+    for block in collect(runs, warn=warn).board().blocks:
+        for summary in (block.summaries[metric] for metric in block.shown):
+            plan = ["–" if seeds is None else seeds for seeds in comparisons.plan(summary)]
+            known = (summary.seeds, summary.comparisons, points(summary.spread), points(summary.least))
+            rows.append((block.heading, summary.metric, *known, *plan))
     targets = [f"for {100 * target:.1f}" for target in comparisons.TARGETS]
     columns = ("table", "metric", "paired seeds", "comparisons", "spread", "least", *targets)
     terminal.table("what seeds can show, in points; the last columns: seeds needed", columns, rows)

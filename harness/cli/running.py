@@ -347,7 +347,8 @@ def _is_arm(trial: "Trial", label: str, written: str) -> bool:
 
 def _run_here(trial: "Trial", run: "Run", sources: "Sources") -> int:
     """Run one trial in this process, unless it is done, and return its exit code."""
-    from harness.leaderboard.tables import FIRST_METRICS, SHOWN
+    from harness.leaderboard.frame import SHOWN
+    from harness.leaderboard.scores import FIRST_METRICS
     from harness.training.trial import kind_of, steps
 
     print(trial.id)

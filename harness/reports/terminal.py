@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -23,7 +23,7 @@ from rich.text import Text
 
 from harness.config import Trial
 from harness.leaderboard import captions
-from harness.leaderboard.tables import Block, Leaderboard, Row
+from harness.leaderboard.board import Block, Board
 from harness.reports import wording
 from harness.runs.live import Running, Tally
 
@@ -71,23 +71,23 @@ def _numbers(values: Sequence[str]) -> bool:
     return bool(filled) and all(value.removeprefix("-").replace(".", "", 1).isdigit() for value in filled)
 
 
-def show(leaderboard: Leaderboard, on: Console | None = None) -> None:
+def show(board: Board, on: Console | None = None) -> None:
     """Print a leaderboard: a table a block, its notes, and at the end what the numbers are."""
     on = on or console()
     width = min(on.width, WIDEST)
     on.print()
-    title = Text(leaderboard.title, "bold")
-    on.print(title.append(f"  {wording.progress(leaderboard)}", "yellow" if leaderboard.partial else "dim"))
-    for block in leaderboard.blocks:
+    title = Text(board.title, "bold")
+    on.print(title.append(f"  {wording.progress(board)}", "yellow" if board.partial else "dim"))
+    for block in board.blocks:
         on.print()
-        on.print(Text(wording.heading(block), "bold cyan"))
+        on.print(Text(block.heading, "bold cyan"))
         on.print(_sheet(block), width=width)
         for note in wording.footnotes(block):
             on.print(Padding(Text(note, "yellow" if note.startswith("FAIR") else "dim"), (0, 1)), width=width)
         on.print(Padding(Text(" ".join(block.caption), "dim"), (0, 1)), width=width)
     on.print()
-    caption = captions.of_leaderboard(leaderboard, styled=on.is_terminal and not on.is_dumb_terminal)
-    on.print(Padding(Text(" ".join((*leaderboard.notes, *caption)), "dim"), (0, 1)), width=width)
+    caption = captions.of_board(board, styled=on.is_terminal and not on.is_dumb_terminal)
+    on.print(Padding(Text(" ".join((*board.notes, *caption)), "dim"), (0, 1)), width=width)
     on.print()
 
 
@@ -117,10 +117,10 @@ def _room(name: str, *values: str) -> tuple[int, int]:
     return max(len(name) - behind, *(len(number) for number, _, _ in parts), 0), behind
 
 
-def _line(block: Block, row: Row, room: Sequence[tuple[int, int]]) -> list[RenderableType]:
+def _line(block: Block, row: Any, room: Sequence[tuple[int, int]]) -> list[RenderableType]:
     """The cells of a row, means under each other: interval and cost stand back, states stand out."""
-    name = Text(row.name + wording.below(block, row), "" if row.indent or row.floor else "bold")
-    line: list[RenderableType] = [Padding(name, (0, 0, 0, 2 * row.indent))]
+    name = Text(row.name + wording.below(row), "" if row.baseline or row.level == "floor" else "bold")
+    line: list[RenderableType] = [Padding(name, (0, 0, 0, 2 * bool(row.baseline)))]
     printed = (wording.columns(block), wording.values(block, row), wording.marks(block, row), room)
     for column, value, marks, (front, _) in zip(*printed, strict=True):
         number, sign, half = value.partition(" ± ")

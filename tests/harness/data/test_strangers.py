@@ -122,7 +122,7 @@ def finished(trial, data, place):
     """The record of a trial; every report there is has been made of it."""
     record = run_trial(trial, place / "run", data, CACHE, "cpu")
     found = collection.collect([place / "run"])
-    board = gallery.with_gallery(found.leaderboard(), found, data, CACHE)
+    board = gallery.with_gallery(found.board(), found, data, CACHE)
     for path in reports.write_all(board, place / "run", FORMATS):
         assert path.stat().st_size
     return record

@@ -4,7 +4,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from harness.leaderboard.tables import leaderboard
+from harness.leaderboard.compose import board_of
 from harness.reports import terminal
 
 
@@ -55,7 +55,7 @@ def test_a_leaderboard_fits_a_hundred_columns_and_keeps_its_brackets(make_trial,
     arms = ("contrastive[margin=0.3]", "contrastive[margin=0.3]+feature[stage=layer3,pairs=pos-neg]", "untrained")
     records = [make_record(make_trial(arm, seed), 0.5 + seed / 20) for arm in arms for seed in range(3)]
     stream = io.StringIO()
-    terminal.show(leaderboard(records), terminal.console(stream))
+    terminal.show(board_of(records), terminal.console(stream))
     assert max(map(len, printed(stream))) <= 100
     assert "contrastive[margin=0.3]" in stream.getvalue()
     assert "  +feature[stage=layer3,pairs=" in stream.getvalue()
