@@ -281,3 +281,29 @@ def test_a_phone_shows_the_first_score_and_says_that_the_table_goes_on(browse, m
     assert said["delta"] <= 375, "method, score and difference are in sight"
     assert said["page"] <= 375, "the page itself does not scroll sideways"
     assert said["name"] == pytest.approx(1, abs=1), "the first column stays"
+
+
+def test_lines_of_two_losses_differ_in_colour_and_of_two_levels_in_dash(browse, make_trial, make_record):
+    arms = ("contrastive", "contrastive+input", "proxy_anchor")
+    records = [
+        make_record(make_trial(arm, seed), 0.5 + place / 100) for place, arm in enumerate(arms) for seed in (0, 1)
+    ]
+    said = browse(
+        web.render(board_of(records)),
+        """
+        await new Promise(done => setTimeout(done, 300));
+        const figure = name => [...document.querySelectorAll("figure")].find(one => one.textContent.includes(name));
+        const dash = one => one.getAttribute("stroke-dasharray");
+        const read = one => [one.querySelector("title").textContent, one.style.stroke, dash(one)];
+        const look = name => [...figure(name).querySelectorAll("polyline.trace")].map(read);
+        const legend = figure("Recall at K").querySelector(".legend").textContent;
+        return { recall: look("Recall at K"), learning: look("Learning curves"), legend };
+        """,
+    )
+    for name in ("recall", "learning"):
+        (first, first_colour, solid), (_, second_colour, dashed), (_, other_colour, third) = said[name]
+        assert first == "contrastive"
+        assert first_colour == second_colour != other_colour
+        assert (solid, third) == ("", "")
+        assert dashed
+    assert said["legend"] == "contrastiveproxy_anchorbaselineinput"
