@@ -90,9 +90,8 @@ def compute(
     """Return the leaderboard, and beside it what belongs to each block (see `leaderboard`)."""
     _check_names(metrics, scores)
     seeds, absent = by_seed(scores, of_absent([]) if absent is None else absent)
-    of_seed, of_record = notes.details(seeds), notes.details(scores)
+    of_seed = notes.details(seeds)
     tested = _by_record(seeds)
-    unusable = {id: [m for m, value in own.items() if not math.isfinite(value)] for id, own in tested.items()}
     best = _by_record(seeds, "best_test_epoch")
     found, parts = [], []
     for number, block in enumerate(arrange(seeds, absent), 1):
@@ -102,7 +101,8 @@ def compute(
         shown = tuple(metric for metric in metrics if metric in present) or present[:SHOWN]
         lines, summaries = _lines(rows, present, tested, _outcomes_of(rows, outcomes))
         printed = [summary for metric in shown for summary in summaries if summary.metric == metric]
-        said = notes.of_block(block.place, rows, ids, of_seed, of_record, unusable, printed, findings)
+        arms = {part: e.arm for e in block.entries if e.record is not None for part in e.parts.splitlines()}
+        said = notes.of_block(block.place[0], rows, arms, of_seed, printed, findings)
         below = {arm for note in said if note.rule == notes.BELOW for arm in note.arms}
         factors = "; ".join(f"{name}={value}" for name, value in block.differing.items())
         about = {"block": number, "dataset": block.place[0], "backbone": block.place[1], "factors": factors}

@@ -175,9 +175,5 @@ def marks(block: Block, row: Any) -> Sequence[tuple[str, ...]]:
 
 
 def footnotes(block: Block) -> list[str]:
-    """Why rows of the block are not complete, for formats without room beside them, then its notes.
-
-    Failed and partial rows are among the notes already.
-    """
-    reasons = [f"{row.arm}: {state(row)}, {row.reason}." for row in block.rows if row.state in ("--", "n/a")]
-    return [*block.notes, *reasons]
+    """The notes of a block, then why rows of it are not complete, for formats without room beside them."""
+    return [*block.notes, *(f"{row.arm}: {row.state}, {row.reason}." for row in block.rows if row.reason)]

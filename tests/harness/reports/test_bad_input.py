@@ -3,6 +3,7 @@
 import pytest
 
 from harness import reports
+from harness.fairness import rules
 from harness.leaderboard.compose import board_of
 from harness.reports.formats import web
 
@@ -42,7 +43,7 @@ NAMES = ("one seed", "one arm", "unequal seeds", "no baseline", "not run", "nan"
 @pytest.mark.parametrize("name", NAMES)
 def test_every_format_says_what_is_missing(name, boards):
     records, options, words = boards[name]
-    board = board_of(records, **options)
+    board = board_of(records, findings=rules.over_records(records), **options)
     for form in TEXTS:
         text = reports.find(form).render(board)
         said = text.replace("\\", "").replace("allowbreak{}", "").replace("Contrastive", "contrastive")
