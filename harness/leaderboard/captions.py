@@ -30,27 +30,31 @@ def of_board(board: Board, *, styled: bool = True, published: str = "", every: b
     measured = [block for block in blocks if any(row.records for row in block.rows)]
     if not measured:
         return ()
-    said = [f"Protocol {name}." for name in _protocols(measured)]
-    said += _scores(blocks)
+    sentences = [f"Protocol {name}." for name in _protocols(measured)]
+    sentences += _scores(blocks)
     if any(block.factors.get("folds") for block in measured):
-        said.append(
-            "Folds: a model for each, which validates on its part of the training classes and trains on the others; "
-            "each reads the test once; costs are those of all folds together."
+        sentences.append(
+            "Folds: one model per fold, which validates on its part of the training classes and trains on the rest; "
+            "each model reads the test once; costs are summed over folds."
         )
     if ratios(rows):
-        said.append("Training time (seconds inside training steps) and forward passes a step: × the own baseline.")
-    said.append("Ties count against the model; a query is removed from its own neighbours by its index.")
-    said += _marks(blocks, styled)
+        sentences.append(
+            "Training time (seconds inside training steps) and forward passes per step: relative to its own baseline."
+        )
+    sentences.append("Ties count against the model; a query is excluded from its own neighbours by its index.")
+    sentences += _marks(blocks, styled)
     if any(row.arm == "untrained" for row in rows):
-        said.append("untrained: the same network with its initial weights.")
+        sentences.append("untrained: the same network with its initial weights.")
     if any(row.arm == "pixels" for row in rows):
-        said.append("pixels: cosine of the raw images; nothing in it is random, so n = 1.")
+        sentences.append("pixels: cosine similarity of the raw images; nothing is random, so n = 1.")
     if published and any(block.published for block in blocks):
-        said.append(f"{published}: as published elsewhere, under other protocols; none of our numbers uses them.")
+        sentences.append(
+            f"{published}: as published elsewhere, under other protocols; they enter none of our numbers."
+        )
     if board.variance is not None:
-        said.append(_variance(board.variance))
-    said.append(f"{TRACE} names the records behind every number.")
-    return tuple(said)
+        sentences.append(_variance(board.variance))
+    sentences.append(f"{TRACE} lists the records behind every number.")
+    return tuple(sentences)
 
 
 def ratios(rows: Sequence[Any]) -> bool:
@@ -68,8 +72,9 @@ def _variance(variance: Variance) -> str:
     large = [(" × ".join(factors), share) for factors, share in variance.shares if factors and share >= 0.01]
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in large)
     rest = 1 - sum(share for _, share in large)
-    left = f"; left out for the grid to be complete: {listed(variance.left_out)}" if variance.left_out else ""
-    return f"Variance of {variance.metric} over {over}: {shares}, all else {100 * max(rest, 0.0):.0f} % (η²{left})."
+    left = f"; left out to complete the grid: {listed(variance.left_out)}" if variance.left_out else ""
+    rest = f"everything else {100 * max(rest, 0.0):.0f} %"
+    return f"Variance of {variance.metric} over {over}: {shares}, {rest} (η²{left})."
 
 
 def in_brief(
@@ -88,7 +93,7 @@ def in_brief(
     signs = [
         *(["bold: best, and not separable from it"] if any(cell.best for cell in cells) else []),
         *(["underlined: second highest mean"] if any(cell.second for cell in cells) else []),
-        *(["†: differs from its baseline"] if any(cell.significant for cell in cells) else []),
+        *(["†: differs significantly from its baseline"] if any(cell.significant for cell in cells) else []),
     ]
     tests = f" (paired t-tests, Holm within each column, {ALPHA})."
     return (
@@ -97,7 +102,7 @@ def in_brief(
         *([f"{'; '.join(signs).capitalize()}{tests}"] if marks and signs else []),
         *(_marks(blocks) if marks and not signs else _below(blocks) if marks else ()),
         *(["With a citation: as published, under other protocols."] if any(b.published for b in blocks) else []),
-        f"Protocol {' and '.join(sorted(protocols))}; {TRACE} names the records behind every number.",
+        f"Protocol {' and '.join(sorted(protocols))}; {TRACE} lists the records behind every number.",
     )
 
 
@@ -117,12 +122,12 @@ def _marks(blocks: Sequence[Block], styled: bool = True) -> Iterator[str]:
             f"which was chosen from the same data, against each other trained row, Holm, {ALPHA})."
         )
     if styled and any(cell.second for cell in cells):
-        yield "Underlined: the second highest mean; equal means are marked alike."
-    how = f"(paired t-tests of every variant of a column, Holm, {ALPHA}); nothing is corrected across columns."
+        yield "Underlined: the second highest mean; ties are marked alike."
+    how = f"(paired t-tests of every variant of a column, Holm, {ALPHA}); no correction across columns."
     if any(cell.significant for cell in cells):
-        yield f"†: differs from its baseline {how}"
+        yield f"†: differs significantly from its baseline {how}"
     elif tested:
-        yield f"No variant differs from its baseline {how}"
+        yield f"No variant differs significantly from its baseline {how}"
     yield from _below(blocks)
     why = sorted({block.summaries[metric].unmarked for block in blocks for metric in block.shown} - {""})
     if why and not tested and not any(cell.best for cell in cells):
@@ -157,9 +162,9 @@ def _scores(blocks: Sequence[Block], intervals: bool = True) -> Iterator[str]:
     yield f"Test scores in percent: mean{how}{_folds(blocks)}."
     if any(cell.difference is not None for cell in cells):
         real = [(cell.difference_interval, cell.difference_n) for cell in cells if cell.difference_half is not None]
-        how = _plus_minus(real, "pairs; it takes the differences as normal") or " (too few for an interval)"
+        how = _plus_minus(real, "pairs; assumes normally distributed differences") or " (too few for an interval)"
         yield (
-            "Δ: mean difference to the same loss without Metrix, in points, paired by seed"
+            "Δ: mean difference from the same loss without Metrix, in points, paired by seed"
             f"{how if intervals else ''}."
         )
 
@@ -195,13 +200,13 @@ def of_block(
     normalisation  how its images were prepared, where a record says so
     tuned          whether a search chose the settings of its arms
     """
-    said = [] if data is None else [_data(block, data)]
+    sentences = [] if data is None else [_data(block, data)]
     if "model.dim" in block.factors:
-        said.append(_network(block, weights, normalisation))
+        sentences.append(_network(block, weights, normalisation))
         if block.trained:
-            said.append(_training(block, tuned))
+            sentences.append(_training(block, tuned))
     printed = [block.summaries[metric] for metric in block.shown]
-    return (*said, *power(printed), *_queries(printed))
+    return (*sentences, *power(printed), *_queries(printed))
 
 
 def power(summaries: Sequence[Summary]) -> Iterator[str]:
@@ -209,11 +214,12 @@ def power(summaries: Sequence[Summary]) -> Iterator[str]:
     able = [summary for summary in summaries if summary.least]
     if able:
         seeds, family = min(s.seeds for s in able), max(s.comparisons for s in able)
-        least = " and ".join(f"{100 * s.least:.1f} of {s.metric}" for s in able)
+        least = " and ".join(f"{100 * s.least:.1f} {s.metric} points" for s in able)
         spread = " and ".join(f"{100 * s.spread:.2f}" for s in able)
         yield (
-            f"Power: {seeds} paired seeds show a true difference with a chance of 80 % after Holm for {family} "
-            f"comparison{'s' * (family > 1)} from {least} points up (the differences spread by std {spread})."
+            f"Power: with {seeds} paired seeds, a true difference of at least {least} is detected with 80 % "
+            f"probability after Holm for {family} comparison{'s' * (family > 1)} (standard deviation of the "
+            f"differences: {spread})."
         )
 
 
@@ -221,12 +227,12 @@ def _queries(summaries: Sequence[Summary]) -> Iterator[str]:
     """What another test set would change, where outcomes of single queries were kept."""
     alone, both = [s for s in summaries if s.classes], [s for s in summaries if s.both]
     if alone:
-        moves = " and ".join(f"± {100 * s.classes:.1f} of {s.metric}" for s in alone)
-        also = " and ".join(f"± {100 * s.both:.1f} of {s.metric}" for s in both)
+        moves = " and ".join(f"± {100 * s.classes:.1f} {s.metric} points" for s in alone)
+        also = " and ".join(f"± {100 * s.both:.1f} {s.metric} points" for s in both)
         yield (
-            f"Beyond training seeds: other test classes would move a score by {moves}"
-            + (f", other seeds and test classes together by {also}" if also else "")
-            + " (medians over rows of 95 % bootstrap intervals, whole classes drawn)."
+            f"Beyond training seeds: with other test classes a score would vary by {moves}"
+            + (f", with other seeds and test classes by {also}" if also else "")
+            + " (medians over rows of 95 % bootstrap intervals that resample whole classes)."
         )
 
 
@@ -238,7 +244,7 @@ def _data(block: Block, data: Any) -> str:
     ]
     queries = f"{data.test_queries:,} test queries"
     if data.test_excluded:
-        queries += f" ({data.test_excluded:,} more excluded, having no other image of their class)"
+        queries += f" ({data.test_excluded:,} more excluded: no other image of their class)"
     prints = f"index {block.factors['data.index_fingerprint'][:12]}"
     if block.factors.get("data.pixel_fingerprint"):
         prints += f", pixels {block.factors['data.pixel_fingerprint'][:12]}"
@@ -264,7 +270,7 @@ def _normalised(factors: Mapping[str, Any], used: Mapping[str, Any] | None) -> s
     if used is None or not (own or isinstance(factors["backbone.pretrained"], str)):
         return ""
     mean, std = (" ".join(f"{value:g}" for value in used[name]) for name in ("mean", "std"))
-    rest = f" (what the grid leaves open as timm has it for {used['config']})" if used["config"] else ""
+    rest = f" (what the grid does not set follows timm's {used['config']})" if used["config"] else ""
     return f", images normalised by mean {mean} and std {std}, {used['interpolation']}{rest}"
 
 
@@ -278,7 +284,7 @@ def _training(block: Block, tuned: bool) -> str:
             sizes[step_sizes(row._asdict())].append(row.arm)
     steps = "; ".join(how if len(sizes) == 1 else f"{how} ({listed(who)})" for how, who in sorted(sizes.items()))
     if tuned:
-        steps = "step sizes and constants as a search chose them for each arm (search/study.json)"
+        steps = "step sizes and constants chosen for each arm by a search (search/study.json)"
     epochs = f"{training['epochs']} epoch{'s' * (training['epochs'] != 1)}"
     return f"Training: {epochs}, batches of {training['batch_size']} ({drawn}), {training['optimizer']}; {steps}."
 

@@ -96,8 +96,8 @@ class Collection:
 
 
 _TOO_MANY = (
-    f"Intervals over test classes are left out above {MANY:,} records; a report of some of them, such as "
-    "--only dataset=…, has them."
+    f"Intervals over test classes are left out above {MANY:,} records; a report of fewer records has them, "
+    "such as one with --only dataset=…."
 )
 
 
@@ -212,9 +212,9 @@ def _protocols(records: Iterable[Record]) -> Iterator[str]:
     protocols = sorted({f"{r.protocol.get('name')} version {r.protocol.get('version')}" for r in records})
     evaluators = {edition_of(r.provenance.get("evaluator")) for r in records}
     if len(protocols) > 1:
-        yield f"FAIR-25 records of several protocols ({', '.join(protocols)}): each has tables of its own."
+        yield f"FAIR-25 records of several protocols ({', '.join(protocols)}): each protocol has its own tables."
     if len(evaluators) > 1:
-        yield f"FAIR-25 records of {len(evaluators)} versions of the evaluator: each has tables of its own."
+        yield f"FAIR-25 records of {len(evaluators)} versions of the evaluator: each version has its own tables."
 
 
 def trace(collection: Collection, arm: str) -> list[tuple[str, str, str, int, dict[str, Any], str]]:

@@ -59,7 +59,7 @@ def board_of(
         absent=without,
         curves=curves(tested.values()),
         blocks=blocks,
-        notes=(*notes, *(() if blocks else ("There is no record yet: nothing has finished.",))),
+        notes=(*notes, *(() if blocks else ("No trial has finished yet.",))),
         partial=partial or total > len(done) or not blocks,
         done=len(done),
         total=total,

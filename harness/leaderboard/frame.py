@@ -102,13 +102,13 @@ def compute(
         lines, summaries = _lines(rows, present, tested, _outcomes_of(rows, outcomes))
         printed = [summary for metric in shown for summary in summaries if summary.metric == metric]
         arms = {part: e.arm for e in block.entries if e.record is not None for part in e.parts.splitlines()}
-        said = notes.of_block(block.place[0], rows, arms, of_seed, printed, findings)
-        below = {arm for note in said if note.rule == notes.BELOW for arm in note.arms}
+        about_rows = notes.of_block(block.place[0], rows, arms, of_seed, printed, findings)
+        below = {arm for note in about_rows if note.rule == notes.BELOW for arm in note.arms}
         factors = "; ".join(f"{name}={value}" for name, value in block.differing.items())
         about = {"block": number, "dataset": block.place[0], "backbone": block.place[1], "factors": factors}
         for row, of_row in zip(rows, lines, strict=True):
             about |= {"source": HERE, "below_start": row.arm in below}
-            about["findings"] = " ".join(note.sentence for note in said if note.of(row.arm)) or None
+            about["findings"] = " ".join(note.sentence for note in about_rows if note.of(row.arm)) or None
             found += [{**about, **line, **_inflation(row, line["metric"], tested, best)} for line in of_row]
         losses = {row.line["baseline"] or row.arm for row in rows}
         beside = [theirs for theirs in published if theirs.fits(block.place, losses)]
@@ -116,7 +116,7 @@ def compute(
             found += [{**_about(number, block, place), **line} for line in _published(theirs)]
         first = next((e for e in block.entries if e.level != "floor"), next(iter(block.entries), None))
         data = of_seed[ids[0]] if ids else None
-        parts.append(Part(block, data, bool(first and first.tuned), present, shown, tuple(summaries), said))
+        parts.append(Part(block, data, bool(first and first.tuned), present, shown, tuple(summaries), about_rows))
     return _categorised(columns.frame(found, LEADERBOARD)), parts
 
 

@@ -75,9 +75,9 @@ def draw_trial(record: Record, path: Path) -> Path:
     `path` ends in .pdf, .svg or .png. Raises ReportError for a trial that was not trained, and for another ending.
     """
     if not record.curve:
-        raise ReportError(f"{record.id} was not trained: it has no curve to draw")
+        raise ReportError(f"{record.id} was not trained and has no curve to draw")
     if path.suffix not in ENDINGS:
-        raise ReportError(f"{path.name}: a figure ends in {listed(ENDINGS)}")
+        raise ReportError(f"{path.name}: the name of a figure ends in {listed(ENDINGS)}")
     positivity = record.analysis.get("positivity")
     columns = 3 if positivity else 2
     with _figure(record.id, COLUMN_INCHES * columns / 1.5) as figure:

@@ -120,7 +120,7 @@ def _shelf(
     names = tuple(str(first.ids[i]) for i in numbers)
     trial = chosen[0][1].trial
     images, why = _pictures(trial.dataset, names, data, cache, room)
-    note = f"{len(queries)} test queries drawn at random, the same for all arms; training {trial.seed_and_fold}.{why}"
+    note = f"{len(queries)} random test queries, the same for all arms; training {trial.seed_and_fold}.{why}"
     if damaged:
         note += f" Left out, because the file of their embeddings is damaged: {some(damaged)}."
     return Shelf(number, seed, tuple(stored), queries, names, images, note)
@@ -167,9 +167,9 @@ def _pictures(
 ) -> tuple[tuple[str, ...], str]:
     """Each image as a data URI, and why there is none where there is none."""
     if len(names) > room:
-        return ("",) * len(names), " Images are left out: the page has many tables; --only shows them for one."
+        return ("",) * len(names), " Images are left out because the page has many tables; --only shows them for one."
     if datasets.describe(choice.name).needs_data and data is None:
-        return ("",) * len(names), " Images are shown by a report that is told where they lie (--data FOLDER)."
+        return ("",) * len(names), " To show images, pass their folder: --data FOLDER."
     try:
         dataset = datasets.load(choice.name, data=data, cache=cache, **choice.options)
         places = {key: place for place, key in enumerate(dataset.keys)}

@@ -153,7 +153,7 @@ def single(board: Board) -> list[str]:
         label = _label(board, block.dataset, block.backbone, *([str(number)] if len(twins) > 1 else []))
         title = block.heading
         costs = [
-            *(["time and passes: × the own baseline"] if captions.ratios(block.rows) else []),
+            *(["time and passes: relative to its own baseline"] if captions.ratios(block.rows) else []),
             *(["GB: peak memory"] if any(_costs(row)[2] for row in block.rows) else []),
         ]
         said = [f"{title}.", *captions.in_brief([replace(block, shown=shown)])]
@@ -242,7 +242,7 @@ def reproduced(board: Board) -> list[str]:
         printed = replace(block.of_rows(ours for _, ours in pairs), shown=tuple(metrics))
         said = [
             f"Published and reproduced: {block.heading}.",
-            "Theirs: as published, under their protocols.",
+            "Theirs: as published, under their own protocols.",
             *([wording.INFLATION.format(metrics[0])] if known else []),
             *captions.in_brief([printed], differences=False, marks=False),
         ]

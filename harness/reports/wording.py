@@ -17,7 +17,7 @@ MISSING = "--"
 DAGGER = "†"
 BELOW = "‡"
 INFLATION = (
-    "Inflation: best test epoch minus last epoch of the same run, in points of {}, where the protocol records it."
+    "Inflation: best test epoch minus last epoch of the same run, in {} points, where the protocol records it."
 )
 STATES = {"fail": "fail", "--": MISSING, "n/a": "n/a"}
 

@@ -109,7 +109,7 @@ function forest(block, rows, place) {
   return figure(`<b>Metrix minus baseline</b>, paired by seed${sure ? ", 95 % t-interval" : ""}${filled}`, html, height);
 }
 
-// How deep a difference is painted: pale within its interval or without one, then by how often it is the half width.
+// How dark a difference is painted: pale within its interval or without one, then by how often it is the half width.
 function depth(cell) {
   const size = Math.abs(cell.difference), half = cell.differenceHalf;
   return half == null || size <= half ? 0.08 : 0.2 + 0.48 * Math.min((size / half - 1) / 3, 1);
@@ -133,7 +133,7 @@ function heatMap(block, rows, place) {
       html += `<rect x="${left + i * width + 1}" y="${y + 1}" width="${width - 2}" height="${step - 2}" rx="3" style="fill:${fill}"/><text class="strong" x="${left + (i + 0.5) * width}" y="${y + step / 2 + 3.5}" text-anchor="middle">${text}</text>`;
     });
   });
-  return figure(`<b>Loss × level</b>: baseline ${plain(block.metrics[place])} in percent, then differences in points; blue gains, orange losses, ${sure ? "pale within the 95 % interval, deepest from four half widths on" : "all pale: these seeds give no interval"}`, html, height);
+  return figure(`<b>Loss × level</b>: baseline ${plain(block.metrics[place])} in percent, then differences in points; blue gains, orange losses, ${sure ? "pale within the 95 % interval, darkest from four half widths on" : "all pale: too few seeds for an interval"}`, html, height);
 }
 
 function costs(block, rows, place) {
@@ -159,7 +159,7 @@ function costs(block, rows, place) {
     written.push([x, y]);
     html += `<text x="${frame.x(at(row)) + (right ? -7 : 7)}" y="${frame.y(mean(row)) - 6}" text-anchor="${right ? "end" : "start"}">${plain(row.full)}</text>`;
   }
-  return figure("<b>Score against training cost</b>; dashed: nothing cheaper is better", html, HIGH, legend(some));
+  return figure("<b>Score against training cost</b>; dashed: Pareto front", html, HIGH, legend(some));
 }
 
 function recallCurves(block, rows) {
@@ -201,7 +201,7 @@ function validationAgainstTest(block, rows) {
   if (points.length < 3) return "";
   const frame = axes(widened(points.map(p => p[1])), widened(points.map(p => p[2])), [`validation ${block.selected}, percent`, `test ${block.selected}, percent`]);
   const html = points.map(([row, v, t, seed]) => dot(frame.x(v), frame.y(t), row, `${row.full} seed ${seed}: validation ${v.toFixed(1)}, test ${t.toFixed(1)}`)).join("");
-  return figure(`<b>Validation against test</b>, a point a run; correlation ${correlation(points.map(p => p[1]), points.map(p => p[2]))}`, frame.html + html, HIGH, legend(rows));
+  return figure(`<b>Validation against test</b>, one point per run; correlation ${correlation(points.map(p => p[1]), points.map(p => p[2]))}`, frame.html + html, HIGH, legend(rows));
 }
 
 function correlation(a, b) {

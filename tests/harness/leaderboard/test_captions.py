@@ -155,9 +155,9 @@ def test_marks_of_metrics_that_are_not_printed_are_not_explained(make_trial, mak
     (block,) = board.blocks
     cells = {metric: block.cell(block.rows[1], metric) for metric in ("R@1", "R@2")}
     assert (cells["R@1"].significant, cells["R@2"].significant) == (False, True)
-    assert "No variant differs from its baseline" in " ".join(captions.of_board(board))
+    assert "No variant differs significantly from its baseline" in " ".join(captions.of_board(board))
     assert "†" not in " ".join(captions.of_board(board))
-    assert "†: differs from its baseline" in web.render(board)
+    assert "†: differs significantly from its baseline" in web.render(board)
 
 
 def test_the_row_below_its_start_is_marked_with_both_numbers_in_every_format(make_trial, make_record, tmp_path):

@@ -44,8 +44,8 @@ def test_protocols_and_evaluators_that_differ_are_named_and_stand_apart(run, mak
     trial = make_trial().model_copy(update={"protocol": "paper"})
     found = collect([fair, run("paper", (trial, 0.6), **paper)])
     assert found.notes == (
-        "FAIR-25 records of several protocols (fair version 1, paper version 1): each has tables of its own.",
-        "FAIR-25 records of 2 versions of the evaluator: each has tables of its own.",
+        "FAIR-25 records of several protocols (fair version 1, paper version 1): each protocol has its own tables.",
+        "FAIR-25 records of 2 versions of the evaluator: each version has its own tables.",
     )
     assert len(found.board().blocks) == 2
 

@@ -83,7 +83,7 @@ def test_power_of_a_column_is_that_of_its_pooled_spread(arm):
     assert summary.spread == pytest.approx(math.sqrt(2.5e-6 * (0.25 + 4) / 2))
     assert summary.least == pytest.approx(least_detectable(summary.spread, 5, comparisons=2))
     said = " ".join(block.caption)
-    assert "Power: 5 paired seeds show a true difference with a chance of 80 % after Holm for 2 comparisons" in said
+    assert "is detected with 80 % probability after Holm for 2 comparisons" in said
     assert comparisons.plan(summary)[2] > comparisons.plan(summary)[0] >= 3
     assert comparisons.plan(comparisons.Summary("R@1")) == (None, None, None)
 
@@ -117,7 +117,7 @@ def test_intervals_over_test_classes_where_outcomes_were_kept(arm):
     assert min(r.test["R@1"] for r in records[:5]) <= base.bootstrap_low < base.mean < base.bootstrap_high
     assert base.difference_both_low is None
     assert variant.difference_both_low < variant.difference_both_high
-    assert "other test classes would move a score by ±" in " ".join(block.caption)
+    assert "with other test classes a score would vary by ±" in " ".join(block.caption)
     assert block.cell(block.rows[0], "MAP@R").classes_low is None, "not kept"
     del kept[records[0].id]
     block = board_of(records, outcomes=kept.get).blocks[0]
@@ -159,11 +159,11 @@ def test_variance_over_a_grid_is_that_of_its_complete_part(arm):
     assert shares[()] == pytest.approx(0, abs=1e-9)
     assert found.left_out == ("loss multi_similarity",)
     assert board_of(lone).variance is None
-    said = (
-        "Variance of R@1 over 2 datasets × 2 losses × 2 levels × 3 seeds: dataset 80 %, loss 20 %, all else 0 % (η²; "
+    sentence = (
+        "Variance of R@1 over 2 datasets × 2 losses × 2 levels × 3 seeds: dataset 80 %, loss 20 %, "
+        "everything else 0 % (η²; left out to complete the grid: loss multi_similarity)."
     )
-    said += "left out for the grid to be complete: loss multi_similarity)."
-    assert said in captions.of_board(board_of(records + lone))
+    assert sentence in captions.of_board(board_of(records + lone))
 
 
 ADDED = 0.1 + 0.2  # 0.30000000000000004

@@ -245,7 +245,7 @@ def test_a_score_that_is_no_number_is_left_out_and_named(series):
 def test_a_second_record_of_a_seed_is_left_out_and_named(series):
     first = series("contrastive", {0: 0.5})
     twin = first[0].model_copy(update={"id": "zz"})
-    board = board_of([twin, *first], findings=rules.over_records([twin, *first]))
+    board = board_of([twin, *first], findings=rules.over_records([*first, twin]))
     assert rows(board)["contrastive"].records == f"0:{first[0].id}"
     assert "FAIR-08 zz repeats an arm and seed of its table." in board.blocks[0].notes
 
@@ -304,7 +304,7 @@ def test_the_order_of_records_changes_nothing(series):
 def test_nothing_at_all_is_a_leaderboard_that_says_so():
     board = board_of([])
     assert board.partial
-    assert board.notes == ("There is no record yet: nothing has finished.",)
+    assert board.notes == ("No trial has finished yet.",)
 
 
 def test_tuned_arms_of_a_loss_stand_together_whatever_their_step_sizes(make_trial, make_record):
@@ -319,4 +319,4 @@ def test_tuned_arms_of_a_loss_stand_together_whatever_their_step_sizes(make_tria
     (block,) = board_of(records).blocks
     assert [row.arm for row in block.rows] == ["contrastive", "contrastive+embedding"]
     assert block.cell(block.rows[1], "R@1").difference == pytest.approx(0.1)
-    assert any("as a search chose them for each arm" in sentence for sentence in block.caption)
+    assert any("chosen for each arm by a search" in sentence for sentence in block.caption)

@@ -100,7 +100,7 @@ def test_without_a_terminal_every_event_is_one_line(lines, clock, make_trial):
     lines.end(interrupted=False)
     name = "glyphs/test_resnet contrastive s0"
     assert printed(lines.stream) == [
-        "10 trials, 2 done before, 1 at a time",
+        "10 trials, 2 already done, 1 at a time",
         f"started   {name}  on gpu 1",
         f"running   {name}  epoch 2/8  loss 0.6123  validation MAP@R 20.0",
         f"failed    {name}  attempt 1: ValueError: no; retrying",
@@ -112,7 +112,7 @@ def test_without_a_terminal_every_event_is_one_line(lines, clock, make_trial):
         "finished  unseen  R@10 25.0 in 1.0 s  [4/10]",
         "the last word",
         "✗ glyphs/test_resnet pixels s0: gone",
-        "4 of 10 trials done, 2 of them in this run, which took 1:15; 1 failed",
+        "4 of 10 trials done, 2 of them in this run, in 1:15; 1 failed",
     ]
 
 
