@@ -1,7 +1,7 @@
 """All fairness rules over a run folder: its grids, searches, records, tables, and the evaluator at hand."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.config import Arm, Trial
@@ -10,9 +10,11 @@ from harness.evaluation.retrieval import evaluate
 from harness.fairness import rules
 from harness.fairness.ledger import Ledger
 from harness.fairness.rules import Finding, Number, Study, Table
-from harness.leaderboard import published, tables
-from harness.leaderboard.comparisons import ALPHA, MARKS_FROM, against_the_best
-from harness.leaderboard.tables import Block
+from harness.leaderboard import published
+from harness.leaderboard.board import Block, record_ids
+from harness.leaderboard.comparisons import ALPHA
+from harness.leaderboard.compose import board_of
+from harness.runs.folds import by_seed
 from harness.runs.record import Failure, Record
 from harness.runs.run import Run
 
@@ -24,13 +26,14 @@ def audit(run: Run) -> tuple[Finding, ...]:
     """
     plan, search = run.requested(), run.sub("search")
     records, failures, searched = run.records(), run.failures(), search.records()
-    board = tables.leaderboard(records, failures, plan.trials, plan.refused, published=published.load())
+    by_id = {record.id: record for record in records}
+    board = board_of(records, failures, plan.trials, plan.refused, published=published.load())
     found = [
         *(finding for grid in plan.grids for finding in rules.over_grid(grid.model_dump(mode="json"))),
         *rules.over_evaluator(evaluate, conformance),
         *rules.over_studies(studies(search, [*searched, *search.failures()], records)),
         *rules.over_records([*records, *searched], failures, plan.trials, Ledger.of(run)),
-        *rules.over_tables(map(as_table, board.blocks)),
+        *rules.over_tables(as_table(block, by_id) for block in board.blocks),
     ]
     return tuple(sorted(dict.fromkeys(found), key=lambda finding: (finding.rule, finding.severity)))
 
@@ -74,37 +77,35 @@ def _settings(arm: Arm, space: Iterable[str]) -> dict[str, Any]:
     return {name: values[name] for name in space if name in values}
 
 
-def as_table(block: Block) -> Table:
-    """Return a block of the leaderboard as the rules look at it."""
+def as_table(block: Block, records: Mapping[str, Record]) -> Table:
+    """Return a block of the leaderboard as the rules look at it; `records` by id are those behind it."""
     place = f"{block.dataset}/{block.backbone}"
     numbers: list[Number] = []
     for metric in block.metrics:
         column = f"{place} {metric}"
-        cells = [(row, row.cells[metric]) for row in block.rows if metric in row.cells]
-        ranked = {i: cell for i, (row, cell) in enumerate(cells) if not row.floor and cell.n >= MARKS_FROM}
-        best, p_of = against_the_best(ranked) if len(ranked) > 1 else (None, {})
-        for i, (row, cell) in enumerate(cells):
+        for row in block.rows:
+            if (cell := block.cell(row, metric)) is None:
+                continue
             numbers.append(
                 Number(
                     row.name,
                     column,
                     cell.mean,
                     cell.half,
-                    cell.interval.method,
+                    cell.interval,
                     cell.n,
-                    ranked=i in {best, *p_of},
+                    ranked=cell.compared,
                     bold=cell.best,
-                    p=p_of.get(i),
+                    p=cell.best_p_holm,
                 )
             )
-            if cell.paired is not None:
-                paired = cell.paired
-                half = cell.difference_half
-                numbers.append(Number(row.name, f"Δ {column}", paired.mean, half, paired.method, paired.n, row.loss))
-        numbers += [
-            Number(f"{other.arm} ({other.short})", column, other.values[metric], grey=True, source=other.source)
-            for other in block.published
-            if metric in other.values
-        ]
-    records = tuple(record for row in block.rows for record in row.records)
-    return Table(place, tuple(numbers), records, correction="Holm", level=ALPHA)
+            if cell.difference is not None:
+                how, n = cell.difference_interval, cell.difference_n
+                half, minus = cell.difference_half, row.baseline
+                numbers.append(Number(row.name, f"Δ {column}", cell.difference, half, how, n, minus))
+        for row in block.published:
+            if (cell := block.cell(row, metric)) is not None:
+                name = f"{row.arm} ({published.short(row.source)})"
+                numbers.append(Number(name, column, cell.mean, grey=True, source=row.source))
+    measured = tuple(records[id] for row in block.rows for id in record_ids(row))
+    return Table(place, tuple(numbers), by_seed(measured).records, correction="Holm", level=ALPHA)

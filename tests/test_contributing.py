@@ -15,7 +15,7 @@ from harness import reports
 from harness.data import datasets
 from harness.evaluation import metrics
 from harness.fairness import rules
-from harness.leaderboard.tables import leaderboard
+from harness.leaderboard.compose import board_of
 from metrix import Metrix
 from tests.test_layers import ROOT
 
@@ -59,7 +59,7 @@ def test_the_page_shows_one_file_of_each_kind():
         "baselines",
         "harness/data/datasets",
         "harness/evaluation/metrics",
-        "harness/reports",
+        "harness/reports/formats",
         "harness/fairness/rules",
     }
 
@@ -86,5 +86,5 @@ def test_a_trial_of_all_of_them(tmp_path):
     record = harness.run_trial(trial, tmp_path)
     assert 0 < record.test["MRR"] <= 1
     assert "FAIR-90" in {finding.rule for finding in rules.over_records([record])}
-    (path,) = reports.write_all(leaderboard([record]), tmp_path, ["winners"])
+    (path,) = reports.write_all(board_of([record]), tmp_path, ["winners"])
     assert path.read_text(encoding="utf-8") == "stripes/test_resnet\n"

@@ -19,9 +19,9 @@ BUILD = "from setuptools import build_meta; print(build_meta.build_wheel('dist')
 ASK = """
 import json, harness
 from harness import grids
-from harness.leaderboard import published, tables
-from harness.reports import web
-page = web.render(tables.leaderboard([]))
+from harness.leaderboard import compose, published
+from harness.reports.formats import web
+page = web.render(compose.board_of([]))
 counts = len(published.load()), len(published.entries()), len(page)
 print(json.dumps([harness.__file__, sorted(grids.shipped()), *counts]))
 """

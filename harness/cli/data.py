@@ -57,7 +57,7 @@ def doctor(
 ) -> int:
     """Print what a copy of a dataset holds, what it should, and all that is wrong with it."""
     from harness.data.doctor import examine
-    from harness.reports import _terminal as terminal
+    from harness.reports import terminal
 
     given = _given(dataset, data, options)
     with terminal.progress(f"looking at {dataset}") as progress:
@@ -87,7 +87,7 @@ def prepare(
     from harness.data import datasets
     from harness.data.cache import default_folder
     from harness.data.images import open_images
-    from harness.reports import _terminal as terminal
+    from harness.reports import terminal
 
     loaded = datasets.load(dataset, data, cache, **_given(dataset, data, options))
     with terminal.progress(f"decoding {loaded.name}") as progress:

@@ -33,7 +33,7 @@ def add_commands(commands) -> None:
 
 def print_list(what: str, pattern: str | None) -> int:
     """Print the names that fit a pattern, and what is known of each."""
-    from harness.reports import _terminal as terminal
+    from harness.reports import terminal
 
     listing = _stages(pattern) if what == "stages" else LISTINGS[what]()
     rows = listing.rows

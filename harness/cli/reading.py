@@ -87,7 +87,7 @@ def existing(place: str | Path) -> "Run":
 
 def status(run: str | Path) -> int:
     """Print what a run has done, what runs where, what failed and why, how long it will take and what it took."""
-    from harness.reports import _terminal as terminal
+    from harness.reports import terminal
     from harness.runs.status import status
 
     found = status(existing(run))
@@ -145,7 +145,7 @@ def report(
     cache: Path | None,
 ) -> int:
     """Write the leaderboard files from the records of one run or several, and show it."""
-    from harness.leaderboard.collection import parse
+    from harness.leaderboard.filters import parse
     from harness.runs.run import Run
 
     filters = parse(only)
@@ -157,7 +157,7 @@ def report(
         target = target.sub(f"only/{name.replace('/', '_')}")
     for folder in runs:
         existing(folder)
-    target.require_own(("leaderboard.", "figures"))
+    target.require_own(("leaderboard.", "scores.", "figures"))
     write_leaderboard(runs, target, filters, formats, metrics, data, cache)
     return OK
 
@@ -173,19 +173,18 @@ def write_leaderboard(
 ) -> None:
     """Write the leaderboard of runs into a folder or bucket, and show it."""
     from harness import reports
-    from harness.leaderboard import collection
-    from harness.reports import _gallery as gallery
-    from harness.reports import _terminal as terminal
+    from harness.leaderboard import collection, filters
+    from harness.reports import gallery, terminal
 
     found = collection.collect(runs, only, warn=warn)
     if not found.records and not found.failures:
         print(f"{' and '.join(map(str, runs))} holds no results yet")
         return
-    board = collection.narrowed(found.leaderboard(metrics), only or {})
+    board = filters.of_rows(found.board(metrics), only or {})
     target.require_writable()
     board = gallery.with_gallery(board, found, data, cache)
     written = reports.write_all(board, target.folder, formats)
-    for path in (*target.folder.glob("leaderboard.*"), *written):
+    for path in (*target.folder.glob("leaderboard.*"), *target.folder.glob("scores.*"), *written):
         target.push(path)
     terminal.show(board)
     print("written: " + "  ".join(target.where(path) for path in written))
@@ -200,18 +199,17 @@ def power(runs: Sequence[str | Path]) -> int:
     """Print, for every column, the least difference its seeds can detect and the seeds that smaller ones need."""
     from harness.leaderboard import comparisons
     from harness.leaderboard.collection import collect
-    from harness.reports import _terminal as terminal
-    from harness.reports import _wording as wording
+    from harness.reports import terminal
 
     def points(value: float | None) -> str:
         return "–" if value is None else f"{100 * value:.2f}"
 
     rows = []
-    for block in collect(runs, warn=warn).leaderboard().blocks:
-        for column in map(block.column, block.shown):
-            plan = ["–" if seeds is None else seeds for seeds in comparisons.plan(column)]
-            known = (column.seeds, column.comparisons, points(column.spread), points(column.least))
-            rows.append((wording.heading(block), column.metric, *known, *plan))
+    for block in collect(runs, warn=warn).board().blocks:
+        for summary in (block.summaries[metric] for metric in block.shown):
+            plan = ["–" if seeds is None else seeds for seeds in comparisons.plan(summary)]
+            known = (summary.seeds, summary.comparisons, points(summary.spread), points(summary.least))
+            rows.append((block.heading, summary.metric, *known, *plan))
     targets = [f"for {100 * target:.1f}" for target in comparisons.TARGETS]
     columns = ("table", "metric", "paired seeds", "comparisons", "spread", "least", *targets)
     terminal.table("what seeds can show, in points; the last columns: seeds needed", columns, rows)
@@ -223,7 +221,7 @@ def power(runs: Sequence[str | Path]) -> int:
 def trace(run: str | Path, arm: str) -> int:
     """Print the scores of every record of an arm and the file that holds it."""
     from harness.leaderboard.collection import collect, trace
-    from harness.reports import _terminal as terminal
+    from harness.reports import terminal
 
     found = trace(collect([run], warn=warn), arm)
     metrics = list(dict.fromkeys(metric for *_, scores, _ in found for metric in scores))
@@ -238,7 +236,7 @@ def trace(run: str | Path, arm: str) -> int:
 def audit(run: str | Path | None, rules: bool) -> int:
     """Print what the fairness rules find, or with `rules` the rules; 1 where a row may not stand."""
     from harness.fairness.rules import found as all_rules
-    from harness.reports import _terminal as terminal
+    from harness.reports import terminal
 
     if rules:
         columns = ("rule", "", "demand", "reason")
@@ -283,7 +281,7 @@ def verify(run: str | Path, only: str, data: Path | None, cache: Path | None, de
 
 def draw(run: str | Path, trial: str, to: Path | None) -> int:
     """Draw one trial and print where."""
-    from harness.reports._figures import draw_trial
+    from harness.reports.drawing import draw_trial
 
     source = existing(run)
     records = {record.id: record for record in source.records()}

@@ -112,7 +112,7 @@ def run(
 
     def here() -> int:
         from harness.launch import run_grid
-        from harness.reports import _terminal as terminal
+        from harness.reports import terminal
 
         loaded = load_grid(grid, overrides, only)
         folder = _folder(out, loaded)
@@ -150,7 +150,7 @@ def _retry(
     place: str | Path, only: str, data: Path | None, cache: Path | None, address: str | None, device: str | None
 ) -> int:
     from harness.launch import run_grid
-    from harness.reports import _terminal as terminal
+    from harness.reports import terminal
 
     run = existing(place)
     failed = {failure.id for failure in run.failures() if only in failure.id}
@@ -237,8 +237,7 @@ def plan(
     """Print the trials of a grid, which of them are done, and how long the others will take."""
     from harness.launch import require_same_settings
     from harness.launch.plan import estimate, make_plan
-    from harness.reports import _terminal as terminal
-    from harness.reports import _wording as wording
+    from harness.reports import terminal, wording
     from harness.runs.run import Run
 
     loaded = load_grid(grid, overrides, only)
@@ -348,7 +347,8 @@ def _is_arm(trial: "Trial", label: str, written: str) -> bool:
 
 def _run_here(trial: "Trial", run: "Run", sources: "Sources") -> int:
     """Run one trial in this process, unless it is done, and return its exit code."""
-    from harness.leaderboard.tables import FIRST_METRICS, SHOWN
+    from harness.leaderboard.frame import SHOWN
+    from harness.leaderboard.scores import FIRST_METRICS
     from harness.training.trial import kind_of, steps
 
     print(trial.id)

@@ -1,41 +1,26 @@
-"""What one or several run folders hold, as one set: conflicts named, filtered, ready to become a leaderboard.
-
-Filters come in two kinds. Dataset, backbone, protocol and seed choose records before anything is computed. Loss,
-level and arm choose which rows are printed afterwards, so that differences, tests and ranks stay those of the whole
-table; the baseline of a printed row is always printed with it.
-"""
+"""What one or several run folders hold, as one set: conflicts named, filtered, ready to become a leaderboard."""
 
 import gc
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import registry
 from harness.config import Trial
 from harness.evaluation.editions import edition_of
 from harness.fairness import rules
-from harness.leaderboard import published, tables
-from harness.leaderboard.tables import Block, Leaderboard, ReportError, Row
+from harness.leaderboard import filters, published
+from harness.leaderboard.board import Board
+from harness.leaderboard.compose import board_of
+from harness.leaderboard.frame import SHOWN
+from harness.leaderboard.scores import FIRST_METRICS
 from harness.runs import outcomes
 from harness.runs.errors import RunError
 from harness.runs.record import Failure, Record
 from harness.runs.run import Run
 
-RECORDS: dict[str, Callable[[Trial], str]] = {
-    "dataset": lambda trial: trial.dataset.name,
-    "backbone": lambda trial: trial.backbone.name,
-    "protocol": lambda trial: trial.protocol,
-    "seed": lambda trial: str(trial.seed),
-}
-ROWS: dict[str, Callable[[Row], str]] = {
-    "loss": lambda row: row.loss.partition("[")[0],
-    "level": lambda row: row.level,
-    "arm": lambda row: row.arm,
-}
 MANY = 2000  # records from which no more queries are read for intervals over test classes: it would take minutes
 
 
@@ -50,12 +35,18 @@ class Collection:
     home: dict[str, Run]
     notes: tuple[str, ...] = ()
 
-    def outcomes(self, record: Record, metrics: Sequence[str]) -> outcomes.ByClass | None:
-        """What the test queries of a record came to, by class, the mean over folds; None where that was not kept."""
-        if any(part.id not in self.with_queries for part in record.parts):
+    def outcomes(self, id: str, metrics: Sequence[str]) -> outcomes.ByClass | None:
+        """Return what the test queries of a record came to, by class; None where that was not kept.
+
+        Raises RunError where it cannot be read.
+        """
+        if id not in self.with_queries:
             return None
-        paths = [self.home[part.id].per_query_path(part.id) for part in record.parts]
-        return outcomes.mean([outcomes.by_class(path, tuple(metrics)) for path in paths])
+        return outcomes.by_class(self.home[id].per_query_path(id), tuple(metrics))
+
+    @cached_property
+    def by_id(self) -> dict[str, Record]:
+        return {record.id: record for record in self.records}
 
     @cached_property
     def with_queries(self) -> frozenset[str]:
@@ -71,30 +62,42 @@ class Collection:
     def _runs(self) -> list[Run]:
         return list({id(run): run for run in self.home.values()}.values())
 
-    def leaderboard(self, metrics: Sequence[str] = ()) -> Leaderboard:
-        """The leaderboard of everything here, with what the fairness rules find in it."""
+    def board(self, metrics: Sequence[str] = ()) -> Board:
+        """Return the leaderboard of everything here, with what the fairness rules find in it."""
         many = len(self.records) > MANY
         if not many:
             self.pull_queries()
-        by_class = partial(self.outcomes, metrics=metrics or tables.FIRST_METRICS[: tables.SHOWN])
-        found = rules.over_records(self.records, self.failures, self.planned)
-        whole = [finding.sentence for finding in found if not finding.records]
-        return tables.leaderboard(
-            self.records,
-            self.failures,
-            self.planned,
-            self.refused,
-            outcomes=None if many else by_class,
-            published=published.load(),
-            metrics=metrics,
-            notes=[*self.notes, *whole, *([_TOO_MANY] if many else [])],
-            findings=found,
-        )
+        read = metrics or FIRST_METRICS[:SHOWN]
+        damaged: list[str] = []
+
+        def by_class(id: str) -> outcomes.ByClass | None:
+            try:
+                return self.outcomes(id, read)
+            except RunError as error:
+                damaged.append(f"{error}. Its row has no interval over test classes.")
+                return None
+
+        with _many_objects():
+            found = rules.over_records(self.records, self.failures, self.planned)
+            board = board_of(
+                self.records,
+                self.failures,
+                self.planned,
+                self.refused,
+                outcomes=None if many else by_class,
+                published=published.load(),
+                metrics=metrics,
+                notes=[*self.notes, *(finding.sentence for finding in found if not finding.records)],
+                findings=found,
+            )
+        if many:
+            gc.freeze()
+        return replace(board, notes=(*board.notes, *dict.fromkeys(damaged), *([_TOO_MANY] if many else [])))
 
 
 _TOO_MANY = (
-    f"Intervals over test classes are left out above {MANY:,} records; a report of some of them, such as "
-    "--only dataset=…, has them."
+    f"Intervals over test classes are left out above {MANY:,} records; a report of fewer records has them, "
+    "such as one with --only dataset=…."
 )
 
 
@@ -103,7 +106,7 @@ def collect(
     only: dict[str, Sequence[str]] | None = None,
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> Collection:
-    """What these run folders hold of `only` ({"dataset": ["cub200"]}, see RECORDS).
+    """What these run folders hold of `only` ({"dataset": ["cub200"]}, see `filters`).
 
     One trial in two folders counts once: where its scores differ, the first folder's are used and a note says so.
     Raises RunError for a folder that is no run folder, ValueError for a filter that nothing fits.
@@ -136,6 +139,20 @@ def collect(
         notes=(*notes, *_protocols(kept.values())),
     )
     return _narrowed(whole, only) if only else whole
+
+
+def _narrowed(whole: Collection, only: dict[str, Sequence[str]]) -> Collection:
+    """The part of a collection that the filters on records let through."""
+    trials = [*(r.trial for r in whole.records), *(f.trial for f in whole.failures), *whole.planned]
+    passes = filters.of_trials(only, trials)
+    wanted = [(place, set(only[key])) for place, key in enumerate(("dataset", "backbone")) if key in only]
+    return replace(
+        whole,
+        records=tuple(record for record in whole.records if passes(record.trial)),
+        failures=tuple(failure for failure in whole.failures if passes(failure.trial)),
+        planned=tuple(trial for trial in whole.planned if passes(trial)),
+        refused=tuple(row for row in whole.refused if all(row[place] in values for place, values in wanted)),
+    )
 
 
 @contextmanager
@@ -195,90 +212,9 @@ def _protocols(records: Iterable[Record]) -> Iterator[str]:
     protocols = sorted({f"{r.protocol.get('name')} version {r.protocol.get('version')}" for r in records})
     evaluators = {edition_of(r.provenance.get("evaluator")) for r in records}
     if len(protocols) > 1:
-        yield f"FAIR-25 records of several protocols ({', '.join(protocols)}): each has tables of its own."
+        yield f"FAIR-25 records of several protocols ({', '.join(protocols)}): each protocol has its own tables."
     if len(evaluators) > 1:
-        yield f"FAIR-25 records of {len(evaluators)} versions of the evaluator: each has tables of its own."
-
-
-def parse(texts: Iterable[str]) -> dict[str, list[str]]:
-    """Filters as they are written, `dataset=cub200` or `arm=contrastive,contrastive+input`, as {key: values}.
-
-    A comma inside brackets belongs to the arm. Raises ReportError for what is no filter.
-    """
-    found: dict[str, list[str]] = {}
-    for text in texts:
-        key, equals, values = text.partition("=")
-        if not equals or not values:
-            raise ReportError(f"--only {text!r} is not written key=value, such as dataset=cub200")
-        if key not in (*RECORDS, *ROWS):
-            raise ReportError(f"--only {text}: " + registry.unknown("filter", key, (*RECORDS, *ROWS)))
-        found.setdefault(key, []).extend(re.split(r",(?![^\[]*\])", values))
-    return found
-
-
-def _narrowed(whole: Collection, only: dict[str, Sequence[str]]) -> Collection:
-    """The part of a collection that the filters on records let through."""
-    trials = [*(r.trial for r in whole.records), *(f.trial for f in whole.failures), *whole.planned]
-    wanted = {key: set(values) for key, values in only.items() if key in RECORDS}
-    for key, values in wanted.items():
-        _exist(key, values, {RECORDS[key](trial) for trial in trials}, f"--only {key}: ")
-
-    def fits(trial: Trial) -> bool:
-        return all(RECORDS[key](trial) in values for key, values in wanted.items())
-
-    places = {"dataset": 0, "backbone": 1}
-    return replace(
-        whole,
-        records=tuple(record for record in whole.records if fits(record.trial)),
-        failures=tuple(failure for failure in whole.failures if fits(failure.trial)),
-        planned=tuple(trial for trial in whole.planned if fits(trial)),
-        refused=tuple(
-            row for row in whole.refused if all(row[places[k]] in v for k, v in wanted.items() if k in places)
-        ),
-    )
-
-
-def narrowed(board: Leaderboard, only: dict[str, Sequence[str]]) -> Leaderboard:
-    """The leaderboard with the rows that filters on rows let through, and their baselines; the rest is unchanged."""
-    wanted = {key: set(values) for key, values in only.items() if key in ROWS}
-    if not wanted:
-        return board
-    rows = [row for block in board.blocks for row in block.rows]
-    for key, values in wanted.items():
-        _exist(key, values, {ROWS[key](row) for row in rows}, f"--only {key}: ")
-    blocks = tuple(_of_rows(block, _printed(block, wanted)) for block in board.blocks)
-    said = "; ".join(f"{key} {', '.join(sorted(values))}" for key, values in sorted(wanted.items()))
-    note = f"Only {said}, with baselines: tests, ranks and marks are those of the whole table."
-    return replace(board, blocks=tuple(block for block in blocks if block.rows), notes=(*board.notes, note))
-
-
-def _of_rows(block: Block, rows: tuple[Row, ...]) -> Block:
-    """The block with these rows, and of its notes and published rows those that concern them."""
-    arms, losses = {row.arm for row in rows}, {row.loss for row in rows}
-    return replace(
-        block,
-        rows=rows,
-        findings=tuple(note for note in block.findings if not note.arms or arms & set(note.arms)),
-        published=tuple(row for row in block.published if row.fits((block.dataset, block.backbone), losses)),
-    )
-
-
-def _printed(block: Block, wanted: dict[str, set[str]]) -> tuple[Row, ...]:
-    kept: list[Row] = []
-    baseline: Row | None = None
-    for row in block.rows:
-        baseline = baseline if row.indent else row
-        if all(ROWS[key](row) in values for key, values in wanted.items()):
-            if row.indent and baseline is not None and baseline not in kept:
-                kept.append(baseline)
-            kept.append(row)
-    return tuple(kept)
-
-
-def _exist(kind: str, values: Iterable[str], known: set[str], where: str = "") -> None:
-    for value in sorted(values):
-        if value not in known:
-            raise ReportError(where + registry.unknown(kind, value, known))
+        yield f"FAIR-25 records of {len(evaluators)} versions of the evaluator: each version has its own tables."
 
 
 def trace(collection: Collection, arm: str) -> list[tuple[str, str, str, int, dict[str, Any], str]]:
@@ -286,7 +222,7 @@ def trace(collection: Collection, arm: str) -> list[tuple[str, str, str, int, di
 
     Raises ReportError with near names where no record is of this arm.
     """
-    _exist("arm", [arm], {record.arm for record in collection.records})
+    filters.require("arm", [arm], {record.arm for record in collection.records})
     return [
         (*r.trial.cell, r.trial.seed, r.test, run.where(run.record_path(r.trial)))
         for r in sorted(collection.records, key=lambda r: (r.trial.cell, r.trial.seed, r.trial.fold or 0))

@@ -6,48 +6,72 @@ columns, and the caption says so. Marks need five seeds; what has fewer is neith
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from harness.leaderboard.statistics import (
     LEAST_BOOTSTRAP_SEEDS,
     LEAST_SEEDS,
+    Interval,
+    PairedDifference,
     bootstrap_interval,
     class_bootstrap,
     holm,
     least_detectable,
+    mean_interval,
     paired_difference,
     places,
     rank_intervals,
     seeds_needed,
-    variance_shares,
 )
 from harness.runs.outcomes import ByClass
-
-if TYPE_CHECKING:
-    from harness.leaderboard.tables import Block, Cell, Row
-    from harness.runs.record import Record
 
 MARKS_FROM = 5  # seeds below which no row is marked best and no difference significant (FAIR-11)
 ALPHA = 0.05
 RESAMPLES = 2000
 TARGETS = (0.01, 0.005, 0.003)  # differences that a power plan is made for: 1, 0.5 and 0.3 points
-BEST, SECOND, SIGNIFICANT = "best", "second", "significant"
+
+
+@dataclass
+class Scores:
+    """The scores of one row in one column; `line` is its line of the leaderboard, which `judge` fills in.
+
+    base       the scores of the row's baseline in the same column; None for baselines and floors
+    outcomes   the outcomes of test queries by seed, of the seeds that kept them
+    """
+
+    by_seed: dict[int, float]
+    line: dict[str, Any]
+    base: "Scores | None" = None
+    outcomes: Mapping[int, ByClass] | None = None
+    paired: PairedDifference | None = None
+
+    @property
+    def n(self) -> int:
+        return len(self.by_seed)
+
+    @property
+    def mean(self) -> float:
+        return self.line["mean"]
+
+    @property
+    def floor(self) -> bool:
+        return self.line["level"] == "floor"
 
 
 @dataclass(frozen=True)
-class Column:
-    """What holds for one metric of a block.
+class Summary:
+    """What holds for one column.
 
     comparisons   variants that have a paired difference: the family that Holm corrects for
     seeds         the fewest seeds that a variant shares with its baseline
     spread        standard deviation of those differences, pooled over variants; None where it cannot be known
     least         the least true difference found with 80 % power with these seeds after Holm; None without spread
-    best          the arm with the highest mean of those compared, and `tied`: how many others are not separable
+    best          the arm with the highest mean of those compared, `best_mean` that mean, and `tied`: how many others
+                  are not separable
     unmarked      why no row is marked as best; empty where one is
     classes       median half width of the intervals over test classes; None where outcomes were not kept
     """
@@ -58,228 +82,159 @@ class Column:
     spread: float | None = None
     least: float | None = None
     best: str = ""
+    best_mean: float | None = None
     tied: int = 0
     unmarked: str = ""
     classes: float | None = None
     both: float | None = None
 
 
-def judged(
-    rows: Sequence["Row"], metrics: Sequence[str], outcomes: Callable[["Record"], ByClass | None] | None = None
-) -> tuple[list["Row"], tuple[Column, ...]]:
-    """The rows with their cells tested, ranked and marked, and what holds for each column.
+def judge(column: Mapping[int, Scores], metric: str) -> Summary:
+    """Fill in the lines of one column: means, differences, tests, marks, ranks and intervals.
 
-    With `outcomes` cells have their bootstrap intervals too: over seeds, over test classes, and over both.
+    column: the scores by the number of their row, floors included.
     """
-    known = [_outcomes(row, outcomes) for row in rows]
-    judged_cells: list[dict[str, Cell]] = [dict(row.cells) for row in rows]
-    columns = []
-    for metric in metrics:
-        cells = {i: row.cells[metric] for i, row in enumerate(rows) if metric in row.cells}
-        trained = {i: cell for i, cell in cells.items() if not rows[i].floor}
-        marked, column = _marked(rows, cells, trained, metric)
-        marked = _ranked(_tested(marked), trained)
-        if outcomes is not None:
-            marked = {i: _over_seeds(cell) for i, cell in marked.items()}
-            marked = {i: _by_class(cell, metric, known[i], known[_baseline(rows, i)]) for i, cell in marked.items()}
-        columns.append(_with_power(column, rows, marked))
-        for i, cell in marked.items():
-            judged_cells[i][metric] = cell
-    return [replace(row, cells=cells) for row, cells in zip(rows, judged_cells, strict=True)], tuple(columns)
+    for scores in column.values():
+        interval = mean_interval(list(scores.by_seed.values()))
+        scores.line |= {"n": scores.n, "mean": interval.mean, "interval": interval.method, **_numbers(interval)}
+        scores.line |= {"std": _known(interval.std), "best": False, "second": False, "significant": False}
+        scores.line["compared"] = False
+    for scores in column.values():
+        if scores.base is not None and scores.by_seed.keys() & scores.base.by_seed.keys():
+            scores.paired = paired_difference(scores.by_seed, scores.base.by_seed)
+            scores.line |= _difference(scores.paired)
+    trained = {row: scores for row, scores in column.items() if not scores.floor}
+    marked = _mark(column, trained)
+    _test(column)
+    _rank(trained)
+    for scores in column.values():
+        if scores.outcomes is not None:
+            _resample(scores, metric)
+    return Summary(metric, **marked, **_power(trained))
 
 
-def _marked(
-    rows: Sequence["Row"], cells: dict[int, "Cell"], trained: dict[int, "Cell"], metric: str
-) -> tuple[dict[int, "Cell"], Column]:
-    """Bold: the highest mean and all that are not separable from it. Underlined: the second highest distinct mean."""
-    able = {i: cell for i, cell in trained.items() if cell.n >= MARKS_FROM}
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _numbers(interval: Interval | PairedDifference, name: str = "") -> dict[str, float | None]:
+    """The ends and half the width of an interval by column."""
+    return {f"{name}{end}": _known(getattr(interval, end)) for end in ("half", "low", "high")}
+
+
+def _ends(interval: Interval, name: str) -> dict[str, float | None]:
+    return {f"{name}_low": _known(interval.low), f"{name}_high": _known(interval.high)}
+
+
+def _difference(paired: PairedDifference) -> dict[str, Any]:
+    return {
+        "difference": paired.mean,
+        **_numbers(paired, "difference_"),
+        "difference_n": paired.n,
+        "difference_seeds": " ".join(map(str, sorted(paired.seeds))),
+        "difference_p": _known(paired.p),
+        "difference_std": _known(paired.std),
+        "difference_interval": paired.method,
+    }
+
+
+def _mark(column: Mapping[int, Scores], trained: Mapping[int, Scores]) -> dict[str, Any]:
+    """Mark bold the highest mean and all that are not separable from it, underlined the second highest distinct mean.
+
+    Returns what the summary says of it.
+    """
+    able = {row: scores for row, scores in trained.items() if scores.n >= MARKS_FROM}
     if len(able) < 2:
-        most = max((cell.n for cell in trained.values()), default=0)
+        most = max((scores.n for scores in trained.values()), default=0)
         few = f"n = {most} seed{'s are' if most > 1 else ' is'} fewer than {MARKS_FROM}"
-        return cells, Column(metric, unmarked=few if most < MARKS_FROM else "there is nothing to compare it with")
-    place = places({i: cell.mean for i, cell in cells.items()})
-    best, against = against_the_best(able)
-    above = min((i for i in cells if i not in able and place[i] < place[best]), key=lambda i: place[i], default=None)
-    if above is not None:
-        why = "was not trained" if rows[above].floor else f"has fewer than {MARKS_FROM} seeds"
-        return cells, Column(metric, unmarked=f"{rows[above].arm} is higher but {why}")
-    tied = {i for i, p in against.items() if p is None or p > ALPHA}
-    below = min((place[i] for i in trained if place[i] > place[best]), default=None)
-    marks = dict.fromkeys((best, *tied), (BEST,))
-    for i in against:
-        if place[i] == below:
-            marks[i] = (*marks.get(i, ()), SECOND)
-    marked = {i: replace(cell, marks=marks.get(i, ())) for i, cell in cells.items()}
-    return marked, Column(metric, best=rows[best].arm, tied=len(tied))
-
-
-def against_the_best(cells: dict[Any, "Cell"]) -> tuple[Any, dict[Any, float | None]]:
-    """Return the key of the highest mean, and p of every other cell's difference to it, corrected by Holm.
-
-    p is None where the two share too few seeds to be tested, and 0 where one loses to the best with every seed by the
-    same amount.
-    """
-    place = places({key: cell.mean for key, cell in cells.items()})
-    best, *others = sorted(cells, key=place.__getitem__)
-    pairs = [paired_difference(cells[best].by_seed, cells[key].by_seed) for key in others]
+        return {"unmarked": few if most < MARKS_FROM else "there is nothing to compare it with"}
+    place = places({row: scores.mean for row, scores in column.items()})
+    best, *others = sorted(able, key=lambda row: (place[row], row))
+    pairs = [paired_difference(able[best].by_seed, able[row].by_seed) for row in others]
     adjusted = holm([pair.p if pair.n >= MARKS_FROM else math.nan for pair in pairs]).tolist()
-    tested = {key: 0.0 if math.isnan(p) else p for key, p in zip(others, adjusted, strict=True)}
-    return best, {key: None if pair.n < MARKS_FROM else tested[key] for key, pair in zip(others, pairs, strict=True)}
+    able[best].line["compared"] = True
+    for row, pair, p in zip(others, pairs, adjusted, strict=True):  # p is nan where nothing varies
+        enough = pair.n >= MARKS_FROM
+        able[row].line |= {"compared": True, "best_p_holm": (0.0 if math.isnan(p) else p) if enough else None}
+    above = min((row for row in column if row not in able and place[row] < place[best]), key=place.get, default=None)
+    if above is not None:
+        why = "was not trained" if column[above].floor else f"has fewer than {MARKS_FROM} seeds"
+        return {"unmarked": f"{column[above].line['arm']} is higher but {why}"}
+    tied = [row for row in others if (p := able[row].line["best_p_holm"]) is None or p > ALPHA]
+    below = min((place[row] for row in trained if place[row] > place[best]), default=None)
+    for row in (best, *tied):
+        able[row].line["best"] = True
+    for row in others:
+        able[row].line["second"] = place[row] == below
+    return {"best": able[best].line["arm"], "best_mean": able[best].mean, "tied": len(tied)}
 
 
-def _tested(cells: dict[int, "Cell"]) -> dict[int, "Cell"]:
+def _test(column: Mapping[int, Scores]) -> None:
     """The dagger: differences to the own baseline that pass Holm's correction for all of the column."""
-    family = [i for i, cell in cells.items() if cell.paired and cell.paired.n >= MARKS_FROM]
-    tested = dict(cells)
-    for i, p in zip(family, holm([cells[i].paired.p for i in family]).tolist(), strict=True):
+    family = [scores for scores in column.values() if scores.paired and scores.paired.n >= MARKS_FROM]
+    for scores, p in zip(family, holm([scores.paired.p for scores in family]).tolist(), strict=True):
         if not math.isnan(p):
-            marks = (*cells[i].marks, *((SIGNIFICANT,) if p <= ALPHA else ()))
-            tested[i] = replace(cells[i], adjusted_p=p, marks=marks)
-    return tested
+            scores.line |= {"difference_p_holm": p, "significant": p <= ALPHA}
 
 
-def _ranked(cells: dict[int, "Cell"], trained: dict[int, "Cell"]) -> dict[int, "Cell"]:
-    """The ranks that the data do not exclude, among trained rows; none where no row has three seeds."""
-    if max((cell.n for cell in trained.values()), default=0) < LEAST_SEEDS:
-        return cells
-    ranks = rank_intervals({i: cell.by_seed for i, cell in trained.items()})
-    return {i: replace(cell, rank=ranks.get(i)) for i, cell in cells.items()}
+def _rank(trained: Mapping[int, Scores]) -> None:
+    """The ranks that the data do not exclude; none where no row has three seeds."""
+    if max((scores.n for scores in trained.values()), default=0) < LEAST_SEEDS:
+        return
+    for row, rank in rank_intervals({row: scores.by_seed for row, scores in trained.items()}).items():
+        trained[row].line |= {"rank": rank.rank, "rank_low": rank.low, "rank_high": rank.high}
 
 
-def _outcomes(row: "Row", read: Callable[["Record"], ByClass | None] | None) -> dict[int, ByClass]:
-    """Outcomes by seed of all records that kept them."""
-    found = {record.trial.seed: read(record) for record in row.records} if read else {}
-    return {seed: some for seed, some in found.items() if some is not None}
+def _resample(scores: Scores, metric: str) -> None:
+    """The bootstrap intervals: over seeds, from five; over test classes, alone and with seeds, of kept outcomes."""
+    own, base = scores.outcomes, (scores.base.outcomes if scores.base else None) or {}
+    if scores.n >= LEAST_BOOTSTRAP_SEEDS:
+        values = list(scores.by_seed.values())
+        scores.line |= _ends(bootstrap_interval({"": values}, resamples=RESAMPLES), "bootstrap")
+    kept = [own[seed] for seed in scores.by_seed if seed in own and metric in own[seed].sums]
+    if len(kept) < scores.n or not all(kept[0].fits(other) for other in kept) or len(kept[0].classes) < 2:
+        return
+    counts, sums = kept[0].counts, np.array([one.sums[metric] for one in kept])
+    scores.line |= _ends(class_bootstrap(sums, counts, over_seeds=False), "classes")
+    if scores.n >= MARKS_FROM:
+        scores.line |= _ends(class_bootstrap(sums, counts, over_seeds=True), "both")
+    seeds = scores.paired.seeds if scores.paired else ()
+    if len(seeds) >= MARKS_FROM and all(seed in base and base[seed].fits(own[seed]) for seed in seeds):
+        apart = np.array([own[seed].sums[metric] - base[seed].sums[metric] for seed in seeds])
+        scores.line |= _ends(class_bootstrap(apart, counts, over_seeds=True), "difference_both")
 
 
-def _over_seeds(cell: "Cell") -> "Cell":
-    """The cell with its bootstrap interval over seeds, which does not take them as normal; from five."""
-    if cell.n < LEAST_BOOTSTRAP_SEEDS:
-        return cell
-    return replace(cell, bootstrap=bootstrap_interval({"": list(cell.by_seed.values())}, resamples=RESAMPLES))
-
-
-def _baseline(rows: Sequence["Row"], i: int) -> int:
-    """The row that row i is compared with: the last one before it that does not stand under another."""
-    return next((j for j in range(i, -1, -1) if not rows[j].indent), i)
-
-
-def _by_class(cell: "Cell", metric: str, own: dict[int, ByClass], base: dict[int, ByClass]) -> "Cell":
-    """The cell with its intervals over test classes, alone and with seeds, where all its seeds kept outcomes."""
-    kept = [own[seed] for seed in cell.by_seed if seed in own and metric in own[seed].sums]
-    if len(kept) < cell.n or not all(kept[0].fits(other) for other in kept) or len(kept[0].classes) < 2:
-        return cell
-    counts, sums = kept[0].counts, np.array([some.sums[metric] for some in kept])
-    cell = replace(
-        cell,
-        classes=class_bootstrap(sums, counts, over_seeds=False),
-        both=class_bootstrap(sums, counts, over_seeds=True) if cell.n >= MARKS_FROM else None,
-    )
-    seeds = cell.paired.seeds if cell.paired else ()
-    if len(seeds) < MARKS_FROM or not all(seed in base and base[seed].fits(own[seed]) for seed in seeds):
-        return cell
-    apart = np.array([own[seed].sums[metric] - base[seed].sums[metric] for seed in seeds])
-    return replace(cell, difference_both=class_bootstrap(apart, counts, over_seeds=True))
-
-
-def _with_power(column: Column, rows: Sequence["Row"], cells: dict[int, "Cell"]) -> Column:
-    """The column with what its seeds can show."""
-    pairs = [cell.paired for cell in cells.values() if cell.paired and cell.paired.n >= LEAST_SEEDS]
+def _power(trained: Mapping[int, Scores]) -> dict[str, Any]:
+    """What the seeds of a column can show, and what another test set would change."""
+    pairs = [s.paired for s in trained.values() if s.paired and s.paired.n >= LEAST_SEEDS]
     freedom = sum(pair.n - 1 for pair in pairs)
     spread = math.sqrt(math.fsum((pair.n - 1) * pair.std**2 for pair in pairs) / freedom) if freedom else None
     seeds = min((pair.n for pair in pairs), default=0)
     least = least_detectable(spread, seeds, comparisons=len(pairs)) if spread else None
-    trained = [cell for i, cell in cells.items() if not rows[i].floor]
-    return replace(
-        column,
-        comparisons=len(pairs),
-        seeds=seeds,
-        spread=spread,
-        least=least,
-        classes=_median(cell.classes.half for cell in trained if cell.classes),
-        both=_median(cell.both.half for cell in trained if cell.both),
-    )
+    halves = {name: _median(half(s.line, name) for s in trained.values()) for name in ("classes", "both")}
+    return {"comparisons": len(pairs), "seeds": seeds, "spread": spread, "least": least, **halves}
 
 
-def _median(values: Iterable[float]) -> float | None:
-    values = list(values)
+def half(line: Mapping[str, Any], name: str) -> float | None:
+    """Return half the width of an interval of a line, such as `classes`; None where there is none."""
+    low, high = line.get(f"{name}_low"), line.get(f"{name}_high")
+    return None if low is None or high is None else (high - low) / 2
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    values = [value for value in values if value is not None]
     return float(np.median(values)) if values else None
 
 
-def plan(column: Column) -> tuple[int | None, ...]:
-    """How many seeds would show differences of 1, 0.5 and 0.3 points, at the spread seen; None: over 100,000."""
-    return tuple(_seeds(target, column) for target in TARGETS)
+def plan(summary: Summary) -> tuple[int | None, ...]:
+    """Return how many seeds show differences of 1, 0.5 and 0.3 points, at the spread seen; None: over 100,000."""
+    return tuple(_seeds(target, summary) for target in TARGETS)
 
 
-def _seeds(difference: float, column: Column) -> int | None:
-    if not column.spread:
+def _seeds(difference: float, summary: Summary) -> int | None:
+    if not summary.spread:
         return None
     try:
-        return seeds_needed(difference, column.spread, comparisons=max(column.comparisons, 1))
+        return seeds_needed(difference, summary.spread, comparisons=max(summary.comparisons, 1))
     except ValueError:
         return None
-
-
-@dataclass(frozen=True)
-class Variance:
-    """Shares of the variance of one metric over a complete grid: (factors, share), largest first.
-
-    `sizes` are the factors with their numbers of values, `left_out` what had to go for the grid to be complete.
-    """
-
-    metric: str
-    sizes: tuple[tuple[str, int], ...]
-    shares: tuple[tuple[tuple[str, ...], float], ...]
-    left_out: tuple[str, ...] = ()
-
-
-FACTORS = ("dataset", "backbone", "loss", "level", "seed")
-
-
-def sources_of_variance(blocks: Sequence["Block"], metric: str) -> Variance | None:
-    """What moves the score over all blocks, floors apart; None where not two factors and the seed vary.
-
-    Datasets and backbones with several tables (differing settings) are left out, as are values of a factor whose
-    cells are not all measured, the worst first, until the grid is complete.
-    """
-    places = [(block.dataset, block.backbone) for block in blocks]
-    twice = sorted({place for place in places if places.count(place) > 1})
-    scores: dict[tuple, float] = {}
-    for block in blocks:
-        if (block.dataset, block.backbone) in twice:
-            continue
-        arms = Counter((row.loss, row.level) for row in block.trained)
-        for row in block.trained:
-            if metric in row.cells:
-                level = row.level if arms[row.loss, row.level] == 1 else row.full.removeprefix(row.loss)
-                key = (block.dataset, block.backbone, row.loss, level)
-                scores |= {(*key, seed): value for seed, value in row.cells[metric].by_seed.items()}
-    grid, values, dropped = _complete(scores)
-    varying = [a for a, some in enumerate(values) if len(some) > 1]
-    if len(varying) < 3 or FACTORS[varying[-1]] != "seed":
-        return None
-    names = [FACTORS[a] for a in varying]
-    shares = variance_shares(grid.reshape([len(values[a]) for a in varying]), names)
-    if any(map(math.isnan, shares.values())):
-        return None
-    ordered = sorted(shares.items(), key=lambda item: (not item[0], -item[1], item[0]))
-    left_out = tuple(f"dataset {d} with {b}: several tables" for d, b in twice) + dropped
-    return Variance(metric, tuple((FACTORS[a], len(values[a])) for a in varying), tuple(ordered), left_out)
-
-
-def _complete(scores: dict[tuple, float]) -> tuple[np.ndarray, list[list], tuple[str, ...]]:
-    """The largest complete grid that dropping one value after another leaves, its axes, and what was dropped."""
-    values: list[list] = [sorted({key[axis] for key in scores}) for axis in range(len(FACTORS))]
-    grid = np.full([len(some) for some in values], math.nan)
-    places = [{value: i for i, value in enumerate(some)} for some in values]
-    for key, score in scores.items():
-        grid[tuple(place[part] for place, part in zip(places, key, strict=True))] = score
-    dropped = []
-    while grid.size and (missing := np.isnan(grid)).any():
-        others = [tuple(a for a in range(grid.ndim) if a != axis) for axis in range(grid.ndim)]
-        share = [missing.mean(axis=axes) for axes in others]
-        axis = max(range(grid.ndim), key=lambda a: (share[a].max(), len(values[a])))
-        worst = int(np.argmax(share[axis]))
-        dropped.append(f"{FACTORS[axis]} {values[axis].pop(worst)}")
-        grid = np.delete(grid, worst, axis=axis)
-    return grid, values, tuple(dropped)

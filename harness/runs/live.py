@@ -1,6 +1,6 @@
 """A run while it goes on: what is running, what is left, how long it will take.
 
-The engine tells a `View` what happens. `Tally` is the view that counts; the terminal (`reports._terminal`) and the
+The engine tells a `View` what happens. `Tally` is the view that counts; the terminal (`reports.terminal`) and the
 journal (`harness.runs.journal`), which show the counts, are tallies too.
 """
 

@@ -73,7 +73,7 @@ def test_a_command_that_is_sent_to_the_head(small, machines, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 trials, 0 done before" in done.stdout
+    assert "1 trials, 0 already done" in done.stdout
     assert len(records(folder)) == 1
     assert inconsistencies(folder) == []
     assert Run(folder).requested().grids[0].name == "all"

@@ -11,7 +11,7 @@ from harness.config import Choice
 from harness.fairness.ledger import Ledger
 from harness.fairness.rules import over_tables
 from harness.grid import Grid
-from harness.leaderboard import tables
+from harness.leaderboard import compose
 from harness.runs.record import write_json
 from harness.runs.run import Run
 from harness.training.trial import run_trial
@@ -163,8 +163,8 @@ def test_marks_of_the_leaderboard_are_those_of_the_tests(spread, make_trial, mak
         for arm, mean in means.items()
         for seed in range(6)
     ]
-    (block,) = tables.leaderboard(records).blocks
-    table = as_table(block)
+    (block,) = compose.board_of(records).blocks
+    table = as_table(block, {record.id: record for record in records})
     bold = {number.row for number in table.numbers if number.bold and number.column.endswith("R@1")}
     assert bold == ({"proxy_anchor"} if spread == 0 else {"contrastive", "proxy_anchor", "nca"})
     found = [f.sentence for f in over_tables([table])]

@@ -11,7 +11,7 @@ from harness.audit import as_table, audit
 from harness.config import Arm, Backbone, Choice, Images, Level, Model, Training, Trial
 from harness.fairness import rules
 from harness.fairness.ledger import Entry, Ledger
-from harness.leaderboard import tables
+from harness.leaderboard import compose
 from harness.runs.record import Cost, Data, Epoch, Record
 from harness.runs.run import Run
 
@@ -38,8 +38,8 @@ def main() -> None:
         began = time.perf_counter()
         found = rules.over_records(records, (), planned, ledger)
         over_records = time.perf_counter() - began
-        blocks = tables.leaderboard(records, planned=planned).blocks
-        printed = list(map(as_table, blocks))
+        blocks = compose.board_of(records, planned=planned).blocks
+        printed = [as_table(block, {record.id: record for record in records}) for block in blocks]
         began = time.perf_counter()
         rules.over_tables(printed)
         over_tables = time.perf_counter() - began

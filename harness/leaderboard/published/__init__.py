@@ -5,6 +5,7 @@
 """
 
 import csv
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def load(folder: Path = HERE) -> tuple[Published, ...]:
     Raises PublishedError naming the line that cannot be read, FileNotFoundError where a file is missing.
     """
     path = folder / "published.csv"
-    about = {entry["source"]: (key, entry.get("short", entry["source"])) for key, entry in entries(folder).items()}
+    about = _sources(folder)
     rows: dict[tuple[str, ...], dict[str, float]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for number, line in enumerate(csv.DictReader(file), 2):
@@ -81,6 +82,22 @@ def entries(folder: Path = HERE) -> dict[str, dict[str, str]]:
         if "source" in fields:
             found[key.strip()] = fields
     return found
+
+
+def key(source: str) -> str:
+    """Return the key of a source in the bibliography, empty where there is none."""
+    return _sources().get(source, ("", source))[0]
+
+
+def short(source: str) -> str:
+    """Return what a narrow table calls a source."""
+    return _sources().get(source, ("", source))[1]
+
+
+@functools.cache
+def _sources(folder: Path = HERE) -> dict[str, tuple[str, str]]:
+    """{source: (key, short name)}"""
+    return {entry["source"]: (key, entry.get("short", entry["source"])) for key, entry in entries(folder).items()}
 
 
 def bibliography(keys: set[str], folder: Path = HERE) -> str:

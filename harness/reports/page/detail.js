@@ -35,8 +35,8 @@ function detailHtml(block, row) {
   if (curves.length) {
     const behind = row.baseline ? curvesOf(row.baseline) : [];
     parts.push(`<div class="charts">${learning("training loss", row, curves, [], "loss")}${learning(`validation ${block.selected}, percent`, row, curves, behind, "validation")}</div>`);
-    const named = curves.length <= MOST_NAMED ? ", named at its end" : "", chosen = curves.some(curve => curve.chosen);
-    parts.push(`<p class="key">One line a ${row.n < curves.length ? "fold of a seed" : "seed"}${named}${chosen ? "; dots: the chosen checkpoints" : ""}${behind.length ? "; grey: the same loss without Metrix" : ""}.</p>`);
+    const named = curves.length <= MOST_NAMED ? ", labelled at its end" : "", chosen = curves.some(curve => curve.chosen);
+    parts.push(`<p class="key">One line per ${row.n < curves.length ? "fold of a seed" : "seed"}${named}${chosen ? "; dots: chosen checkpoints" : ""}${behind.length ? "; grey: the same loss without Metrix" : ""}.</p>`);
   }
   parts.push(publishedOf(block, row), uncertainty(block, row), definitions("Settings", DATA.settings[row.settings]));
   if (row.records.length) {
@@ -55,7 +55,7 @@ function definitions(title, pairs) {
 function publishedOf(block, row) {
   const theirs = block.published.filter(([arm]) => arm === row.arm);
   const lines = theirs.map(([, , source, values]) => [source, block.metrics.map((name, place) => (values[place] == null ? "" : `${name} ${values[place].toFixed(1)}`)).filter(Boolean).join(", ")]);
-  if (row.inflation) lines.push([`best test epoch minus the reported one, ${block.metrics[0]}`, row.inflation]);
+  if (row.inflation) lines.push([`best test epoch minus reported epoch, ${block.metrics[0]}`, row.inflation]);
   return definitions("Published elsewhere, under other protocols", lines);
 }
 
@@ -84,7 +84,7 @@ function recordsTable(block, row) {
 function commandHtml(row) {
   const [words, known] = row.command;
   const text = `${words} ${row.records[0][0]}`;
-  const said = known ? "Run it again" : "Run it again (the grid is not one that ships, or cannot be given these settings: compare them)";
+  const said = known ? "Run it again" : "Run it again (the grid does not ship with metrix-bench, or these settings cannot be passed to it: compare them)";
   return `<h3>${said}</h3><div class="command"><code>${plain(text)}</code><button type="button" class="tool copy">copy</button></div>`;
 }
 

@@ -36,7 +36,7 @@ function captionOf(rows, metrics) {
   const marks = rows.flatMap(row => metrics.map(place => (row.cells[place] && row.cells[place].marks) || "")).join("");
   const shown = {
     "Grey": false, "Bold": marks.includes("b"), "Underlined": marks.includes("s"), "†": marks.includes("d"), "‡": rows.some(row => row.below),
-    "untrained": rows.some(row => row.arm === "untrained"), "pixels": rows.some(row => row.arm === "pixels"), "Training time (seconds inside training steps) and forward passes a step": false,
+    "untrained": rows.some(row => row.arm === "untrained"), "pixels": rows.some(row => row.arm === "pixels"), "Training time (seconds inside training steps) and forward passes per step": false,
   };
   return DATA.caption.filter(sentence => shown[sentence.split(":")[0]] !== false);
 }

@@ -1,9 +1,32 @@
-// Figures of the rows that are shown, as SVG: colours are levels, the same everywhere, told apart without hue by shape.
+// Figures of the rows that are shown, as SVG. Colours are levels, told apart without hue by shape; where lines of several
+// losses cross, colours are losses and dashes are levels.
 
 const WIDE = 460, HIGH = 250, LEFT = 44, RIGHT = 10, TOP = 8, BOTTOM = 34;
 const MOST_DRAWN = 60;
 const level = row => (ORDER.includes(row.level) ? row.level : "baseline");
-const colour = row => `var(--${level(row)})`;
+const colour = row => row.tint || `var(--${level(row)})`;
+
+const TINTS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f"];
+const DASHES = { embedding: "7 3", feature: "2 3", input: "9 3 2 3", longer: "1 4" };
+
+// Rows with the colour and dash of their line: by loss and level where several losses are drawn, by level otherwise.
+function tinted(block, rows) {
+  const losses = [...new Set(block.rows.filter(row => !row.floor).map(row => row.loss))];
+  if (new Set(rows.map(row => row.loss)).size < 2) return rows.map(row => ({ ...row, dash: "" }));
+  const tint = place => (losses.length > TINTS.length ? `hsl(${Math.round((360 * place) / losses.length)} 60% 48%)` : TINTS[place]);
+  return rows.map(row => ({ ...row, tint: row.floor ? "" : tint(losses.indexOf(row.loss)), dash: DASHES[row.level] || "" }));
+}
+
+const trace = (row, points) => `<polyline class="trace" style="stroke:${colour(row)}" stroke-dasharray="${row.dash}" points="${points}"><title>${plain(row.full)}</title></polyline>`;
+
+// What colours and dashes stand for: losses and levels where lines are tinted, levels otherwise.
+function lineLegend(rows) {
+  const first = [...new Map(rows.filter(row => row.tint).map(row => [row.loss, row])).values()];
+  if (!first.length) return legend(rows);
+  const key = (style, dash, name) => `<span><svg viewBox="0 0 22 8" style="width:22px;height:8px;vertical-align:1px;margin-right:3px"><line x1="0" x2="22" y1="4" y2="4" style="stroke:${style}" stroke-width="2" stroke-dasharray="${dash}"/></svg>${plain(name)}</span>`;
+  const levels = ORDER.filter(name => rows.some(row => level(row) === name));
+  return `<p class="legend">${first.map(row => key(colour(row), "", row.loss)).join("")}${levels.map(name => key("var(--ink)", DASHES[name] || "", name)).join("")}</p>`;
+}
 
 function ticks(low, high, most = 5, whole = false) {
   const power = 10 ** Math.floor(Math.log10((high - low) / most));
@@ -86,7 +109,7 @@ function forest(block, rows, place) {
   return figure(`<b>Metrix minus baseline</b>, paired by seed${sure ? ", 95 % t-interval" : ""}${filled}`, html, height);
 }
 
-// How deep a difference is painted: pale within its interval or without one, then by how often it is the half width.
+// How dark a difference is painted: pale within its interval or without one, then by how often it is the half width.
 function depth(cell) {
   const size = Math.abs(cell.difference), half = cell.differenceHalf;
   return half == null || size <= half ? 0.08 : 0.2 + 0.48 * Math.min((size / half - 1) / 3, 1);
@@ -110,7 +133,7 @@ function heatMap(block, rows, place) {
       html += `<rect x="${left + i * width + 1}" y="${y + 1}" width="${width - 2}" height="${step - 2}" rx="3" style="fill:${fill}"/><text class="strong" x="${left + (i + 0.5) * width}" y="${y + step / 2 + 3.5}" text-anchor="middle">${text}</text>`;
     });
   });
-  return figure(`<b>Loss × level</b>: baseline ${plain(block.metrics[place])} in percent, then differences in points; blue gains, orange losses, ${sure ? "pale within the 95 % interval, deepest from four half widths on" : "all pale: these seeds give no interval"}`, html, height);
+  return figure(`<b>Loss × level</b>: baseline ${plain(block.metrics[place])} in percent, then differences in points; blue gains, orange losses, ${sure ? "pale within the 95 % interval, darkest from four half widths on" : "all pale: too few seeds for an interval"}`, html, height);
 }
 
 function costs(block, rows, place) {
@@ -136,17 +159,17 @@ function costs(block, rows, place) {
     written.push([x, y]);
     html += `<text x="${frame.x(at(row)) + (right ? -7 : 7)}" y="${frame.y(mean(row)) - 6}" text-anchor="${right ? "end" : "start"}">${plain(row.full)}</text>`;
   }
-  return figure("<b>Score against training cost</b>; dashed: nothing cheaper is better", html, HIGH, legend(some));
+  return figure("<b>Score against training cost</b>; dashed: Pareto front", html, HIGH, legend(some));
 }
 
 function recallCurves(block, rows) {
   const ks = block.metrics.map((name, place) => [/^R@(\d+)$/.exec(name), place]).filter(([match]) => match).map(([match, place]) => [Number(match[1]), place]).sort((a, b) => a[0] - b[0]);
   if (ks.length < 2) return "";
-  const lines = rows.map(row => [row, ks.map(([, place]) => row.cells[place] && row.cells[place].mean)]).filter(([, values]) => values.every(value => value != null));
+  const lines = tinted(block, rows).map(row => [row, ks.map(([, place]) => row.cells[place] && row.cells[place].mean)]).filter(([, values]) => values.every(value => value != null));
   if (!lines.length) return "";
   const frame = axes([-0.15, ks.length - 0.85], widened(lines.flatMap(([, values]) => values)), ["K", "R@K, percent"], { ticks: ks.map(([k], i) => [i, String(k)]) });
-  const html = lines.map(([row, values]) => `<polyline class="trace" style="stroke:${colour(row)}" points="${values.map((v, i) => `${frame.x(i)},${frame.y(v)}`).join(" ")}"><title>${plain(row.full)}</title></polyline>${values.map((v, i) => dot(frame.x(i), frame.y(v), row, `${row.full}: R@${ks[i][0]} ${v.toFixed(1)}`)).join("")}`).join("");
-  return figure("<b>Recall at K</b>", frame.html + html, HIGH, legend(rows));
+  const html = lines.map(([row, values]) => `${trace(row, values.map((v, i) => `${frame.x(i)},${frame.y(v)}`).join(" "))}${values.map((v, i) => dot(frame.x(i), frame.y(v), row, `${row.full}: R@${ks[i][0]} ${v.toFixed(1)}`)).join("")}`).join("");
+  return figure("<b>Recall at K</b>", frame.html + html, HIGH, lineLegend(lines.map(([row]) => row)));
 }
 
 // The mean over seeds at every epoch that all seeds have.
@@ -162,13 +185,13 @@ function meanCurve(row) {
 }
 
 function validationCurves(block, rows) {
-  const lines = rows.map(row => [row, meanCurve(row)]).filter(([, points]) => points && points.length > 1);
+  const lines = tinted(block, rows).map(row => [row, meanCurve(row)]).filter(([, points]) => points && points.length > 1);
   if (!lines.length) return "";
   const all = lines.flatMap(([, points]) => points);
   const epochs = all.map(p => p[0]);
   const frame = axes([Math.min(...epochs), Math.max(...epochs)], widened(all.map(p => p[1])), ["epoch", `validation ${block.selected}, percent`], { whole: true });
-  const html = lines.map(([row, points]) => `<polyline class="trace" style="stroke:${colour(row)}" points="${points.map(([e, v]) => `${frame.x(e).toFixed(1)},${frame.y(v).toFixed(1)}`).join(" ")}"><title>${plain(row.full)}</title></polyline>`).join("");
-  return figure("<b>Learning curves</b>, mean over seeds", frame.html + html, HIGH, legend(lines.map(([row]) => row)));
+  const html = lines.map(([row, points]) => trace(row, points.map(([e, v]) => `${frame.x(e).toFixed(1)},${frame.y(v).toFixed(1)}`).join(" "))).join("");
+  return figure("<b>Learning curves</b>, mean over seeds", frame.html + html, HIGH, lineLegend(lines.map(([row]) => row)));
 }
 
 function validationAgainstTest(block, rows) {
@@ -178,7 +201,7 @@ function validationAgainstTest(block, rows) {
   if (points.length < 3) return "";
   const frame = axes(widened(points.map(p => p[1])), widened(points.map(p => p[2])), [`validation ${block.selected}, percent`, `test ${block.selected}, percent`]);
   const html = points.map(([row, v, t, seed]) => dot(frame.x(v), frame.y(t), row, `${row.full} seed ${seed}: validation ${v.toFixed(1)}, test ${t.toFixed(1)}`)).join("");
-  return figure(`<b>Validation against test</b>, a point a run; correlation ${correlation(points.map(p => p[1]), points.map(p => p[2]))}`, frame.html + html, HIGH, legend(rows));
+  return figure(`<b>Validation against test</b>, one point per run; correlation ${correlation(points.map(p => p[1]), points.map(p => p[2]))}`, frame.html + html, HIGH, legend(rows));
 }
 
 function correlation(a, b) {

@@ -13,7 +13,7 @@ from harness.data.scorable import Scope
 from harness.errors import GridError
 from harness.grid import Grid
 from harness.launch.plan import make_plan
-from harness.leaderboard.tables import leaderboard
+from harness.leaderboard.compose import board_of
 from harness.runs.run import Run
 from harness.training.scoring import score_test
 from harness.training.trial import run_trial
@@ -126,7 +126,7 @@ def test_the_ks_of_the_grid_are_scored(planned, tmp_path, capsys):
     record = run_trial(plan.trials[0], tmp_path / "run", tmp_path / "data", tmp_path / "cache")
     assert list(record.test) == ["R@2", "R@5", "MAP@R", "R-Precision"]
     assert [name for name in record.curve[-1].validation if name.startswith("R@")] == ["R@2", "R@5"]
-    (block,) = leaderboard([record]).blocks
+    (block,) = board_of([record]).blocks
     assert block.shown == ("MAP@R", "R-Precision")
     assert cli.main(["report", str(tmp_path / "run")]) == cli.OK
     assert cli.main(["audit", str(tmp_path / "run")]) == cli.OK

@@ -17,7 +17,7 @@ from harness.errors import UserError, printable
 from harness.grid import Grid
 from harness.launch.plan import make_plan
 from harness.leaderboard import collection
-from harness.reports import _gallery as gallery
+from harness.reports import gallery
 from harness.training.bench import Sources, prepare_images
 from harness.training.trial import run_trial
 from tests.harness import strangers
@@ -122,7 +122,7 @@ def finished(trial, data, place):
     """The record of a trial; every report there is has been made of it."""
     record = run_trial(trial, place / "run", data, CACHE, "cpu")
     found = collection.collect([place / "run"])
-    board = gallery.with_gallery(found.leaderboard(), found, data, CACHE)
+    board = gallery.with_gallery(found.board(), found, data, CACHE)
     for path in reports.write_all(board, place / "run", FORMATS):
         assert path.stat().st_size
     return record

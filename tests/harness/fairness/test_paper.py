@@ -7,7 +7,7 @@ import pytest
 from harness.config import Backbone
 from harness.grid import Grid
 from harness.launch.plan import make_plan
-from harness.leaderboard import tables
+from harness.leaderboard import compose
 from harness.runs.run import Run
 from harness.training.bench import Sources
 from harness.training.trial import steps
@@ -36,7 +36,7 @@ def test_a_published_grid_runs_on_a_small_copy(name, tmp_path):
         assert (record.protocol["name"], record.selected_epoch) == ("paper", 2)
         assert set(record.data.classes) == {"train", "test"}
         assert record.best_test_epoch["R@1"] >= record.test["R@1"] > 0
-    (block,) = tables.leaderboard(records).blocks
+    (block,) = compose.board_of(records).blocks
     assert block.dataset == dataset.name
 
 

@@ -11,7 +11,7 @@ from harness.config import LEVELS, Search
 from harness.fairness import rules
 from harness.launch.plan import refusal
 from harness.launch.search import space, tune
-from harness.leaderboard.tables import leaderboard
+from harness.leaderboard.compose import board_of
 from harness.runs.errors import RunError
 from harness.runs.run import Run
 from harness.training.bench import build_criterion
@@ -162,7 +162,7 @@ def test_every_loss_is_searched_at_every_level(tmp_path, make_trial, make_record
     tested = [make_record(final[0].model_copy(update={"protocol": "tuned"}))]
     found = rules.over_studies(tuple(studies(run, run.records(), tested)))
     assert {finding.rule for finding in found} <= {"FAIR-10"}, found
-    (block,) = leaderboard(tested).blocks
+    (block,) = board_of(tested).blocks
     assert first.arm.label in [row.arm for row in block.rows]
 
 

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from harness.fairness import rules
-from harness.leaderboard import published
-from harness.leaderboard.collection import narrowed
-from harness.leaderboard.tables import leaderboard
-from harness.reports import _terminal as terminal
-from harness.reports import comma_separated, latex, markdown, parquet, web
+from harness.leaderboard import captions, filters, published
+from harness.leaderboard.compose import board_of
+from harness.reports import terminal
+from harness.reports.formats import comma_separated, latex, markdown, parquet, web
 from harness.runs.record import Epoch
 
 ARMS = ("contrastive", "contrastive+input", "contrastive+feature", "proxy_anchor", "untrained", "pixels")
@@ -48,8 +47,8 @@ SHAPES = st.builds(
 
 
 @pytest.fixture
-def board_of(make_trial, make_record):
-    def board_of(shape):
+def shaped(make_trial, make_record):
+    def board_of_shape(shape):
         place = {"dataset": "cub200", "backbone": "resnet50"} if shape.known else {}
         records = []
         for number, (arm, mean) in enumerate(sorted(shape.means.items())):
@@ -62,9 +61,9 @@ def board_of(make_trial, make_record):
                 trial = make_trial(arm, seed, **place)
                 trials = trial.model_copy(update={"folds": 2 if shape.folds else None}).each_fold()
                 records += [make_record(trial, score, **more) for trial in trials]
-        return leaderboard(records, published=THEIRS, findings=rules.over_records(records))
+        return board_of(records, published=THEIRS, findings=rules.over_records(records))
 
-    return board_of
+    return board_of_shape
 
 
 def shown_in_terminal(board, watched):
@@ -86,8 +85,8 @@ def agree(said, seen):
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shape=SHAPES)
-def test_a_clause_stands_in_a_caption_exactly_where_its_mark_stands_in_the_format(shape, board_of):
-    board = board_of(shape)
+def test_a_clause_stands_in_a_caption_exactly_where_its_mark_stands_in_the_format(shape, shaped):
+    board = shaped(shape)
     for watched in (True, False):
         table, said, (bold, underlined) = shown_in_terminal(board, watched)
         common = {
@@ -131,11 +130,11 @@ def test_a_clause_stands_in_a_caption_exactly_where_its_mark_stands_in_the_forma
         )
 
 
-def test_a_narrowed_board_explains_only_what_it_still_prints(board_of):
-    board = board_of(Shape({"contrastive": 0.5, "proxy_anchor": 0.3, "untrained": 0.4}, 5, 1.0, True, True, False))
-    assert "‡: below its own starting point (FAIR-26)." in board.caption
-    part = narrowed(board, {"loss": ["contrastive"]})
-    said = " ".join((*part.caption, *part.blocks[0].notes))
+def test_a_narrowed_board_explains_only_what_it_still_prints(shaped):
+    board = shaped(Shape({"contrastive": 0.5, "proxy_anchor": 0.3, "untrained": 0.4}, 5, 1.0, True, True, False))
+    assert "‡: below its own starting point (FAIR-26)." in captions.of_board(board)
+    part = filters.of_rows(board, {"loss": ["contrastive"]})
+    said = " ".join((*captions.of_board(part), *part.blocks[0].notes))
     assert "‡" not in said
     assert "FAIR-26" not in said
     assert "untrained: " not in said
@@ -152,12 +151,13 @@ def test_marks_of_metrics_that_are_not_printed_are_not_explained(make_trial, mak
         for seed in range(5)
     ]
     records[-1] = records[-1].model_copy(update={"test": scores(0.5 + NOISE[4], 0.101)})
-    board = leaderboard(records)
-    cells = {metric: board.blocks[0].rows[1].cells[metric] for metric in ("R@1", "R@2")}
+    board = board_of(records)
+    (block,) = board.blocks
+    cells = {metric: block.cell(block.rows[1], metric) for metric in ("R@1", "R@2")}
     assert (cells["R@1"].significant, cells["R@2"].significant) == (False, True)
-    assert "No variant differs from its baseline" in " ".join(board.caption)
-    assert "†" not in " ".join(board.caption)
-    assert "†: differs from its baseline" in web.render(board)
+    assert "No variant differs significantly from its baseline" in " ".join(captions.of_board(board))
+    assert "†" not in " ".join(captions.of_board(board))
+    assert "†: differs significantly from its baseline" in web.render(board)
 
 
 def test_the_row_below_its_start_is_marked_with_both_numbers_in_every_format(make_trial, make_record, tmp_path):
@@ -175,13 +175,13 @@ def test_the_row_below_its_start_is_marked_with_both_numbers_in_every_format(mak
         make_record(make_trial("nca"), 0.75, curve=curve(0.5, 0.6)),
         make_record(make_trial("untrained"), 0.706, curve=(), selected_epoch=None),
     ]
-    board = leaderboard(records, findings=rules.over_records(records))
+    board = board_of(records, findings=rules.over_records(records))
     place = "FAIR-26 glyphs/test_resnet"
     sentences = (
         f"{place}/contrastive: R@1 60.9 is below the untrained network's 70.6 and MAP@R 30.4 below its 35.3.",
         f"{place}/proxy_anchor: validation MAP@R 88.1 at the chosen epoch 2, 88.4 before training.",
     )
-    assert board.blocks[0].below == {"contrastive", "proxy_anchor"}
+    assert {row.arm for row in board.blocks[0].rows if row.below_start} == {"contrastive", "proxy_anchor"}
     stream = io.StringIO()
     terminal.show(board, terminal.console(stream))
     lines = list(csv.DictReader(io.StringIO(comma_separated.render(board))))

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from harness.leaderboard import collection
-from harness.leaderboard.collection import collect, narrowed, parse
+from harness.leaderboard.collection import collect
+from harness.leaderboard.filters import of_rows, parse
+from harness.reports.gallery import with_gallery
 from harness.runs.errors import RunError
 from harness.runs.run import Run
 
@@ -33,7 +35,7 @@ def test_a_trial_of_two_runs_counts_once_and_a_conflict_is_named(run, make_trial
         f"FAIR-08 {other.id} differs between a/quick and b/quick: R@1 0.5000 and 0.2500; that of a/quick is used."
     )
     assert found.notes == (conflict,)
-    assert conflict in found.leaderboard().notes
+    assert conflict in found.board().notes
 
 
 def test_protocols_and_evaluators_that_differ_are_named_and_stand_apart(run, make_trial):
@@ -42,10 +44,10 @@ def test_protocols_and_evaluators_that_differ_are_named_and_stand_apart(run, mak
     trial = make_trial().model_copy(update={"protocol": "paper"})
     found = collect([fair, run("paper", (trial, 0.6), **paper)])
     assert found.notes == (
-        "FAIR-25 records of several protocols (fair version 1, paper version 1): each has tables of its own.",
-        "FAIR-25 records of 2 versions of the evaluator: each has tables of its own.",
+        "FAIR-25 records of several protocols (fair version 1, paper version 1): each protocol has its own tables.",
+        "FAIR-25 records of 2 versions of the evaluator: each version has its own tables.",
     )
-    assert len(found.leaderboard().blocks) == 2
+    assert len(found.board().blocks) == 2
 
 
 def test_filters_on_records(run, make_trial):
@@ -60,12 +62,13 @@ def test_filters_on_records(run, make_trial):
 def test_filters_on_rows_keep_baselines_and_the_tests_of_the_whole_table(run, make_trial):
     arms = ("contrastive", "contrastive+input", "contrastive+embedding", "proxy_anchor")
     folder = run("some", *((make_trial(arm, s), 0.5 + 0.01 * i) for i, arm in enumerate(arms) for s in (0, 1)))
-    whole = collect([folder]).leaderboard()
-    part = narrowed(whole, {"level": ["input"]})
+    whole = collect([folder]).board()
+    part = of_rows(whole, {"level": ["input"]})
     assert [row.arm for row in part.blocks[0].rows] == ["contrastive", "contrastive+input"]
-    assert part.blocks[0].rows[1].cells == whole.blocks[0].rows[2].cells
+    assert part.blocks[0].rows[1] == whole.blocks[0].rows[2]
+    assert set(part.frame["arm"]) == {"contrastive", "contrastive+input"}
     assert part.notes == ("Only level input, with baselines: tests, ranks and marks are those of the whole table.",)
-    assert narrowed(whole, {}) is whole
+    assert of_rows(whole, {}) is whole
 
 
 def test_a_comma_in_brackets_belongs_to_the_arm():
@@ -97,3 +100,18 @@ def test_every_number_leads_to_its_record(run, make_trial):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="is not a run folder"):
         collect([tmp_path])
+
+
+def test_a_damaged_file_of_outcomes_is_named_and_the_report_goes_on(run, make_trial):
+    trials = [make_trial(seed=seed) for seed in range(3)]
+    folder = run("some", *((trial, 0.5) for trial in trials))
+    (folder / "per_query").mkdir()
+    for trial in trials:
+        (folder / "per_query" / f"{trial.id}.npz").write_bytes(b"PK\x03\x04 cut off")
+    found = collect([folder])
+    board = found.board()
+    (block,) = board.blocks
+    assert block.cell(block.rows[0], "R@1").n == 3
+    assert [f"{trial.id}.npz" in note for trial, note in zip(trials, board.notes, strict=True)] == [True] * 3
+    assert all(note.endswith("Its row has no interval over test classes.") for note in board.notes)
+    assert with_gallery(board, found).gallery == ()

@@ -1,4 +1,4 @@
-"""Marks, ranks and power of a column. With five pairs t(0.975, 4) = 2.776445."""
+"""Marks, ranks and power of a summary. With five pairs t(0.975, 4) = 2.776445."""
 
 import math
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.leaderboard import comparisons
-from harness.leaderboard.statistics import least_detectable
-from harness.leaderboard.tables import leaderboard
+from harness.leaderboard import captions, comparisons
+from harness.leaderboard.compose import board_of
+from harness.leaderboard.statistics import class_bootstrap, least_detectable
 from harness.runs import outcomes
 from harness.runs.outcomes import ByClass
 
@@ -27,31 +27,37 @@ def arm(make_trial, make_record):
 
 
 def cells(board, metric="R@1"):
-    return {row.arm: row.cells[metric] for row in board.blocks[0].rows if metric in row.cells}
+    """The lines of the first block that have a score, by arm."""
+    block = board.blocks[0]
+    return {row.arm: cell for row in block.rows if (cell := block.cell(row, metric))}
+
+
+def marks(cell):
+    return tuple(mark for mark in ("best", "second") if getattr(cell, mark))
 
 
 def test_bold_is_the_best_with_all_not_separable_and_the_second_is_underlined(arm):
-    board = leaderboard(
+    board = board_of(
         arm("contrastive", 0.60, own=2) + arm("proxy_anchor", 0.6995, own=-1) + arm("multi_similarity", 0.70)
     )
     found = cells(board)
-    assert {name: cell.marks for name, cell in found.items()} == {
+    assert {name: marks(cell) for name, cell in found.items()} == {
         "contrastive": (),
         "multi_similarity": ("best",),
         "proxy_anchor": ("best", "second"),
     }
-    column = board.blocks[0].column("R@1")
-    assert (column.best, column.tied, column.unmarked) == ("multi_similarity", 1, "")
+    summary = board.blocks[0].summaries["R@1"]
+    assert (summary.best, summary.tied, summary.unmarked) == ("multi_similarity", 1, "")
     assert "FAIR-14 glyphs R@1: best 70.0; 1 row not separable (Holm, 0.05)." in board.blocks[0].notes
-    assert "Bold: the highest mean of a column" in " ".join(board.caption)
-    assert [(c.rank.rank, c.rank.low, c.rank.high) for c in found.values()] == [(3, 3, 3), (1, 1, 2), (2, 1, 2)]
+    assert "Bold: the highest mean of a column" in " ".join(captions.of_board(board))
+    assert [(c.rank, c.rank_low, c.rank_high) for c in found.values()] == [(3, 3, 3), (1, 1, 2), (2, 1, 2)]
 
 
 def test_a_dagger_needs_five_seeds_and_holm(arm):
     # differences to the baseline: mean + 0.5 or 2 · NOISE[(s + 2) % 5] …, with std 0.5 or 2 · √2.5 thousandths
     records = arm("contrastive", 0.60) + arm("contrastive+input", 0.602, own=1.5)
     records += arm("contrastive+feature", 0.6022, own=3)
-    found = cells(leaderboard(records))
+    found = cells(board_of(records))
 
     def p(mean, std):  # Student's t with 4 degrees of freedom in closed form
         t = mean / (std * math.sqrt(2.5e-6) / math.sqrt(5))
@@ -59,31 +65,31 @@ def test_a_dagger_needs_five_seeds_and_holm(arm):
         return 1 - (x * (3 - x * x)) / 2
 
     small, large = p(0.002, 0.5), p(0.0022, 2)
-    assert found["contrastive+input"].adjusted_p == pytest.approx(2 * small, rel=1e-6)
-    assert found["contrastive+feature"].adjusted_p == pytest.approx(large, rel=1e-6)
+    assert found["contrastive+input"].difference_p_holm == pytest.approx(2 * small, rel=1e-6)
+    assert found["contrastive+feature"].difference_p_holm == pytest.approx(large, rel=1e-6)
     assert (2 * small < 0.05, large > 0.05) == (True, True)
     assert found["contrastive+input"].significant
     assert not found["contrastive+feature"].significant
-    assert found["contrastive"].adjusted_p is None
-    assert not any(cell.significant for cell in cells(leaderboard([r for r in records if r.trial.seed < 4])).values())
+    assert found["contrastive"].difference_p_holm is None
+    assert not any(cell.significant for cell in cells(board_of([r for r in records if r.trial.seed < 4])).values())
 
 
 def test_power_of_a_column_is_that_of_its_pooled_spread(arm):
     records = arm("contrastive", 0.60) + arm("contrastive+input", 0.602, own=1.5)
     records += arm("contrastive+feature", 0.6022, own=3)
-    block = leaderboard(records).blocks[0]
-    column = block.column("R@1")
-    assert (column.comparisons, column.seeds) == (2, 5)
-    assert column.spread == pytest.approx(math.sqrt(2.5e-6 * (0.25 + 4) / 2))
-    assert column.least == pytest.approx(least_detectable(column.spread, 5, comparisons=2))
+    block = board_of(records).blocks[0]
+    summary = block.summaries["R@1"]
+    assert (summary.comparisons, summary.seeds) == (2, 5)
+    assert summary.spread == pytest.approx(math.sqrt(2.5e-6 * (0.25 + 4) / 2))
+    assert summary.least == pytest.approx(least_detectable(summary.spread, 5, comparisons=2))
     said = " ".join(block.caption)
-    assert "Power: 5 paired seeds show a true difference with a chance of 80 % after Holm for 2 comparisons" in said
-    assert comparisons.plan(column)[2] > comparisons.plan(column)[0] >= 3
-    assert comparisons.plan(comparisons.Column("R@1")) == (None, None, None)
+    assert "is detected with 80 % probability after Holm for 2 comparisons" in said
+    assert comparisons.plan(summary)[2] > comparisons.plan(summary)[0] >= 3
+    assert comparisons.plan(comparisons.Summary("R@1")) == (None, None, None)
 
 
 def test_nothing_is_best_while_a_row_with_fewer_seeds_is_higher(arm):
-    board = leaderboard(arm("contrastive", 0.60) + arm("proxy_anchor", 0.65) + arm("multi_similarity", 0.70, n=3))
+    board = board_of(arm("contrastive", 0.60) + arm("proxy_anchor", 0.65) + arm("multi_similarity", 0.70, n=3))
     assert not any(cell.best for cell in cells(board).values())
     assert "FAIR-14 glyphs R@1: no row is marked as best: multi_similarity is higher but has fewer than 5 seeds." in (
         board.blocks[0].notes
@@ -91,29 +97,32 @@ def test_nothing_is_best_while_a_row_with_fewer_seeds_is_higher(arm):
 
 
 def test_one_row_alone_is_not_the_best(arm):
-    board = leaderboard(arm("contrastive", 0.60))
-    assert cells(board)["contrastive"].marks == ()
-    assert board.blocks[0].column("R@1").unmarked == "there is nothing to compare it with"
+    board = board_of(arm("contrastive", 0.60))
+    assert marks(cells(board)["contrastive"]) == ()
+    assert board.blocks[0].summaries["R@1"].unmarked == "there is nothing to compare it with"
 
 
 def test_intervals_over_test_classes_where_outcomes_were_kept(arm):
     records = arm("contrastive", 0.60) + arm("contrastive+input", 0.602, own=1.5)
     rng = np.random.default_rng(0)
     kept = {r.id: ByClass(np.arange(9), np.full(9, 10), {"R@1": rng.binomial(10, 0.6, 9) * 1.0}) for r in records}
-    block = leaderboard(records, outcomes=lambda record: kept.get(record.id)).blocks[0]
-    base, variant = (row.cells["R@1"] for row in block.rows)
-    assert base.classes.method == "95 % percentile bootstrap over 9 test classes"
-    assert base.classes.half < base.both.half
-    assert base.bootstrap.method == "95 % percentile bootstrap over 5 seeds"
-    assert min(base.by_seed.values()) <= base.bootstrap.low < base.mean < base.bootstrap.high
-    assert base.difference_both is None
-    assert variant.difference_both.mean == pytest.approx(variant.classes.mean - base.classes.mean)
-    assert "other test classes would move a score by ±" in " ".join(block.caption)
-    assert block.rows[0].cells["MAP@R"].classes is None, "not kept"
+    block = board_of(records, outcomes=kept.get).blocks[0]
+    base, variant = (block.cell(row, "R@1") for row in block.rows)
+    outcomes = kept[records[0].id]
+    expected = class_bootstrap(
+        np.stack([kept[r.id].sums["R@1"] for r in records[:5]]), outcomes.counts, over_seeds=False
+    )
+    assert (base.classes_low, base.classes_high) == (expected.low, expected.high)
+    assert base.classes_high - base.classes_low < base.both_high - base.both_low
+    assert min(r.test["R@1"] for r in records[:5]) <= base.bootstrap_low < base.mean < base.bootstrap_high
+    assert base.difference_both_low is None
+    assert variant.difference_both_low < variant.difference_both_high
+    assert "with other test classes a score would vary by ±" in " ".join(block.caption)
+    assert block.cell(block.rows[0], "MAP@R").classes_low is None, "not kept"
     del kept[records[0].id]
-    block = leaderboard(records, outcomes=lambda record: kept.get(record.id)).blocks[0]
-    assert block.rows[0].cells["R@1"].classes is None, "not of all seeds"
-    assert block.rows[1].cells["R@1"].difference_both is None
+    block = board_of(records, outcomes=kept.get).blocks[0]
+    assert block.cell(block.rows[0], "R@1").classes_low is None, "not of all seeds"
+    assert block.cell(block.rows[1], "R@1").difference_both_low is None
 
 
 def test_outcomes_by_class_also_where_not_every_image_asks(tmp_path: Path):
@@ -138,7 +147,7 @@ def test_variance_over_a_grid_is_that_of_its_complete_part(arm):
         for record in arm(loss + level, mean + more, own=0, n=3, dataset=dataset)
     ]
     lone = arm("multi_similarity", 0.9, n=3)
-    found = leaderboard(records + lone).variance
+    found = board_of(records + lone).variance
     shares = dict(found.shares)
     # datasets ± 0.1, losses ± 0.05, seeds 3 · (0, 2, −1) thousandths; nothing else moves
     seed = np.var([0, 0.006, -0.003])
@@ -149,12 +158,12 @@ def test_variance_over_a_grid_is_that_of_its_complete_part(arm):
     assert shares["seed",] == pytest.approx(seed / total)
     assert shares[()] == pytest.approx(0, abs=1e-9)
     assert found.left_out == ("loss multi_similarity",)
-    assert leaderboard(lone).variance is None
-    said = (
-        "Variance of R@1 over 2 datasets × 2 losses × 2 levels × 3 seeds: dataset 80 %, loss 20 %, all else 0 % (η²; "
+    assert board_of(lone).variance is None
+    sentence = (
+        "Variance of R@1 over 2 datasets × 2 losses × 2 levels × 3 seeds: dataset 80 %, loss 20 %, "
+        "everything else 0 % (η²; left out to complete the grid: loss multi_similarity)."
     )
-    said += "left out for the grid to be complete: loss multi_similarity)."
-    assert said in leaderboard(records + lone).caption
+    assert sentence in captions.of_board(board_of(records + lone))
 
 
 ADDED = 0.1 + 0.2  # 0.30000000000000004
@@ -168,14 +177,14 @@ def test_equal_rows_are_equal_in_rank_and_mark(make_trial, make_record, noise, n
     records = [make_record(make_trial("contrastive", seed), score) for seed, score in enumerate(scores)]
     records += [make_record(make_trial("nca", s), score - 0.3 + noise) for s, score in enumerate(scores)]
     records += [make_record(make_trial("proxy_anchor", s), score) for s, score in enumerate(scores[::-1])]
-    found = cells(leaderboard(records))
-    assert {cell.rank.rank for cell in found.values()} == {1}
-    assert {cell.marks for cell in found.values()} == {("best",) if n == 5 else ()}
-    assert "Underlined" not in " ".join(leaderboard(records).caption)
+    found = cells(board_of(records))
+    assert {cell.rank for cell in found.values()} == {1}
+    assert {marks(cell) for cell in found.values()} == {("best",) if n == 5 else ()}
+    assert "Underlined" not in " ".join(captions.of_board(board_of(records)))
 
 
 def test_the_second_highest_mean_is_the_next_distinct_one_and_all_that_have_it(arm):
-    board = leaderboard(
+    board = board_of(
         arm("contrastive", 0.70)
         + arm("nca", 0.70)
         + arm("proxy_anchor", 0.60)
@@ -183,7 +192,7 @@ def test_the_second_highest_mean_is_the_next_distinct_one_and_all_that_have_it(a
         + arm("multi_similarity", 0.50)
     )
     found = cells(board)
-    assert {name: (cell.rank.rank, cell.marks) for name, cell in found.items()} == {
+    assert {name: (cell.rank, marks(cell)) for name, cell in found.items()} == {
         "contrastive": (1, ("best",)),
         "nca": (1, ("best",)),
         "proxy_anchor": (3, ("second",)),
@@ -193,8 +202,8 @@ def test_the_second_highest_mean_is_the_next_distinct_one_and_all_that_have_it(a
 
 
 def test_nobody_is_second_while_a_row_with_fewer_seeds_is(arm):
-    found = cells(leaderboard(arm("contrastive", 0.70) + arm("nca", 0.65, n=3) + arm("proxy_anchor", 0.60)))
-    assert {name: (cell.rank.rank, cell.second) for name, cell in found.items()} == {
+    found = cells(board_of(arm("contrastive", 0.70) + arm("nca", 0.65, n=3) + arm("proxy_anchor", 0.60)))
+    assert {name: (cell.rank, cell.second) for name, cell in found.items()} == {
         "contrastive": (1, False),
         "nca": (2, False),
         "proxy_anchor": (3, False),
@@ -202,7 +211,7 @@ def test_nobody_is_second_while_a_row_with_fewer_seeds_is(arm):
 
 
 def test_a_floor_above_all_rows_is_said_to_be_a_floor(arm):
-    board = leaderboard(arm("contrastive", 0.60) + arm("proxy_anchor", 0.65) + arm("untrained", 0.70))
+    board = board_of(arm("contrastive", 0.60) + arm("proxy_anchor", 0.65) + arm("untrained", 0.70))
     assert "FAIR-14 glyphs R@1: no row is marked as best: untrained is higher but was not trained." in (
         board.blocks[0].notes
     )

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from harness.config import Choice
-from harness.leaderboard.tables import leaderboard
+from harness.leaderboard.compose import board_of
 from harness.runs.record import Failure
 
 AWKWARD = "a_b%c&d#e<f>g|h*~^{}\\$"
@@ -34,7 +34,7 @@ def make_board(make_trial, make_record):
             id=lost.id, trial=lost, arm=lost.arm.label, kind="diverged", reason="loss <nan> & gone", finished="now"
         )
         refused = (("glyphs", "test_resnet", "contrastive+feature", "there is no such form"),)
-        return leaderboard(order([*base, *variant, strange, floor]), [failure], refused=refused)
+        return board_of(order([*base, *variant, strange, floor]), [failure], refused=refused)
 
     return make
 
@@ -50,7 +50,7 @@ def apart(make_trial, make_record):
     small = make_record(make_trial(), 0.4)
     model = small.trial.model.model_copy(update={"dim": 128})
     wide = small.trial.model_copy(update={"model": model, "dataset": Choice(name="glyphs")})
-    return leaderboard([small, make_record(wide, 0.5, id="wide")])
+    return board_of([small, make_record(wide, 0.5, id="wide")])
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def judged(make_trial, make_record):
     def arm(name, mean, own):
         return [make_record(make_trial(name, s), mean + own * noise[s] + 2 * noise[(s + 2) % 5]) for s in range(5)]
 
-    return leaderboard(
+    return board_of(
         arm("contrastive", 0.60, 0) + arm("contrastive+input", 0.62, 1) + arm("contrastive+feature", 0.6201, -1)
     )
 

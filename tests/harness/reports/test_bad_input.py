@@ -3,8 +3,9 @@
 import pytest
 
 from harness import reports
-from harness.leaderboard.tables import leaderboard
-from harness.reports import web
+from harness.fairness import rules
+from harness.leaderboard.compose import board_of
+from harness.reports.formats import web
 
 LONG = "contrastive+" + "a_very_long_name_" * 8 + "[with=brackets,and=commas]"
 TEXTS = ("markdown", "latex", "comma_separated", "web")
@@ -42,7 +43,7 @@ NAMES = ("one seed", "one arm", "unequal seeds", "no baseline", "not run", "nan"
 @pytest.mark.parametrize("name", NAMES)
 def test_every_format_says_what_is_missing(name, boards):
     records, options, words = boards[name]
-    board = leaderboard(records, **options)
+    board = board_of(records, findings=rules.over_records(records), **options)
     for form in TEXTS:
         text = reports.find(form).render(board)
         said = text.replace("\\", "").replace("allowbreak{}", "").replace("Contrastive", "contrastive")
@@ -58,9 +59,7 @@ def test_every_page_draws_in_a_browser(browse, boards, arm, awkward):
     many = [r for i in range(200) for r in arm(f"contrastive[margin=0.{i:03d}]", (0,)) if i]
     records = {r.id + str(r.protocol): r for rows, _, _ in boards.values() for r in [*rows, *many]}
     said = browse(
-        web.render(
-            leaderboard([*records.values(), *arm("contrastive+embedding", (0,), arm=f"contrastive+{awkward}")])
-        ),
+        web.render(board_of([*records.values(), *arm("contrastive+embedding", (0,), arm=f"contrastive+{awkward}")])),
         """
         const errors = []; addEventListener("error", event => errors.push(event.message));
         dispatchEvent(new Event("beforeprint"));

@@ -6,8 +6,8 @@ from PIL import Image
 
 from harness.data.datasets import Dataset
 from harness.leaderboard.collection import collect
-from harness.reports import _gallery as gallery
-from harness.reports import web
+from harness.reports import gallery
+from harness.reports.formats import web
 from harness.runs.run import Run
 
 
@@ -53,7 +53,7 @@ def nearest(number, asked, answering):
 
 def test_neighbours_are_those_of_a_loop_and_right_ones_are_marked(folder, dataset):
     collection = folder()
-    (shelf,) = gallery.with_gallery(collection.leaderboard(), collection).gallery
+    (shelf,) = gallery.with_gallery(collection.board(), collection).gallery
     assert shelf.arms == ("contrastive", "contrastive+input")
     assert len({dataset.labels[int(shelf.names[asked][1:])] for asked, _ in shelf.queries}) == 4
     for asked, found in shelf.queries:
@@ -69,7 +69,7 @@ def test_neighbours_are_those_of_a_loop_and_right_ones_are_marked(folder, datase
 def test_queries_search_the_gallery_alone_where_roles_differ(folder):
     roles = np.array(["query"] * 6 + ["gallery"] * 6)
     collection = folder(roles)
-    (shelf,) = gallery.with_gallery(collection.leaderboard(), collection).gallery
+    (shelf,) = gallery.with_gallery(collection.board(), collection).gallery
     for asked, found in shelf.queries:
         query = int(shelf.names[asked][1:])
         assert query < 6
@@ -83,7 +83,7 @@ def test_without_the_dataset_names_stand_for_images(folder, monkeypatch):
         raise gallery.DatasetError("it is gone")
 
     monkeypatch.setattr("harness.data.datasets.load", gone)
-    (shelf,) = gallery.with_gallery(collection.leaderboard(), collection).gallery
+    (shelf,) = gallery.with_gallery(collection.board(), collection).gallery
     assert set(shelf.images) == {""}
     assert "Images cannot be shown: it is gone." in shelf.note
 
@@ -91,10 +91,10 @@ def test_without_the_dataset_names_stand_for_images(folder, monkeypatch):
 def test_trials_that_kept_nothing_have_no_gallery(tmp_path, make_trial, make_record):
     Run(tmp_path).finish(make_record(make_trial(), 0.5))
     collection = collect([tmp_path])
-    assert gallery.with_gallery(collection.leaderboard(), collection).gallery == ()
+    assert gallery.with_gallery(collection.board(), collection).gallery == ()
 
 
 def test_the_page_shows_it(folder):
     collection = folder()
-    text = web.render(gallery.with_gallery(collection.leaderboard(), collection))
+    text = web.render(gallery.with_gallery(collection.board(), collection))
     assert text.count("data:image/png;base64,") == 12

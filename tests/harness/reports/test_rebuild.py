@@ -27,12 +27,12 @@ def files(folder):
 
 
 def test_a_report_is_the_same_bytes_again(folder, tmp_path):
-    formats = "csv,md,latex,html,parquet,runs"
+    formats = "csv,md,latex,html,parquet,scores"
     for name in ("first", "second"):
         assert main(["report", str(folder), "--out", str(tmp_path / name), "--format", formats]) == 0
     first = files(tmp_path / "first")
-    endings = ("csv", "md", "tex", "bib", "html", "parquet", "runs.parquet", "runs.csv", "schema.md")
-    assert set(first) == {f"leaderboard.{end}" for end in endings}
+    endings = ("csv", "md", "tex", "bib", "html", "parquet", "schema.md")
+    assert set(first) == {*(f"leaderboard.{end}" for end in endings), "scores.csv", "scores.parquet"}
     assert first == files(tmp_path / "second")
 
 

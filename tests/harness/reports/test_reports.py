@@ -3,11 +3,11 @@
 import pytest
 
 from harness import reports
-from harness.leaderboard.tables import leaderboard
+from harness.leaderboard.compose import board_of
 
 FORMATS = reports.names()
 TEXTS = [name for name in FORMATS if hasattr(reports.find(name), "render")]
-OF_RUNS = ("runs", "schema")  # formats of runs or of none: they show no state
+WITHOUT_STATE = ("scores", "schema")  # formats of records or of none
 
 
 def render(name, board):
@@ -16,7 +16,8 @@ def render(name, board):
 
 def test_the_formats_of_a_run_folder(board, tmp_path):
     paths = reports.write_all(board, tmp_path / "run")
-    assert {path.name for path in paths} == {f"leaderboard.{end}" for end in ("csv", "md", "tex", "html")}
+    leaderboards = {f"leaderboard.{end}" for end in ("csv", "md", "tex", "html")}
+    assert {path.name for path in paths} == {*leaderboards, "scores.csv"}
     assert sorted((tmp_path / "run").iterdir()) == sorted(paths)  # nothing is left aside
     assert all(path.read_bytes() for path in paths)
 
@@ -42,7 +43,7 @@ def test_records_in_any_order_give_the_same_bytes(name, make_board, tmp_path):
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("name", [name for name in TEXTS if name not in OF_RUNS])
+@pytest.mark.parametrize("name", [name for name in TEXTS if name not in WITHOUT_STATE])
 def test_a_report_ends_in_a_line_and_holds_every_state(name, board):
     text = render(name, board)
     assert text.endswith("\n")
@@ -51,16 +52,16 @@ def test_a_report_ends_in_a_line_and_holds_every_state(name, board):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_an_empty_leaderboard_is_still_a_report(name):
-    assert render(name, leaderboard([]))
+    assert render(name, board_of([]))
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
-    reports.place(tmp_path, ".md", "before")
+    reports.place(tmp_path, "leaderboard.md", "before")
 
     def full(descriptor):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="no space"):
-        reports.place(tmp_path, ".md", "after")
+        reports.place(tmp_path, "leaderboard.md", "after")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]

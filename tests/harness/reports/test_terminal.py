@@ -4,8 +4,8 @@ import threading
 import pytest
 from rich.console import Console
 
-from harness.leaderboard.tables import leaderboard
-from harness.reports import _terminal as terminal
+from harness.leaderboard.compose import board_of
+from harness.reports import terminal
 
 
 class Clock:
@@ -55,7 +55,7 @@ def test_a_leaderboard_fits_a_hundred_columns_and_keeps_its_brackets(make_trial,
     arms = ("contrastive[margin=0.3]", "contrastive[margin=0.3]+feature[stage=layer3,pairs=pos-neg]", "untrained")
     records = [make_record(make_trial(arm, seed), 0.5 + seed / 20) for arm in arms for seed in range(3)]
     stream = io.StringIO()
-    terminal.show(leaderboard(records), terminal.console(stream))
+    terminal.show(board_of(records), terminal.console(stream))
     assert max(map(len, printed(stream))) <= 100
     assert "contrastive[margin=0.3]" in stream.getvalue()
     assert "  +feature[stage=layer3,pairs=" in stream.getvalue()
@@ -100,7 +100,7 @@ def test_without_a_terminal_every_event_is_one_line(lines, clock, make_trial):
     lines.end(interrupted=False)
     name = "glyphs/test_resnet contrastive s0"
     assert printed(lines.stream) == [
-        "10 trials, 2 done before, 1 at a time",
+        "10 trials, 2 already done, 1 at a time",
         f"started   {name}  on gpu 1",
         f"running   {name}  epoch 2/8  loss 0.6123  validation MAP@R 20.0",
         f"failed    {name}  attempt 1: ValueError: no; retrying",
@@ -112,7 +112,7 @@ def test_without_a_terminal_every_event_is_one_line(lines, clock, make_trial):
         "finished  unseen  R@10 25.0 in 1.0 s  [4/10]",
         "the last word",
         "✗ glyphs/test_resnet pixels s0: gone",
-        "4 of 10 trials done, 2 of them in this run, which took 1:15; 1 failed",
+        "4 of 10 trials done, 2 of them in this run, in 1:15; 1 failed",
     ]
 
 

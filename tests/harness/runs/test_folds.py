@@ -8,10 +8,11 @@ import pytest
 from harness.config import Choice
 from harness.fairness.comparability import conflicts
 from harness.fairness.rules import over_records
+from harness.leaderboard import captions
 from harness.leaderboard.collection import collect, trace
-from harness.leaderboard.tables import leaderboard
-from harness.reports import _columns
-from harness.reports._gallery import with_gallery
+from harness.leaderboard.compose import board_of
+from harness.leaderboard.variance import by_seed as values_by_seed
+from harness.reports.gallery import with_gallery
 from harness.runs import outcomes
 from harness.runs.folds import by_seed, named
 from harness.runs.record import Cost, Failure
@@ -55,6 +56,14 @@ def fail():
     return fail
 
 
+def scores_of(found):
+    return values_by_seed(found.values_by_seed)
+
+
+def cell(board, arm=ARM):
+    return board.blocks[0].cell(row(board, arm), "R@1")
+
+
 def row(board, arm=ARM):
     (block,) = board.blocks
     return next(row for row in block.rows if row.arm == arm)
@@ -63,14 +72,14 @@ def row(board, arm=ARM):
 def test_the_score_of_a_seed_is_the_mean_over_its_folds(series):
     records = series(ARM, {0: (0.3, 0.5), 1: (0.4, 0.6), 2: (0.6, 0.6)})
     records += series(VARIANT, {0: (0.4, 0.6), 1: (0.4, 0.7), 2: (0.6, 0.8)})
-    board = leaderboard(records)
-    base, variant = row(board).cells["R@1"], row(board, VARIANT).cells["R@1"]
-    assert base.by_seed == pytest.approx({0: 0.4, 1: 0.5, 2: 0.6})
-    assert (base.mean, base.interval.std, base.n) == (pytest.approx(0.5), pytest.approx(0.1), 3)
-    assert base.interval.method == "95 % t-interval over 3 training seeds"
+    board = board_of(records)
+    base, variant = cell(board), cell(board, VARIANT)
+    assert scores_of(base) == pytest.approx({0: 0.4, 1: 0.5, 2: 0.6})
+    assert (base.mean, base.std, base.n) == (pytest.approx(0.5), pytest.approx(0.1), 3)
+    assert base.interval == "95 % t-interval over 3 training seeds"
     assert variant.difference == pytest.approx((0.1 + 0.05 + 0.1) / 3)
     assert (board.done, board.total, board.partial) == (12, 12, False)
-    said = " ".join(board.caption)
+    said = " ".join(captions.of_board(board))
     assert "over n = 3 training seeds, each the mean over 2 class-disjoint folds." in said
     assert board.blocks[0].caption[0].startswith("Data: train 12 images of 6 classes; test 8 images of 4 classes;")
 
@@ -101,13 +110,13 @@ def test_records_without_folds_are_left_as_they_are(make_trial, make_record):
 
 def test_a_seed_with_a_missing_fold_has_no_score(series, fold_of):
     records = series(ARM, {0: (0.3, 0.5), 1: (0.9,)})
-    board = leaderboard(records, planned=[fold_of(fold, seed=seed) for seed in (0, 1, 2) for fold in (1, 2)])
-    found = row(board)
-    assert found.cells["R@1"].by_seed == {0: pytest.approx(0.4)}
-    assert (found.state, found.seeds, found.expected) == ("partial", (0,), (0, 1, 2))
+    board = board_of(records, planned=[fold_of(fold, seed=seed) for seed in (0, 1, 2) for fold in (1, 2)])
+    found = cell(board)
+    assert scores_of(found) == {0: pytest.approx(0.4)}
+    assert (found.state, found.seeds, found.expected_seeds) == ("partial", "0", "0 1 2")
     assert found.reason == "missing: seed 1 (fold 2 of 2), 2"
     assert (board.done, board.total, board.partial) == (3, 6, True)
-    unplanned = leaderboard(records)
+    unplanned = board_of(records)
     assert row(unplanned).reason == "missing: seed 1 (fold 2 of 2)"
     assert (unplanned.done, unplanned.total) == (3, 4)
     said = [finding.sentence for finding in over_records(records, (), [fold_of(2, seed=1)])]
@@ -116,34 +125,34 @@ def test_a_seed_with_a_missing_fold_has_no_score(series, fold_of):
 
 def test_a_seed_with_a_failed_fold_has_failed_with_its_reason(series, fold_of, fail):
     records, lost = series(ARM, {0: (0.3, 0.5), 1: (0.9,)}), fail(fold_of(2, seed=1))
-    found = row(leaderboard(records, [lost]))
-    assert (found.seeds, found.state) == ((0,), "partial")
+    found = row(board_of(records, [lost]))
+    assert (found.seeds, found.state) == ("0", "partial")
     assert found.reason == "seed 1 failed 3x (out of memory: fold 2 of 2: CUDA out of memory)"
     said = [finding.sentence for finding in over_records(records, [lost])]
     assert "FAIR-20 glyphs/test_resnet/contrastive: failed 3x (out of memory), seed 1 (fold 2 of 2)." in said
-    later = leaderboard(series(ARM, {0: (0.3, 0.5), 1: (0.9, 0.7)}), [lost])
-    assert row(later).cells["R@1"].by_seed == pytest.approx({0: 0.4, 1: 0.8}), "it succeeded later"
+    later = board_of(series(ARM, {0: (0.3, 0.5), 1: (0.9, 0.7)}), [lost])
+    assert scores_of(cell(later)) == pytest.approx({0: 0.4, 1: 0.8}), "it succeeded later"
 
 
 def test_folds_of_two_evaluators_are_not_averaged(series):
     records = series(ARM, {0: (0.3, 0.5)}, provenance={"evaluator": "one"})
     records[1] = records[1].model_copy(update={"provenance": {"evaluator": "two"}})
-    found = row(leaderboard(records))
-    assert (found.state, found.cells) == ("fail", {})
+    found = row(board_of(records))
+    assert (found.state, found.mean) == ("fail", None)
     assert found.reason == "seed 0 failed (unlike folds: they differ in the evaluator)"
     for change, what in (
         ({"provenance": {**records[0].provenance, "initial_weights": "y"}}, "the network's weights"),
         ({"data": records[1].data.model_copy(update={"content_fingerprint": "y"})}, "the data"),
     ):
         other = records[1].model_copy(update={"provenance": records[0].provenance})
-        found = row(leaderboard([records[0], other.model_copy(update=change)]))
+        found = row(board_of([records[0], other.model_copy(update=change)]))
         assert found.reason == f"seed 0 failed (unlike folds: they differ in {what})"
 
 
 def test_a_table_with_folds_is_not_one_without(series, make_trial, make_record):
     plain = [make_record(make_trial(seed=seed)) for seed in (0, 1)]
     folded = series(ARM, {0: (0.3, 0.5)})
-    assert [dict(block.factors)["folds"] for block in leaderboard(plain + folded).blocks] == [None, 2]
+    assert [block.factors["folds"] for block in board_of(plain + folded).blocks] == [None, 2]
     assert conflicts(plain, [folded[0].trial]) == ["folds was None and is now 2 (2 records)"]
     assert conflicts(folded, [record.trial for record in folded]) == []
     assert conflicts(folded, [record.trial.model_copy(update={"seed": 1}) for record in folded]) == []
@@ -151,7 +160,7 @@ def test_a_table_with_folds_is_not_one_without(series, make_trial, make_record):
 
 def test_findings_on_a_fold_are_shown_with_its_row(series):
     records = series(ARM, {0: (0.3, 0.5), 1: (0.4, 0.0)}) + series(VARIANT, {0: (0.3, 0.5), 1: (0.4, 0.4)})
-    (block,) = leaderboard(records, findings=over_records(records)).blocks
+    (block,) = board_of(records, findings=over_records(records)).blocks
     (note,) = [note for note in block.findings if note.rule == "FAIR-22"]
     assert note.arms == (ARM,)
     assert "contrastive seed 1 fold 2 of 2: R@1 0.0000 below chance" in note.sentence
@@ -178,8 +187,8 @@ def test_every_record_of_every_fold_is_named(series, tmp_path):
         (1, 0.3),
         (1, 0.5),
     ]
-    lines = [line for line in _columns.runs(found.leaderboard()) if line["metric"] == "R@1"]
-    assert {(line["seed"], line["fold"], line["folds"], line["value"]) for line in lines} == {
+    lines = found.board().scores.query("metric == 'R@1'")
+    assert set(lines[["seed", "fold", "folds", "value"]].itertuples(index=False, name=None)) == {
         *((0, 1, 2, 0.4), (0, 2, 2, 0.6), (1, 1, 2, 0.3), (1, 2, 2, 0.5))
     }
     assert [verdict.state for verdict in verify(run)] == ["missing"] * 4, "nothing was kept, and each is looked at"
@@ -195,11 +204,11 @@ def test_outcomes_of_queries_are_averaged_over_folds_and_a_gallery_shows_one(ser
         run.finish(record)
     found = collect([tmp_path])
     (seed,) = by_seed(found.records).records
-    of_seed = found.outcomes(seed, ["R@1"])
+    of_seed = outcomes.mean([found.outcomes(part.id, ["R@1"]) for part in seed.parts])
     assert of_seed.sums["R@1"].tolist() == [1.5, 1.0]
     assert of_seed.sums["R@1"].sum() / of_seed.counts.sum() == seed.test["R@1"] == 0.625
     assert outcomes.mean([of_seed, None]) is None
-    (shelf,) = with_gallery(found.leaderboard(), found).gallery
+    (shelf,) = with_gallery(found.board(), found).gallery
     assert "training seed 0 fold 1 of 2." in shelf.note
 
 

@@ -21,8 +21,7 @@ from harness.errors import GridError
 from harness.fairness import rules
 from harness.grid import Grid
 from harness.launch.queue import FINAL
-from harness.leaderboard.tables import leaderboard
-from harness.reports._wording import heading
+from harness.leaderboard.compose import board_of
 from harness.training.backbones import ModelError, Unavailable
 from harness.training.bench import Unfair
 from harness.training.embedder import Embedder
@@ -238,13 +237,13 @@ def test_a_record_names_the_file_and_how_its_images_were_prepared(recorded, tmp_
     used = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.5], "interpolation": "bicubic", "config": None}
     assert origin["normalisation"] == used
     assert record.weights == f"mine.safetensors (sha256 {digest[:12]})"
-    (block,) = leaderboard([record]).blocks
+    (block,) = board_of([record]).blocks
     network = next(sentence for sentence in block.caption if sentence.startswith("Network"))
     assert network.startswith(
         f"Network: test_resnet, weights of the file {record.weights}, images normalised by mean 0.5 0.5 0.5 and std "
         "0.25 0.5 0.5, bicubic, avg pooling"
     )
-    assert heading(block) == "glyphs · test_resnet", "no tag that was not loaded"
+    assert block.heading == "glyphs · test_resnet", "no tag that was not loaded"
     plain = recorded(path)
     assert plain.provenance["normalisation"]["config"] == "test_resnet.r160_in1k"
     assert plain.validation != record.validation
@@ -261,7 +260,7 @@ def test_an_untrained_network_has_no_weights_tag(recorded):
     record = recorded("false")
     assert record.provenance["weights"] is None
     assert record.weights is None
-    (block,) = leaderboard([record]).blocks
+    (block,) = board_of([record]).blocks
     assert any(sentence.startswith("Network: test_resnet, random initial weights, avg") for sentence in block.caption)
 
 

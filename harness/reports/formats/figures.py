@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from harness.leaderboard.tables import Leaderboard
+from harness.leaderboard.board import Board
 
 SUFFIX = ".pdf"
 ALWAYS = False
 
 
-def write(leaderboard: Leaderboard, folder: Path) -> Path:
+def write(board: Board, folder: Path) -> Path:
     """Write every figure of every block into folder/figures, and return that folder."""
-    from harness.reports._figures import draw_leaderboard
+    from harness.reports.drawing import draw_board
 
-    draw_leaderboard(leaderboard, folder / "figures")
+    draw_board(board, folder / "figures")
     return folder / "figures"

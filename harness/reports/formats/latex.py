@@ -8,11 +8,11 @@ and what others published beside what was reproduced. siunitx aligns the numbers
 from pathlib import Path
 
 from harness.leaderboard import captions, published
-from harness.leaderboard.tables import Leaderboard
-from harness.reports import _latex_tables as tables
+from harness.leaderboard.board import Board
+from harness.reports import latex_tables as tables
 from harness.reports import place
-from harness.reports._latex_tables import sentence
-from harness.reports._wording import progress
+from harness.reports.latex_tables import sentence
+from harness.reports.wording import progress
 
 SUFFIX = ".tex"
 ALWAYS = True
@@ -33,28 +33,28 @@ ALONE = r"""\expandafter\ifx\csname @twoclasseserror\endcsname\documentclass\els
 \providecommand{\color}[2][]{\itshape}"""
 
 
-def render(leaderboard: Leaderboard) -> str:
+def render(board: Board) -> str:
     """The file: ASCII but for letters, every name escaped; \\input it, or compile it as it is."""
-    about = " ".join(leaderboard.title.split())
+    about = " ".join(board.title.split())
     use = r"For \input: \usepackage{booktabs,xcolor}, and siunitx to align numbers."
-    cited = cites(leaderboard)
-    head = f"% {about}: {progress(leaderboard)}. {use}"
+    cited = cites(board)
+    head = f"% {about}: {progress(board)}. {use}"
     if cited:
         head += f"\n% Published rows: {CITED}."
         head += "\n% A paper that reads this file names leaderboard in its own \\bibliography."
     end = r"\bibliographystyle{plain}\bibliography{leaderboard}" if cited else ""
-    said = " ".join(map(sentence, captions.of_leaderboard(leaderboard, published="With a citation")))
-    notes = [*leaderboard.notes] + ([f"{progress(leaderboard)}.".capitalize()] if leaderboard.partial else [])
+    said = " ".join(map(sentence, captions.of_board(board, published="With a citation")))
+    notes = [*board.notes] + ([f"{progress(board)}.".capitalize()] if board.partial else [])
     return (
         "\n\n".join(
             [
                 head,
                 ALONE.replace("%(end)s", rf"\clearpage\noindent\small {said}\par{end}"),
                 *(f"% {' '.join(note.split())}" for note in notes),
-                *tables.joint(leaderboard),
-                *tables.single(leaderboard),
-                *tables.ablations(leaderboard),
-                *tables.reproduced(leaderboard),
+                *tables.joint(board),
+                *tables.single(board),
+                *tables.ablations(board),
+                *tables.reproduced(board),
                 r"\leaderboardend",
             ]
         )
@@ -62,14 +62,14 @@ def render(leaderboard: Leaderboard) -> str:
     )
 
 
-def cites(leaderboard: Leaderboard) -> bool:
+def cites(board: Board) -> bool:
     """Whether it shows rows that others published, whose sources are in leaderboard.bib."""
-    return any(block.published for block in leaderboard.blocks)
+    return any(block.published for block in board.blocks)
 
 
-def write(leaderboard: Leaderboard, folder: Path) -> Path:
+def write(board: Board, folder: Path) -> Path:
     """Write leaderboard.tex and, where published rows are cited, leaderboard.bib."""
-    keys = {row.key for block in leaderboard.blocks for row in block.published}
-    if keys:
-        place(folder, ".bib", published.bibliography(keys))
-    return place(folder, SUFFIX, render(leaderboard))
+    sources = {row.source for block in board.blocks for row in block.published}
+    if keys := {key for source in sources if (key := published.key(source))}:
+        place(folder, "leaderboard.bib", published.bibliography(keys))
+    return place(folder, f"leaderboard{SUFFIX}", render(board))

@@ -7,10 +7,10 @@ import pytest
 
 from harness.fairness import rules
 from harness.leaderboard import published
-from harness.leaderboard.tables import leaderboard
-from harness.reports import _page_data as data
-from harness.reports import web
-from harness.reports._reproduction import command
+from harness.leaderboard.compose import board_of
+from harness.leaderboard.reproduction import command
+from harness.reports import page_data as data
+from harness.reports.formats import web
 from harness.runs.record import Epoch
 
 
@@ -75,7 +75,7 @@ def test_curves_are_thinned_until_the_page_is_small_enough(make_trial, make_reco
         Epoch(epoch=e, loss=1.0, lr=0.1, validation={"MAP@R": e / 500}, train_s=1, validation_s=1)
         for e in range(1, 401)
     )
-    board = leaderboard([make_record(make_trial(), curve=curve, selected_epoch=400)])
+    board = board_of([make_record(make_trial(), curve=curve, selected_epoch=400)])
     page = data.page_data(board)
     assert len(page["epochs"][0]) == data.MOST_POINTS
     assert (page["epochs"][0][0], page["epochs"][0][-1]) == (1, 400)
@@ -186,7 +186,7 @@ def small_copy(make_trial, make_record):
             record = make_record(trial.model_copy(update={"dataset": options}), mean + own * noise[seed])
             cost = record.cost.model_copy(update={"forward_passes_per_step": passes, "steps": 4})
             records.append(record.model_copy(update={"cost": cost}))
-    return leaderboard(records, findings=rules.over_records(records))
+    return board_of(records, findings=rules.over_records(records))
 
 
 def test_marks_say_their_rule_and_lead_to_it(browse, small_copy):
@@ -264,7 +264,7 @@ def test_figures_scale_by_the_interval_and_count_epochs_in_whole_numbers(browse,
 def test_a_phone_shows_the_first_score_and_says_that_the_table_goes_on(browse, make_trial, make_record):
     trials = [make_trial(arm, dataset="cub200", backbone="resnet50") for arm in ("contrastive", "contrastive+input")]
     said = browse(
-        web.render(leaderboard([make_record(trial) for trial in trials], published=published.load())),
+        web.render(board_of([make_record(trial) for trial in trials], published=published.load())),
         """
         await new Promise(done => setTimeout(done, 300));
         const card = document.querySelector(".card"), hint = document.querySelector(".swipe");
@@ -281,3 +281,29 @@ def test_a_phone_shows_the_first_score_and_says_that_the_table_goes_on(browse, m
     assert said["delta"] <= 375, "method, score and difference are in sight"
     assert said["page"] <= 375, "the page itself does not scroll sideways"
     assert said["name"] == pytest.approx(1, abs=1), "the first column stays"
+
+
+def test_lines_of_two_losses_differ_in_colour_and_of_two_levels_in_dash(browse, make_trial, make_record):
+    arms = ("contrastive", "contrastive+input", "proxy_anchor")
+    records = [
+        make_record(make_trial(arm, seed), 0.5 + place / 100) for place, arm in enumerate(arms) for seed in (0, 1)
+    ]
+    said = browse(
+        web.render(board_of(records)),
+        """
+        await new Promise(done => setTimeout(done, 300));
+        const figure = name => [...document.querySelectorAll("figure")].find(one => one.textContent.includes(name));
+        const dash = one => one.getAttribute("stroke-dasharray");
+        const read = one => [one.querySelector("title").textContent, one.style.stroke, dash(one)];
+        const look = name => [...figure(name).querySelectorAll("polyline.trace")].map(read);
+        const legend = figure("Recall at K").querySelector(".legend").textContent;
+        return { recall: look("Recall at K"), learning: look("Learning curves"), legend };
+        """,
+    )
+    for name in ("recall", "learning"):
+        (first, first_colour, solid), (_, second_colour, dashed), (_, other_colour, third) = said[name]
+        assert first == "contrastive"
+        assert first_colour == second_colour != other_colour
+        assert (solid, third) == ("", "")
+        assert dashed
+    assert said["legend"] == "contrastiveproxy_anchorbaselineinput"

@@ -5,46 +5,44 @@ from pathlib import Path
 
 from harness.fairness import rules
 from harness.leaderboard import captions
-from harness.leaderboard.tables import Leaderboard
-from harness.reports import _wording as wording
-from harness.reports import place
-from harness.reports._page_data import dumps, page_data
+from harness.leaderboard.board import Board
+from harness.reports import place, wording
+from harness.reports.page_data import dumps, page_data
 
 SUFFIX = ".html"
 ALWAYS = True
-PARTS = Path(__file__).with_name("page")
+PARTS = Path(__file__).parents[1] / "page"
 SCRIPTS = ("state", "table", "detail", "figures", "gallery", "downloads", "main")
 
 
-def render(leaderboard: Leaderboard) -> str:
+def render(board: Board) -> str:
     """The page. The template escapes every name; the data escape what could end their element."""
     from markupsafe import Markup
 
-    caption = captions.of_leaderboard(leaderboard, published="Grey", every=True)
-    rows = [row for block in leaderboard.blocks for row in block.rows]
+    caption = captions.of_board(board, published="Grey", every=True)
     return _template().render(
-        title=leaderboard.title,
-        progress=wording.progress(leaderboard),
-        partial=leaderboard.partial,
-        notes=leaderboard.notes,
+        title=board.title,
+        progress=wording.progress(board),
+        partial=board.partial,
+        notes=board.notes,
         caption=caption,
-        ranked=any(cell.rank for row in rows for cell in row.cells.values()),
-        memory=any(row.peak_gb and not row.floor for row in rows),
-        rules=_named(leaderboard),
+        ranked=bool(board.frame["rank"].notna().any()),
+        memory=any(row.peak_gb for block in board.blocks for row in block.trained),
+        rules=_named(board),
         style=Markup(_part("style.css")),
         script=Markup("\n".join(_part(f"{name}.js") for name in SCRIPTS)),
-        data=Markup(dumps(page_data(leaderboard, caption))),
+        data=Markup(dumps(page_data(board, caption))),
     )
 
 
-def write(leaderboard: Leaderboard, folder: Path) -> Path:
+def write(board: Board, folder: Path) -> Path:
     """Write leaderboard.html."""
-    return place(folder, SUFFIX, render(leaderboard))
+    return place(folder, f"leaderboard{SUFFIX}", render(board))
 
 
-def _named(leaderboard: Leaderboard) -> list[rules.Rule]:
+def _named(board: Board) -> list[rules.Rule]:
     """The fairness rules that notes of the leaderboard begin with."""
-    said = [*leaderboard.notes, *(note.sentence for block in leaderboard.blocks for note in block.findings)]
+    said = [*board.notes, *(note.sentence for block in board.blocks for note in block.findings)]
     ids = {sentence.partition(" ")[0] for sentence in said}
     return [rule for rule in rules.found() if rule.id in ids]
 

@@ -5,9 +5,9 @@ import pytest
 
 from harness.config import Level
 from harness.leaderboard import published
-from harness.leaderboard.tables import leaderboard
-from harness.reports import latex
-from harness.reports._latex_tables import escape
+from harness.leaderboard.compose import board_of
+from harness.reports.formats import latex
+from harness.reports.latex_tables import escape
 
 
 def compiled(need, folder, name="leaderboard"):
@@ -67,7 +67,7 @@ def test_the_document_compiles_alone_and_shows_what_it_says(need, board, awkward
 def test_several_datasets_are_column_groups_and_long_tables_are_several(need, make_trial, make_record, tmp_path):
     arms = [f"contrastive[margin=0.{i:03d}]" for i in range(1, 201)]
     records = [make_record(make_trial(arm, dataset=d), 0.5) for arm in arms for d in ("glyphs", "omniglot")]
-    latex.write(leaderboard(records), tmp_path)
+    latex.write(board_of(records), tmp_path)
     text = compiled(need, tmp_path)
     assert re.search(r"glyphs\s+omniglot\n", text)
     assert "Part 5 of 5" in text
@@ -85,7 +85,7 @@ def test_it_can_be_read_into_a_paper_without_siunitx(need, judged, tmp_path):
 
 def test_an_ablation_shows_the_settings_that_differ(make_trial, make_record):
     arms = ["contrastive", "contrastive+embedding", "contrastive+embedding[weight=0.2,hardest=3]"]
-    text = latex.render(leaderboard(make_record(make_trial(arm), 0.5) for arm in arms))
+    text = latex.render(board_of(make_record(make_trial(arm), 0.5) for arm in arms))
     table = text[text.index("Ablation of Metrix: Contrastive on glyphs") :]
     assert "$w$ & $k$ & \\multicolumn{2}{c}{R@1}" in table
     assert "no Metrix &  & 50.0 &" in table
@@ -96,7 +96,7 @@ def test_an_ablation_shows_the_settings_that_differ(make_trial, make_record):
 
 def test_published_rows_are_grey_cited_and_in_no_difference(make_trial, make_record, tmp_path):
     records = [make_record(make_trial(dataset="cub200", backbone="resnet50"), 0.6, best_test_epoch={"R@1": 0.62})]
-    board = leaderboard(records, published=published.load())
+    board = board_of(records, published=published.load())
     text = latex.render(board)
     assert r"\color{gray} Contrastive + Metrix, feature \cite{metrix_readme} & \color{gray} 67.4 &" in text
     assert r"Contrastive \color{gray}\cite{metrix_readme} & \color{gray} 64.7 & 60.0 &" in text
@@ -106,5 +106,5 @@ def test_published_rows_are_grey_cited_and_in_no_difference(make_trial, make_rec
 
 @pytest.mark.parametrize("mean", [0.9996, 0.5])
 def test_a_perfect_score_has_room(mean, make_trial, make_record):
-    text = latex.render(leaderboard([make_record(make_trial(), mean)]))
+    text = latex.render(board_of([make_record(make_trial(), mean)]))
     assert f"table-format={3 if mean > 0.9 else 2}.1" in text

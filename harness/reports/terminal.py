@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -23,8 +23,8 @@ from rich.text import Text
 
 from harness.config import Trial
 from harness.leaderboard import captions
-from harness.leaderboard.tables import Block, Leaderboard, Row
-from harness.reports import _wording as wording
+from harness.leaderboard.board import Block, Board
+from harness.reports import wording
 from harness.runs.live import Running, Tally
 
 WIDEST = 100  # columns a leaderboard needs at most
@@ -71,23 +71,23 @@ def _numbers(values: Sequence[str]) -> bool:
     return bool(filled) and all(value.removeprefix("-").replace(".", "", 1).isdigit() for value in filled)
 
 
-def show(leaderboard: Leaderboard, on: Console | None = None) -> None:
+def show(board: Board, on: Console | None = None) -> None:
     """Print a leaderboard: a table a block, its notes, and at the end what the numbers are."""
     on = on or console()
     width = min(on.width, WIDEST)
     on.print()
-    title = Text(leaderboard.title, "bold")
-    on.print(title.append(f"  {wording.progress(leaderboard)}", "yellow" if leaderboard.partial else "dim"))
-    for block in leaderboard.blocks:
+    title = Text(board.title, "bold")
+    on.print(title.append(f"  {wording.progress(board)}", "yellow" if board.partial else "dim"))
+    for block in board.blocks:
         on.print()
-        on.print(Text(wording.heading(block), "bold cyan"))
+        on.print(Text(block.heading, "bold cyan"))
         on.print(_sheet(block), width=width)
         for note in wording.footnotes(block):
             on.print(Padding(Text(note, "yellow" if note.startswith("FAIR") else "dim"), (0, 1)), width=width)
         on.print(Padding(Text(" ".join(block.caption), "dim"), (0, 1)), width=width)
     on.print()
-    caption = captions.of_leaderboard(leaderboard, styled=on.is_terminal and not on.is_dumb_terminal)
-    on.print(Padding(Text(" ".join((*leaderboard.notes, *caption)), "dim"), (0, 1)), width=width)
+    caption = captions.of_board(board, styled=on.is_terminal and not on.is_dumb_terminal)
+    on.print(Padding(Text(" ".join((*board.notes, *caption)), "dim"), (0, 1)), width=width)
     on.print()
 
 
@@ -117,10 +117,10 @@ def _room(name: str, *values: str) -> tuple[int, int]:
     return max(len(name) - behind, *(len(number) for number, _, _ in parts), 0), behind
 
 
-def _line(block: Block, row: Row, room: Sequence[tuple[int, int]]) -> list[RenderableType]:
+def _line(block: Block, row: Any, room: Sequence[tuple[int, int]]) -> list[RenderableType]:
     """The cells of a row, means under each other: interval and cost stand back, states stand out."""
-    name = Text(row.name + wording.below(block, row), "" if row.indent or row.floor else "bold")
-    line: list[RenderableType] = [Padding(name, (0, 0, 0, 2 * row.indent))]
+    name = Text(row.name + wording.below(row), "" if row.baseline or row.level == "floor" else "bold")
+    line: list[RenderableType] = [Padding(name, (0, 0, 0, 2 * bool(row.baseline)))]
     printed = (wording.columns(block), wording.values(block, row), wording.marks(block, row), room)
     for column, value, marks, (front, _) in zip(*printed, strict=True):
         number, sign, half = value.partition(" ± ")
@@ -196,7 +196,7 @@ class View(Tally):
             )
             self._live.start()
         else:
-            self._print(Text(f"{total} trials, {done} done before, {slots} at a time"))
+            self._print(Text(f"{total} trials, {done} already done, {slots} at a time"))
 
     def started(self, trial: Trial, where: str, attempt: int) -> None:
         """A trial begins at `where` (a node or GPU, may be empty) for the `attempt`-th time."""
@@ -222,12 +222,12 @@ class View(Tally):
 
     def finished(self, trial_id: str, score: float, seconds: float, metric: str = "R@1") -> None:
         """A trial has its record; `score` is its `metric`, `seconds` what it took."""
-        said = f"  {metric} {100 * score:.1f} in {wording.seconds(seconds)}"
+        text = f"  {metric} {100 * score:.1f} in {wording.seconds(seconds)}"
         with self.lock:
             super().finished(trial_id, score, seconds, metric)
-            self._remember("✓", "green", trial_id, said)
+            self._remember("✓", "green", trial_id, text)
             count = f"  [{self.done}/{self.total}]"
-        self._line("finished", trial_id, said + count)
+        self._line("finished", trial_id, text + count)
 
     def failed(self, trial_id: str, reason: str, attempt: int, will_retry: bool) -> None:
         """A trial stopped with an error; it starts again later, or is given up."""
@@ -253,10 +253,10 @@ class View(Tally):
         for trial_id, reason in given_up.items():
             self._print(Text(f"✗ {self._name(trial_id)}: {reason}", "red"))
         took = _clock_time(self.clock() - self.began)
-        said = f"{self.done} of {self.total} trials done, {self.completed} of them in this run, which took {took}"
-        said += f"; {len(given_up)} failed" if given_up else ""
-        said += "; interrupted" if interrupted else ""
-        self._print(Text(said, "bold"))
+        text = f"{self.done} of {self.total} trials done, {self.completed} of them in this run, in {took}"
+        text += f"; {len(given_up)} failed" if given_up else ""
+        text += "; interrupted" if interrupted else ""
+        self._print(Text(text, "bold"))
 
     def _name(self, trial_id: str) -> str:
         """A trial in words: place, arm, seed; its id where it was never seen to start."""
@@ -267,10 +267,10 @@ class View(Tally):
         """Keep an event for the panel: sign, style, trial id, what happened."""
         self._recent.append(event)
 
-    def _line(self, word: str, trial_id: str, said: str) -> None:
+    def _line(self, word: str, trial_id: str, text: str) -> None:
         """One line for one event, where no panel shows it."""
         if self._live is None:
-            self._print(Text(f"{word:9} {self._name(trial_id)}{said}"))
+            self._print(Text(f"{word:9} {self._name(trial_id)}{text}"))
 
     def _print(self, text: Text) -> None:
         """Print, above a panel if there is one; never under the lock, which the panel's thread takes in its own."""
@@ -282,14 +282,14 @@ class View(Tally):
             if self.running:
                 parts += [Text(), self._table()]
             if self._recent:
-                parts += [Text(), *(self._clipped(self._told(*event)) for event in self._recent)]
+                parts += [Text(), *(self._clipped(self._event(*event)) for event in self._recent)]
             return Panel(Group(*parts), title=Text("metrix-bench", "bold"), border_style="dim", padding=(0, 1))
 
-    def _told(self, sign: str, style: str, trial_id: str, said: str) -> Text:
+    def _event(self, sign: str, style: str, trial_id: str, text: str) -> Text:
         """An event in a line; where all trials share dataset and backbone, these are left out."""
         seen = self._seen.get(trial_id)
         name = seen.name if seen and len(self._places) == 1 else self._name(trial_id)
-        return Text(f"{sign} ", style).append(name).append(said, "dim")
+        return Text(f"{sign} ", style).append(name).append(text, "dim")
 
     @property
     def _places(self) -> set[str]:
@@ -317,29 +317,29 @@ class View(Tally):
         return head
 
     def _table(self) -> Table:
-        running = sorted(self.running.values(), key=lambda some: some.since)
+        running = sorted(self.running.values(), key=lambda one: one.since)
         room = max(self._console.height - RECENT - 9, 3)
         several = len(self._places) > 1
-        somewhere = any(some.where for some in running)
+        somewhere = any(one.where for one in running)
         sheet = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim", pad_edge=False)
         sheet.add_column("running", ratio=1, no_wrap=True, overflow="ellipsis")
         for name in ("epoch", "loss", "val. MAP@R", "time"):
             sheet.add_column(name, justify="right", no_wrap=True)
         if somewhere:
             sheet.add_column("where", no_wrap=True)
-        for some in running[:room]:
-            name = Text(some.name)
+        for one in running[:room]:
+            name = Text(one.name)
             if several:
-                name = Text.assemble((f"{some.place} ", "dim"), some.name)
-            if some.attempt > 1:
-                name.append(f" (attempt {some.attempt})", "yellow")
+                name = Text.assemble((f"{one.place} ", "dim"), one.name)
+            if one.attempt > 1:
+                name.append(f" (attempt {one.attempt})", "yellow")
             sheet.add_row(
                 name,
-                f"{some.epoch}/{some.epochs}" if some.epochs else "",
-                "" if some.loss is None else f"{some.loss:.4g}",
-                "" if some.score is None else f"{100 * some.score:.1f}",
-                Text(_clock_time(self.clock() - some.since), "dim"),
-                *([Text(some.where, "dim")] if somewhere else []),
+                f"{one.epoch}/{one.epochs}" if one.epochs else "",
+                "" if one.loss is None else f"{one.loss:.4g}",
+                "" if one.score is None else f"{100 * one.score:.1f}",
+                Text(_clock_time(self.clock() - one.since), "dim"),
+                *([Text(one.where, "dim")] if somewhere else []),
             )
         if len(running) > room:
             sheet.add_row(Text(f"and {len(running) - room} more", "dim"))

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from harness.leaderboard.tables import Leaderboard
+from harness.leaderboard.board import Board
 
 SUFFIX = ".svg"
 ALWAYS = False
 
 
-def write(leaderboard: Leaderboard, folder: Path) -> Path:
+def write(board: Board, folder: Path) -> Path:
     """Write leaderboard.svg, light and dark pages alike; nothing where no row was measured."""
-    from harness.reports._figures import draw_overview
+    from harness.reports.drawing import draw_overview
 
     path = folder / f"leaderboard{SUFFIX}"
-    draw_overview(leaderboard, path)
+    draw_overview(board, path)
     return path

@@ -18,8 +18,11 @@ from PIL import Image, ImageOps
 from harness.config import Choice
 from harness.data import datasets
 from harness.data.datasets import Dataset, DatasetError
+from harness.errors import some
+from harness.leaderboard.board import Block, Board, record_ids
 from harness.leaderboard.collection import Collection
-from harness.leaderboard.tables import Block, Leaderboard
+from harness.reports import wording
+from harness.runs.outcomes import UNREADABLE
 from harness.runs.record import Record
 
 QUERIES = 8  # of a block
@@ -60,9 +63,7 @@ class Shelf:
         }
 
 
-def with_gallery(
-    board: Leaderboard, collection: Collection, data: Path | None = None, cache: Path | None = None
-) -> Leaderboard:
+def with_gallery(board: Board, collection: Collection, data: Path | None = None, cache: Path | None = None) -> Board:
     """The leaderboard with a gallery for each block whose trials kept their embeddings.
 
     data: folder of the dataset, for those that are not embedded; cache: where datasets keep what they compute.
@@ -82,18 +83,26 @@ def _shelf(
     """The gallery of a block; None where no trained trial kept embeddings."""
     kept: dict[tuple[int, int], dict[str, Record]] = {}
     for row in block.rows:
-        for record in row.parts:
-            if record.id in collection.with_queries:
-                kept.setdefault((record.trial.seed, record.trial.fold or 0), {})[row.full] = record
+        for id in record_ids(row):
+            if id in collection.with_queries:
+                record = collection.by_id[id]
+                kept.setdefault((record.trial.seed, record.trial.fold or 0), {})[wording.full(row)] = record
     if not any(record.level != "floor" for records in kept.values() for record in records.values()):
         return None
     seed, fold = max(kept, key=lambda one: (len(kept[one]), -one[0], -one[1]))
     chosen = list(kept[seed, fold].items())[:MOST_ARMS]
-    stored = {arm: _Stored.read(collection.home[r.id].per_query(r.id)) for arm, r in chosen}
+    stored, damaged = {}, []
+    for arm, record in chosen:
+        try:
+            stored[arm] = _Stored.read(collection.home[record.id].per_query(record.id))
+        except UNREADABLE:
+            damaged.append(arm)
+    if not stored:
+        return None
     first = next(iter(stored.values()))
-    stored = {arm: some for arm, some in stored.items() if np.array_equal(some.ids, first.ids)}
+    stored = {arm: kept for arm, kept in stored.items() if np.array_equal(kept.ids, first.ids)}
     asked = _sample(first, block.dataset)
-    near = {arm: some.nearest(asked) for arm, some in stored.items()}
+    near = {arm: kept.nearest(asked) for arm, kept in stored.items()}
     numbers: dict[int, int] = {}
     queries = tuple(
         (
@@ -111,7 +120,9 @@ def _shelf(
     names = tuple(str(first.ids[i]) for i in numbers)
     trial = chosen[0][1].trial
     images, why = _pictures(trial.dataset, names, data, cache, room)
-    note = f"{len(queries)} test queries drawn at random, the same for all arms; training {trial.seed_and_fold}.{why}"
+    note = f"{len(queries)} random test queries, the same for all arms; training {trial.seed_and_fold}.{why}"
+    if damaged:
+        note += f" Left out, because the file of their embeddings is damaged: {some(damaged)}."
     return Shelf(number, seed, tuple(stored), queries, names, images, note)
 
 
@@ -156,9 +167,9 @@ def _pictures(
 ) -> tuple[tuple[str, ...], str]:
     """Each image as a data URI, and why there is none where there is none."""
     if len(names) > room:
-        return ("",) * len(names), " Images are left out: the page has many tables; --only shows them for one."
+        return ("",) * len(names), " Images are left out because the page has many tables; --only shows them for one."
     if datasets.describe(choice.name).needs_data and data is None:
-        return ("",) * len(names), " Images are shown by a report that is told where they lie (--data FOLDER)."
+        return ("",) * len(names), " To show images, pass their folder: --data FOLDER."
     try:
         dataset = datasets.load(choice.name, data=data, cache=cache, **choice.options)
         places = {key: place for place, key in enumerate(dataset.keys)}

@@ -4,8 +4,8 @@ import io
 import pytest
 
 from harness.leaderboard import published
-from harness.leaderboard.tables import leaderboard
-from harness.reports import comma_separated, runs
+from harness.leaderboard.compose import board_of
+from harness.reports.formats import comma_separated, scores
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_marks_and_ranks(judged):
 
 def test_published_numbers_name_their_source(make_trial, make_record):
     record = make_record(make_trial(dataset="cub200", backbone="resnet50"), 0.6)
-    text = comma_separated.render(leaderboard([record], published=published.load()))
+    text = comma_separated.render(board_of([record], published=published.load()))
     theirs = [row for row in csv.DictReader(io.StringIO(text)) if row["source"] != "measured here"]
     row = next(row for row in theirs if row["arm"] == "contrastive+feature" and row["metric"] == "R@1")
     assert (row["mean"], row["state"], row["n"], row["difference"]) == ("0.674", "", "", "")
@@ -61,8 +61,9 @@ def test_blocks_apart_name_their_factors(apart):
     assert {row["factors"] for row in rows} == {"model.dim=16", "model.dim=128"}
 
 
-def test_runs_are_one_line_a_record_and_metric(board, make_trial):
-    rows = list(csv.DictReader(io.StringIO(runs.render(board))))
+def test_scores_are_one_line_a_record_and_metric(board, make_trial):
+    rows = list(csv.DictReader(io.StringIO(scores.render(board))))
     assert len(rows) == 8 * 4
     row = next(r for r in rows if r["record"] == make_trial("contrastive+input", 2).id and r["metric"] == "MAP@R")
     assert (row["value"], row["validation"], row["seed"], row["lr"]) == ("0.31", "0.2", "2", "0.001")
+    assert (row["model.dim"], row["loss.margin"], row["metrix.at"]) == ("16", "0.5", "input")

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.fairness.protocols import FAIR
-from harness.leaderboard.captions import listed
+from harness.leaderboard.board import Block, Board, record_ids
+from harness.leaderboard.frame import ReportError
+from harness.leaderboard.notes import listed
 from harness.leaderboard.statistics import places
-from harness.leaderboard.tables import Block, Cell, Leaderboard, ReportError, Row
-from harness.reports import _wording as wording
+from harness.reports import wording
 from harness.runs.record import Record
 
 COLORS = ("#0072B2", "#D55E00", "#009E73")
@@ -32,7 +33,7 @@ ROW_INCHES = 0.155
 MOST_ROWS = 60  # of one figure: more cannot be read
 
 
-def draw_leaderboard(board: Leaderboard, folder: Path, endings: Sequence[str] = (".pdf", ".svg")) -> list[Path]:
+def draw_board(board: Board, folder: Path, endings: Sequence[str] = (".pdf", ".svg")) -> list[Path]:
     """Draw every figure of every block, for one and for two columns, as `<dataset>-<backbone>-<figure>-1col.pdf`.
 
     A figure is left out where a block has too little for it: no difference for the forest, one level for the heat
@@ -46,25 +47,25 @@ def draw_leaderboard(board: Leaderboard, folder: Path, endings: Sequence[str] = 
             for width, inches in WIDTHS.items():
                 stem = re.sub(r"[^\w+.-]", "_", "-".join([*place, name, width]))
                 with _figure(stem, inches) as figure:
-                    if draw(figure, block):
+                    if draw(figure, block, board):
                         paths += [_saved(figure, folder / f"{stem}{ending}") for ending in endings]
     return paths
 
 
-def draw_overview(board: Leaderboard, path: Path) -> Path | None:
+def draw_overview(board: Board, path: Path) -> Path | None:
     """Draw differences, cost and learning curves of the first block side by side, for a README; None without any.
 
     `path` ends in .svg, .pdf or .png.
     """
-    block = next((block for block in board.blocks if any(row.cells for row in block.trained)), None)
+    block = next((block for block in board.blocks if any(map(block.scored, block.trained))), None)
     if block is None:
         return None
     with _figure(board.title, 10.5) as figure:
         figure.set_figheight(3.0)
         parts = figure.subfigures(1, 3, width_ratios=(1.25, 1, 1))
         for part, draw in zip(parts, (forest, cost, learning_curves), strict=True):
-            draw(part, block)
-        figure.suptitle(wording.heading(block), fontsize=9)
+            draw(part, block, board)
+        figure.suptitle(block.heading, fontsize=9)
         return _saved(figure, path)
 
 
@@ -74,9 +75,9 @@ def draw_trial(record: Record, path: Path) -> Path:
     `path` ends in .pdf, .svg or .png. Raises ReportError for a trial that was not trained, and for another ending.
     """
     if not record.curve:
-        raise ReportError(f"{record.id} was not trained: it has no curve to draw")
+        raise ReportError(f"{record.id} was not trained and has no curve to draw")
     if path.suffix not in ENDINGS:
-        raise ReportError(f"{path.name}: a figure ends in {listed(ENDINGS)}")
+        raise ReportError(f"{path.name}: the name of a figure ends in {listed(ENDINGS)}")
     positivity = record.analysis.get("positivity")
     columns = 3 if positivity else 2
     with _figure(record.id, COLUMN_INCHES * columns / 1.5) as figure:
@@ -157,51 +158,51 @@ def _positivity(axes: Any, curve: dict[str, Any]) -> None:
     axes.legend()
 
 
-def _rows(block: Block, metric: str) -> list[Row]:
-    return [row for row in block.trained if metric in row.cells][:MOST_ROWS]
+def _cells(block: Block, metric: str) -> list[Any]:
+    """The lines of the trained rows that have a score in a metric."""
+    return [cell for row in block.trained if (cell := block.cell(row, metric))][:MOST_ROWS]
 
 
-def forest(figure: Any, block: Block) -> bool:
+def forest(figure: Any, block: Block, board: Board) -> bool:
     """Metrix minus baseline: every variant's paired difference with its interval, filled where it is significant."""
     metric = block.shown[0]
-    rows = [row for row in _rows(block, metric) if row.cells[metric].difference is not None][::-1]
-    if not rows:
+    cells = [cell for cell in _cells(block, metric) if cell.difference is not None][::-1]
+    if not cells:
         return False
-    _height(figure, 0.55 + ROW_INCHES * len(rows))
+    _height(figure, 0.55 + ROW_INCHES * len(cells))
     axes = figure.subplots()
     axes.axvline(0, color="#8A8E97", linewidth=0.7)
-    for place, row in enumerate(rows):
-        cell = row.cells[metric]
-        color, marker = LEVELS.get(row.level, LEVELS["baseline"])
+    for place, cell in enumerate(cells):
+        color, marker = LEVELS.get(cell.level, LEVELS["baseline"])
         reach = None if cell.difference_half is None else 100 * cell.difference_half
         face = color if cell.significant else "white"
         look = {"marker": marker, "color": color, "markerfacecolor": face, "markeredgewidth": 0.9, "elinewidth": 1.0}
         axes.errorbar(100 * cell.difference, place, xerr=reach, linestyle="none", **look)
-    axes.set_yticks(range(len(rows)), [row.full + wording.below(block, row) for row in rows])
-    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.set_yticks(range(len(cells)), [wording.full(cell) + wording.below(cell) for cell in cells])
+    axes.set_ylim(-0.7, len(cells) - 0.3)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     axes.set_xlabel(f"Δ {metric}, points")
     said = []
-    if any(row.cells[metric].significant for row in rows):
+    if any(cell.significant for cell in cells):
         said.append("filled: significant after Holm's correction")
-    if any(wording.below(block, row) for row in rows):
+    if any(map(wording.below, cells)):
         said.append(f"{wording.BELOW}: below its own starting point")
     if said:
         figure.supxlabel("; ".join(said), fontsize=6.5, color="0.35")
     return True
 
 
-def heat_map(figure: Any, block: Block) -> bool:
+def heat_map(figure: Any, block: Block, board: Board) -> bool:
     """Losses by levels: the score of the baseline, then differences to it in points."""
     metric = block.shown[0]
-    rows = _rows(block, metric)
-    losses = list(dict.fromkeys(row.loss for row in rows))
-    levels = [level for level in LEVELS if any(row.level == level for row in rows)]
+    cells = _cells(block, metric)
+    losses = list(dict.fromkeys(cell.baseline or cell.arm for cell in cells))
+    levels = [level for level in LEVELS if any(cell.level == level for cell in cells)]
     if len(levels) < 2:
         return False
-    first = {(row.loss, row.level): row.cells[metric] for row in reversed(rows)}
+    first = {(cell.baseline or cell.arm, cell.level): cell for cell in reversed(cells)}
     digits = wording.decimals(block, metric)
     _height(figure, 0.5 + 0.24 * len(losses))
     axes = figure.subplots()
@@ -229,7 +230,7 @@ def heat_map(figure: Any, block: Block) -> bool:
     return True
 
 
-def depth(cell: Cell) -> float:
+def depth(cell: Any) -> float:
     """How deep a difference is painted, in [0.08, 0.68]: pale within its interval or without one, deepest from four
     half widths on."""
     size, half = abs(cell.difference), cell.difference_half
@@ -244,50 +245,51 @@ def _tile(x: int, y: int, color: str, depth: float) -> Any:
     return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=color, alpha=depth, linewidth=0)
 
 
-def cost(figure: Any, block: Block) -> bool:
+def cost(figure: Any, block: Block, board: Board) -> bool:
     """Score against training time, with the line of what nothing cheaper beats."""
     metric = block.shown[0]
-    rows = [row for row in _rows(block, metric) if row.train_s]
-    if len(rows) < 2:
+    cells = [cell for cell in _cells(block, metric) if cell.train_s]
+    if len(cells) < 2:
         return False
     axes = figure.subplots()
-    least = min(row.train_s for row in rows)
+    least = min(cell.train_s for cell in cells)
     size, unit = (3600, "h") if least >= 3600 else (60, "min") if least >= 60 else (1, "s")
-    for row in rows:
-        cell = row.cells[metric]
-        color, marker = LEVELS.get(row.level, LEVELS["baseline"])
+    for cell in cells:
+        color, marker = LEVELS.get(cell.level, LEVELS["baseline"])
         reach = None if cell.half is None else 100 * cell.half
         axes.errorbar(
-            row.train_s / size, 100 * cell.mean, reach, color=color, marker=marker, elinewidth=0.6, alpha=0.9
+            cell.train_s / size, 100 * cell.mean, reach, color=color, marker=marker, elinewidth=0.6, alpha=0.9
         )
-    front: list[Row] = []
-    place = places({id(row): row.cells[metric].mean for row in rows})
-    for row in sorted(rows, key=lambda row: (row.train_s, place[id(row)])):
-        if not front or place[id(row)] < place[id(front[-1])]:
-            front.append(row)
-    points = [(row.train_s / size, 100 * row.cells[metric].mean) for row in front]
-    end = max(row.train_s for row in rows) / size
+    front: list[Any] = []
+    place = places({cell.row: cell.mean for cell in cells})
+    for cell in sorted(cells, key=lambda cell: (cell.train_s, place[cell.row])):
+        if not front or place[cell.row] < place[front[-1].row]:
+            front.append(cell)
+    points = [(cell.train_s / size, 100 * cell.mean) for cell in front]
+    end = max(cell.train_s for cell in cells) / size
     axes.step(
         *zip(*points, (end, points[-1][1]), strict=True), where="post", color="0.6", linestyle="--", linewidth=0.8
     )
-    axes.annotate(front[-1].full, points[-1], xytext=(4, 4), textcoords="offset points", fontsize=6.5, color="0.35")
+    axes.annotate(
+        wording.full(front[-1]), points[-1], xytext=(4, 4), textcoords="offset points", fontsize=6.5, color="0.35"
+    )
     axes.set(xlabel=f"training time, {unit}", ylabel=f"{metric}, %")
     axes.grid(axis="y")
-    _legend(axes, rows)
+    _legend(axes, cells)
     return True
 
 
-def recall_curves(figure: Any, block: Block) -> bool:
+def recall_curves(figure: Any, block: Block, board: Board) -> bool:
     """R@K over K, a line a row."""
     at = {int(metric[2:]): metric for metric in block.metrics if re.fullmatch(r"R@\d+", metric)}
     ks = sorted(at)
-    rows = [row for row in block.trained if all(at[k] in row.cells for k in ks)][:MOST_ROWS]
+    rows = [row for row in block.trained if all(block.cell(row, at[k]) for k in ks)][:MOST_ROWS]
     if len(ks) < 2 or not rows:
         return False
     axes = figure.subplots()
     for row in rows:
         color, marker = LEVELS.get(row.level, LEVELS["baseline"])
-        scores = [100 * row.cells[at[k]].mean for k in ks]
+        scores = [100 * block.cell(row, at[k]).mean for k in ks]
         axes.plot(range(len(ks)), scores, color=color, marker=marker, markersize=2.8, alpha=0.85)
     axes.set_xticks(range(len(ks)), map(str, ks))
     axes.set(xlabel="K", ylabel="R@K, %")
@@ -296,20 +298,18 @@ def recall_curves(figure: Any, block: Block) -> bool:
     return True
 
 
-def learning_curves(figure: Any, block: Block) -> bool:
+def learning_curves(figure: Any, block: Block, board: Board) -> bool:
     """Validation score over epochs, the mean over the seeds of a row."""
     axes, drawn = figure.subplots(), []
     for row in block.trained[:MOST_ROWS]:
-        curves = [
-            {epoch.epoch: epoch.validation.get(FAIR.metric) for epoch in record.curve}
-            for record in row.parts
-            if record.curve
-        ]
-        epochs = sorted(set.intersection(*map(set, curves))) if curves else []
-        if len(epochs) < 2 or any(value is None for curve in curves for value in curve.values()):
+        curves = board.curves[board.curves["record"].isin(record_ids(row))]
+        each = curves.pivot_table(index="epoch", columns="record", values="validation", dropna=False)
+        shared = each.dropna()
+        if len(shared) < 2 or curves["validation"].isna().any():
             continue
-        means = [100 * sum(curve[epoch] for curve in curves) / len(curves) for epoch in epochs]
-        axes.plot(epochs, means, color=LEVELS.get(row.level, LEVELS["baseline"])[0], alpha=0.85)
+        axes.plot(
+            shared.index, 100 * shared.mean(axis=1), color=LEVELS.get(row.level, LEVELS["baseline"])[0], alpha=0.85
+        )
         drawn.append(row)
     axes.set(ylabel=f"validation {FAIR.metric}, %")
     _over_epochs(axes)
@@ -318,24 +318,23 @@ def learning_curves(figure: Any, block: Block) -> bool:
     return bool(drawn)
 
 
-def validation_against_test(figure: Any, block: Block) -> bool:
+def validation_against_test(figure: Any, block: Block, board: Board) -> bool:
     """The validation score that chose a checkpoint against the test score it got, a point a run."""
-    rows = _rows(block, FAIR.metric)
+    rows = _cells(block, FAIR.metric)
     axes, points = figure.subplots(), 0
     for row in rows:
         color, marker = LEVELS.get(row.level, LEVELS["baseline"])
-        for record in row.records:
-            pair = (record.validation.get(FAIR.metric), record.test.get(FAIR.metric))
-            if None not in pair:
-                axes.plot(*(100 * value for value in pair), color=color, marker=marker, markersize=3, alpha=0.8)
-                points += 1
+        scores = board.scores[board.scores["record"].isin(record_ids(row)) & (board.scores["metric"] == FAIR.metric)]
+        pairs = 100 * scores[["validation", "value"]].dropna()
+        axes.plot(pairs["validation"], pairs["value"], marker, color=color, markersize=3, alpha=0.8)
+        points += len(pairs)
     axes.set(xlabel=f"validation {FAIR.metric}, %", ylabel=f"test {FAIR.metric}, %")
     axes.grid()
     _legend(axes, rows)
     return points > 2
 
 
-def _legend(axes: Any, rows: Iterable[Row], lines: bool = False) -> None:
+def _legend(axes: Any, rows: Iterable[Any], lines: bool = False) -> None:
     """The levels that are drawn, in their order."""
     from matplotlib.lines import Line2D
 
@@ -349,7 +348,7 @@ def _legend(axes: Any, rows: Iterable[Row], lines: bool = False) -> None:
         axes.legend(handles=handles, loc="best", ncols=2 if len(handles) > 3 else 1)
 
 
-FIGURES: dict[str, Callable[[Any, Block], bool]] = {
+FIGURES: dict[str, Callable[[Any, Block, Board], bool]] = {
     "forest": forest,
     "heat_map": heat_map,
     "cost": cost,

@@ -2,21 +2,21 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
-from harness.leaderboard import captions
-from harness.leaderboard.comparisons import BEST, SECOND
-from harness.leaderboard.published import Published
-from harness.leaderboard.tables import Block, Leaderboard, Row
+from harness.leaderboard import captions, published
+from harness.leaderboard.board import Block, Board
 from harness.reports import place
-from harness.reports._wording import (
+from harness.reports.wording import (
+    BEST,
     INFLATION,
     MISSING,
+    SECOND,
     below,
     columns,
     counterparts,
     decimals,
     footnotes,
-    heading,
     inflation,
     marks,
     progress,
@@ -29,31 +29,32 @@ SUFFIX = ".md"
 ALWAYS = True
 
 
-def render(leaderboard: Leaderboard) -> str:
+def render(board: Board) -> str:
     """The text, with every character that Markdown would read as its own escaped."""
-    parts = [f"# {escape(leaderboard.title)} ({progress(leaderboard)})"]
-    for block in leaderboard.blocks:
-        parts += [f"## {escape(heading(block))}", table(block), escape(" ".join(block.caption))]
+    parts = [f"# {escape(board.title)} ({progress(board)})"]
+    for block in board.blocks:
+        parts += [f"## {escape(block.heading)}", table(block), escape(" ".join(block.caption))]
         parts.append("\n".join(f"- {escape(note)}" for note in footnotes(block)))
         parts.append(reproduced(block))
-    parts.append(escape(" ".join(captions.of_leaderboard(leaderboard, published=THEIRS))))
-    parts += [escape(note) for note in leaderboard.notes]
+    parts.append(escape(" ".join(captions.of_board(board, published=THEIRS))))
+    parts += [escape(note) for note in board.notes]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write(leaderboard: Leaderboard, folder: Path) -> Path:
-    """Write leaderboard.md."""
-    return place(folder, SUFFIX, render(leaderboard))
+def write(board: Board, folder: Path) -> Path:
+    """Write board.md."""
+    return place(folder, f"leaderboard{SUFFIX}", render(board))
 
 
 def table(block: Block) -> str:
     """The rows of a block; variants are indented, floors come last after an empty line."""
     names = ("", *columns(block))
     lines = [names, ("---", *("---:" for _ in names[1:]))]
+    lines += [(label(row) + below(row), *map(marked, values(block, row), marks(block, row))) for row in block.trained]
     lines += [
-        (label(row) + below(block, row), *map(marked, values(block, row), marks(block, row))) for row in block.trained
+        (f"*{escape(row.arm)}* ({escape(published.short(row.source))})", *_theirs(block, row))
+        for row in block.published
     ]
-    lines += [(f"*{escape(row.arm)}* ({escape(row.short)})", *published(block, row)) for row in block.published]
     if block.trained and block.floors:
         lines.append(("",) * len(names))
     lines += [(f"*{label(row)}*", *map(escape, values(block, row))) for row in block.floors]
@@ -63,27 +64,27 @@ def table(block: Block) -> str:
 def reproduced(block: Block) -> str:
     """What others published beside the same arm here, and how much the best test epoch would have added."""
     pairs = list(counterparts(block))
-    metrics = [m for m in block.metrics if any(m in theirs.values for theirs, _ in pairs)]
+    metrics = [m for m in block.metrics if any(block.cell(theirs, m) for theirs, _ in pairs)]
     if not metrics:
         return ""
     columns = [text for m in metrics for text in (f"{m}, published", f"{m}, here")]
-    inflations = [inflation(ours, metrics[0]) for _, ours in pairs]
+    inflations = [inflation(block.cell(ours, metrics[0])) for _, ours in pairs]
     known = any(text != MISSING for text in inflations)
     names = ["published and reproduced", "source", *columns, *([f"inflation of {metrics[0]}"] if known else [])]
     lines = [names, ["---", "---", *("---:" for _ in names[2:])]]
     for (theirs, ours), text in zip(pairs, inflations, strict=True):
-        cells = [escape(theirs.arm), escape(theirs.short)]
+        cells = [escape(theirs.arm), escape(published.short(theirs.source))]
         for m in metrics:
-            cells.append(f"*{100 * theirs.values[m]:.1f}*" if m in theirs.values else "")
-            cells.append(escape(score(ours.cells[m], decimals(block, m))) if m in ours.cells else "")
+            cells.append(f"*{100 * cell.mean:.1f}*" if (cell := block.cell(theirs, m)) else "")
+            cells.append(escape(score(cell, decimals(block, m))) if (cell := block.cell(ours, m)) else "")
         lines.append([*cells, *([escape(text)] if known else [])])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return table + (f"\n\n{escape(INFLATION.format(metrics[0]))}" if known else "")
 
 
-def label(row: Row) -> str:
+def label(row: Any) -> str:
     """The row's name, pushed in under its baseline."""
-    return "&nbsp;&nbsp;" * row.indent + escape(row.name)
+    return "&nbsp;&nbsp;" * bool(row.baseline) + escape(row.name)
 
 
 def marked(value: str, marks: tuple[str, ...]) -> str:
@@ -93,9 +94,10 @@ def marked(value: str, marks: tuple[str, ...]) -> str:
     return f"**{text}**" if BEST in marks else text
 
 
-def published(block: Block, row: Published) -> list[str]:
+def _theirs(block: Block, row: Any) -> list[str]:
     """The cells of a row that others published: scores alone, set apart as theirs."""
-    values = (f"*{100 * row.values[m]:.1f}*" if m in row.values else "" for m in block.shown)
+    cells = (block.cell(row, metric) for metric in block.shown)
+    values = (f"*{100 * cell.mean:.1f}*" if cell else "" for cell in cells)
     return [*(text for value in values for text in (value, "")), "", "", ""]
 
 

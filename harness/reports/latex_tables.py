@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from harness.leaderboard import captions
-from harness.leaderboard.published import Published
-from harness.leaderboard.tables import Block, Cell, Leaderboard, Row
-from harness.reports import _wording as wording
+from harness.leaderboard import captions, published
+from harness.leaderboard.board import Block, Board, record_ids
+from harness.leaderboard.columns import plain
+from harness.reports import wording
 
 LATIN = 0x180  # the letters that any LaTeX of today prints without a further package
 SPECIAL = {
@@ -64,7 +65,7 @@ class Sheet:
     names: Columns = Columns("l", "l", 1)
 
 
-def joint(board: Leaderboard) -> list[str]:
+def joint(board: Board) -> list[str]:
     """For each network with several datasets, one table with a column group for each dataset."""
     found = []
     for backbone in dict.fromkeys(block.backbone for block in board.blocks):
@@ -79,25 +80,26 @@ def joint(board: Leaderboard) -> list[str]:
     return found
 
 
-def _joint(board: Leaderboard, backbone: str, blocks: Sequence[Block], each: int) -> list[str]:
-    groups: dict[tuple, dict[str, list[Row | None]]] = {}
+def _joint(board: Board, backbone: str, blocks: Sequence[Block], each: int) -> list[str]:
+    groups: dict[tuple, dict[str, list[Any]]] = {}
     for number, block in enumerate(blocks):
         for group in (*block.groups, block.floors):
             for row in group:
-                rows = groups.setdefault((row.floor, row.loss if not row.floor else ""), {})
+                floor = row.level == "floor"
+                rows = groups.setdefault((floor, "" if floor else row.baseline or row.arm), {})
                 rows.setdefault(row.arm + row.name, [None] * len(blocks))[number] = row
     shown = [block.shown[:each] for block in blocks]
     digits = [{m: wording.decimals(block, m) for m in some} for block, some in zip(blocks, shown, strict=True)]
     columns = [_metric(block, m) for block, some in zip(blocks, shown, strict=True) for m in some]
 
-    def line(rows: Sequence[Row | None]) -> str:
+    def line(rows: Sequence[Any]) -> str:
         first = next(row for row in rows if row is not None)
         cells = [
             part
             for block, row, some, places in zip(blocks, rows, shown, digits, strict=True)
             for m in some
             for part in _cells(
-                row, m, places[m], interval=False, first=True, sign=wording.below(block, row) if row else ""
+                block, row, m, places[m], interval=False, first=True, sign=wording.below(row) if row else ""
             )
         ]
         return _line(name(first), cells)
@@ -105,7 +107,7 @@ def _joint(board: Leaderboard, backbone: str, blocks: Sequence[Block], each: int
     titles, rules, at = [], [], 2
     for block, some in zip(blocks, shown, strict=True):
         width = 3 * len(some)
-        titles.append(rf"\multicolumn{{{width}}}{{c}}{{{escape(wording.data(block))}}}")
+        titles.append(rf"\multicolumn{{{width}}}{{c}}{{{escape(block.data)}}}")
         rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
         at += width
     heads = [" & ".join(["", *titles]) + r" \\", " ".join(rules), _heads([m for some in shown for m in some])]
@@ -114,29 +116,30 @@ def _joint(board: Leaderboard, backbone: str, blocks: Sequence[Block], each: int
     said = [
         f"{', '.join(block.dataset for block in blocks)} · {backbone}.",
         *captions.in_brief(
-            [replace(b, shown=some, published=()) for b, some in zip(blocks, shown, strict=True)], intervals=False
+            [replace(b.of_rows(b.rows), shown=some) for b, some in zip(blocks, shown, strict=True)], intervals=False
         ),
     ]
     printed = zip(blocks, shown, strict=True)
-    notes = [f"{b.dataset}: {text}" for b, some in printed for text in captions.power([b.column(m) for m in some])]
+    notes = [f"{b.dataset}: {text}" for b, some in printed for text in captions.power([b.summaries[m] for m in some])]
     label = _label(board, *(block.dataset for block in blocks), backbone)
     return _written(Sheet(backbone, label, said, columns, heads, parts, notes))
 
 
-def single(board: Leaderboard) -> list[str]:
+def single(board: Board) -> list[str]:
     """A table for each block: every printed metric with its interval and difference, and what it cost."""
     found = []
     for number, block in enumerate(board.blocks, 1):
         shown = block.shown[:MOST_METRICS]
         digits = {m: wording.decimals(block, m) for m in shown}
 
-        def line(row: Row, block=block, shown=shown, digits=digits) -> str:
-            cells = [part for m in shown for part in _cells(row, m, digits[m], first=m == shown[0])]
-            return _line(name(row, wording.below(block, row)), [*cells, *map(escape, _costs(row))])
+        def line(row: Any, block=block, shown=shown, digits=digits) -> str:
+            cells = [part for m in shown for part in _cells(block, row, m, digits[m], first=m == shown[0])]
+            return _line(name(row, wording.below(row)), [*cells, *map(escape, _costs(row))])
 
-        def theirs(row: Published, shown=shown) -> str:
-            source = rf" \cite{{{row.key}}}" if row.key else f" ({escape(row.short)})"
-            cells = [part for m in shown for part in _theirs(row.values.get(m))]
+        def theirs(row: Any, block=block, shown=shown) -> str:
+            key = published.key(row.source)
+            source = rf" \cite{{{key}}}" if key else f" ({escape(published.short(row.source))})"
+            cells = [part for m in shown for part in _theirs(block.cell(row, m))]
             return _line(rf"{GREY} {escape(wording.arm_title(row.arm))}{source}", [*cells, "", "", "", ""])
 
         heads = [_heads(shown)[: -len(r" \\")] + r" & time & passes & GB & $n$ \\"]
@@ -148,9 +151,9 @@ def single(board: Leaderboard) -> list[str]:
         ]
         twins = [b for b in board.blocks if (b.dataset, b.backbone) == (block.dataset, block.backbone)]
         label = _label(board, block.dataset, block.backbone, *([str(number)] if len(twins) > 1 else []))
-        title = wording.heading(block)
+        title = block.heading
         costs = [
-            *(["time and passes: × the own baseline"] if captions.ratios(block.rows) else []),
+            *(["time and passes: relative to its own baseline"] if captions.ratios(block.rows) else []),
             *(["GB: peak memory"] if any(_costs(row)[2] for row in block.rows) else []),
         ]
         said = [f"{title}.", *captions.in_brief([replace(block, shown=shown)])]
@@ -164,28 +167,28 @@ SETTINGS = ("at", "stage", "pairs", "weight", "alpha", "hardest", "renormalize",
 SETTING_TITLES = {"at": "level", "weight": "$w$", "alpha": r"$\alpha$", "hardest": "$k$", "lambda_per": "λ per"}
 
 
-def ablations(board: Leaderboard) -> list[str]:
+def ablations(board: Board) -> list[str]:
     """For each loss with variants of other than default settings, a table of the settings in which they differ."""
     found = []
     for block in board.blocks:
         for group in block.groups:
-            rows = [row for row in group if row.indent and row.records and row.records[0].trial.arm.metrix]
+            rows = [row for row in group if row.baseline and row.level != "longer" and row.records]
             if any("[" in row.name for row in rows):
                 found += _ablation(board, block, group[0], rows)
     return found
 
 
-def _ablation(board: Leaderboard, block: Block, baseline: Row, rows: Sequence[Row]) -> list[str]:
-    levels = [row.records[0].trial.arm.metrix.model_dump() for row in rows]
+def _ablation(board: Board, block: Block, baseline: Any, rows: Sequence[Any]) -> list[str]:
+    levels = _settings(board, [record_ids(row)[0] for row in rows])
     varied = [key for key in SETTINGS if len({str(level[key]) for level in levels}) > 1]
     if not varied:
         return []
     shown = block.shown[:MOST_METRICS]
     digits = {m: wording.decimals(block, m) for m in shown}
 
-    def line(row: Row, settings: Sequence[object]) -> str:
-        sign = wording.below(block, row)
-        cells = [part for m in shown for part in _cells(row, m, digits[m], first=m == shown[0], sign=sign)]
+    def line(row: Any, settings: Sequence[object]) -> str:
+        sign = wording.below(row)
+        cells = [part for m in shown for part in _cells(block, row, m, digits[m], first=m == shown[0], sign=sign)]
         words = ["" if value is None else escape(str(value)) for value in settings]
         return _line(words[0], [*words[1:], *cells])
 
@@ -194,28 +197,38 @@ def _ablation(board: Leaderboard, block: Block, baseline: Row, rows: Sequence[Ro
     heads = [SETTING_TITLES.get(key, escape(key)) for key in varied]
     head = [" & ".join(heads) + _heads(shown)]
     columns = [Columns("l" * (len(varied) - 1), "l" * (len(varied) - 1), 0), *(_metric(block, m) for m in shown)]
-    title = f"{wording.title(baseline)} on {wording.heading(block)}"
+    title = f"{wording.title(baseline)} on {block.heading}"
     first = [line(baseline, ["no Metrix", *[None] * (len(varied) - 1)])]
-    printed = replace(block, rows=(baseline, *rows), shown=shown, published=())
+    printed = replace(block.of_rows([baseline, *rows]), shown=shown)
     said = [f"Ablation of Metrix: {title}.", *captions.in_brief([printed])]
     label = _label(board, "ablation", block.dataset, block.backbone, baseline.arm)
     return _written(Sheet(title, label, said, columns, head, [[first], [lines]]))
 
 
-def reproduced(board: Leaderboard) -> list[str]:
+def _settings(board: Board, records: Sequence[str]) -> list[dict[str, Any]]:
+    """How Metrix mixes in each of these records."""
+    scores = board.scores[board.scores["record"].isin(records)].drop_duplicates("record")
+    columns = [plain(scores[f"metrix.{key}"]) for key in SETTINGS]
+    settings = {
+        id: dict(zip(SETTINGS, values, strict=True)) for id, *values in zip(scores["record"], *columns, strict=True)
+    }
+    return [settings[id] for id in records]
+
+
+def reproduced(board: Board) -> list[str]:
     """What others published beside the same arm here, for blocks that have such rows; no difference is taken."""
     found = []
     for block in board.blocks:
         pairs = list(wording.counterparts(block))
-        metrics = [m for m in block.metrics if any(m in theirs.values for theirs, _ in pairs)][:MOST_METRICS]
+        metrics = [m for m in block.metrics if any(block.cell(theirs, m) for theirs, _ in pairs)][:MOST_METRICS]
         if not pairs or not metrics:
             continue
-        inflations = [wording.inflation(ours, metrics[0]) for _, ours in pairs]
+        inflations = [wording.inflation(block.cell(ours, metrics[0])) for _, ours in pairs]
         known = any(text != wording.MISSING for text in inflations)
         lines = [
             _line(
-                f"{escape(wording.arm_title(theirs.arm))} {GREY}\\cite{{{theirs.key}}}",
-                [part for m in metrics for part in _beside(theirs.values.get(m), ours.cells.get(m), block, m)]
+                f"{escape(wording.arm_title(theirs.arm))} {GREY}\\cite{{{published.key(theirs.source)}}}",
+                [part for m in metrics for part in _beside(block.cell(theirs, m), block.cell(ours, m), block, m)]
                 + ([escape(text)] if known else []),
             )
             for (theirs, ours), text in zip(pairs, inflations, strict=True)
@@ -226,10 +239,10 @@ def reproduced(board: Leaderboard) -> list[str]:
         under = " & ".join(rf"{GREY} theirs & \multicolumn{{2}}{{c}}{{here}}" for _ in metrics)
         last = (" &", " & inflation") if known else ("", "")
         head = [rf" & {titles}{last[0]} \\", rules, rf" & {under}{last[1]} \\"]
-        printed = replace(block, rows=tuple(ours for _, ours in pairs), shown=tuple(metrics), published=())
+        printed = replace(block.of_rows(ours for _, ours in pairs), shown=tuple(metrics))
         said = [
-            f"Published and reproduced: {wording.heading(block)}.",
-            "Theirs: as published, under their protocols.",
+            f"Published and reproduced: {block.heading}.",
+            "Theirs: as published, under their own protocols.",
             *([wording.INFLATION.format(metrics[0])] if known else []),
             *captions.in_brief([printed], differences=False, marks=False),
         ]
@@ -239,15 +252,15 @@ def reproduced(board: Leaderboard) -> list[str]:
     return found
 
 
-def _beside(theirs: float | None, ours: Cell | None, block: Block, metric: str) -> list[str]:
-    plain = ours and replace(ours, marks=())
+def _beside(theirs: Any | None, ours: Any | None, block: Block, metric: str) -> list[str]:
+    plain = ours and ours._replace(best=False, second=False)
     mean, half, _ = _numbers(plain, wording.decimals(block, metric)) if plain else (wording.MISSING, "", "")
-    return ["" if theirs is None else f"{GREY} {100 * theirs:.1f}", mean, half]
+    return [_theirs(theirs)[0], mean, half]
 
 
 def _metric(block: Block, metric: str) -> Columns:
     """Mean, half width and difference of a metric; digits before the point as its largest score has."""
-    scores = [row.cells[metric].mean for row in block.rows if metric in row.cells]
+    scores = [cell.mean for row in block.rows if (cell := block.cell(row, metric))]
     front = 3 if max(scores, default=0) >= 0.9995 else 2
     look = f"table-format={front}.{wording.decimals(block, metric)},detect-weight=true,mode=text"
     right = "table-number-alignment=right,table-text-alignment=right"
@@ -261,16 +274,23 @@ def _heads(metrics: Iterable[str]) -> str:
 
 
 def _cells(
-    row: Row | None, metric: str, digits: int, interval: bool = True, first: bool = False, sign: str = ""
+    block: Block,
+    row: Any | None,
+    metric: str,
+    digits: int,
+    interval: bool = True,
+    first: bool = False,
+    sign: str = "",
 ) -> list[str]:
     """Mean, half width and difference as LaTeX; a state in place of a first score that is not there.
 
     `sign` stands behind the mean, in tables whose names cannot have it.
     """
-    cell = row.cells.get(metric) if row else None
+    cell = block.cell(row, metric) if row else None
     if cell is None:
-        state = wording.MISSING if row is None else wording.state(row) if not row.cells else wording.MISSING
-        return [f"{{{escape(state)}}}" if first or (row and row.cells) else "", "", ""]
+        scored = row is not None and block.scored(row)
+        state = wording.MISSING if row is None or scored else wording.state(row)
+        return [f"{{{escape(state)}}}" if first or scored else "", "", ""]
     mean, half, difference = _numbers(cell, digits)
     if difference and interval and cell.difference_half is not None:
         difference += rf"\,$\pm$\,{100 * cell.difference_half:.{digits}f}"
@@ -280,7 +300,7 @@ def _cells(
     return [mean, half + escape(sign), difference]
 
 
-def _numbers(cell: Cell, digits: int) -> tuple[str, str, str]:
+def _numbers(cell: Any, digits: int) -> tuple[str, str, str]:
     """Marked mean, small half width, bare difference."""
     mean = f"{100 * cell.mean:.{digits}f}"
     bold = r"\bfseries " if cell.best else ""
@@ -290,19 +310,19 @@ def _numbers(cell: Cell, digits: int) -> tuple[str, str, str]:
     return mean, half, re.sub(r"^([+-])", r"$\1$", apart)
 
 
-def _theirs(value: float | None) -> list[str]:
-    return ["" if value is None else f"{GREY} {100 * value:.1f}", "", ""]
+def _theirs(cell: Any | None) -> list[str]:
+    return ["" if cell is None else f"{GREY} {100 * cell.mean:.1f}", "", ""]
 
 
-def _costs(row: Row) -> list[str]:
+def _costs(row: Any) -> list[str]:
     """Time, forward passes, peak memory, seeds."""
-    memory = "" if row.peak_gb is None or row.floor else f"{row.peak_gb:.1f}"
-    return [wording.time(row), wording.passes(row), memory, wording.seeds(row) if row.expected else ""]
+    memory = "" if row.peak_gb is None or row.level == "floor" else f"{row.peak_gb:.1f}"
+    return [wording.time(row), wording.passes(row), memory, wording.seeds(row)]
 
 
-def name(row: Row, sign: str = "") -> str:
+def name(row: Any, sign: str = "") -> str:
     """A row's name as a paper writes it, variants indented under their loss, with its sign behind it."""
-    return (r"\quad " if row.indent else "") + _breakable(escape(wording.title(row))) + escape(sign)
+    return (r"\quad " if row.baseline else "") + _breakable(escape(wording.title(row))) + escape(sign)
 
 
 def _breakable(text: str) -> str:
@@ -310,7 +330,7 @@ def _breakable(text: str) -> str:
     return re.sub(r"(?<=[,\[+])", r"\\allowbreak{}", text) if len(text) > LONGEST_NAME else text
 
 
-def _names(rows: Iterable[Row]) -> Columns:
+def _names(rows: Iterable[Any]) -> Columns:
     longest = max((len(wording.title(row)) for row in rows), default=0)
     column = "l" if longest <= LONGEST_NAME else r"p{5.4cm}"
     return Columns(column, column, 1)
@@ -373,7 +393,7 @@ def _environment(sheet: Sheet, parts: Sequence[Sequence[Sequence[str]]], number:
     )
 
 
-def _label(board: Leaderboard, *parts: str) -> str:
+def _label(board: Board, *parts: str) -> str:
     """`tab:quick-glyphs-test-resnet`"""
     return "tab:" + "-".join(re.findall(r"[a-z0-9]+", " ".join([board.title, *parts]).lower()))
 

@@ -1,6 +1,6 @@
 from harness.leaderboard import published
-from harness.leaderboard.tables import leaderboard
-from harness.reports import markdown
+from harness.leaderboard.compose import board_of
+from harness.reports.formats import markdown
 
 
 def test_a_table_a_block_with_variants_indented(board):
@@ -31,7 +31,7 @@ def test_best_is_bold_second_underlined_and_a_significant_difference_has_a_dagge
 
 def test_published_rows_stand_apart_and_are_named(make_trial, make_record):
     record = make_record(make_trial(dataset="cub200", backbone="resnet50"), 0.6)
-    text = markdown.render(leaderboard([record], published=published.load()))
+    text = markdown.render(board_of([record], published=published.load()))
     assert "| *contrastive+feature* (Metrix README) | *67.4* |  |  |  |  |  |  |" in text
     assert "proxy\\_anchor" not in text
     assert "Rows in italics with a source: as published elsewhere" in text

@@ -2,9 +2,9 @@
 
 import pytest
 
-from harness.leaderboard.tables import leaderboard
-from harness.reports import _figures as figures
-from harness.reports._figures import draw_leaderboard, draw_overview, draw_trial
+from harness.leaderboard.compose import board_of
+from harness.reports import drawing as figures
+from harness.reports.drawing import draw_board, draw_overview, draw_trial
 from harness.training.trial import run_trial
 
 
@@ -48,7 +48,7 @@ def test_the_analysis_changes_no_id(make_trial):
 @pytest.fixture
 def board(make_trial, make_record):
     arms = ("contrastive", "contrastive+input", "contrastive+feature", "proxy_anchor")
-    return leaderboard(
+    return board_of(
         make_record(make_trial(arm, s), 0.5 + 0.01 * i + 0.001 * s * i)
         for i, arm in enumerate(arms)
         for s in range(3)
@@ -57,7 +57,7 @@ def board(make_trial, make_record):
 
 def test_every_figure_of_a_leaderboard_with_its_fonts(board, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "WIDTHS", {"1col": figures.COLUMN_INCHES})
-    paths = draw_leaderboard(board, tmp_path, (".pdf",))
+    paths = draw_board(board, tmp_path, (".pdf",))
     assert [path.name for path in paths] == [f"glyphs-test_resnet-{name}-1col.pdf" for name in figures.FIGURES]
     for path in paths:
         content = path.read_bytes()
@@ -68,7 +68,7 @@ def test_every_figure_of_a_leaderboard_with_its_fonts(board, tmp_path, monkeypat
 
 def test_equal_records_give_equal_figures(board, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "FIGURES", {"forest": figures.forest})
-    first, second = (draw_leaderboard(board, tmp_path / number, (".pdf", ".svg")) for number in "12")
+    first, second = (draw_board(board, tmp_path / number, (".pdf", ".svg")) for number in "12")
     assert len(first) == 4
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert "<text" not in first[1].read_text(), "letters are outlines"
@@ -78,7 +78,7 @@ def test_the_overview_is_one_picture(board, tmp_path):
     first, second = (draw_overview(board, tmp_path / f"{number}.svg").read_bytes() for number in "12")
     assert first == second
     assert first.count(b'id="axes_') == 3
-    assert draw_overview(leaderboard([]), tmp_path / "none.svg") is None
+    assert draw_overview(board_of([]), tmp_path / "none.svg") is None
 
 
 def test_learning_curves_are_the_mean_at_each_epoch_that_all_seeds_have(make_trial, make_record, tmp_path):
@@ -87,9 +87,10 @@ def test_learning_curves_are_the_mean_at_each_epoch_that_all_seeds_have(make_tri
     start = older.curve[0].model_copy(update={"epoch": 0, "loss": None, "validation": {"R@1": 0.0, "MAP@R": 0.0}})
     late = tuple(epoch.model_copy(update={"validation": {"R@1": 0.1, "MAP@R": 0.9}}) for epoch in newer.curve)
     newer = newer.model_copy(update={"curve": (start, *late)})
-    (block,) = leaderboard([older, newer]).blocks
+    board = board_of([older, newer])
+    (block,) = board.blocks
     with figures._figure("test", 3.0) as figure:
-        assert figures.learning_curves(figure, block)
+        assert figures.learning_curves(figure, block, board)
         ((line,),) = (list(axes.lines) for axes in figure.axes)
         assert line.get_xdata().tolist() == [1, 2]
         assert line.get_ydata().tolist() == pytest.approx([50.0, 55.0])  # (10 + 90) / 2, (20 + 90) / 2
@@ -97,18 +98,19 @@ def test_learning_curves_are_the_mean_at_each_epoch_that_all_seeds_have(make_tri
 
 
 def test_a_board_with_too_little_for_a_figure_has_none(make_trial, make_record, tmp_path):
-    alone = leaderboard([make_record(make_trial(), 0.5, curve=(), selected_epoch=None)])
-    assert draw_leaderboard(alone, tmp_path, (".png",)) == [
+    alone = board_of([make_record(make_trial(), 0.5, curve=(), selected_epoch=None)])
+    assert draw_board(alone, tmp_path, (".png",)) == [
         tmp_path / f"glyphs-test_resnet-recall-{width}.png" for width in figures.WIDTHS
     ]
-    assert draw_leaderboard(leaderboard([]), tmp_path) == []
+    assert draw_board(board_of([]), tmp_path) == []
 
 
 def test_a_difference_within_its_interval_is_pale(make_trial, make_record):
     def cell(scores):
         records = [make_record(make_trial(seed=s), 0.5) for s in range(len(scores))]
         records += [make_record(make_trial("contrastive+input", s), score) for s, score in enumerate(scores)]
-        return leaderboard(records).blocks[0].rows[1].cells["R@1"]
+        (block,) = board_of(records).blocks
+        return block.cell(block.rows[1], "R@1")
 
     within, beyond = cell((0.49, 0.52, 0.5)), cell((0.53, 0.531, 0.529))  # 0.33 ± 3.8 and 3.0 ± 0.25 points
     assert (figures.depth(within), figures.depth(beyond)) == (0.08, pytest.approx(0.68))
@@ -119,7 +121,7 @@ def test_epochs_have_whole_ticks(board):
     from matplotlib.figure import Figure
 
     figure = Figure()
-    assert figures.learning_curves(figure, board.blocks[0])
+    assert figures.learning_curves(figure, board.blocks[0], board)
     assert figure.axes[0].get_xlabel() == "epoch"
     low, high = figure.axes[0].get_xlim()
     shown = [tick for tick in figure.axes[0].get_xticks() if low <= tick <= high]

@@ -1,0 +1,118 @@
+"""From records to what reports are handed: the frames, then the words that belong to them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas
+
+from harness.config import Trial
+from harness.fairness.rules import data as data_rules
+from harness.leaderboard import captions
+from harness.leaderboard.board import Block, Board, record_ids
+from harness.leaderboard.columns import lines
+from harness.leaderboard.frame import Outcomes, Part, compute
+from harness.leaderboard.published import Published
+from harness.leaderboard.reproduction import command
+from harness.leaderboard.scores import FIRST_METRICS, REFUSED, absent, curves, of_records
+from harness.leaderboard.variance import sources_of_variance
+from harness.runs.record import Failure, Record
+
+
+def board_of(
+    records: Iterable[Record],
+    failures: Iterable[Failure] = (),
+    planned: Iterable[Trial] = (),
+    refused: Iterable[tuple[str, str, str, str]] = (),
+    title: str | None = None,
+    *,
+    outcomes: Outcomes | None = None,
+    published: Sequence[Published] = (),
+    metrics: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    findings: Sequence[Any] = (),
+) -> Board:
+    """Return the leaderboard of records, in any order, with its words; the same records give the same board.
+
+    `planned` are the trials that should exist: those without a record make the board partial. `refused` are
+    (dataset, backbone, arm, reason) of combinations without a Metrix form. Without `planned`, a seed that other rows
+    of the block have is expected of every trained row. `notes` are what was found on the way to these records; the
+    rest is as in `leaderboard`. Raises ReportError for a metric that no record has.
+    """
+    tested = {record.id: record for record in sorted(records, key=lambda record: record.id) if record.test}
+    failures, planned = tuple(failures), tuple(planned)
+    scores = of_records(tested.values())
+    without = absent(scores, failures, planned, refused)
+    frame, parts = compute(scores, without, bool(planned), outcomes, published, metrics, findings)
+    by_block: dict[int, list[Any]] = {}
+    for line in lines(frame):
+        by_block.setdefault(line.block, []).append(line)
+    blocks = tuple(_block(number, by_block[number], part, tested) for number, part in enumerate(parts, 1))
+    done = _trials(scores)
+    total = len(done | _trials(without[without["state"] != REFUSED]) | _all_folds(scores))
+    grids = sorted({str(record.grid["name"]) for record in tested.values() if record.grid.get("name")})
+    partial = any(row.state == "partial" for block in blocks for row in block.rows)
+    return Board(
+        title=title or " and ".join(grids) or "results",
+        frame=frame,
+        scores=scores,
+        absent=without,
+        curves=curves(tested.values()),
+        blocks=blocks,
+        notes=(*notes, *(() if blocks else ("No trial has finished yet.",))),
+        partial=partial or total > len(done) or not blocks,
+        done=len(done),
+        total=total,
+        variance=sources_of_variance(frame, (*metrics, FIRST_METRICS[0])[0]),
+        commands=_commands(blocks, tested),
+    )
+
+
+def _trials(table: pandas.DataFrame) -> set[tuple[str, int]]:
+    """The trials of a frame: (id that its folds share, fold or 0)."""
+    return {*zip(table["trial"], table["fold"].fillna(0), strict=True)}
+
+
+def _all_folds(scores: pandas.DataFrame) -> set[tuple[str, int]]:
+    """Every fold of the trials of which one has scores."""
+    folds = scores[scores["fold"].notna()].drop_duplicates("trial")
+    if folds.empty:
+        return set()
+    return {
+        (trial, fold) for trial, n in zip(folds["trial"], folds["folds"], strict=True) for fold in range(1, n + 1)
+    }
+
+
+def _block(number: int, lines: Sequence[Any], part: Part, tested: dict[str, Record]) -> Block:
+    """A block with its words."""
+    dataset, backbone = part.block.place
+    block = Block(
+        number=number,
+        dataset=dataset,
+        backbone=backbone,
+        lines=tuple(lines),
+        metrics=part.metrics,
+        shown=part.shown,
+        summaries={summary.metric: summary for summary in part.summaries},
+        factors=part.block.factors,
+        findings=part.notes,
+    )
+    records = [tested[id] for row in block.rows for id in record_ids(row)]
+    unlike = sorted({data_rules.unlike(record) for record in records} - {""})
+    block = replace(block, unlike=", ".join(unlike), data=", ".join([dataset, *unlike]))
+    loaded = {record.trial.backbone.pretrained is True for record in records}
+    network = backbone.partition(".")[0] if loaded == {False} else backbone
+    caption = captions.of_block(
+        block,
+        part.data,
+        sorted({record.weights for record in records if record.weights}),
+        next((n for record in records if (n := record.provenance.get("normalisation"))), None),
+        part.tuned,
+    )
+    return replace(block, heading=captions.heading(block, network, part.block.differing), caption=caption)
+
+
+def _commands(blocks: Sequence[Block], tested: dict[str, Record]) -> dict[str, tuple[str, bool]]:
+    """The command for the first record of each row."""
+    firsts = {ids[0] for block in blocks for row in block.rows if (ids := record_ids(row))}
+    return {id: command(tested[id].trial, str(tested[id].grid.get("name", "GRID"))) for id in sorted(firsts)}

@@ -1,0 +1,254 @@
+"""Records as a tidy DataFrame, one line per record and metric, and two smaller ones beside it.
+
+    scores = harness.scores("results/runs/quick")
+    scores.query("metric == 'R@1'").pivot_table(index="arm", columns="dataset", values="value")
+
+Columns are documented in `columns.SCORES`; the settings of a record follow them under dotted names (`model.dim`,
+`loss.margin`, `metrix.weight`, `provenance.device`). `absent` lists what has no record, `curves` has one line per
+record and epoch.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from harness.config import FLOORS, LEVELS, SHARED_BY_A_LOSS, Arm, Trial
+from harness.fairness.comparability import factors_of
+from harness.fairness.protocols import FAIR
+from harness.fairness.rules import data as data_rules
+from harness.leaderboard.columns import SCORES, guessed, ordered, typed
+from harness.runs.errors import RunError
+from harness.runs.record import Failure, Record
+from harness.runs.run import Run
+
+FIRST_METRICS = ("R@1", "MAP@R", "R-Precision")
+PER_METRIC = ("metric", "value", "validation", "initial_validation", "best_test_epoch")
+SETTINGS = ("loss.", "metrix.")
+PROVENANCE = "provenance."
+FAILED, MISSING, REFUSED = "failed", "missing", "refused"
+ABSENT = {"state": "text", "kind": "text", "reason": "text", "attempts": "integer", "lacks": "text"}
+OF_A_TRIAL = ("dataset", "backbone", "arm", "loss", "level", "baseline", "seed", "fold", "trial", "tuned")
+
+
+def scores(*runs: str | Path) -> pandas.DataFrame:
+    """Return the test scores of run folders or buckets, one line per record and metric, in the order of the tables.
+
+    Scores are fractions in [0, 1]. A trial that two runs hold counts once. Raises RunError for a place that is not a
+    run. What is broken in a run is printed to standard error.
+    """
+    records: dict[str, Record] = {}
+    for place in runs:
+        run = Run(place, lambda sentence: print(sentence, file=sys.stderr))
+        if not run.exists():
+            raise RunError(f"{run.place} is not a run folder: it has no records/")
+        for record in run.each_record():
+            records.setdefault(record.id, record.model_copy(update={"curve": record.curve[:1]}))
+    return of_records(records.values())
+
+
+def of_records(records: Iterable[Record]) -> pandas.DataFrame:
+    """Return the scores of records; those without a test score (trials of a search) have no line.
+
+    `validation` is NaN where that metric was not computed, `initial_validation` where the curve has no epoch 0.
+    """
+    tested = sorted((record for record in records if record.test), key=_order)
+    known = {name: column.kind for name, column in SCORES.items() if name not in PER_METRIC}
+    columns = _columns([_about(record) for record in tested], known)
+    columns |= _categories(tested)
+    values = [(place, *one) for place, record in enumerate(tested) for one in _values(record)]
+    places, *measured = zip(*values, strict=True) if values else ((),) * (1 + len(PER_METRIC))
+    each = {name: typed(value, SCORES[name].kind) for name, value in zip(PER_METRIC, measured, strict=True)}
+    each["metric"] = ordered(measured[0], metric_order(set(measured[0])))
+    table = pandas.DataFrame(columns).take(list(places)).reset_index(drop=True)
+    return table.assign(**each)[[*SCORES, *(name for name in columns if name not in SCORES)]]
+
+
+def _order(record: Record) -> tuple[Any, ...]:
+    """The order of records in the tables: by place, then by arm, seed and fold."""
+    trial = record.trial
+    arm = arm_order(record.arm, record.level, record.baseline)
+    return trial.dataset.name, trial.backbone.name, arm, trial.seed, trial.fold or 0, record.id
+
+
+def _categories(records: Sequence[Record]) -> dict[str, Any]:
+    """The columns whose categories have the order of the tables: baseline, its variants, floors last."""
+    arms = sorted({(r.arm, r.level, r.baseline) for r in records}, key=lambda arm: arm_order(*arm))
+    levels = sorted({level for _, level, _ in arms} - {*LEVELS, "floor"})
+    return {
+        "arm": ordered([record.arm for record in records], [arm for arm, _, _ in arms]),
+        "baseline": ordered([record.baseline for record in records], [baseline for *_, baseline in arms]),
+        "level": ordered([record.level for record in records], (*LEVELS, *levels, "floor")),
+        "loss": ordered([r.trial.arm.loss for r in records], [baseline.partition("[")[0] for *_, baseline in arms]),
+    }
+
+
+def _columns(lines: Sequence[Mapping[str, Any]], known: Mapping[str, str]) -> dict[str, Any]:
+    """The lines as columns: those of known kind first, then the dotted ones, family by family."""
+    further = dict.fromkeys(key for line in lines for key in line if key not in known)
+    columns = {name: typed([line.get(name) for line in lines], kind) for name, kind in known.items()}
+    return columns | {name: guessed([line.get(name) for line in lines]) for name in sorted(further, key=_family)}
+
+
+def _values(record: Record) -> Iterable[tuple[Any, ...]]:
+    """What a record says of each metric, as PER_METRIC names it."""
+    initial = record.curve[0].validation if record.curve and record.curve[0].epoch == 0 else {}
+    best = record.best_test_epoch or {}
+    for metric in metric_order(record.test):
+        value = record.test[metric]
+        yield metric, value, record.validation.get(metric), initial.get(metric), best.get(metric)
+
+
+def _about(record: Record) -> dict[str, Any]:
+    """What holds for all scores of a record, by column."""
+    trial, cost, data = record.trial, record.cost, record.data
+    line = {
+        **_of_trial(trial),
+        "record": record.id,
+        "arm": record.arm,
+        "level": record.level,
+        "baseline": record.baseline,
+        "selected_epoch": record.selected_epoch,
+        **{name: getattr(cost, name) for name in ("train_s", "wall_s", "steps", "images_seen", "peak_gb")},
+        "forward_passes_per_step": cost.forward_passes_per_step,
+        "parameters": cost.parameters,
+        **{f"{part}_images": data.images.get(part) for part in ("train", "validation", "test")},
+        **{f"{part}_classes": data.classes.get(part) for part in ("train", "validation", "test")},
+        "test_queries": data.test_queries,
+        "test_excluded": data.test_excluded,
+        "content_fingerprint": data.content_fingerprint,
+        "unlike": data_rules.unlike(record) or None,
+        "notes": "\n".join(record.notes) or None,
+        "grid": f"{record.grid.get('name')} {record.grid.get('version', '')}".strip(),
+        "finished": record.finished,
+        **_named(factors_of(record)),
+    }
+    for key, value in {**record.provenance, "weights": record.weights}.items():
+        if value is not None:
+            line[f"{PROVENANCE}{key}"] = _text(value)
+    return line
+
+
+def _text(value: Any) -> str:
+    """A part of the provenance as text."""
+    return ", ".join(f"{name} {one}" for name, one in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _of_trial(trial: Trial) -> dict[str, Any]:
+    """What the settings of a trial say, by column; without the shared factors."""
+    arm = trial.arm
+    steps = {} if arm.at == "floor" else {name: getattr(trial.training, name) for name in SHARED_BY_A_LOSS}
+    metrix = {} if arm.metrix is None else arm.metrix.model_dump()
+    return {
+        "dataset": trial.dataset.name,
+        "backbone": trial.backbone.name,
+        "arm": arm.label,
+        "loss": arm.loss,
+        "level": arm.at,
+        "baseline": arm.baseline,
+        "seed": trial.seed,
+        "fold": trial.fold,
+        "trial": trial.whole.id,
+        "tuned": arm.tuned is not None,
+        **steps,
+        **{f"loss.{name}": _setting(value) for name, value in arm.options.items()},
+        **{f"metrix.{name}": _setting(value) for name, value in metrix.items()},
+    }
+
+
+def _setting(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+
+
+def _named(factors: Mapping[str, Any]) -> dict[str, Any]:
+    """The shared factors by column; dataset and backbone have theirs already."""
+    return {
+        "folds": None,
+        **{key: value for key, value in factors.items() if key not in ("dataset.name", "backbone.name")},
+    }
+
+
+def _family(name: str) -> int:
+    """The place of a dotted column among its like: shared factors, the loss, Metrix, provenance."""
+    return next((n for n, family in enumerate((*SETTINGS, PROVENANCE), 1) if name.startswith(family)), 0)
+
+
+def factors(table: pandas.DataFrame) -> list[str]:
+    """Return the names of the columns that are shared factors: lines may be compared where these agree."""
+    return [name for name in table if name not in SCORES and name not in (*ABSENT, "parts") and not _family(name)]
+
+
+def arm_order(arm: str, level: str, baseline: str) -> tuple[Any, ...]:
+    """Return the key that sorts arms: by loss, its variants under it by level, floors last."""
+    floor = FLOORS.index(baseline) if baseline in FLOORS else -1
+    return floor, baseline, LEVELS.index(level) if level in LEVELS else len(LEVELS), arm
+
+
+def metric_order(metrics: Iterable[str]) -> tuple[str, ...]:
+    """Return R@1, MAP@R, R-Precision, then R@K by K, then all other metrics."""
+
+    def order(metric: str):
+        if metric in FIRST_METRICS:
+            return 0, FIRST_METRICS.index(metric), metric
+        at = metric.removeprefix("R@")
+        return (1, int(at), metric) if at.isdigit() else (2, 0, metric)
+
+    return tuple(sorted(metrics, key=order))
+
+
+def absent(
+    table: pandas.DataFrame,
+    failures: Iterable[Failure] = (),
+    planned: Iterable[Trial] = (),
+    refused: Iterable[tuple[str, str, str, str]] = (),
+) -> pandas.DataFrame:
+    """Return what has no line in the scores `table`: one line per trial, and per combination without a Metrix form.
+
+    state     failed, missing (planned and not finished) or refused (there is no such Metrix form)
+    reason    why, in a sentence; `kind` and `attempts` say more of a failure
+    lacks     the folds that are missing of a seed that has others, such as ` (fold 2 of 4)`
+
+    Settings and shared factors stand in the same columns as in `table`.
+    """
+    done = set(zip(table["trial"], table["fold"].astype(object).where(table["fold"].notna(), None), strict=True))
+    failed = {(f.trial.whole.id, f.trial.fold): f for f in sorted(failures, key=lambda failure: failure.id)}
+    found = []
+    for key, failure in failed.items():
+        if key not in done:
+            why = {"kind": failure.kind, "reason": failure.reason, "attempts": failure.attempts}
+            found.append({**_of_trial(failure.trial), **_named(failure.trial.shared), "state": FAILED, **why})
+    for whole in {trial.whole.id: trial.whole for trial in planned}.values():
+        for trial in whole.each_fold():
+            if (key := (whole.id, trial.fold)) not in done and key not in failed:
+                found.append({**_of_trial(trial), **_named(trial.shared), "state": MISSING, "reason": "not run yet"})
+    for dataset, backbone, label, reason in refused:
+        arm = Arm.parse(label)
+        about = {"dataset": dataset, "backbone": backbone, "arm": label, "loss": arm.loss, "level": arm.at}
+        found.append({**about, "baseline": arm.baseline, "state": REFUSED, "reason": reason})
+    return of_absent(found)
+
+
+def of_absent(found: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
+    """Return lines of what has no record as a frame."""
+    kinds = {name: SCORES[name].kind for name in (*OF_A_TRIAL, *SHARED_BY_A_LOSS)}
+    kinds = {name: "text" if kind == "category" else kind for name, kind in kinds.items()}
+    return pandas.DataFrame(_columns(found, kinds | ABSENT))
+
+
+def curves(records: Iterable[Record]) -> pandas.DataFrame:
+    """Return one line per record and epoch: record, epoch, loss, lr and the validation score that chooses (MAP@R)."""
+    records = [record for record in records if record.curve]
+    points = [epoch for record in records for epoch in record.curve]
+    codes = [place for place, record in enumerate(records) for _ in record.curve]
+    return pandas.DataFrame(
+        {
+            "record": pandas.Categorical.from_codes(codes, [record.id for record in records]),
+            "epoch": typed([epoch.epoch for epoch in points], "integer"),
+            "loss": typed([epoch.loss for epoch in points], "number"),
+            "lr": typed([epoch.lr for epoch in points], "number"),
+            "validation": typed([epoch.validation.get(FAIR.metric) for epoch in points], "number"),
+        }
+    )

@@ -1,0 +1,1 @@
+"""The formats that a report can have, one file each."""
