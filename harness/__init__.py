@@ -7,6 +7,17 @@ needs neither ray nor faiss.
 import sys
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.config import Trial
+    from harness.evaluation.retrieval import evaluate
+    from harness.grid import Grid
+    from harness.launch import run_grid
+    from harness.leaderboard.frame import leaderboard
+    from harness.leaderboard.scores import scores
+    from harness.training.embedder import Embedder
+    from harness.training.trial import run_trial
 
 _HOME = {
     "Grid": "harness.grid",
@@ -22,7 +33,7 @@ _HOME = {
 __all__ = ["Embedder", "Grid", "Trial", "evaluate", "leaderboard", "run_grid", "run_trial", "scores"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"harness has no {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_HOME[name]), name)

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -23,6 +23,7 @@ FLOORS = ("untrained", "pixels")
 LEVELS = ("baseline", "embedding", "feature", "input")
 CENTRE_SHARE = 224 / 256  # the customary test crop
 THUMBNAIL_PX = 64  # up to this side an image is shown whole
+At = TypeVar("At")
 SHARED_BY_A_LOSS = ("lr", "schedule", "step_epochs", "gamma")  # may differ between losses, never within one
 
 
@@ -49,7 +50,7 @@ class Value(BaseModel):
     def model_copy(self, **changes: Any) -> Self:
         """Return a copy, with other values where `update` has them."""
         copy = super().model_copy(**changes)
-        copy.__dict__.pop("_json", None)  # pydantic copies what is cached
+        vars(copy).pop("_json", None)  # pydantic copies what is cached
         return copy
 
 
@@ -93,10 +94,10 @@ class Backbone(Choice):
     lr_scale: float = Field(default=1.0, gt=0)
 
 
-class Level(Value):
-    """Where and how Metrix mixes; the keywords of `metrix.Metrix`, with the same defaults."""
+class Mixing(Value, Generic[At]):
+    """How Metrix mixes, with the defaults of `metrix.Metrix`; subclasses say where, in `at`."""
 
-    at: Literal["embedding", "feature", "input"] = "embedding"
+    at: At
     stage: str | None = None
     pairs: Literal["alternate", "pos-neg", "anc-neg", "pos-pos", "neg-neg"] = "alternate"
     weight: float = Field(default=0.4, ge=0)
@@ -105,6 +106,12 @@ class Level(Value):
     lambda_per: Literal["batch", "example"] = "batch"
     hardest: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
     max_mixed: int | None = Field(default=None, ge=1)
+
+
+class Level(Mixing[Literal["embedding", "feature", "input"]]):
+    """Where and how Metrix mixes; the keywords of `metrix.Metrix`, with the same defaults."""
+
+    at: Literal["embedding", "feature", "input"] = "embedding"
 
     def __str__(self) -> str:
         given = {k: v for k, v in self.model_dump(exclude_defaults=True).items() if k != "at"}

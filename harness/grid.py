@@ -5,7 +5,7 @@ all of them share. `Grid.load` reports all mistakes of a file at once, in the wo
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +22,7 @@ from harness.config import (
     Images,
     Ks,
     Level,
+    Mixing,
     Model,
     Resources,
     Search,
@@ -47,10 +48,8 @@ class Loss(Choice):
     gamma: float | None = Field(default=None, gt=0, le=1)
 
 
-class Choosable(Level):
+class Choosable(Mixing[Literal["baseline", "embedding", "feature", "input"]]):
     """A level as a grid lists it, `feature` or `{at: feature, hardest: 3}`; `metrix` sets what it leaves out."""
-
-    at: Literal["baseline", "embedding", "feature", "input"]
 
 
 class Grid(Value):
@@ -94,7 +93,7 @@ class Grid(Value):
     def _levels(cls, content: Any) -> Any:
         """Complete every level with `metrix`, while it is still known what a level leaves out."""
         shared, levels = content.get("metrix"), content.get("levels", LEVELS)
-        if isinstance(shared, Level):
+        if isinstance(shared, Mixing):
             shared = shared.model_dump()
         if not isinstance(levels, list | tuple) or not isinstance(shared or {}, dict):
             return content
@@ -105,7 +104,7 @@ class Grid(Value):
         cls,
         source: str | Path,
         overrides: Iterable[str] = (),
-        only: dict[str, Sequence[str]] | None = None,
+        only: Mapping[str, Sequence[str]] | None = None,
         check: Check = lambda settings: (),
     ) -> "Grid":
         """Return the grid of a file, or of a name that ships (`quick`), after overrides.
@@ -122,7 +121,7 @@ class Grid(Value):
         cls,
         path: Path,
         overrides: list[str],
-        only: dict[str, Sequence[str]],
+        only: Mapping[str, Sequence[str]],
         check: Check,
         above: tuple[Path, ...],
     ) -> "Grid":
@@ -149,7 +148,7 @@ class Grid(Value):
         path: Path,
         content: dict[str, Any],
         overrides: list[str],
-        only: dict[str, Sequence[str]],
+        only: Mapping[str, Sequence[str]],
         check: Check,
         above: tuple[Path, ...],
     ) -> "Grid":
@@ -267,7 +266,7 @@ class Grid(Value):
 
 
 def _level(item: Any, shared: dict[str, Any]) -> Any:
-    if isinstance(item, Level):
+    if isinstance(item, Mixing):
         item = item.model_dump()
     own = {"at": item} if isinstance(item, str) else item
     return {**shared, **own} if isinstance(own, dict) else item
@@ -305,7 +304,7 @@ def _apart(parts: Sequence["Grid"]) -> list[str]:
     return list(found)
 
 
-def _narrow(content: dict[str, Any], only: dict[str, Sequence[str]]) -> list[str]:
+def _narrow(content: dict[str, Any], only: Mapping[str, Sequence[str]]) -> list[str]:
     """Keep the named entries of the grid's lists, and return a sentence for each name that the grid does not list.
 
     A loss that the grid does not list runs at its defaults, so that a new loss can be tried without a new grid.

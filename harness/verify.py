@@ -132,7 +132,7 @@ def _compare_weights(
     run.pull_checkpoints(record.trial)
     folder = run.checkpoints(record.trial)
     path = folder / "best.safetensors"
-    if not path.exists():
+    if record.selected_epoch is None or not path.exists():
         found.missing.append(f"{path} is missing")
         return
     try:

@@ -13,6 +13,7 @@ when it runs, so that `metrix-bench --help` is there at once.
 import argparse
 import errno
 import inspect
+import io
 import os
 import re
 import sys
@@ -36,7 +37,7 @@ def main(words: Sequence[str] | None = None) -> int:
     0 done, 1 a trial failed or the program has a bug, 2 wrong input, 130 interrupted, 141 nobody reads the output.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a sign that the terminal lacks must not cost what was computed
     words = sys.argv[1:] if words is None else words
     arguments = _parse(words)
@@ -103,7 +104,8 @@ def _is_named(path: Path, arguments: argparse.Namespace) -> bool:
     from harness.data.cache import default_folder
 
     path = Path(os.path.abspath(path))
-    for place in map(os.path.abspath, (*_paths(arguments), "results/runs", default_folder())):
+    for named in (*_paths(arguments), "results/runs", default_folder()):
+        place = os.path.abspath(named)
         if path.is_relative_to(place) or Path(place).is_relative_to(path):
             return True
     return False

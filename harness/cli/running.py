@@ -367,6 +367,7 @@ def _run_here(trial: "Trial", run: "Run", sources: "Sources") -> int:
         print(f"metrix-bench: {trial.id} failed, {kind}: {error}", file=sys.stderr)
         return FAILED
     record = run.record(trial)
+    assert record is not None  # `steps` has written it
     if before is not None:
         print(f"already done: its record is from {record.finished}, and nothing was run")
         for sentence in _unchanged([record], [trial]):

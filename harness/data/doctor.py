@@ -169,7 +169,8 @@ def _check_image(dataset: Dataset, i: int) -> ImageCheck:
 
 def _check_file(dataset: Dataset, thorough: bool, i: int) -> ImageCheck:
     """Read an image file once and decode it as training does."""
-    key, path = printable(dataset.keys[i]), (dataset.files or dataset.keys)[i]
+    assert dataset.files is not None
+    key, path = printable(dataset.keys[i]), dataset.files[i]
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait forever
             return ImageCheck(f"{key}: not a file", b"")

@@ -35,6 +35,7 @@ EDITIONS = (  # newest last
             "8af54a67a8fd983f3dce096062333a6864f5030801abe5207143ef4f34d2c609",
             "3cbe495db3a4794346b104f3ca0844f46a35c8774efb8626bba662f80facd697",
             "f55cc87fcdd212af461298592dfe33839665f8409903d213233f2235b5474ff1",
+            "95da0384efdb7e4d63895dc7e5e12d37c4178afa0828e46cac85939d7bebd564",
         ),
     ),
 )

@@ -327,12 +327,12 @@ class _CpuSearch(_TorchSearch):
         return torch.from_numpy(np.concatenate(_in_threads(select, parts)))
 
     def at_least(self, similarities: Tensor, rows: Tensor, thresholds: Tensor) -> Tensor:
-        block, rows, thresholds = similarities.numpy(), rows.numpy(), thresholds.numpy()  # pyright: ignore[reportAssignmentType]
+        block, chosen, least = similarities.numpy(), rows.numpy(), thresholds.numpy()
 
         def count(part: np.ndarray) -> list[int]:
-            return [np.count_nonzero(block[rows[i]] >= thresholds[i]) for i in part]  # pyright: ignore[reportReturnType]
+            return [int(np.count_nonzero(block[chosen[i]] >= least[i])) for i in part]
 
-        parts = np.array_split(np.arange(len(rows)), torch.get_num_threads())
+        parts = np.array_split(np.arange(len(chosen)), torch.get_num_threads())
         return torch.tensor(list(chain.from_iterable(_in_threads(count, parts))))
 
 
@@ -402,7 +402,7 @@ def _engine(name: str | None, gallery: Tensor) -> Iterator[_TorchSearch]:
 @contextmanager
 def _exact_products() -> Iterator[None]:
     """Compute products in full float32: a training loop's TF32 or bfloat16 would change similarities by 1e-3."""
-    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore[reportAttributeAccessIssue]
+    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore[reportAttributeAccessIssue] (set at import)
     before = [setting.fp32_precision for setting in settings]
     for setting in settings:
         setting.fp32_precision = "ieee"

@@ -37,9 +37,10 @@ def read(path: Path) -> dict[str, Any]:
     """Return the settings in a grid file, as it writes them. Raise GridError where it holds none."""
     try:
         data = path.read_bytes()
-        text = data.decode("utf-8-sig")
     except OSError as error:
         raise GridError(str(path), [f"it cannot be read: {error.strerror}"]) from None
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
         raise GridError(str(path), [f"it is not UTF-8 text: line {line} holds the byte {byte:#x}"]) from None

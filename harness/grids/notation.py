@@ -19,7 +19,8 @@ def parse(text: str) -> tuple[Any, list[str]]:
             reason += "; indent with spaces"
         if "expected a single document" in reason:
             reason = "it holds several documents (---); a grid is one"
-        return None, [f"it is not YAML: line {mark.line + 1}, column {mark.column + 1}: {reason}"]
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        return None, [f"it is not YAML: {place}{reason}"]
     except Exception as error:  # PyYAML's constructors raise anything on a wrong tag
         return None, [f"it is not YAML: {error}".replace("\n", " ")]
 
@@ -36,6 +37,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent, index):
         node = super().compose_node(parent, index)
+        assert node is not None
         if node.end_mark is None:  # an alias of a node that is not complete yet
             raise yaml.MarkedYAMLError(problem="an anchor that contains itself", problem_mark=node.start_mark)
         return node
@@ -73,9 +75,9 @@ def brackets(options: dict[str, Any]) -> str:
 
 
 def _written(value: Any) -> str:
-    if isinstance(value, float | int) and not isinstance(value, bool):
-        return f"{value:g}"
-    return {True: "true", False: "false", None: "none"}.get(value, value)
+    if value is None or isinstance(value, bool):
+        return {True: "true", False: "false", None: "none"}[value]
+    return f"{value:g}" if isinstance(value, float | int) else str(value)
 
 
 def options(text: str | None) -> tuple[dict[str, Any], list[str]]:

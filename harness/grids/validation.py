@@ -32,16 +32,18 @@ def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
         if (loc[:1] == ("levels",) and loc[2:] in shared) or (kind == "too_short" and value):
             continue  # it results from another finding: every level takes what `metrix` sets
         place, owner = _place(model, loc)
+        context = item.get("ctx", {})
         unknown_key = kind in ("extra_forbidden", "invalid_key")  # the second: a key that is no text, such as 1
         where = "".join(f"{part}." for part in (loc if unknown_key else place))[:-1]
         start = f"{where}: " if where else ""
-        choices = re.findall(r"'([^']*)'", item["ctx"]["expected"]) if kind == "literal_error" else []
+        choices = re.findall(r"'([^']*)'", context["expected"]) if kind == "literal_error" else []
         if unknown_key:
+            assert owner is not None  # only settings refuse a key
             found[start + unknown("setting", loc[-1], owner.model_fields.keys() - {"parts"})] = [""]
         elif kind == "missing" and isinstance(loc[-1], str):
             found[f"{start}this setting is needed"] = [""]
         elif kind == "value_error":
-            found[f"{start}{item['ctx']['error']}"] = [""]
+            found[f"{start}{context['error']}"] = [""]
         elif len(choices) > 1 and isinstance(value, str):
             key = next((part for part in reversed(place) if isinstance(part, str)), "")
             word = {"at": "level", "floors": "floor"}.get(key, key)

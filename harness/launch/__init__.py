@@ -102,13 +102,14 @@ def run_grid(
         from harness.training.bench import Sources
 
         tracked = adapters.trackers(track)
-        plan = make_plan(grid, data and Path(data), cache and Path(cache))
+        data, cache = (Path(path) if path else None for path in (data, cache))
+        plan = make_plan(grid, data, cache)
         notes = list(plan.notes)
         run = opened_run(out, notes)
         sources = Sources(
             run.address,
-            data and Path(data).resolve(),
-            cache and Path(cache).resolve(),
+            data and data.resolve(),
+            cache and cache.resolve(),
             device,
             grid=(("name", grid.name), ("version", grid.version)),
         )
@@ -173,6 +174,7 @@ def clear_leftovers(run: Run) -> None:
     run.remove_scratch()
     if supervise.known_run() is None:
         run.clear_stop_request()  # not after a restart: the request may be new
+    assert run.identity is not None  # its lock has claimed it
     supervise.remember_run(run.identity)
 
 
@@ -245,7 +247,8 @@ def require_same_data(run: Run, records: Sequence[Record], trials: Sequence[Tria
 def require_same_settings(run: Run, records: Sequence[Record], grid: Grid, trials: Sequence[Trial]) -> None:
     """Raise RunError if the records of a run may not share a table with these trials."""
     changes = conflicts(records, trials)
-    versions = {record.grid.get("version") for record in records if record.grid.get("name") == grid.name}
+    origins = [record.grid for record in records if record.grid.get("name") == grid.name]
+    versions = {origin["version"] for origin in origins if "version" in origin}
     if others := sorted(versions - {grid.version}):
         changes.append(f"version of grid {grid.name} was {', '.join(map(str, others))} and is now {grid.version}")
     if changes:

@@ -6,7 +6,7 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TextIO
@@ -23,6 +23,7 @@ from harness.runs import files, patience
 from harness.runs.errors import RunError
 from harness.runs.record import now
 from harness.runs.run import Run
+from harness.training.loop import Progress
 from harness.training.trial import kind_of, steps
 
 PUSH_EVERY_S = 10.0
@@ -36,7 +37,9 @@ class TrialActor(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._config, self._steps, self._log = config, None, None
+        self._config = config
+        self._steps: Generator[Progress] | None = None
+        self._log: Log | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._release()
@@ -47,7 +50,9 @@ class TrialActor(tune.Trainable):
         spec, sources = self._config["spec"], self._config["sources"]
         trial, run = Trial.model_validate_json(spec["trial"]), Run(sources.out, identity=sources.identity)
         try:
-            return self._begin(run, trial) if self._steps is None else self._continue(run, trial)
+            if self._steps is None or self._log is None:
+                return self._begin(run, trial)
+            return self._continue(run, trial, self._steps, self._log)
         except BaseException:
             if self._log is not None:
                 self._log.write(traceback.format_exc())
@@ -57,42 +62,43 @@ class TrialActor(tune.Trainable):
     def _begin(self, run: Run, trial: Trial) -> dict[str, Any]:
         """Start an attempt; return node, name, GPUs and process."""
         spec, sources = self._config["spec"], self._config["sources"]
-        self._log = Log(run, trial)
+        self._log = log = Log(run, trial)
         where = _where(spec["share"])
-        self._log.write(f"attempt {spec['attempt']} on {where['name']}, process {os.getpid()}")
+        log.write(f"attempt {spec['attempt']} on {where['name']}, process {os.getpid()}")
         if sources.device is None and 0 < spec["share"] < 1:
             packing.keep_to(spec["share"])
         if gc.get_freeze_count() == 0:
             gc.freeze()  # imported modules stay: walking them after every trial takes a third of a second
         sources = replace(sources, ranks=spec["ranks"], gpu_share=spec["share"] or None)
-        self._steps = steps(trial, sources, self._log.write)
+        self._steps = steps(trial, sources, log.write)
         return where
 
-    def _continue(self, run: Run, trial: Trial) -> dict[str, Any]:
+    def _continue(self, run: Run, trial: Trial, epochs: Iterator[Progress], log: "Log") -> dict[str, Any]:
         """Train for an epoch; return its scores, or those of the record once the trial has finished."""
         try:
-            with self._log.deadline(self._config["epoch_timeout_s"]):
-                last = next(self._steps, None)
+            with log.deadline(self._config["epoch_timeout_s"]):
+                last = next(epochs, None)
         except Exception as error:
             kind, text = kind_of(error), traceback.format_exc()
             run.fail(trial, kind, f"{type(error).__name__}: {error}", text, self._config["spec"]["attempt"])
             if kind not in FINAL:
                 raise
-            self._log.write(text)
+            log.write(text)
             self._release()
             return {"done": True, "failed": kind}
         if last is None:
             record = run.record(trial)
-            self._log.write("finished: " + "  ".join(f"{name} {value:.4f}" for name, value in record.test.items()))
+            assert record is not None  # the last step has written it
+            log.write("finished: " + "  ".join(f"{name} {value:.4f}" for name, value in record.test.items()))
             self._release()
             metric, score = record.headline
             return {"done": True, "metric": metric, "score": score, "seconds": record.cost.wall_s}
         epoch, start = last.curve[-1], last.curve[0]
         if len(last.curve) == 2 and start.validation and not start.epoch:
-            self._log.write(f"before training  validation {FAIR.metric} {start.validation[FAIR.metric]:.4f}")
+            log.write(f"before training  validation {FAIR.metric} {start.validation[FAIR.metric]:.4f}")
         score = epoch.validation.get(FAIR.metric, math.nan)  # protocol paper has no validation
         validated = f"validation {FAIR.metric} {score:.4f}  " if epoch.validation else ""
-        self._log.write(
+        log.write(
             f"epoch {epoch.epoch}/{trial.schedule.epochs}  loss {epoch.loss:.6g}  lr {epoch.lr:.3g}  "
             f"{validated}{epoch.train_s:.1f} s"
         )

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 
 from harness import registry
 from harness.launch.actor import TrialActor
@@ -82,11 +85,13 @@ def run_experiment(
 
 def _placement(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     spec = config["spec"]
-    where = {"bundle_label_selector": [{"ray.io/node-id": spec["selector"]}]} if spec["selector"] else {}
+    where: dict[str, Any] = {}
+    if spec["selector"]:
+        where["bundle_label_selector"] = [{"ray.io/node-id": spec["selector"]}]
     return tune.PlacementGroupFactory([spec["bundle"]], **where)
 
 
-class Feeder(tune.search.Searcher):
+class Feeder(Searcher):
     """The searcher that hands Tune the next trial when there is room for it."""
 
     def __init__(self, dispatcher: Dispatcher):
@@ -97,7 +102,9 @@ class Feeder(tune.search.Searcher):
         """Leave the dispatcher out: Tune writes its searcher to disk for a restore that is never made."""
         return {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(  # pyright: ignore[reportIncompatibleMethodOverride] (FINISHED is a text)
+        self, trial_id: str
+    ) -> dict[str, Any] | str | None:
         full = self._fed >= BATCH
         if self._dispatcher.over or (full and not self._dispatcher.queue.out):
             return self.FINISHED
@@ -117,7 +124,7 @@ class Feeder(tune.search.Searcher):
         """There is nothing to restore."""
 
 
-class InTurn(tune.schedulers.FIFOScheduler):
+class InTurn(FIFOScheduler):
     """The scheduler that starts each trial once, in the order they come.
 
     Tune's own order offers a worker that has become free to the trial whose new worker is just starting, and throws
@@ -126,12 +133,12 @@ class InTurn(tune.schedulers.FIFOScheduler):
 
     def __init__(self):
         super().__init__()
-        self._new: list[tune.experiment.Trial] = []
+        self._new: list[Trial] = []
 
     def on_trial_add(self, tune_controller, trial) -> None:
         self._new.append(trial)
 
-    def choose_trial_to_run(self, tune_controller) -> "tune.experiment.Trial | None":
+    def choose_trial_to_run(self, tune_controller) -> Trial | None:
         return self._new.pop(0) if self._new else None
 
 

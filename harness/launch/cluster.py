@@ -23,6 +23,8 @@ from harness.runs.errors import RunError
 
 try:
     import ray
+    from ray._private.utils import read_ray_address
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ModuleNotFoundError as error:
     raise RunError(
@@ -268,7 +270,7 @@ class Call:
             num_gpus=node.gpus if self.whole else 0,
             max_retries=0,
             max_calls=1 if self.apart else 0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),  # pyright: ignore[reportArgumentType] (ray lists too few)
         )(self.function)
         return remote.remote(*self.arguments, **self.about_the_node(node))
 
@@ -324,7 +326,7 @@ def joined(address: str) -> Iterator[None]:
     try:
         _require_answer(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         raise Unreachable(
             f"no ray cluster can be joined at {address} ({_first_line(error)}): start one on this machine with "
             "`ray start`, give it the cluster's token (RAY_AUTH_TOKEN_PATH), or name another address"
@@ -345,7 +347,7 @@ def _on_loopback() -> bool:
 def _require_answer(address: str) -> None:
     """Raise ConnectionError if nothing listens at an address: ray itself would try for minutes."""
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address() or ""
+        address = os.environ.get("RAY_ADDRESS") or read_ray_address() or ""
     host, _, port = address.rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_WITHIN_S).close()

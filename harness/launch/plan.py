@@ -119,7 +119,8 @@ def _network_problems(trials: list[Trial], cache: Path | None) -> tuple[list[str
     networks = {}
     for t in trials:
         if t.arm.loss != "pixels":
-            stage, hardest = (t.arm.metrix.stage, t.arm.metrix.hardest) if t.arm.at == "feature" else (None, None)
+            level = t.arm.metrix if t.arm.at == "feature" else None
+            stage, hardest = (level.stage, level.hardest) if level else (None, None)
             key = (t.backbone.model_dump_json(), t.model, t.images.side_px, stage, hardest)
             networks.setdefault(key, (t.backbone, t.model, t.images.side_px, stage, hardest))
     found, notes, hubs = {}, {}, [os.environ.get(name) for name in HUBS]

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeGuard
 
 from harness.errors import UserError
 from harness.launch import environment, scratch
@@ -23,7 +23,7 @@ CONNECT_ATTEMPTS = 3
 LINES_EVERY_S = 0.5
 
 
-def is_remote(address: str | None) -> bool:
+def is_remote(address: str | None) -> TypeGuard[str]:
     """Whether a command with this address runs on the head of a cluster, and not here."""
     return address is not None and address.startswith(environment.CLIENT)
 
@@ -58,12 +58,13 @@ def relay(address: str, words: Sequence[str], files: Mapping[str, str], screen: 
     words, files = portable(words, files)
     environment.prepare(address)
     import ray
+    from ray.exceptions import RayError
 
     for attempt in range(CONNECT_ATTEMPTS):
         try:
-            ray.init(address, logging_level="ERROR")
+            ray.init(address, logging_level="ERROR")  # pyright: ignore[reportArgumentType] (ray takes names too)
             break
-        except (ConnectionError, ValueError, RuntimeError, ImportError, ray.exceptions.RayError) as error:
+        except (ConnectionError, ValueError, RuntimeError, ImportError, RayError) as error:
             if "Initialization failure" in str(error) and attempt + 1 < CONNECT_ATTEMPTS:
                 continue  # the head forks a process for each client, beside threads of grpc, and some die at once
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -79,9 +80,9 @@ def relay(address: str, words: Sequence[str], files: Mapping[str, str], screen: 
             list(words), dict(files)
         )
         code = _print_lines(ray, command, screen)
-        ray.kill(command)
+        ray.kill(command)  # pyright: ignore[reportArgumentType] (ray types what it returns as a proxy)
         return code
-    except (ConnectionError, ray.exceptions.RayError) as error:
+    except (ConnectionError, RayError) as error:
         raise RunError(
             f"the connection to {address} is lost ({str(error).splitlines()[0]}); if the head is alive, the command "
             "goes on there: metrix-bench status RUN on any machine that sees the run shows it"

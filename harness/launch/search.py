@@ -89,7 +89,7 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.trial, self.settings, self.space = trial.whole, settings, space(trial, settings)
-        self._distributions = {
+        self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
             name: optuna.distributions.CategoricalDistribution(values["choices"])
             if "choices" in values
             else optuna.distributions.FloatDistribution(values["low"], values["high"], log=values.get("log", False))
@@ -139,9 +139,10 @@ class Study:
 
 def _score(folds: Sequence[Record | None]) -> float | None:
     """Return the validation score of a proposal, the mean over its folds; None if one of them has no record."""
-    if None in folds:
+    finished = [record for record in folds if record is not None]
+    if len(finished) < len(folds):
         return None
-    return statistics.fmean(record.validation[SEARCH.metric] for record in folds)
+    return statistics.fmean(record.validation[SEARCH.metric] for record in finished)
 
 
 def _range(bounds: Sequence[float], log: bool) -> dict[str, Any]:

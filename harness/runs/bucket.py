@@ -108,7 +108,9 @@ class Bucket:
         """Return the identity of this run, creating one if it has none."""
         if self.read(MARKER) is None:
             self.write(MARKER, secrets.token_hex(16).encode())
-        return self.read(MARKER).decode()
+        identity = self.read(MARKER)
+        assert identity is not None  # it was written just now, here or by another process
+        return identity.decode()
 
     def expect(self, identity: str) -> None:
         """Nothing to do: a bucket that is unavailable raises an error and never looks empty."""

@@ -59,11 +59,15 @@ def remove_scratch(folder: Path, ended: bool = False, older_than_s: float = SCRA
     The scratch file of a process in this namespace is removed once the process is gone. Any other is removed if the
     run has `ended`, or if it was not touched for `older_than_s` seconds by the clock of the storage.
     """
-    paths = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names if SCRATCH.fullmatch(name)]
-    now = storage_time(folder) if paths else 0.0
+    scratch = [
+        (Path(parent, name), writer)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if (writer := SCRATCH.fullmatch(name))
+    ]
+    now = storage_time(folder) if scratch else 0.0
     removed = 0
-    for path in paths:
-        writer = SCRATCH.fullmatch(path.name)
+    for path, writer in scratch:
         try:
             if writer["host"] == namespace():
                 dead = not alive(int(writer["pid"]))

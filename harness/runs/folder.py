@@ -56,7 +56,7 @@ class Folder:
             finally:
                 aside.unlink(missing_ok=True)
             identity = self.read(MARKER)
-        if not identity.isalnum():
+        if identity is None or not identity.isalnum():
             raise RunError(f"{self.folder / MARKER}, which identifies this run, is damaged: remove that file")
         return identity.decode()
 

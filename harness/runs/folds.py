@@ -56,6 +56,7 @@ def by_seed(records: Iterable[Record], failures: Iterable[Failure] = (), planned
         trial = next(iter(folds.values())).trial.whole
         if whole in failed:
             continue
+        assert trial.folds is not None  # a trial with a fold has folds
         if absent := [fold for fold in range(1, trial.folds + 1) if fold not in folds]:
             wholes[whole], missing[whole] = trial, f" ({_listed(absent)} of {trial.folds})"
         elif difference := _difference(folds.values()):
@@ -110,13 +111,13 @@ def mean(folds: Sequence[Record]) -> Record:
 
 def named(trials: Iterable[Trial]) -> str:
     """Return the seeds of trials of one cell, with their folds unless complete: `0, 1 (fold 2 of 4)`."""
-    folds: dict[int, set[int | None]] = defaultdict(set)
+    folds: dict[int, set[int]] = defaultdict(set)
     of = {}
     for trial in trials:
-        folds[trial.seed].add(trial.fold)
-        of[trial.seed] = trial.folds
+        folds[trial.seed] |= {each.fold for each in trial.each_fold() if each.fold}
+        of[trial.seed] = trial.folds or 0
     return ", ".join(
-        f"{seed}" + ("" if None in present or len(present) == of[seed] else f" ({_listed(present)} of {of[seed]})")
+        f"{seed}" + ("" if len(present) == of[seed] else f" ({_listed(present)} of {of[seed]})")
         for seed, present in sorted(folds.items())
     )
 
@@ -171,7 +172,8 @@ def _sum(costs: Sequence[Cost]) -> Cost:
 
 def _total(values: Sequence[float | None]) -> float | None:
     """Return the sum; None if one value is unknown."""
-    return None if None in values else math.fsum(values)
+    known = [value for value in values if value is not None]
+    return math.fsum(known) if len(known) == len(values) else None
 
 
 def _undivided(counts: dict[str, int]) -> dict[str, int]:

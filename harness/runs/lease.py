@@ -97,8 +97,8 @@ def hold(
     stored, succeeds = storage.read(NAME), False
     if stored is not None:
         other = holder(stored)
-        same = other is not None and (other.host, other.boot) == (own.host, own.boot)
-        succeeds = same and (alone_here or other.dead_here)
+        if other is not None and (other.host, other.boot) == (own.host, own.boot):
+            succeeds = alone_here or other.dead_here
         if not succeeds:
             _require_silence(storage, stored)
     storage.write(NAME, content(own))
@@ -107,7 +107,7 @@ def hold(
     if not alone_here or (stored is not None and not succeeds):
         time.sleep(settle_s)
         if (now := storage.read(NAME)) is None or nonce(now) != own.nonce:
-            raise RunError(in_use(storage.place, now and holder(now)))
+            raise RunError(in_use(storage.place, holder(now) if now else None))
     lease = Lease(storage, own)
     thread = threading.Thread(target=lease.renew, args=(settle_s,), name="lease", daemon=True)
     thread.start()

@@ -58,9 +58,10 @@ def mean(folds: Sequence[ByClass | None]) -> ByClass | None:
 
     None if a fold stored none, or stored those of other queries.
     """
-    first = folds[0]
-    if first is None or any(fold is None or not first.fits(fold) for fold in folds):
+    stored = [fold for fold in folds if fold is not None]
+    if len(stored) < len(folds) or not all(stored[0].fits(fold) for fold in stored):
         return None
-    metrics = [metric for metric in first.sums if all(metric in fold.sums for fold in folds)]
-    sums = {metric: sum(fold.sums[metric] for fold in folds) / len(folds) for metric in metrics}
+    first, zeros = stored[0], np.zeros(len(stored[0].classes))
+    metrics = [metric for metric in first.sums if all(metric in fold.sums for fold in stored)]
+    sums = {metric: sum((fold.sums[metric] for fold in stored), start=zeros) / len(stored) for metric in metrics}
     return ByClass(first.classes, first.counts, sums)

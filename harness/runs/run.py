@@ -21,7 +21,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ class Run:
         done = self._storage.names(self.folder / "records")
         return [failure for failure in self._all("failures", Failure) if f"{failure.id}.json" not in done]
 
-    def remember(self, grid: Grid, trials: Iterable[Trial], refused: Iterable[Sequence[str]]) -> None:
+    def remember(self, grid: Grid, trials: Iterable[Trial], refused: Iterable[tuple[str, str, str, str]]) -> None:
         """Add a grid and its trials to plan.json, so that a report can show what is missing."""
         path = self.folder / "plan.json"
         try:
@@ -179,8 +179,8 @@ class Run:
         grids = [*(other for other in before.grids if other != grid), grid]
         derived = {trial.id for one in grids for trial in one.trials()}
         further = {t.id: t for t in (*before.further, *trials) if t.id not in derived}
-        rows = dict.fromkeys([*before.refused, *map(tuple, refused)])
-        self._write(path, Requested(grids=grids, further=tuple(further.values()), refused=tuple(rows)))
+        rows = dict.fromkeys([*before.refused, *refused])
+        self._write(path, Requested(grids=tuple(grids), further=tuple(further.values()), refused=tuple(rows)))
 
     def requested(self) -> Requested:
         """Return what was to be run in this folder; empty if nothing was, or if plan.json cannot be read."""
@@ -227,7 +227,7 @@ class Run:
 
         def write(aside: Path) -> None:
             with aside.open("wb") as file:
-                np.savez_compressed(file, **arrays)
+                np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType] (taken for allow_pickle)
 
         files.put(path, write)
         self.push(path)

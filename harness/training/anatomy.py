@@ -65,9 +65,8 @@ class Anatomy:
 
     def __init__(self, backbone: str, options: Mapping[str, Any], side_px: int | None):
         self.backbone = backbone
-        network, self.options = backbones.without_weights(backbone, options, side_px)
-        self.network: Any = network  # a module of timm, whose attributes are not typed
-        self.config: dict[str, Any] = self.network.pretrained_cfg
+        self.network, self.options = backbones.without_weights(backbone, options, side_px)
+        self.config = self.network.pretrained_cfg
         data = backbones.input_config(self.network)
         self.mean, self.std, self.interpolation = tuple(data["mean"]), tuple(data["std"]), data["interpolation"]
         self.input_px: int = data["input_size"][-1]
@@ -116,8 +115,8 @@ class Anatomy:
             return self.network.forward_features(torch.empty(rows, 3, self.side_px, self.side_px, device="meta"))
 
     def _read_layout(self, features: Any) -> None:
-        self.width: int = self.network.num_features
-        shape: list[int] = list(features.shape) if isinstance(features, Tensor) else []
+        self.width = self.network.num_features
+        shape = tuple(features.shape if isinstance(features, Tensor) else ())
         named_last = getattr(self.network, "output_fmt", "") == "NHWC"
         channels_last = len(shape) == 3 or (len(shape) == 4 and (named_last or shape[1] != self.width))
         if len(shape) not in (2, 3, 4) or shape[0] != self.ROWS or shape[-1 if channels_last else 1] != self.width:
@@ -125,8 +124,7 @@ class Anatomy:
                 f"{self.backbone} ends in {_described(features)}, not in one feature map "
                 f"with {self.width} channels; it cannot be pooled"
             )
-        axes: dict[int, tuple[int, ...]] = {2: (), 3: (1,), 4: (1, 2) if channels_last else (2, 3)}
-        self.axes = axes[len(shape)]
+        self.axes: tuple[int, ...] = {2: (), 3: (1,), 4: (1, 2) if channels_last else (2, 3)}[len(shape)]
         self.class_tokens = self.prefix = 0
         if len(shape) == 3:
             token = getattr(self.network, "cls_token", None)
@@ -141,7 +139,7 @@ class Anatomy:
 
     def resolve(self, stage: str | int) -> str:
         """Return the name of a stage, given by name, module or index in `stages()`; ModelError for an unknown one."""
-        if isinstance(stage, int) or stage.lstrip("-").isdigit():
+        if str(stage).lstrip("-").isdigit():
             known = self.stages()
             if not -len(known) <= int(stage) < len(known):
                 raise ModelError(f"{self.backbone} has no stage {stage}; {self._listed()}")

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness import registry
 from harness.errors import UserError
@@ -25,6 +25,17 @@ class ModelError(UserError):
 
 class Unavailable(ModelError):
     """Raised for weights that cannot be fetched now; a retry or another machine may succeed."""
+
+
+class Backbone(nn.Module):
+    """What each network of timm has. Only type checkers use this class: no network is an instance of it."""
+
+    pretrained_cfg: dict[str, Any]
+    num_features: int
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return the last feature map of images (n, 3, side, side), before timm's pooling and head."""
+        raise NotImplementedError
 
 
 def _timm() -> ModuleType:
@@ -42,7 +53,7 @@ def names(pattern: str = "*") -> tuple[str, ...]:
 
 def without_weights(
     backbone: str, options: Mapping[str, Any], side_px: int | None
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[Backbone, dict[str, Any]]:
     """Return the network on the meta device, and the options with the image size if the network has a fixed one."""
     _check_name(backbone)
     if reserved := [name for name in RESERVED if name in options]:
@@ -58,7 +69,7 @@ def without_weights(
     return network, options
 
 
-def on_meta(backbone: str, options: Mapping[str, Any], num_classes: int = 0) -> nn.Module:
+def on_meta(backbone: str, options: Mapping[str, Any], num_classes: int = 0) -> Backbone:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return _timm().create_model(backbone, pretrained=False, num_classes=num_classes, **options).eval()
 
@@ -119,7 +130,7 @@ def input_config(network: nn.Module) -> dict[str, Any]:
     return _timm().data.resolve_data_config({}, model=network)
 
 
-def create(backbone: str, options: Mapping[str, Any], overlay: Mapping[str, Any] | None = None) -> nn.Module:
+def create(backbone: str, options: Mapping[str, Any], overlay: Mapping[str, Any] | None = None) -> Backbone:
     """Build a network without a classifier, with initial weights or those of an `overlay` of its configuration.
 
     Raises whatever timm and the reader of the file raise.

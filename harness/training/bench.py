@@ -113,7 +113,8 @@ class Bench:
         if chunked is None:
             return bench
         _, rows = chunked
-        return replace(bench, model=Chunked(bench.network, rows), embedding_batch=min(rows, EMBEDDING_BATCH))
+        model = model if isinstance(model, Pixels) else Chunked(model, rows)
+        return replace(bench, model=model, embedding_batch=min(rows, EMBEDDING_BATCH))
 
     def divided(self) -> "Bench":
         """Return a copy that divides its rows and files among the ranks, all of which must make the same calls."""
@@ -230,7 +231,8 @@ def split_of(dataset: Dataset, protocol: Protocol, fold: int | None = None, fold
     """
     if protocol.validation_share == 0:
         return splits.no_validation(dataset)
-    if fold is not None and folds is not None:
+    if folds is not None:
+        assert fold is not None  # a trial that stands for all folds has no split
         return splits.fold_validation(dataset, fold, folds)
     return splits.fair_validation(dataset, protocol.validation_share)
 
@@ -287,11 +289,11 @@ def build_criterion(trial: Trial, num_classes: int) -> Criterion:
     arm, seed = trial.arm, trial.seed
     generator = torch.Generator().manual_seed(stream(seed, arm.loss, "proxies"))
     sizes: dict[str, Any] = {"num_classes": num_classes, "dim": trial.model.dim, "generator": generator}
-    if arm.loss.startswith(pml.PREFIX):
-        return pml.create(arm.loss, **sizes, **arm.options)
-    loss = baselines.create(arm.loss, **sizes, **arm.options)
+    create = pml.create if arm.loss.startswith(pml.PREFIX) else baselines.create
+    loss = create(arm.loss, **sizes, **arm.options)
     if arm.metrix is None:
         return loss
+    assert isinstance(loss, Loss)  # losses of the library have no Metrix form
     generator = torch.Generator().manual_seed(stream(seed, "metrix"))
     return metrix.Metrix(loss, **arm.metrix.model_dump(), generator=generator)
 

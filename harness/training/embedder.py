@@ -243,8 +243,7 @@ class Embedder(nn.Module):
             )
 
     def _features(self, images: Tensor) -> Tensor:
-        backbone: Any = self.backbone  # every timm network has forward_features
-        return backbone.forward_features(images.contiguous(memory_format=self._layout))
+        return self.backbone.forward_features(images.contiguous(memory_format=self._layout))
 
     def _embed(self, features: Tensor) -> Tensor:
         embeddings = self.head(self._pool(features))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import FileStore, Store  # pyright: ignore[reportPrivateImportUsage] (documented)
 
 BUCKET = 2**24  # about how many numbers one message contains
 START_S = 600  # limit for a rank to import its packages, and for rank 0 to open its data
@@ -62,7 +63,8 @@ def average_all(tensors: Iterable[Tensor]) -> None:
     """Average each of these tensors over all ranks, in place, in few messages."""
     for bucket in _buckets(tensors):
         _exchange(bucket, dist.all_reduce)
-        torch._foreach_div_(bucket, dist.get_world_size())  # pyright: ignore[reportPrivateImportUsage]
+        for tensor in bucket:
+            tensor.div_(dist.get_world_size())
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
@@ -95,19 +97,14 @@ def is_message_error(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in ("gloo", "nccl"))
 
 
-def store(folder: Path, count: int) -> dist.Store:  # pyright: ignore[reportPrivateImportUsage]
+def store(folder: Path, count: int) -> Store:
     """Open the store, a file in `folder`, through which `count` ranks find each other."""
-    shared = dist.FileStore(str(folder / "store"), count)  # pyright: ignore[reportPrivateImportUsage]
+    shared = FileStore(str(folder / "store"), count)
     shared.set_timeout(timedelta(seconds=START_S))
     return shared
 
 
-def join(
-    rank: int,
-    count: int,
-    device: str,
-    store: dist.Store,  # pyright: ignore[reportPrivateImportUsage]
-) -> None:
+def join(rank: int, count: int, device: str, store: Store) -> None:
     """Join the group as `rank` of `count`; messages do not leave this machine."""
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, "lo")

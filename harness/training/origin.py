@@ -90,7 +90,8 @@ def weights_digest(trial: Trial) -> str:
         return "initial"
     if backbone.pretrained is True:
         file = weights.fetch(backbone.name, True, backbone.options, trial.images.side_px)
-        return checkpoint.digest(file) if file else "initial"
+        assert file is not None  # published weights are a file
+        return checkpoint.digest(file)
     try:
         return checkpoint.digest(backbone.pretrained)
     except OSError as error:
@@ -126,7 +127,7 @@ def resumable(trial: Trial, run: Run, origin: Mapping[str, str]) -> dict[str, An
 ORIGINS = {"split": "the split of the data", "images": "the images", "weights": "the initial weights"}
 
 
-def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+def _changes(before: Mapping[str, str | None], now: Mapping[str, str]) -> list[str]:
     """Return the differences between two origins, one clause each, with both values."""
     return [
         f"{ORIGINS.get(name, name)} changed from {_short(before.get(name))} to {_short(value)}"

@@ -116,7 +116,7 @@ class _Scatter(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] (hidden by its decorator)
         return group.all_rows(gradient, ctx.count)
 
 
@@ -128,7 +128,7 @@ class _Gather(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride] (hidden by its decorator)
         return gradient[group.own_rows(ctx.count)], None
 
 
@@ -189,7 +189,7 @@ class _Normalise(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride] (hidden by its decorator)
         x, weight, mean, inverse, count = ctx.saved_tensors
         gradient = gradient.to(mean.dtype)
         normalised = (x.to(mean.dtype) - mean.view(ctx.shape)) * inverse.view(ctx.shape)

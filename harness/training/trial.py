@@ -9,7 +9,7 @@ stop or time it; `run_trial` runs it to its end in this process.
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -72,7 +72,7 @@ def run_trial(
 
 def steps(
     trial: Trial, sources: Sources, warn: Callable[[str], None] = lambda sentence: print(sentence, file=sys.stderr)
-) -> Iterator[Progress]:
+) -> Generator[Progress]:
     """Run a trial and yield its progress after each epoch. Its record exists when the generator is exhausted.
 
     If memory runs out, the trial continues once from its last checkpoint, with a forward pass in chunks. If it shares
@@ -222,7 +222,7 @@ def _record(
         best_test_epoch=test_curve.best,
         test_spread=test.spread if test and trial.arm.loss != "pixels" else {},
         test_checkpoints=test.checkpoints if test else 1,
-        curve=progress.curve,
+        curve=tuple(progress.curve),
         cost=_cost(bench, progress),
         data=_data(bench, test),
         effective=criterion.effective(bench.model) if isinstance(criterion, Metrix) else {},

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.errors import some
 from harness.training import backbones, checkpoint
@@ -256,7 +256,7 @@ def open_weights(
     return build(anatomy(backbone, options, side_px), file, published=published)[1]
 
 
-def build(body: Anatomy, file: Path | None, *, published: bool) -> tuple[nn.Module, str]:
+def build(body: Anatomy, file: Path | None, *, published: bool) -> tuple[backbones.Backbone, str]:
     """Build a backbone with the weights of a file, and return it with what was unwrapped from a user's file.
 
     A user's file must fill the backbone exactly; published weights are read by timm.
@@ -275,8 +275,7 @@ def build(body: Anatomy, file: Path | None, *, published: bool) -> tuple[nn.Modu
     except Exception as error:  # the file's reader and timm's conversion raise many kinds of errors
         why = misfit(chosen.tensors, expected) if chosen.tensors else _why_unreadable(file, error)
         raise ModelError(f"the weights file {file} does not fit {body.backbone}: {why}") from error
-    config: Any = network.pretrained_cfg
-    config.pop("state_dict", None)
+    network.pretrained_cfg.pop("state_dict", None)
     return network, chosen.unwrapped
 
 

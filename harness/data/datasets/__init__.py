@@ -3,10 +3,11 @@
 A file `<name>.py` in this folder is the dataset `<name>`. It defines
 
     NEEDS_DATA: bool                                                  # whether the user must name a folder or file
-    def load(data: Path | None, cache: Path, **options) -> Dataset    # keyword options with defaults
+    def load(data: Path, cache: Path, **options) -> Dataset           # keyword options with defaults
 
-and the first line of its docstring is its description. No other file needs a change. Datasets of image files use
-`_files.py`. A published benchmark defines two more names, with which `harness.data.doctor` checks a copy of it:
+and the first line of its docstring is its description. Without NEEDS_DATA, `data` is None unless the user names one.
+No other file needs a change. Datasets of image files use `_files.py`. A published benchmark defines two more names,
+with which `harness.data.doctor` checks a copy of it:
 
     STANDARD: Standard                                                # what a standard copy contains
     def index(data: Path, **options) -> Dataset                       # what the copy's lists say, without its files

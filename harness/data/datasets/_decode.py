@@ -42,10 +42,9 @@ def decode(source: str | Path | BinaryIO, key: str) -> Image.Image:
     try:
         return _decoded(source)
     except Image.DecompressionBombError as error:
-        (pixels,) = map(int, re.findall(r"\d+", str(error))[:1])
-        limit = Image.MAX_IMAGE_PIXELS or 0
+        pixels, limit = map(int, re.findall(r"\d+", str(error)))
         raise DatasetError(
-            f"{key}: it has {pixels:,} pixels, more than the limit of {2 * limit:,}: save it at a "
+            f"{key}: it has {pixels:,} pixels, more than the limit of {limit:,}: save it at a "
             "smaller size; networks see a few hundred pixels per side"
         ) from error
     except Exception as error:  # Pillow's decoders raise anything from SyntaxError to struct.error on bad bytes
@@ -58,21 +57,21 @@ def _decoded(source: str | Path | BinaryIO) -> Image.Image:
     with Image.open(source) as image:
         raw = image.tile[0][3] if image.tile else None  # Pillow clears this once the pixels are loaded
         image.load()
-        rotation = ROTATIONS.get(_orientation(image) or 1)
+        rotation = ROTATIONS.get(_orientation(image))
         upright = image if rotation is None else image.transpose(rotation)
         upright.info = image.info
         return _eight_bit(upright, raw)
 
 
-def _orientation(image: Image.Image) -> int | None:
-    """Return the EXIF orientation; None if there is none or the metadata are broken."""
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; 0 if there is none or the metadata are broken."""
     try:
-        return image.getexif().get(ORIENTATION)
+        return image.getexif().get(ORIENTATION, 0)
     except Exception:  # Pillow's parser raises anything on bad bytes
-        return None
+        return 0
 
 
-def _eight_bit(image: Image.Image, raw: object) -> Image.Image:
+def _eight_bit(image: Image.Image, raw: str | tuple | None) -> Image.Image:
     """Return the image in L or RGB, on white; `raw` is Pillow's name for the pixel format of its file."""
     key = image.info.get("transparency")
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -93,13 +92,13 @@ def _eight_bit(image: Image.Image, raw: object) -> Image.Image:
     return image.convert("RGB")
 
 
-def _in_eight_bits(key: int | tuple[int, ...], mode: str, raw: object) -> np.ndarray:
+def _in_eight_bits(key: int | tuple[int, ...], mode: str, raw: str | tuple | None) -> np.ndarray:
     """Return the colour key in 8 bits, since files state it in their own number of bits."""
     if mode == "1":
         return np.array(255 if key else 0)
     if raw == "RGB;16B":
         return np.array(key) >> 8
-    return np.array(key) * KEY_SCALE.get(str(raw), 1)
+    return np.array(key) * (KEY_SCALE.get(raw, 1) if isinstance(raw, str) else 1)
 
 
 def _on_white(image: Image.Image, key: np.ndarray) -> Image.Image:

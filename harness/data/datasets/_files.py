@@ -128,8 +128,9 @@ def _stamps(statuses: Sequence[os.stat_result]) -> dict[str, str]:
 
 def _statuses(dataset: Dataset) -> list[os.stat_result]:
     """Return the status of each file, with one system call per file; no file is opened."""
+    assert dataset.files is not None  # it was made by `listed`
     statuses, missing, unreadable = [], [], []
-    for key, file in zip(dataset.keys, dataset.files or (), strict=True):
+    for key, file in zip(dataset.keys, dataset.files, strict=True):
         try:
             statuses.append(os.stat(file))
         except (FileNotFoundError, NotADirectoryError):
@@ -158,14 +159,16 @@ def _unreadable_reason(file: str, status: os.stat_result) -> str | None:
 
 def _in_other_unicode_form(dataset: Dataset, missing: Sequence[str]) -> bool:
     """Return whether the first missing file exists in another Unicode form, as in archives from a Mac."""
-    file = (dataset.files or dataset.keys)[dataset.keys.index(missing[0])]
+    assert dataset.files is not None
+    file = dataset.files[dataset.keys.index(missing[0])]
     forms = {unicodedata.normalize(form, file) for form in ("NFC", "NFD")} if utf8(file) else set()
     return any(os.path.exists(form) for form in forms)
 
 
 def missing_files(dataset: Dataset, missing: Sequence[str]) -> str:
     """Return the message for missing files, with the first few keys."""
-    folder = os.path.commonpath([os.path.dirname(file) for file in dataset.files or dataset.keys])
+    assert dataset.files is not None
+    folder = os.path.commonpath([os.path.dirname(file) for file in dataset.files])
     if _in_other_unicode_form(dataset, missing):
         why = ": files with these names exist in another Unicode form (NFC, NFD); rename them"
     elif len(missing) < SEVERAL:

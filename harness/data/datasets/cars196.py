@@ -80,7 +80,9 @@ def _together(path: Path, images: Path) -> Dataset:
     rows = []
     for key, number in zip(keys, _column(annotations, "class", path), strict=True):
         name = os.path.basename(key)
-        rows.append(_row(key, number, names, f"{images.name}/{files.get(_number(name), name)}"))
+        photograph = _number(name)
+        file = name if photograph is None else files.get(photograph, name)
+        rows.append(_row(key, number, names, f"{images.name}/{file}"))
     return listed("cars196", images.parent, rows)
 
 
@@ -137,7 +139,7 @@ def _column(variables: dict[str, np.ndarray], field: str, path: Path) -> list:
     return [value.item() for value in annotations[field].ravel()]
 
 
-def _by_number(images: Path) -> dict[int | None, str]:
+def _by_number(images: Path) -> dict[int, str]:
     """Return the image files of a folder by number: both 000001.jpg and 1.jpg are number 1."""
     names = [name for name in sorted(os.listdir(images)) if is_image(name)]
     return {number: name for name in names if (number := _number(name)) is not None}

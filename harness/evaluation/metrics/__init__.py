@@ -57,7 +57,7 @@ def names() -> tuple[str, ...]:
 def load(name: str) -> Metric:
     """Load one metric from its file. Raise RegisterError if there is no such file or it does not define a metric."""
     module = registry.entry(__name__, name, "metric")
-    compute = getattr(module, name, None)
+    compute: Callable[..., np.ndarray] | None = getattr(module, name, None)
     if not callable(compute):
         raise registry.RegisterError(f"metric file {name}.py: needs a function named {name!r}")
     for constant in ("TITLE", "DEPTH"):
@@ -71,7 +71,7 @@ def load(name: str) -> Metric:
     if takes_k != ("{k}" in module.TITLE):
         raise registry.RegisterError(f"metric file {name}.py: TITLE must contain {{k}} if and only if {name} takes k")
     summary = (inspect.getdoc(compute) or "").partition("\n")[0]
-    return Metric(name, module.TITLE, module.DEPTH, takes_k, getattr(module, name), summary)
+    return Metric(name, module.TITLE, module.DEPTH, takes_k, compute, summary)
 
 
 def load_all() -> tuple[Metric, ...]:

@@ -113,7 +113,7 @@ def rule(id: str, severity: Severity, over: str):
             for sentence, records in function(*subject, **options):
                 yield Finding(id, severity, f"{id} {sentence}", tuple(records))
 
-        title, _, reason = inspect.getdoc(function).partition("\n")
+        title, _, reason = (inspect.getdoc(function) or "").partition("\n")
         reason = " ".join(reason.split())
         _checks[id, function.__name__] = _Check(id, severity, over, title.rstrip("."), reason, check)
         return check
@@ -148,7 +148,7 @@ def over_data(dataset: Dataset, split: np.ndarray) -> tuple[Finding, ...]:
     return _over("data", dataset, split)
 
 
-def over_studies(studies: Sequence[Study]) -> tuple[Finding, ...]:
+def over_studies(studies: Iterable[Study]) -> tuple[Finding, ...]:
     """Check that the searches of several arms are equal."""
     return _over("study", tuple(studies))
 

@@ -78,14 +78,15 @@ def same_pixels(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
 def nonstandard_size(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Rows of a benchmark in another size are marked."""
     for (name, wrong), records in _deviating(results).items():
-        marked = [record for record in records if _allowed(record)]
-        if marked:
-            yield f"{name}: not {datasets.standard(name).title}: {wrong}", ids(marked)
+        marked, standard = [record for record in records if _allowed(record)], _standard(name)
+        if marked and standard:
+            yield f"{name}: not {standard.title}: {wrong}", ids(marked)
 
 
 def unlike(record: Record) -> str:
     """Return `not CUB-200-2011` for a record whose counts are not those of the benchmark it names; else nothing."""
-    return f"not {_standard(record.trial.dataset.name).title}" if _miscounts(record) else ""
+    standard = _standard(record.trial.dataset.name)
+    return f"not {standard.title}" if standard and _miscounts(record) else ""
 
 
 def _deviating(results: Results) -> dict[tuple[str, str], list[Record]]:

@@ -41,7 +41,10 @@ def failed_are_shown(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
             why = failure.kind if failure.kind not in EXPLAINED else _first_line(failure.reason)
             failed["/".join(failure.trial.cell), f"{times} ({why})"].append(failure)
     for (cell, outcome), failures in sorted(failed.items()):
-        yield f"{cell}: {outcome}, seed {named(f.trial for f in failures)}.", (failure.id for failure in failures)
+        yield (
+            f"{cell}: {outcome}, seed {named(f.trial for f in failures)}.",
+            tuple(failure.id for failure in failures),
+        )
     known = finished | {failure.id for failure in results.failures}
     missing: dict[str, list[Trial]] = defaultdict(list)
     for trial in results.planned:
@@ -95,7 +98,7 @@ def _scores(record: Record) -> Iterator[str]:
     broken = sorted(name for name, value in record.test.items() if not math.isfinite(value))
     if broken:
         yield f"{some(broken)} not finite"
-    broken = [epoch.epoch for epoch in _trained(record) if not math.isfinite(epoch.loss)]
+    broken = [epoch.epoch for epoch in _trained(record) if epoch.loss is not None and not math.isfinite(epoch.loss)]
     if broken:
         yield f"loss not finite at epoch {broken[0]}"
     images, classes = record.data.images.get("test", 0), record.data.classes.get("test", 0)
@@ -140,6 +143,8 @@ def _below_epoch_0(own: dict[int, Record]) -> Iterator[str]:
     """Yield a validation score that was higher before training than at the chosen epoch, as a mean over trials."""
     chosen, pairs = set(), []
     for record in (part for whole in own.values() for part in whole.parts):
+        if record.selected_epoch is None:
+            continue
         scores = {epoch.epoch: epoch.validation.get(FAIR.metric) for epoch in record.curve}
         pair = scores.get(record.selected_epoch), scores.get(0)
         if None not in pair:
