@@ -65,7 +65,7 @@ SCORES: dict[str, Column] = {
     "notes": Column("text", "what the trial noted, a sentence a line"),
     "grid": Column("text", "the grid it belongs to, with its version"),
     "finished": Column("text", "when it finished, UTC"),
-    "trial": Column("text", "id of the trial's settings; folds of a seed share it"),
+    "trial": Column("text", "id of the trial; folds of a seed share it"),
 }
 
 FAMILIES: dict[str, str] = {

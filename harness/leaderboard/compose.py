@@ -42,7 +42,8 @@ def board_of(
     tested = {record.id: record for record in sorted(records, key=lambda record: record.id) if record.test}
     failures, planned = tuple(failures), tuple(planned)
     scores = of_records(tested.values())
-    without = absent(scores, failures, planned, refused)
+    trials = [record.trial for record in tested.values()] if failures or planned else None
+    without = absent(scores, failures, planned, refused, trials)
     frame, parts = compute(scores, without, bool(planned), outcomes, published, metrics, findings)
     by_block: dict[int, list[Any]] = {}
     for line in lines(frame):

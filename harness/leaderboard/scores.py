@@ -20,7 +20,7 @@ from harness.config import FLOORS, LEVELS, SHARED_BY_A_LOSS, Arm, Trial
 from harness.fairness.comparability import factors_of
 from harness.fairness.protocols import FAIR
 from harness.fairness.rules import data as data_rules
-from harness.leaderboard.columns import SCORES, guessed, ordered, typed
+from harness.leaderboard.columns import SCORES, guessed, ordered, plain, typed
 from harness.runs.errors import RunError
 from harness.runs.record import Failure, Record
 from harness.runs.run import Run
@@ -108,6 +108,7 @@ def _about(record: Record) -> dict[str, Any]:
     line = {
         **_of_trial(trial),
         "record": record.id,
+        "trial": record.id if trial.fold is None else trial.whole.id,
         "arm": record.arm,
         "level": record.level,
         "baseline": record.baseline,
@@ -151,7 +152,6 @@ def _of_trial(trial: Trial) -> dict[str, Any]:
         "baseline": arm.baseline,
         "seed": trial.seed,
         "fold": trial.fold,
-        "trial": trial.whole.id,
         "tuned": arm.tuned is not None,
         **steps,
         **{f"loss.{name}": _setting(value) for name, value in arm.options.items()},
@@ -204,8 +204,11 @@ def absent(
     failures: Iterable[Failure] = (),
     planned: Iterable[Trial] = (),
     refused: Iterable[tuple[str, str, str, str]] = (),
+    done: Iterable[Trial] | None = None,
 ) -> pandas.DataFrame:
     """Return what has no line in the scores `table`: one line per trial, and per combination without a Metrix form.
+
+    done: the trials of the records; without them the ids of the records say which trials are done.
 
     state     failed, missing (planned and not finished) or refused (there is no such Metrix form)
     reason    why, in a sentence; `kind` and `attempts` say more of a failure
@@ -213,17 +216,22 @@ def absent(
 
     Settings and shared factors stand in the same columns as in `table`.
     """
-    done = set(zip(table["trial"], table["fold"].astype(object).where(table["fold"].notna(), None), strict=True))
+    if done is None:
+        finished = set(zip(table["trial"], plain(table["fold"]), strict=True))
+    else:
+        finished = {(trial.whole.id, trial.fold) for trial in done}
     failed = {(f.trial.whole.id, f.trial.fold): f for f in sorted(failures, key=lambda failure: failure.id)}
     found = []
     for key, failure in failed.items():
-        if key not in done:
+        if key not in finished:
             why = {"kind": failure.kind, "reason": failure.reason, "attempts": failure.attempts}
-            found.append({**_of_trial(failure.trial), **_named(failure.trial.shared), "state": FAILED, **why})
+            about = {**_of_trial(failure.trial), **_named(failure.trial.shared)}
+            found.append({**about, "trial": key[0], "state": FAILED, **why})
     for whole in {trial.whole.id: trial.whole for trial in planned}.values():
         for trial in whole.each_fold():
-            if (key := (whole.id, trial.fold)) not in done and key not in failed:
-                found.append({**_of_trial(trial), **_named(trial.shared), "state": MISSING, "reason": "not run yet"})
+            if (key := (whole.id, trial.fold)) not in finished and key not in failed:
+                why = {"trial": whole.id, "state": MISSING, "reason": "not run yet"}
+                found.append({**_of_trial(trial), **_named(trial.shared), **why})
     for dataset, backbone, label, reason in refused:
         arm = Arm.parse(label)
         about = {"dataset": dataset, "backbone": backbone, "arm": label, "loss": arm.loss, "level": arm.at}

@@ -6,13 +6,18 @@ that are text have `render(board) -> str` too. What is written depends on the le
 records give the same bytes.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from harness import registry
-from harness.leaderboard.board import Board
 from harness.runs import files
+
+if TYPE_CHECKING:  # at run time it would import pandas, which most commands do without
+    from harness.leaderboard.board import Board
 
 FORMATS = f"{__name__}.formats"
 

@@ -4,12 +4,14 @@ On a terminal the run is a panel that redraws itself four times a second; anywhe
 NO_COLOR is respected, and nothing that is printed is read as markup.
 """
 
+from __future__ import annotations
+
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -22,10 +24,11 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.config import Trial
-from harness.leaderboard import captions
-from harness.leaderboard.board import Block, Board
 from harness.reports import wording
 from harness.runs.live import Running, Tally
+
+if TYPE_CHECKING:  # at run time it would import pandas, which most commands do without
+    from harness.leaderboard.board import Block, Board
 
 WIDEST = 100  # columns a leaderboard needs at most
 REFRESHES_PER_S = 4
@@ -72,7 +75,9 @@ def _numbers(values: Sequence[str]) -> bool:
 
 
 def show(board: Board, on: Console | None = None) -> None:
-    """Print a leaderboard: a table a block, its notes, and at the end what the numbers are."""
+    """Print a leaderboard: a table per block, its notes, and at the end what the numbers are."""
+    from harness.leaderboard import captions
+
     on = on or console()
     width = min(on.width, WIDEST)
     on.print()
@@ -163,7 +168,7 @@ def progress(title: str, on: Console | None = None) -> Iterator[Callable[[int, i
         yield step
 
 
-def view(stream: TextIO | None = None) -> "View":
+def view(stream: TextIO | None = None) -> View:
     """A view of a run on `stream` (None: standard output): a live panel on a terminal, lines otherwise."""
     return View(console(stream))
 

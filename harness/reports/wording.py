@@ -3,14 +3,18 @@
 A `row` is a line of the leaderboard read for what its row has in common, a `cell` one read for its metric.
 """
 
+from __future__ import annotations
+
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import registry
 from harness.config import LEVELS
-from harness.leaderboard.board import Block, Board
+
+if TYPE_CHECKING:  # at run time it would import pandas, which most commands do without
+    from harness.leaderboard.board import Block, Board
 
 BEST, SECOND = "best", "second"
 MISSING = "--"
