@@ -6,9 +6,8 @@ a table with its records (`conflicts`).
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from harness.config import Trial
@@ -16,6 +15,7 @@ from harness.evaluation.editions import edition_of
 from harness.runs.record import Record
 
 Place = tuple[str, str]  # dataset, backbone
+T = TypeVar("T")
 
 
 def place_of(trial: Trial) -> Place:
@@ -37,40 +37,37 @@ def factors_of(record: Record) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One seed of an arm, as it enters a table; `record` is None while it has none.
+class Entry(Generic[T]):
+    """One seed of an arm, as it enters a table; `of` is what it stands for, such as its record.
 
-    `arm` and `level` are those of the record, which an older version may have named differently than the trial does.
+    `factors` are those of `factors_of`, as far as they are known: without a record (`measured` is False) only those
+    that the trial's settings determine. `arm` and `level` are those of the record, which an older version may have
+    named differently than the trial does.
     """
 
-    trial: Trial
+    place: Place
     arm: str
     level: str
-    record: Record | None = None
-
-    @cached_property
-    def factors(self) -> dict[str, Any]:
-        """The factors of `factors_of`; without a record only those that the trial's settings determine."""
-        return {"folds": None, **self.trial.shared} if self.record is None else factors_of(self.record)
-
-
-E = TypeVar("E", bound=Entry)
+    seed: int
+    factors: dict[str, Any]
+    measured: bool
+    of: T
 
 
 @dataclass
-class Comparable(Generic[E]):
+class Comparable(Generic[T]):
     """Entries that may share a table: one dataset, one backbone, one value of every factor."""
 
     place: Place
     factors: dict[str, Any]
-    entries: list[E]
+    entries: list[Entry[T]] = field(default_factory=list)
 
-    def accepts(self, factors: dict[str, Any]) -> bool:
-        """Return whether no factor contradicts this table; factors that it does not know are accepted."""
-        return all(self.factors.get(key, value) == value for key, value in factors.items())
+    def accepts(self, place: Place, factors: Mapping[str, Any]) -> bool:
+        """Return whether nothing contradicts this table; factors that it does not know are accepted."""
+        return self.place == place and all(self.factors.get(key, value) == value for key, value in factors.items())
 
 
-def comparable_tables(entries: Sequence[E]) -> list[Comparable[E]]:
+def comparable_tables(entries: Iterable[Entry[T]]) -> list[Comparable[T]]:
     """Group entries into tables of comparable numbers, ordered by place and then by size, the largest first.
 
     Entries without a record know neither their data nor their evaluator: they join the largest table that accepts
@@ -78,39 +75,40 @@ def comparable_tables(entries: Sequence[E]) -> list[Comparable[E]]:
     the digest of its weights counts, not their name. For each arm and seed, a floor with equal training settings is
     preferred.
     """
-    tables: dict[str, Comparable[E]] = {}
+    entries = list(entries)
+    tables: dict[tuple[Place, str], Comparable[T]] = {}
     trained = [entry for entry in entries if entry.level != "floor"]
-    for entry in (entry for entry in trained if entry.record):
-        _table_of(entry, entry.factors, tables).entries.append(entry)
-    for entry in (entry for entry in trained if not entry.record):
-        accepting = [table for table in tables.values() if table.accepts(entry.factors)]
+    for entry in (entry for entry in trained if entry.measured):
+        _table_of(entry.place, entry.factors, tables).entries.append(entry)
+    for entry in (entry for entry in trained if not entry.measured):
+        accepting = [table for table in tables.values() if table.accepts(entry.place, entry.factors)]
         table = max(accepting, key=lambda table: len(table.entries), default=None)
-        (table or _table_of(entry, entry.factors, tables)).entries.append(entry)
+        (table or _table_of(entry.place, entry.factors, tables)).entries.append(entry)
     _add_floors([entry for entry in entries if entry.level == "floor"], tables)
     return sorted(tables.values(), key=lambda table: (table.place, -len(table.entries), _key(table.factors)))
 
 
-def _table_of(entry: E, factors: dict[str, Any], tables: dict[str, Comparable[E]]) -> Comparable[E]:
+def _table_of(place: Place, factors: dict[str, Any], tables: dict[tuple[Place, str], Comparable[T]]) -> Comparable[T]:
     """Return the table with these factors, added to `tables` if there is none yet."""
-    return tables.setdefault(_key(factors), Comparable(place_of(entry.trial), factors, []))
+    return tables.setdefault((place, _key(factors)), Comparable(place, factors))
 
 
-def _add_floors(floors: Sequence[E], tables: dict[str, Comparable[E]]) -> None:
+def _add_floors(floors: Sequence[Entry[T]], tables: dict[tuple[Place, str], Comparable[T]]) -> None:
     for same_training in (True, False):
         for entry in floors:
             factors = {k: v for k, v in entry.factors.items() if same_training or not k.startswith("training.")}
             factors.pop("weights", None)
             if factors.get("weights_digest") is None:  # raw pixels cross no network
                 factors.pop("weights_digest", None)
-            accepting = [table for table in tables.values() if table.accepts(factors)]
+            accepting = [table for table in tables.values() if table.accepts(entry.place, factors)]
             if not accepting and not same_training:
-                accepting = [_table_of(entry, factors, tables)]
+                accepting = [_table_of(entry.place, factors, tables)]
             for table in accepting:
-                if not any((e.arm, e.trial.seed) == (entry.arm, entry.trial.seed) for e in table.entries):
+                if not any((e.arm, e.seed) == (entry.arm, entry.seed) for e in table.entries):
                     table.entries.append(entry)
 
 
-def _key(factors: dict[str, Any]) -> str:
+def _key(factors: Mapping[str, Any]) -> str:
     return json.dumps(factors, sort_keys=True, default=str)
 
 
@@ -119,7 +117,7 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
 
 
-def distinguishing(table: Comparable[E], tables: Iterable[Comparable[E]]) -> tuple[tuple[str, Any], ...]:
+def distinguishing(table: Comparable[T], tables: Iterable[Comparable[T]]) -> tuple[tuple[str, Any], ...]:
     """Return the factors, with their values, that tell `table` from the other tables of its dataset and backbone.
 
     A factor that one of two tables does not know does not tell them apart.

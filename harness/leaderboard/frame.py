@@ -18,7 +18,7 @@ from harness import registry
 from harness.config import LEVELS
 from harness.errors import UserError
 from harness.leaderboard import columns, notes
-from harness.leaderboard.blocks import Comparable, arrange
+from harness.leaderboard.blocks import Block, arrange
 from harness.leaderboard.columns import HERE, LEADERBOARD, ordered
 from harness.leaderboard.comparisons import Scores, Summary, judge
 from harness.leaderboard.notes import Note
@@ -45,7 +45,7 @@ class Part:
     tuned    whether a search chose the settings of its arms
     """
 
-    block: Comparable
+    block: Block
     data: Any | None
     tuned: bool
     metrics: tuple[str, ...]
@@ -188,7 +188,7 @@ def _inflation(
     return {"inflation": sum(known) / len(known), "inflation_n": len(known)} if known else {}
 
 
-def _about(number: int, block: Comparable, row: int) -> dict[str, Any]:
+def _about(number: int, block: Block, row: int) -> dict[str, Any]:
     return {"block": number, "row": row, "dataset": block.place[0], "backbone": block.place[1]}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.config import FLOORS, LEVELS, Arm
-from harness.leaderboard.blocks import STEPS, Comparable
+from harness.leaderboard.blocks import STEPS, Block
 from harness.leaderboard.scores import FAILED
 
 
@@ -50,7 +50,7 @@ class Row:
         return [part for record in self.records for part in record.parts.splitlines()]
 
 
-def rows_of(block: Comparable, planned: bool) -> list[Row]:
+def rows_of(block: Block, planned: bool) -> list[Row]:
     """Return the rows of a block in order.
 
     planned: whether every seed that should be there is among the entries; otherwise each seed of the block is

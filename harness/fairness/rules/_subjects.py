@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from harness.config import FLOORS, Trial
-from harness.fairness.comparability import Comparable, Entry, Place, comparable_tables, place_of
+from harness.fairness.comparability import Comparable, Entry, Place, comparable_tables, factors_of, place_of
 from harness.fairness.protocols import PROTOCOLS
 from harness.runs.folds import by_seed
 from harness.runs.record import Failure, Record
@@ -41,9 +41,15 @@ class Results:
         Of the floors, only the untrained network belongs to a table: the one that training starts from.
         """
         records = [r for r in by_seed(self.tested).records if r.level != "floor" or r.arm == UNTRAINED]
-        tables = comparable_tables([Entry(r.trial, r.arm, r.level, r) for r in records])
+        tables = comparable_tables(entry_of(record) for record in records)
         grouped = [RecordTable.of(table) for table in tables]
         return tuple(sorted((t for t in grouped if t.records), key=lambda t: (t.place, -len(t.records))))
+
+
+def entry_of(record: Record) -> Entry[Record]:
+    """Return a record as it enters a table."""
+    factors = factors_of(record)
+    return Entry(place_of(record.trial), record.arm, record.level, record.trial.seed, factors, True, record)
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,9 @@ class RecordTable:
     untrained: dict[int, Record]
 
     @classmethod
-    def of(cls, table: Comparable[Entry]) -> RecordTable:
+    def of(cls, table: Comparable[Record]) -> RecordTable:
         """Return the records of a table in which every entry has one."""
-        records = [entry.record for entry in table.entries if entry.record is not None]
+        records = [entry.of for entry in table.entries]
         untrained = {record.trial.seed: record for record in records if record.arm == UNTRAINED}
         return cls(table.place, table.factors, tuple(r for r in records if r.level != "floor"), untrained)
 

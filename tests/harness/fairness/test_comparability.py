@@ -1,6 +1,7 @@
 """Which numbers share a table, and which trials may join which records in one folder."""
 
-from harness.fairness.comparability import Entry, comparable_tables, conflicts, differing, distinguishing
+from harness.fairness.comparability import Entry, comparable_tables, conflicts, differing, distinguishing, place_of
+from harness.fairness.rules._subjects import entry_of
 
 
 def test_conflicts_name_the_setting_that_changed(make_trial, make_record):
@@ -13,11 +14,13 @@ def test_conflicts_name_the_setting_that_changed(make_trial, make_record):
 
 
 def entry(trial, record=None):
-    return Entry(trial, trial.arm.label, trial.arm.at, record)
+    if record is not None:
+        return entry_of(record)
+    return Entry(place_of(trial), trial.arm.label, trial.arm.at, trial.seed, trial.shared, False, None)
 
 
 def seeds(table):
-    return [(e.arm, e.trial.seed) for e in table.entries]
+    return [(e.arm, e.seed) for e in table.entries]
 
 
 def test_tables_hold_what_may_be_compared(make_trial, make_record):
@@ -59,7 +62,7 @@ def test_a_floor_joins_every_table_of_its_network_and_one_of_equal_training_is_p
     trained = [make_record(make_trial()), make_record(make_trial(epochs=9))]
     floor, other = make_record(make_trial("untrained")), make_record(make_trial("untrained", epochs=9))
     tables = comparable_tables([entry(r.trial, r) for r in (*trained, floor, other)])
-    of_table = {t.factors["training.epochs"]: [e.record for e in t.entries if e.level == "floor"] for t in tables}
+    of_table = {t.factors["training.epochs"]: [e.of for e in t.entries if e.level == "floor"] for t in tables}
     assert of_table == {2: [floor], 9: [other]}
     (alone,) = comparable_tables([entry(floor.trial, floor)])
     assert seeds(alone) == [("untrained", 0)]
