@@ -23,7 +23,7 @@ const trace = (row, points) => `<polyline class="trace" style="stroke:${colour(r
 function lineLegend(rows) {
   const first = [...new Map(rows.filter(row => row.tint).map(row => [row.loss, row])).values()];
   if (!first.length) return legend(rows);
-  const key = (style, dash, name) => `<span><svg viewBox="0 0 22 8" style="width:22px;height:8px;vertical-align:1px;margin-right:3px"><line x1="0" x2="22" y1="4" y2="4" style="stroke:${style}" stroke-width="2" stroke-dasharray="${dash}"/></svg>${plain(name)}</span>`;
+  const key = (style, dash, name) => `<span><svg viewBox="0 0 22 8" style="display:inline-block;width:22px;height:8px;vertical-align:1px;margin-right:4px"><line x1="0" x2="22" y1="4" y2="4" style="stroke:${style}" stroke-width="2" stroke-dasharray="${dash}"/></svg>${plain(name)}</span>`;
   const levels = ORDER.filter(name => rows.some(row => level(row) === name));
   return `<p class="legend">${first.map(row => key(colour(row), "", row.loss)).join("")}${levels.map(name => key("var(--ink)", DASHES[name] || "", name)).join("")}</p>`;
 }
