@@ -7,17 +7,7 @@ needs neither ray nor faiss.
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from harness.config import Trial
-    from harness.evaluation.retrieval import evaluate
-    from harness.grid import Grid
-    from harness.launch import run_grid
-    from harness.leaderboard.frame import leaderboard
-    from harness.leaderboard.scores import scores
-    from harness.training.embedder import Embedder
-    from harness.training.trial import run_trial
+from typing import Any
 
 _HOME = {
     "Grid": "harness.grid",
@@ -30,7 +20,7 @@ _HOME = {
     "leaderboard": "harness.leaderboard.frame",
 }
 
-__all__ = ["Embedder", "Grid", "Trial", "evaluate", "leaderboard", "run_grid", "run_trial", "scores"]
+__all__ = ["Embedder", "Grid", "Trial", "evaluate", "leaderboard", "run_grid", "run_trial", "scores"]  # pyright: ignore[reportUnsupportedDunderAll] (imported on first use)
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ FLOORS = ("untrained", "pixels")
 LEVELS = ("baseline", "embedding", "feature", "input")
 CENTRE_SHARE = 224 / 256  # the customary test crop
 THUMBNAIL_PX = 64  # up to this side an image is shown whole
-At = TypeVar("At")
+At = TypeVar("At", bound=str)
 SHARED_BY_A_LOSS = ("lr", "schedule", "step_epochs", "gamma")  # may differ between losses, never within one
 
 
@@ -107,15 +107,15 @@ class Mixing(Value, Generic[At]):
     hardest: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
     max_mixed: int | None = Field(default=None, ge=1)
 
+    def __str__(self) -> str:
+        given = {k: v for k, v in self.model_dump(exclude_defaults=True).items() if k != "at"}
+        return self.at + notation.brackets(given)
+
 
 class Level(Mixing[Literal["embedding", "feature", "input"]]):
     """Where and how Metrix mixes; the keywords of `metrix.Metrix`, with the same defaults."""
 
     at: Literal["embedding", "feature", "input"] = "embedding"
-
-    def __str__(self) -> str:
-        given = {k: v for k, v in self.model_dump(exclude_defaults=True).items() if k != "at"}
-        return self.at + notation.brackets(given)
 
 
 class Model(Value):

@@ -44,7 +44,7 @@ def arrange(seeds: pandas.DataFrame, absent: pandas.DataFrame) -> list[Block]:
     """
     records = seeds.drop_duplicates("record").sort_values("record", kind="stable")
     lost = absent[absent["state"] != REFUSED].assign(record=None)
-    order = (lost["state"] != FAILED).astype(int).astype(str) + lost["trial"]
+    order: Any = (lost["state"] != FAILED).astype(int).astype(str) + lost["trial"]
     lost = lost.loc[order.sort_values(kind="stable").index]
     tables = comparable_tables([*_entries(records, OF_RECORDS, True), *_entries(lost, OF_ABSENT, False)])
     blocks = [

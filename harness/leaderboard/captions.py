@@ -174,7 +174,7 @@ def _folds(blocks: Sequence[Block]) -> str:
     counts = {block.factors.get("folds") for block in blocks if any(row.records for row in block.rows)}
     if not any(counts):
         return ""
-    numbers = " or ".join(map(str, sorted(counts - {None})))
+    numbers = " or ".join(map(str, sorted(count for count in counts if count is not None)))
     return f", each the mean over {numbers} class-disjoint folds" + (
         " where a table says so" if None in counts else ""
     )
@@ -211,11 +211,11 @@ def of_block(
 
 def power(summaries: Sequence[Summary]) -> Iterator[str]:
     """The least difference that these seeds show, of every printed metric whose differences have a spread."""
-    able = [summary for summary in summaries if summary.least]
+    able = [(s, least, spread) for s in summaries if (least := s.least) and (spread := s.spread)]
     if able:
-        seeds, family = min(s.seeds for s in able), max(s.comparisons for s in able)
-        least = " and ".join(f"{100 * s.least:.1f} {s.metric} points" for s in able)
-        spread = " and ".join(f"{100 * s.spread:.2f}" for s in able)
+        seeds, family = min(s.seeds for s, *_ in able), max(s.comparisons for s, *_ in able)
+        least = " and ".join(f"{100 * value:.1f} {s.metric} points" for s, value, _ in able)
+        spread = " and ".join(f"{100 * value:.2f}" for *_, value in able)
         yield (
             f"Power: with {seeds} paired seeds, a true difference of at least {least} is detected with 80 % "
             f"probability after Holm for {family} comparison{'s' * (family > 1)} (standard deviation of the "
@@ -225,10 +225,11 @@ def power(summaries: Sequence[Summary]) -> Iterator[str]:
 
 def _queries(summaries: Sequence[Summary]) -> Iterator[str]:
     """What another test set would change, where outcomes of single queries were kept."""
-    alone, both = [s for s in summaries if s.classes], [s for s in summaries if s.both]
+    alone = [(s.metric, s.classes) for s in summaries if s.classes]
+    both = [(s.metric, s.both) for s in summaries if s.both]
     if alone:
-        moves = " and ".join(f"± {100 * s.classes:.1f} {s.metric} points" for s in alone)
-        also = " and ".join(f"± {100 * s.both:.1f} {s.metric} points" for s in both)
+        moves = " and ".join(f"± {100 * value:.1f} {metric} points" for metric, value in alone)
+        also = " and ".join(f"± {100 * value:.1f} {metric} points" for metric, value in both)
         yield (
             f"Beyond training seeds: with other test classes a score would vary by {moves}"
             + (f", with other seeds and test classes by {also}" if also else "")

@@ -1,7 +1,7 @@
 """What one or several run folders hold, as one set: conflicts named, filtered, ready to become a leaderboard."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -103,7 +103,7 @@ _TOO_MANY = (
 
 def collect(
     folders: Sequence[str | Path],
-    only: dict[str, Sequence[str]] | None = None,
+    only: Mapping[str, Sequence[str]] | None = None,
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> Collection:
     """What these run folders hold of `only` ({"dataset": ["cub200"]}, see `filters`).
@@ -141,7 +141,7 @@ def collect(
     return _narrowed(whole, only) if only else whole
 
 
-def _narrowed(whole: Collection, only: dict[str, Sequence[str]]) -> Collection:
+def _narrowed(whole: Collection, only: Mapping[str, Sequence[str]]) -> Collection:
     """The part of a collection that the filters on records let through."""
     trials = [*(r.trial for r in whole.records), *(f.trial for f in whole.failures), *whole.planned]
     passes = filters.of_trials(only, trials)

@@ -180,14 +180,14 @@ def ordered(values: Sequence[Any], categories: Iterable[Any]) -> pandas.Categori
     return pandas.Categorical(values, categories=kept, ordered=True)
 
 
-def lines(table: pandas.DataFrame, names: Sequence[str] = ()) -> list[Any]:
+def lines(table: pandas.DataFrame | Any, names: Sequence[str] = ()) -> list[Any]:
     """Return the lines of a frame as named tuples of plain values, None where a value is blank."""
     names = list(names or table.columns)
     columns = [plain(table[name]) for name in names]
     return list(map(namedtuple("Line", names)._make, zip(*columns, strict=True))) if len(table) else []
 
 
-def plain(column: pandas.Series) -> list[Any]:
+def plain(column: pandas.Series | Any) -> list[Any]:
     """Return a column as a list of plain values, None where a value is blank."""
     if column.dtype == "float64":
         return [None if value != value else value for value in column.tolist()]  # NaN differs from itself
@@ -195,7 +195,7 @@ def plain(column: pandas.Series) -> list[Any]:
     return values.where(column.notna(), None).tolist()
 
 
-def as_csv(table: pandas.DataFrame, own: Sequence[str] = ()) -> str:
+def as_csv(table: pandas.DataFrame | Any, own: Sequence[str] = ()) -> str:
     """Return a frame as CSV: what is unknown is blank, truths are 1 and 0, numbers have all their digits.
 
     own: of scores, the adjacent columns in which the lines of a record differ. The others are written out once per
@@ -224,7 +224,7 @@ def _rows(table: pandas.DataFrame) -> list[str]:
     return [whole[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def as_parquet(table: pandas.DataFrame) -> bytes:
+def as_parquet(table: pandas.DataFrame | Any) -> bytes:
     """Return a frame as a Parquet file; equal frames give equal bytes."""
     mixed = {name: "string" for name in table if table[name].dtype == object}
     return table.astype(mixed).to_parquet(index=False)

@@ -109,7 +109,7 @@ def judge(column: Mapping[int, Scores], metric: str) -> Summary:
     _rank(trained)
     for scores in column.values():
         if scores.outcomes is not None:
-            _resample(scores, metric)
+            _resample(scores, scores.outcomes, metric)
     return Summary(metric, **marked, **_power(trained))
 
 
@@ -156,7 +156,11 @@ def _mark(column: Mapping[int, Scores], trained: Mapping[int, Scores]) -> dict[s
     for row, pair, p in zip(others, pairs, adjusted, strict=True):  # p is nan where nothing varies
         enough = pair.n >= MARKS_FROM
         able[row].line |= {"compared": True, "best_p_holm": (0.0 if math.isnan(p) else p) if enough else None}
-    above = min((row for row in column if row not in able and place[row] < place[best]), key=place.get, default=None)
+    above = min(
+        (row for row in column if row not in able and place[row] < place[best]),
+        key=lambda row: place[row],
+        default=None,
+    )
     if above is not None:
         why = "was not trained" if column[above].floor else f"has fewer than {MARKS_FROM} seeds"
         return {"unmarked": f"{column[above].line['arm']} is higher but {why}"}
@@ -171,8 +175,10 @@ def _mark(column: Mapping[int, Scores], trained: Mapping[int, Scores]) -> dict[s
 
 def _test(column: Mapping[int, Scores]) -> None:
     """The dagger: differences to the own baseline that pass Holm's correction for all of the column."""
-    family = [scores for scores in column.values() if scores.paired and scores.paired.n >= MARKS_FROM]
-    for scores, p in zip(family, holm([scores.paired.p for scores in family]).tolist(), strict=True):
+    pairs = [(scores, scores.paired) for scores in column.values() if scores.paired]
+    family = [(scores, paired) for scores, paired in pairs if paired.n >= MARKS_FROM]
+    adjusted = holm([paired.p for _, paired in family]).tolist()
+    for (scores, _), p in zip(family, adjusted, strict=True):
         if not math.isnan(p):
             scores.line |= {"difference_p_holm": p, "significant": p <= ALPHA}
 
@@ -185,9 +191,9 @@ def _rank(trained: Mapping[int, Scores]) -> None:
         trained[row].line |= {"rank": rank.rank, "rank_low": rank.low, "rank_high": rank.high}
 
 
-def _resample(scores: Scores, metric: str) -> None:
+def _resample(scores: Scores, own: Mapping[int, ByClass], metric: str) -> None:
     """The bootstrap intervals: over seeds, from five; over test classes, alone and with seeds, of kept outcomes."""
-    own, base = scores.outcomes, (scores.base.outcomes if scores.base else None) or {}
+    base = (scores.base.outcomes if scores.base else None) or {}
     if scores.n >= LEAST_BOOTSTRAP_SEEDS:
         values = list(scores.by_seed.values())
         scores.line |= _ends(bootstrap_interval({"": values}, resamples=RESAMPLES), "bootstrap")

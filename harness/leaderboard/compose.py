@@ -69,14 +69,15 @@ def board_of(
     )
 
 
-def _trials(table: pandas.DataFrame) -> set[tuple[str, int]]:
+def _trials(table: pandas.DataFrame | Any) -> set[tuple[str, int]]:
     """The trials of a frame: (id that its folds share, fold or 0)."""
     return {*zip(table["trial"], table["fold"].fillna(0), strict=True)}
 
 
 def _all_folds(scores: pandas.DataFrame) -> set[tuple[str, int]]:
     """Every fold of the trials of which one has scores."""
-    folds = scores[scores["fold"].notna()].drop_duplicates("trial")
+    of_folds: Any = scores[scores["fold"].notna()]
+    folds = of_folds.drop_duplicates("trial")
     if folds.empty:
         return set()
     return {

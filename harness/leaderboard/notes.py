@@ -105,7 +105,7 @@ def _decided(summary: Summary) -> bool:
 
 
 def _best(dataset: str, summary: Summary) -> Note:
-    if not summary.best:
+    if not summary.best or summary.best_mean is None:
         return Note(f"FAIR-14 {dataset} {summary.metric}: no row is marked as best: {summary.unmarked}.")
     tied = f"{summary.tied or 'no'} row{'s' * (summary.tied != 1)} not separable (Holm, {ALPHA})"
     return Note(f"FAIR-14 {dataset} {summary.metric}: best {100 * summary.best_mean:.1f}; {tied}.")

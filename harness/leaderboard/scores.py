@@ -63,7 +63,7 @@ def of_records(records: Iterable[Record]) -> pandas.DataFrame:
     places, *measured = zip(*values, strict=True) if values else ((),) * (1 + len(PER_METRIC))
     each = {name: typed(value, SCORES[name].kind) for name, value in zip(PER_METRIC, measured, strict=True)}
     each["metric"] = ordered(measured[0], metric_order(set(measured[0])))
-    table = pandas.DataFrame(columns).take(list(places)).reset_index(drop=True)
+    table: Any = pandas.DataFrame(columns).take(list(places)).reset_index(drop=True)
     return table.assign(**each)[[*SCORES, *(name for name in columns if name not in SCORES)]]
 
 

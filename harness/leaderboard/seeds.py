@@ -37,9 +37,10 @@ def by_seed(scores: pandas.DataFrame, absent: pandas.DataFrame) -> tuple[pandas.
     failed is failed; one that lacks a fold is missing, and `lacks` names the folds.
     """
     table = scores.assign(parts=scores["record"])
-    if scores["fold"].isna().all() and absent["fold"].isna().all():
+    if bool(scores["fold"].isna().all()) and bool(absent["fold"].isna().all()):
         return table, absent
-    whole, lost = table[table["fold"].isna()], absent[absent["fold"].isna()]
+    whole: Any = table[table["fold"].isna()]
+    lost: Any = absent[absent["fold"].isna()]
     seeds, without = [], []
     failures = _by_trial(absent[absent["fold"].notna() & (absent["state"] == FAILED)])
     finished = _by_trial(table[table["fold"].notna()])
@@ -72,14 +73,12 @@ def by_seed(scores: pandas.DataFrame, absent: pandas.DataFrame) -> tuple[pandas.
     without += [_whole(lines[0]) for trial, lines in planned.items() if trial not in known]
     if seeds:
         merged = pandas.DataFrame(seeds)[list(table)].astype(table.dtypes.to_dict())
-        table = pandas.concat([whole, merged], ignore_index=True)
-    else:
-        table = whole
+        whole = pandas.concat([whole, merged], ignore_index=True)
     lost = [dict(zip(lost, line, strict=True)) for line in zip(*(plain(lost[name]) for name in lost), strict=True)]
-    return table, of_absent([*lost, *without])
+    return whole, of_absent([*lost, *without])
 
 
-def _by_trial(table: pandas.DataFrame) -> dict[str, list[Line]]:
+def _by_trial(table: pandas.DataFrame | Any) -> dict[str, list[Line]]:
     """The lines of a frame by their trial, each as a dict of plain values."""
     found: dict[str, list[Line]] = {}
     for values in zip(*(plain(table[name]) for name in table), strict=True):
@@ -134,7 +133,8 @@ def _mean(folds: Sequence[Sequence[Line]]) -> list[Line]:
 
 
 def _average(values: Sequence[float | None]) -> float | None:
-    return None if None in values else math.fsum(values) / len(values)
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if len(known) == len(values) else None
 
 
 def _listed(folds: Iterable[int]) -> str:

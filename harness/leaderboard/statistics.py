@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from harness.evaluation import NOISE
 LEAST_SEEDS = 3
 LEAST_BOOTSTRAP_SEEDS = 5
 MOST_SEEDS = 100_000
+
+Seed = TypeVar("Seed", bound=Hashable)
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95, over: str = "tra
 
 
 def paired_difference(
-    a_by_seed: Mapping[Hashable, float], b_by_seed: Mapping[Hashable, float], level: float = 0.95
+    a_by_seed: Mapping[Seed, float], b_by_seed: Mapping[Seed, float], level: float = 0.95
 ) -> PairedDifference:
     """a − b paired by seed: {seed: score} of two arms that saw the same split, batches and initial weights per seed.
 
@@ -106,19 +110,19 @@ def paired_difference(
     return PairedDifference(mean, mean - half, mean + half, half, len(seeds), seeds, p, method, std, level, left_out)
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """p-values (m,) adjusted for m comparisons, in the order given; compare them with the level as they are.
 
     Holm 1979 (A Simple Sequentially Rejective Multiple Test Procedure): the i-th smallest times m − i + 1, never
     decreasing, at most 1. nan (no test was made) stays nan and is no member of the family.
     """
-    p_values = np.asarray(p_values, float)
-    if ((p_values < 0) | (p_values > 1)).any():
-        raise ValueError(f"p_values: {p_values[(p_values < 0) | (p_values > 1)][0]} is outside [0, 1]")
-    adjusted = np.full(p_values.shape, math.nan)
-    tested = np.flatnonzero(~np.isnan(p_values))
-    order = tested[np.argsort(p_values[tested], kind="stable")]
-    adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)), 1.0)
+    p = np.asarray(p_values, float)
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError(f"p_values: {p[(p < 0) | (p > 1)][0]} is outside [0, 1]")
+    adjusted = np.full(p.shape, math.nan)
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
     return adjusted
 
 
@@ -270,7 +274,10 @@ def least_detectable(std: float, n: int, *, level: float = 0.95, target: float =
     enough = 1.0
     while missing(enough) < 0:
         enough *= 2
-    return std * float(optimize.brentq(missing, 0.0, enough)) if missing(0.0) < 0 else 0.0
+    if missing(0.0) >= 0:
+        return 0.0
+    root: Any = optimize.brentq(missing, 0.0, enough)  # scipy types it as if it might be a report, too
+    return std * float(root)
 
 
 def seeds_needed(
@@ -297,13 +304,13 @@ def seeds_needed(
     return above
 
 
-def places(means: Mapping[Hashable, float]) -> dict[Hashable, int]:
+def places(means: Mapping[Name, float]) -> dict[Name, int]:
     """The place of every mean among the distinct ones: 1 for the highest, 2 for the next lower one, and so on.
 
     Means within `NOISE` of each other are equal and share a place: the order in which seeds were added up moves a
     mean by 1e-16. Every rank, mark and order of a table comes from here.
     """
-    found: dict[Hashable, int] = {}
+    found: dict[Name, int] = {}
     place, last = 0, math.inf
     for name in sorted(means, key=lambda name: -means[name]):
         place += last - means[name] > NOISE
@@ -312,8 +319,8 @@ def places(means: Mapping[Hashable, float]) -> dict[Hashable, int]:
 
 
 def rank_intervals(
-    scores_by_row: Mapping[Hashable, Mapping[Hashable, float]], level: float = 0.95
-) -> dict[Hashable, RankInterval]:
+    scores_by_row: Mapping[Name, Mapping[Seed, float]], level: float = 0.95
+) -> dict[Name, RankInterval]:
     """For every row {seed: score} (more is better) the ranks it may have, all rows together at `level`.
 
     A row's rank is at least 1 + the rows that are significantly better and at most the number of rows − those that
@@ -353,7 +360,9 @@ def rank_intervals(
     }
 
 
-def _paired_p(mean: np.ndarray, std: np.ndarray, n: np.ndarray) -> np.ndarray:
+def _paired_p(
+    mean: np.ndarray | np.floating, std: np.ndarray | np.floating, n: np.ndarray | np.integer
+) -> np.ndarray:
     """Two-sided p of the paired t-test; nan under 3 pairs or without spread around a mean ≠ 0, 1 where all are 0."""
     from scipy import special
 

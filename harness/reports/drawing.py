@@ -98,7 +98,7 @@ def _figure(name: str, inches: float) -> Iterator[Any]:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    style = {
+    style: dict[Any, Any] = {
         **{"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": name},
         **{"font.size": 7.5, "axes.titlesize": 8, "axes.labelsize": 7.5, "legend.fontsize": 7},
         **{"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.axisbelow": True},
@@ -209,13 +209,14 @@ def heat_map(figure: Any, block: Block, board: Board) -> bool:
     for y, loss in enumerate(reversed(losses)):
         for x, level in enumerate(levels):
             cell = first.get((loss, level))
-            apart = cell is not None and cell.difference is not None
-            tone = COLORS[0] if apart and cell.difference >= 0 else COLORS[1]
-            axes.add_patch(_tile(x, y, tone, depth(cell)) if apart else _tile(x, y, "#9A9EA8", 0.12))
+            difference = None if cell is None else cell.difference
+            tone = COLORS[0] if difference is not None and difference >= 0 else COLORS[1]
+            blank = difference is None
+            axes.add_patch(_tile(x, y, "#9A9EA8", 0.12) if blank else _tile(x, y, tone, depth(cell)))
             dagger = wording.DAGGER if cell and cell.significant else ""
             text = "–" if cell is None else f"{100 * cell.mean:.{digits}f}"
-            if apart:
-                text = f"{100 * cell.difference:+.{digits}f}".replace("-", "−") + dagger
+            if difference is not None:
+                text = f"{100 * difference:+.{digits}f}".replace("-", "−") + dagger
             axes.text(x, y, text, ha="center", va="center", fontsize=7)
     axes.set_xticks(range(len(levels)), levels)
     axes.set_yticks(range(len(losses)), losses[::-1])
@@ -289,7 +290,7 @@ def recall_curves(figure: Any, block: Block, board: Board) -> bool:
     axes = figure.subplots()
     for row in rows:
         color, marker = LEVELS.get(row.level, LEVELS["baseline"])
-        scores = [100 * block.cell(row, at[k]).mean for k in ks]
+        scores = [100 * cell.mean for k in ks if (cell := block.cell(row, at[k]))]
         axes.plot(range(len(ks)), scores, color=color, marker=marker, markersize=2.8, alpha=0.85)
     axes.set_xticks(range(len(ks)), map(str, ks))
     axes.set(xlabel="K", ylabel="R@K, %")
@@ -302,7 +303,7 @@ def learning_curves(figure: Any, block: Block, board: Board) -> bool:
     """Validation score over epochs, the mean over the seeds of a row."""
     axes, drawn = figure.subplots(), []
     for row in block.trained[:MOST_ROWS]:
-        curves = board.curves[board.curves["record"].isin(record_ids(row))]
+        curves: Any = board.curves[board.curves["record"].isin(record_ids(row))]
         each = curves.pivot_table(index="epoch", columns="record", values="validation", dropna=False)
         shared = each.dropna()
         if len(shared) < 2 or curves["validation"].isna().any():
@@ -324,7 +325,8 @@ def validation_against_test(figure: Any, block: Block, board: Board) -> bool:
     axes, points = figure.subplots(), 0
     for row in rows:
         color, marker = LEVELS.get(row.level, LEVELS["baseline"])
-        scores = board.scores[board.scores["record"].isin(record_ids(row)) & (board.scores["metric"] == FAIR.metric)]
+        own = board.scores["record"].isin(record_ids(row)) & (board.scores["metric"] == FAIR.metric)
+        scores: Any = board.scores[own]
         pairs = 100 * scores[["validation", "value"]].dropna()
         axes.plot(pairs["validation"], pairs["value"], marker, color=color, markersize=3, alpha=0.8)
         points += len(pairs)
@@ -339,7 +341,7 @@ def _legend(axes: Any, rows: Iterable[Any], lines: bool = False) -> None:
     from matplotlib.lines import Line2D
 
     here = [level for level in LEVELS if any(row.level == level for row in rows)]
-    look = {"linestyle": "-"} if lines else {"linestyle": "none"}
+    look: dict[str, Any] = {"linestyle": "-"} if lines else {"linestyle": "none"}
     handles = [
         Line2D([], [], color=LEVELS[level][0], marker="" if lines else LEVELS[level][1], label=level, **look)
         for level in here

@@ -207,9 +207,10 @@ def _ablation(board: Board, block: Block, baseline: Any, rows: Sequence[Any]) ->
 
 def _settings(board: Board, records: Sequence[str]) -> list[dict[str, Any]]:
     """How Metrix mixes in each of these records."""
-    scores = board.scores[board.scores["record"].isin(records)].drop_duplicates("record")
+    every: Any = board.scores[board.scores["record"].isin(records)]
+    scores = every.drop_duplicates("record")
     columns = [plain(scores[f"metrix.{key}"]) for key in SETTINGS]
-    settings = {
+    settings: dict[str, dict[str, Any]] = {
         id: dict(zip(SETTINGS, values, strict=True)) for id, *values in zip(scores["record"], *columns, strict=True)
     }
     return [settings[id] for id in records]

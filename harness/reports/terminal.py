@@ -268,9 +268,9 @@ class View(Tally):
         seen = self._seen.get(trial_id)
         return f"{seen.place} {seen.name}" if seen else trial_id
 
-    def _remember(self, *event: str) -> None:
-        """Keep an event for the panel: sign, style, trial id, what happened."""
-        self._recent.append(event)
+    def _remember(self, sign: str, style: str, trial_id: str, happened: str) -> None:
+        """Keep an event for the panel."""
+        self._recent.append((sign, style, trial_id, happened))
 
     def _line(self, word: str, trial_id: str, text: str) -> None:
         """One line for one event, where no panel shows it."""

@@ -42,7 +42,8 @@ def title(row: Any) -> str:
 def arm_title(arm: str) -> str:
     """An arm as a paper names it: `Multi-similarity + Metrix, input`; published methods keep their own word."""
     loss, sign, level = arm.partition("+")
-    word, rest = re.match(r"(\w*)(.*)", loss, re.DOTALL).groups()
+    word = re.sub(r"\W.*", "", loss, flags=re.DOTALL)
+    rest = loss.removeprefix(word)
     known = _title(word) + (f" {rest.strip()}" if rest else "")
     metrix = "Metrix, " if level.partition("[")[0] in LEVELS else ""
     return f"{known} + {metrix}{level}" if sign else known
