@@ -7,6 +7,7 @@ from typing import Any
 import pandas
 
 from harness.config import Trial
+from harness.fairness.comparability import factors_of
 from harness.fairness.rules import data as data_rules
 from harness.leaderboard import captions
 from harness.leaderboard.board import Block, Board, record_ids
@@ -100,6 +101,8 @@ def _block(number: int, lines: Sequence[Any], part: Part, tested: dict[str, Reco
         findings=part.notes,
     )
     records = [tested[id] for row in block.rows for id in record_ids(row)]
+    if records and block.factors:  # while only floors are measured, trained rows do not know their data
+        block = replace(block, factors={**factors_of(records[0]), **block.factors})
     unlike = sorted({data_rules.unlike(record) for record in records} - {""})
     block = replace(block, unlike=", ".join(unlike), data=", ".join([dataset, *unlike]))
     loaded = {record.trial.backbone.pretrained is True for record in records}

@@ -75,7 +75,7 @@ class _Shared:
 
 
 class _Records:
-    """The single records behind a board, read from the scores frame: `known` by id, `of_arm` what an arm is.
+    """The single records behind a board, read from the scores frame, by id.
 
     tested       {id: {metric: score}}; validation: {id: the score that chose the checkpoint}
     provenance   {id: place in the page's list}

@@ -118,7 +118,7 @@ WRONG = {
     "verify nowhere": NO_RUN,
     "verify base --only zzz": "base has no record of a test with 'zzz' in its id",
     "verify base --device gpu": "no device 'gpu' on this machine; there are: cpu",
-    "draw base contrastive --to x.xyz": "x.xyz: a figure ends in .pdf, .svg, .png",
+    "draw base contrastive --to x.xyz": "x.xyz: the name of a figure ends in .pdf, .svg, .png",
     "draw base contrastive --to file/x.pdf": "file: File exists",
     "draw nowhere x": NO_RUN,
     "doctor cub20": "no dataset named 'cub20'; did you mean 'cub200'?",
@@ -271,7 +271,7 @@ def test_damaged_outcomes_are_named(command, content):
     code, text = command("verify", "base")
     assert (code, f"{path} cannot be read: " in text, "0 of 1 match" in text) == (1, True, True)
     code, text = command("report", "base", "--format", "csv")
-    assert (code, f"{path} cannot be read as outcomes of queries (" in text) == (2, True)
+    assert (code, f"{path} cannot be read as outcomes of queries" in " ".join(text.split())) == (0, True)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"a b"])

@@ -320,3 +320,11 @@ def test_tuned_arms_of_a_loss_stand_together_whatever_their_step_sizes(make_tria
     assert [row.arm for row in block.rows] == ["contrastive", "contrastive+embedding"]
     assert block.cell(block.rows[1], "R@1").difference == pytest.approx(0.1)
     assert any("chosen for each arm by a search" in sentence for sentence in block.caption)
+
+
+def test_data_are_those_of_the_floors_while_no_trained_row_has_a_record(make_trial, make_record, fail):
+    floor = make_record(make_trial("untrained"))
+    board = board_of([floor], [fail(make_trial())])
+    (block,) = board.blocks
+    assert block.caption[0].startswith("Data: ")
+    assert floor.data.index_fingerprint[:12] in block.caption[0]
