@@ -216,9 +216,9 @@ def test_rounding_moves_a_value_by_half_a_step_at_most():
 
 def test_the_command(run, record, capsys):
     assert main(["verify", str(run.folder), "--only", "contrastive"]) == 0
-    assert "1 of 1 match" in capsys.readouterr().out
+    assert "matching records: 1 of 1" in capsys.readouterr().out
     rewrite(run, record, test={**record.test, "R@1": 0.9})
     assert main(["verify", str(run.folder)]) == 1
-    assert "1 of 2 match" in capsys.readouterr().out
+    assert "matching records: 1 of 2" in capsys.readouterr().out
     assert main(["verify", str(run.folder), "--only", "proxy"]) == 2
     assert "no record of" in capsys.readouterr().err

@@ -47,8 +47,8 @@ __all__ = [
     "Rule",
     "Study",
     "Table",
+    "all_rules",
     "factors_of",
-    "found",
     "over_data",
     "over_evaluator",
     "over_grid",
@@ -121,7 +121,7 @@ def rule(id: str, severity: Severity, over: str):
     return register
 
 
-def found() -> tuple[Rule, ...]:
+def all_rules() -> tuple[Rule, ...]:
     """Return every rule, by id."""
     by_id: dict[str, list[_Check]] = {}
     for check in _all():
