@@ -291,7 +291,7 @@ def verify(run: str | Path, only: str, data: Path | None, cache: Path | None, de
         print(f"{verdict.state:8} {verdict.id}: {verdict}", flush=True)
         verdicts.append(verdict)
     if not verdicts:
-        named = f" with {only!r} in its id" if only else ""
+        named = f" and {only!r} in its id" if only else ""
         raise UserError(f"{verified.place} has no record with test scores{named}")
     good = sum(verdict.state == "matches" for verdict in verdicts)
     print(f"matching records: {good} of {len(verdicts)}")

@@ -30,7 +30,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from harness.config import Trial
-from harness.errors import some
+from harness.errors import first_few
 from harness.grid import Grid
 from harness.runs import files, lease, patience, process, storage
 from harness.runs.errors import RunError
@@ -372,7 +372,8 @@ class Run:
         )
         if others:
             raise RunError(
-                f"{self.place} is not a run and contains other files ({some(others, 3)}): name a new or empty folder"
+                f"{self.place} is not a run and contains other files ({first_few(others, 3)}): name a new or "
+                "empty folder"
             )
 
     def problem_here(self, identity: str) -> str | None:

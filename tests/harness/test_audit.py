@@ -48,7 +48,7 @@ def test_a_clean_run_passes(finish, capsys):
         finish("contrastive+embedding", seed, score=0.5 + 0.01 * rng.random())
     assert audit(finish.run) == ()
     assert main(["audit", str(finish.run.folder)]) == 0
-    assert "0 errors, 0 warnings of 26 rules" in capsys.readouterr().out
+    assert "0 errors, 0 warnings from 26 rules" in capsys.readouterr().out
 
 
 def test_a_real_trial_passes_except_for_its_few_seeds(make_trial, tmp_path):
@@ -75,7 +75,7 @@ def test_errors_and_warnings_by_rule(finish, capsys):
     printed = capsys.readouterr().out
     assert "\nFAIR-04  No test metric controls" in printed
     assert f"  E  FAIR-04 {broken.id}: epoch 1 is reported, validation MAP@R chooses 2." in printed
-    assert "2 errors, 1 warning of 26 rules" in printed
+    assert "2 errors, 1 warning from 26 rules" in printed
 
 
 def test_what_was_planned_and_did_not_run(finish, make_trial):

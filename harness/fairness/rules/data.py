@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.data import datasets
 from harness.data.datasets import SPLITS
-from harness.errors import some
+from harness.errors import first_few
 from harness.fairness.rules import Results, rule
 from harness.fairness.rules._subjects import counted, ids
 
@@ -130,7 +130,7 @@ def disjoint_classes(dataset: Dataset, split: np.ndarray) -> Iterator[tuple[str,
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
         both = np.intersect1d(classes[first], classes[second])
         if len(both):
-            named = some([dataset.class_names[c] for c in both])
+            named = first_few([dataset.class_names[c] for c in both])
             yield f"{dataset.name}: {_classes(len(both))} in both {first} and {second} ({named}).", ()
 
 

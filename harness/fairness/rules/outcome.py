@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.config import FLOORS
-from harness.errors import some
 from harness.evaluation import NOISE
 from harness.fairness.protocols import FAIR
 from harness.fairness.rules import Results, rule
@@ -97,7 +96,7 @@ def _scores(record: Record) -> Iterator[str]:
     """Yield scores and losses that are not finite, and R@1 below chance."""
     broken = sorted(name for name, value in record.test.items() if not math.isfinite(value))
     if broken:
-        yield f"{some(broken)} not finite"
+        yield f"{first_few(broken)} not finite"
     broken = [epoch.epoch for epoch in _trained(record) if epoch.loss is not None and not math.isfinite(epoch.loss)]
     if broken:
         yield f"loss not finite at epoch {broken[0]}"

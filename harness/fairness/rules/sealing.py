@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import some
+from harness.errors import first_few
 from harness.fairness.protocols import PROTOCOLS
 from harness.fairness.rules import Results, rule
 from harness.fairness.rules._subjects import cell_of, counted, ids
@@ -48,14 +48,14 @@ def every_read_is_in_the_ledger(results: Results) -> Iterator[tuple[str, tuple[s
     known = {entry.key for entry in results.ledger.entries()}
     unknown = [record for record in results.tested if _key(record) not in known]
     if unknown:
-        yield f"the ledger has no test read for {counted(unknown)}: {some(ids(unknown))}.", ids(unknown)
+        yield f"the ledger has no test read for {counted(unknown)}: {first_few(ids(unknown))}.", ids(unknown)
 
 
 @rule("FAIR-03", "W", over="records")
 def ledger_is_intact(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every line of the ledger can be read."""
     if results.ledger is not None and (lines := results.ledger.damaged()):
-        yield f"{results.ledger.path.name}: line {some(list(map(str, lines)))} cannot be read.", ()
+        yield f"{results.ledger.path.name}: line {first_few(list(map(str, lines)))} cannot be read.", ()
 
 
 def _ledger_cell(record: Record) -> str:

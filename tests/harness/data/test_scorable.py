@@ -172,13 +172,13 @@ def test_validation_classes_of_one_image_are_rejected_everywhere(planned, tmp_pa
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ("1,10", "ks: '1,10' is not a list of the K of R@K, such as [1, 10]"),
-        ("5", "ks: 5 is not a list of the K of R@K, such as [1, 10]"),
-        ("[]", "ks: [] is not a list of the K of R@K, such as [1, 10]"),
-        ("[0, 1]", "ks: 0 of [0, 1] is not a whole number from 1"),
-        ("[1, 2.5]", "ks: 2.5 of [1, 2.5] is not a whole number from 1"),
-        ("[true]", "ks: True of [True] is not a whole number from 1"),
-        ("[10, 1, 1]", "ks: [10, 1, 1] does not have each K once, in rising order: write [1, 10]"),
+        ("1,10", "ks: '1,10' is not a list of K for R@K, such as [1, 10]"),
+        ("5", "ks: 5 is not a list of K for R@K, such as [1, 10]"),
+        ("[]", "ks: [] is not a list of K for R@K, such as [1, 10]"),
+        ("[0, 1]", "ks: 0 in [0, 1] is not a whole number of at least 1"),
+        ("[1, 2.5]", "ks: 2.5 in [1, 2.5] is not a whole number of at least 1"),
+        ("[true]", "ks: True in [True] is not a whole number of at least 1"),
+        ("[10, 1, 1]", "ks: [10, 1, 1] is not in increasing order, each K once: write [1, 10]"),
     ],
 )
 def test_wrong_ks_are_rejected_with_a_reason(written, said):

@@ -225,5 +225,5 @@ def test_verify_does_not_run_weights_on_other_pixels(folder_trial, data, tmp_pat
     picture.write_bytes(sorted(data.rglob("*.png"))[-1].read_bytes())
     (verdict,) = verify(Run(tmp_path / "run"), data=data)
     assert verdict.missing == [
-        "the weights have the recorded digest and were not run: these are not the data of the row"
+        "the weights have the recorded digest, but were not run: the data differ from those of the record"
     ]
