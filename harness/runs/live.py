@@ -1,4 +1,4 @@
-"""A run while it goes on: what is running, what is left, how long it will take.
+"""A run in progress: what is running, what is left, how long it will take.
 
 The engine tells a `View` what happens. `Tally` is the view that counts; the terminal (`reports.terminal`) and the
 journal (`harness.runs.journal`), which show the counts, are tallies too.
@@ -49,11 +49,11 @@ class View(Protocol):
 
 
 class Unseen(View):
-    """The view of a run that nobody watches."""
+    """A view that shows nothing."""
 
 
 class Together(View):
-    """Several views as one."""
+    """Several views combined into one."""
 
     def __init__(self, *views: View):
         self._views = views
