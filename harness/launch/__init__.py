@@ -85,7 +85,7 @@ def run_grid(
     out      the run folder, or a bucket such as s3://bucket/run
     watch    makes a view on the stream it is given
     track    names of `adapters.TRACKERS`
-    address  a ray cluster of which this machine is a node ("auto" or host:port); None: a ray of this machine alone
+    address  a ray cluster of which this machine is a node ("auto" or host:port); None: a local Ray instance
     device   "cpu" to leave GPUs unused
     only     which trials of the plan to run now
 

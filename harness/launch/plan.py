@@ -1,4 +1,4 @@
-"""What a grid would run, checked against the data and networks it names, before anything runs."""
+"""The plan of a grid: what it would run, checked against its data and networks before anything runs."""
 
 import os
 import platform
@@ -36,9 +36,9 @@ from harness.training.bench import (
 )
 from harness.training.devices import device_name
 
-CODE = code_digest()  # of what was imported, even if the files change afterwards
-UNKNOWN_CLASSES = 2  # that a loss is built with where the data cannot be opened
-HUBS = ("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME")  # where published weights are looked for
+CODE = code_digest()  # of the imported code, even if the files change afterwards
+UNKNOWN_CLASSES = 2  # the number that a loss is built with if the data cannot be opened
+HUBS = ("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME")  # variables for the folders of published weights
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
 
 
 def unfair(settings: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each setting of a grid that no fair comparison may have."""
+    """Return a sentence for each setting of a grid that would make a comparison unfair."""
     return list(dict.fromkeys(finding.sentence for finding in rules.over_grid(settings)))
 
 
 def alike(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """Group trials that differ in nothing but the seed, in order: a check looks at one of each group."""
+    """Return groups of trials that differ only in their seeds, in order, so that a check needs one of each group."""
     groups: dict[tuple, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(trial.without_seed, []).append(trial)
@@ -101,7 +101,7 @@ def alike(trials: Sequence[Trial]) -> list[list[Trial]]:
 
 
 def refusal(arm: Arm) -> str | None:
-    """Return why an arm has no Metrix form; None where it has one, or is no Metrix arm."""
+    """Return why an arm has no Metrix form; None if it has one, or does not use Metrix."""
     if arm.metrix is None:
         return None
     about = registry.loss(arm.loss)
@@ -136,7 +136,7 @@ def _network_problems(trials: list[Trial], cache: Path | None) -> tuple[list[str
 def _check_network(
     network: Backbone, model: Model, side_px: int, stage: str | None, hardest: int | str | None
 ) -> dict:
-    """Return the problems of a network, and the file of its weights where it has none."""
+    """Return the problems of a network, and the file of its weights if there are none."""
     wrong = embedder.problems(
         network.name, model.pooling, model.norm, network.pretrained, stage, network.options, side_px
     )
@@ -157,12 +157,12 @@ def _check_network(
 
 
 def _unchanged(about: dict) -> bool:
-    """Whether a network had no problems, and the file of its weights is still the same."""
+    """Return whether a network had no problems and the file of its weights is unchanged."""
     return not about["problems"] and _stamp(about["weights"]) == about["stamp"]
 
 
 def _stamp(file: str | Path | None) -> list[int] | None:
-    """Return the size and times of a file, which change when it is replaced; None where there is none."""
+    """Return the size and times of a file, which change when it is replaced; None if it does not exist."""
     if file is None or not Path(file).is_file():
         return None
     status = Path(file).stat()
@@ -219,7 +219,7 @@ def _loss_problems(trials: Sequence[Trial], classes: int) -> list[str]:
 
 
 def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:
-    """Return why no batch can be drawn from training classes of `counts` images each; None where one can."""
+    """Return why no batch can be drawn from training classes of `counts` images each; None if one can."""
     settings, name = trial.training, trial.dataset.name
     if settings.batch_size > counts.sum():
         return f"training.batch_size: {settings.batch_size} is more than the {counts.sum()} training images of {name}"
@@ -295,7 +295,7 @@ def estimate(
 ) -> dict[str, float]:
     """Return the seconds that each trial of a plan will take on one slot of this machine: trial id → seconds.
 
-    They are the median of the cell's finished trials where there are some. Otherwise they are its `relative_costs` at
+    They are the median of the cell's finished trials if there are any. Otherwise they are its `relative_costs` at
     the speed of the finished trials of its network, or else of a training step of its network, measured here.
     """
     costs = relative_costs(plan.trials, data, cache)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.config import FLOORS
+from harness.errors import first_few
 from harness.evaluation import NOISE
 from harness.fairness.protocols import FAIR
 from harness.fairness.rules import Results, rule
