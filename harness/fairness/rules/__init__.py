@@ -139,7 +139,7 @@ def all_rules() -> tuple[Rule, ...]:
 
 
 def over_grid(settings: Mapping[str, Any]) -> tuple[Finding, ...]:
-    """Check the settings of a grid, as its file has them."""
+    """Check the settings of a grid as they are written in its file."""
     return _over("grid", settings)
 
 

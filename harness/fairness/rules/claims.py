@@ -1,4 +1,4 @@
-"""What a printed table may claim: intervals, bold, rank tests, averages, and published numbers."""
+"""Rules about what a table may claim: intervals, bold, rank tests, averages, and published numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compared arms have equal conditions: budget, shared factors, evaluator."""
+"""Rules about equal conditions of compared arms: budget, shared factors, evaluator."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def batch_norm_of_whole_batches(results: Results) -> Iterator[tuple[str, tuple[s
 
 
 @rule("FAIR-08", "E", over="table")
-def forced_together(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
+def rows_share_every_factor(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Rows of one table share every factor."""
     trained = [record for record in table.records if record.level != "floor"]
     if trained:
@@ -162,7 +162,7 @@ def forced_together(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
 def one_evaluator(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
     """A table has one protocol version and one evaluator.
 
-    The same embedding gets another score under another tie rule or selection. Such numbers look alike but are not
+    The same embedding gets another score under another tie rule or selection. Such numbers look similar but are not
     comparable.
     """
     kinds = {

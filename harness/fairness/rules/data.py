@@ -1,4 +1,4 @@
-"""Data are the published ones of their name, and no class is on two sides of a split."""
+"""Rules about data: benchmarks are the published ones, all rows use the same copy, and no class is in two splits."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _pair(counts: Mapping[str, int]) -> tuple[int, int]:
 def disjoint_classes(dataset: Dataset, split: np.ndarray) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Training, validation and test classes are disjoint.
 
-    Metric learning is evaluated on classes that were not trained on. A class on both sides rewards memorising it.
+    Metric learning is evaluated on classes that were not trained on. A class in two splits rewards memorising it.
     """
     classes = {name: np.unique(dataset.labels[split == name]) for name in SPLITS}
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):

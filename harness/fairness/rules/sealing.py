@@ -1,4 +1,4 @@
-"""The test decides nothing: it is read once, after everything was chosen without it."""
+"""Rules about the test split: it is read once, after everything was chosen without it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _key(record: Record) -> tuple[str, ...]:
 def no_setting_names_the_test(settings: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """No test metric controls a scheduler, early stopping, checkpoint selection or search.
 
-    The best of many test scores is biased upwards, the more so the more of them there are to choose from.
+    The best of many test scores is biased upwards, and more so the more scores there are.
     """
     for key, value in _leaves(settings):
         if isinstance(value, str) and TEST_METRIC.fullmatch(value.strip()):

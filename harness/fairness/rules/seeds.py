@@ -1,4 +1,4 @@
-"""Rows have enough seeds, and both sides of a difference have the same ones."""
+"""Rules about seeds: rows have enough of them, and both rows of a difference have the same ones."""
 
 from __future__ import annotations
 
