@@ -1,4 +1,4 @@
-"""Weights of a backbone: which file, what the file really is, and which of its tensors the network needs.
+"""The weights of a backbone: which file, what it contains, and which of its tensors the network needs.
 
 A user's file may contain the weights themselves, or a checkpoint around them (`{"state_dict": …}`), under the names
 of a model that contained the network (model.conv1.weight). They are unwrapped only if that is unambiguous, and a
