@@ -80,14 +80,14 @@ def find(name: str) -> type[Loss]:
 
     _require(name)
     module = importlib.import_module(f"{__name__}.{name}")
-    found = [
+    losses = [
         c
         for c in vars(module).values()
         if inspect.isclass(c) and issubclass(c, Loss) and c.__module__ == module.__name__
     ]
-    if len(found) != 1:
-        raise ValueError(f"{name}.py must define exactly one Loss, not {len(found)}")
-    return found[0]
+    if len(losses) != 1:
+        raise ValueError(f"{name}.py must define exactly one Loss, not {len(losses)}")
+    return losses[0]
 
 
 def _require(name: str) -> None:

@@ -142,7 +142,7 @@ def test_a_driver_killed_in_the_middle_loses_nothing(finished, grid, tmp_path):
     assert scores(tmp_path) == scores(finished[0])
 
 
-def test_control_c_says_how_to_continue(grid, tmp_path):
+def test_control_c_tells_how_to_continue(grid, tmp_path):
     process = start("run", grid, "--out", tmp_path)
     deadline = time.monotonic() + 300
     while not contents(tmp_path) and time.monotonic() < deadline:

@@ -60,8 +60,8 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
     out of the product of losses and levels.
     """
     trials = grid.trials()
-    cells = alike(trials)
-    reasons = [refusal(cell[0].arm) for cell in cells]
+    cells = same_but_seed(trials)
+    reasons = [no_metrix_reason(cell[0].arm) for cell in cells]
     refused = [(*cell[0].cell, reason) for cell, reason in zip(cells, reasons, strict=True) if reason]
     fit = [cell[0] for cell, reason in zip(cells, reasons, strict=True) if not reason]
     why = {arm: reason for _, _, arm, reason in refused}
@@ -92,7 +92,7 @@ def unfair(settings: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(finding.sentence for finding in rules.over_grid(settings)))
 
 
-def alike(trials: Sequence[Trial]) -> list[list[Trial]]:
+def same_but_seed(trials: Sequence[Trial]) -> list[list[Trial]]:
     """Return groups of trials that differ only in their seeds, in order, so that a check needs one of each group."""
     groups: dict[tuple, list[Trial]] = {}
     for trial in trials:
@@ -100,7 +100,7 @@ def alike(trials: Sequence[Trial]) -> list[list[Trial]]:
     return list(groups.values())
 
 
-def refusal(arm: Arm) -> str | None:
+def no_metrix_reason(arm: Arm) -> str | None:
     """Return why an arm has no Metrix form; None if it has one, or does not use Metrix."""
     if arm.metrix is None:
         return None
@@ -123,14 +123,14 @@ def _network_problems(trials: list[Trial], cache: Path | None) -> tuple[list[str
             stage, hardest = (level.stage, level.hardest) if level else (None, None)
             key = (t.backbone.model_dump_json(), t.model, t.images.side_px, stage, hardest)
             networks.setdefault(key, (t.backbone, t.model, t.images.side_px, stage, hardest))
-    found, notes, hubs = {}, {}, [os.environ.get(name) for name in HUBS]
+    problems, notes, hubs = {}, {}, [os.environ.get(name) for name in HUBS]
     for network, model, *rest in networks.values():
         key = ["network", *_builders(), network.model_dump(mode="json"), model.model_dump(mode="json"), *rest, hubs]
         about = remembered(cache or default_folder(), key, partial(_check_network, network, model, *rest), _unchanged)
-        found |= {f"backbones: {problem}": None for problem in about["problems"]}
+        problems |= {f"backbones: {problem}": None for problem in about["problems"]}
         if about["unwrapped"]:
             notes[f"{Path(about['weights']).name}: {about['unwrapped']}"] = None
-    return list(found), list(notes)
+    return list(problems), list(notes)
 
 
 def _check_network(
@@ -240,13 +240,13 @@ def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:
 
 def matched_baselines(trials: Sequence[Trial], cache: Path | None = None) -> list[Trial]:
     """Return the baseline at as many forward passes of every Metrix trial with more than its baseline (FAIR-07)."""
-    found = {}
+    longer_by_id = {}
     for trial in trials:
         if trial.arm.metrix is not None and (ratio := round(_passes(trial, cache), 2)) > 1:
             arm = trial.arm.model_copy(update={"metrix": None, "longer": ratio})
             longer = trial.model_copy(update={"arm": arm})
-            found[longer.id] = longer
-    return list(found.values())
+            longer_by_id[longer.id] = longer
+    return list(longer_by_id.values())
 
 
 def relative_costs(trials: Sequence[Trial], data: Path | None = None, cache: Path | None = None) -> dict[str, float]:
@@ -257,7 +257,7 @@ def relative_costs(trials: Sequence[Trial], data: Path | None = None, cache: Pat
     some of them have finished.
     """
     costs = {}
-    for cell in alike(trials):
+    for cell in same_but_seed(trials):
         cost = _operations(cell[0], data, cache)
         costs |= {trial.id: cost for trial in cell}
     return costs
@@ -306,7 +306,7 @@ def estimate(
         if record.id in costs and record.cost.steps:
             speeds[record.trial.backbone.name].append(record.cost.wall_s / costs[record.id])
     seconds = {}
-    for cell in alike(plan.trials):
+    for cell in same_but_seed(plan.trials):
         trial = cell[0]
         if trial.cell in done:
             each = {t.id: float(np.median(done[trial.cell])) for t in cell}

@@ -48,11 +48,11 @@ class View(Protocol):
         """End the run, or one round of a search: no trial is running any more."""
 
 
-class Unseen(View):
+class SilentView(View):
     """A view that shows nothing."""
 
 
-class Together(View):
+class CombinedView(View):
     """Several views combined into one."""
 
     def __init__(self, *views: View):

@@ -275,7 +275,7 @@ def test_a_grid_that_includes_others_sets_nothing_that_they_set(load):
     assert problems(load, "include: [quick]\n") == ("name: this setting is required",)
 
 
-def test_included_files_lie_where_the_including_file_lies(tmp_path, monkeypatch):
+def test_included_files_are_relative_to_the_including_file(tmp_path, monkeypatch):
     (tmp_path / "grids/parts").mkdir(parents=True)
     (tmp_path / "grids/all.yaml").write_text("name: all\ninclude: [parts/one.yaml]\n")
     (tmp_path / "grids/parts/one.yaml").write_text("name: one\ninclude: [two.yaml]\n")

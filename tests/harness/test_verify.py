@@ -64,8 +64,8 @@ def contrastive(run):
 def test_what_a_run_left_matches_its_records(run, record):
     trained, floor = verify(run)
     assert (trained.state, floor.state) == ("matches", "matches"), (trained, floor)
-    assert [said.partition(":")[0] for said in trained.matches] == ["outcomes", "embeddings", "weights"]
-    assert [said.partition(":")[0] for said in floor.matches] == ["outcomes", "embeddings"]
+    assert [message.partition(":")[0] for message in trained.matches] == ["outcomes", "embeddings", "weights"]
+    assert [message.partition(":")[0] for message in floor.matches] == ["outcomes", "embeddings"]
     assert trained.matches[0] == "outcomes: exact"
     assert trained.matches[2] == "weights: exact"
 
@@ -101,7 +101,7 @@ def test_embeddings_of_something_else(run, record):
     store(run, record, embeddings=rng.standard_normal((record.data.images["test"], 16)).astype(np.float16))
     found = contrastive(run)
     assert found.state == "differs"
-    assert all("embeddings" in said for said in found.differs)
+    assert all("embeddings" in message for message in found.differs)
     store(run, record, embeddings=np.zeros((record.data.images["test"], 16), np.float16))
     assert "the stored embeddings cannot be scored" in contrastive(run).differs[0]
 
@@ -179,8 +179,8 @@ def test_unfair_data_do_not_stop_the_verification(run, record, monkeypatch):
         raise Unfair("FAIR-02 3 classes in both validation and test")
 
     monkeypatch.setattr(Bench, "of", unfair)
-    said = "the weights have the recorded digest, but were not run: FAIR-02 3 classes in both validation and test"
-    assert contrastive(run).missing == [said]
+    message = "the weights have the recorded digest, but were not run: FAIR-02 3 classes in both validation and test"
+    assert contrastive(run).missing == [message]
 
 
 def test_nothing_kept(make_trial, make_record, tmp_path):

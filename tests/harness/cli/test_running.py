@@ -141,7 +141,7 @@ def test_compute_matched_baselines_are_in_the_plan(run):
         ("--arm contrastive --set protocol=tuned", "is tuned by a search, which needs metrix-bench run"),
     ],
 )
-def test_a_trial_that_cannot_run_says_why(command, words, sentence):
+def test_a_trial_that_cannot_run_gives_the_reason(command, words, sentence):
     code, text = command("trial", "mine.yaml", *words.split())
     assert code == 2, text
     assert sentence in text
