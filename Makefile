@@ -17,7 +17,7 @@ ifneq ($(words $(VENV)),1)
 $(error VENV=$(VENV): name a folder without spaces; make cannot handle them)
 endif
 
-# A stamp names what was installed by its digest. It depends on no file: in a fresh checkout every file is newer.
+# A stamp is named by the digest of what was installed. It depends on no file, since every file of a fresh checkout is newer.
 STAMP := $(VENV)/.installed-$(call digest,pyproject.toml constraints.txt)
 S3    := build/s3/.installed-$(call digest,tests/s3-server.txt)
 AUDIT := build/audit/.tried-2.10.1
@@ -35,31 +35,31 @@ help:  ## explain the targets (what `make` alone does)
 	@echo "  ADDRESS=auto, host:port or ray://host:10001 runs it on a ray cluster: clusters/README.md"
 	@echo "  grids: $(notdir $(basename $(wildcard harness/grids/*.yaml)))"
 
-setup: $(STAMP)  ## make the virtual environment and install everything (five minutes, once)
+setup: $(STAMP)  ## create the virtual environment and install everything (five minutes, once)
 
 $(STAMP):
 	test -x $(call quoted,$(BIN)/python) || $(PYTHON) -m venv $(call quoted,$(VENV))
 	$(call quoted,$(BIN)/python) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,tune]"
 	touch $(call quoted,$(STAMP))
 
-benchmark: $(STAMP)  ## run GRID (default: quick, 10 minutes on 2 cores) and write its leaderboard to OUT
+benchmark: $(STAMP)  ## run GRID (default: quick, ten minutes on 2 cores) and write its leaderboard to OUT
 	@$(BENCH) run $(call quoted,$(GRID)) --out $(call quoted,$(OUT)) $(if $(DATA),--data $(call quoted,$(DATA))) \
 		$(if $(ADDRESS),--address $(call quoted,$(ADDRESS))) $(ARGS)
 
-report: $(STAMP)  ## write the leaderboard of OUT again from its records
+report: $(STAMP)  ## rewrite the leaderboard of OUT from its records
 	@$(BENCH) report $(call quoted,$(OUT)) $(ARGS)
 
-readme:  ## put the leaderboard of OUT into README.md, captions folded
+readme:  ## copy the leaderboard of OUT into README.md, with its captions folded
 	@sed -i -e '/results:begin/,/results:end/{//!d}' README.md
 	@sed -e '/^# /d' -e 's/^## /### /' $(call quoted,$(OUT)/leaderboard.md) | awk -v folded='<details><summary>Settings, notes and statistics of this table</summary>' \
 		'/^#/ && open {print "</details>\n"; open = 0} /^[^|#]/ && !open {print folded "\n"; open = 1} {print} END {if (open) print "\n</details>"}' > README.md.part
 	@sed -i -e '/results:begin/r README.md.part' README.md && rm README.md.part
 
-# JOBS files of tests run at a time. Tests of whole clusters use all cores themselves.
-test: $(STAMP)  ## run the tests (under ten minutes on 2 cores; ARGS='-m slow' runs those that start whole clusters, twenty more)
+# JOBS test files run at a time. Tests of whole clusters use all cores themselves.
+test: $(STAMP)  ## run the tests (under ten minutes on 2 cores; ARGS='-m slow' runs those of whole clusters, twenty minutes more)
 	@$(PY) -m pytest $(if $(findstring slow,$(ARGS)),,-n $(JOBS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
-lowest:  ## run the tests of computations with the lowest versions that pyproject.toml allows, in a separate environment
+lowest:  ## run the tests of computations with the oldest versions that pyproject.toml allows, in a separate environment
 	test -x build/lowest/bin/python || $(PYTHON) -m venv build/lowest
 	build/lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python --resolution lowest-direct \
@@ -75,7 +75,7 @@ $(S3):
 	build/s3/bin/python -m pip install --quiet --disable-pip-version-check -r tests/s3-server.txt
 	touch $@
 
-soak: $(STAMP)  ## inject faults into a grid on this machine, check consistency (ARGS='--minutes 5'), then try every fault
+soak: $(STAMP)  ## inject faults into a grid on this machine and check consistency (ARGS='--minutes 5'), then inject each fault alone
 	@$(PY) -m tests.cluster.soak $(ARGS)
 	@$(PY) -m pytest -m slow tests/cluster
 
@@ -86,7 +86,7 @@ perf: $(STAMP)  ## measure speed and memory, printed as ratios within one run
 gpu: $(STAMP)  ## test and measure this machine's GPU (eight minutes; DATA=photographs WEIGHTS=NETWORK.safetensors, ARGS)
 	@$(PY) -m tests.gpu $(if $(DATA),--data $(call quoted,$(DATA))) $(if $(WEIGHTS),--weights $(call quoted,$(WEIGHTS))) $(ARGS)
 
-lint: $(STAMP) $(AUDIT)  ## check style, types and dependencies with known vulnerabilities
+lint: $(STAMP) $(AUDIT)  ## check style, types, and dependencies for known vulnerabilities
 	@$(call quoted,$(BIN)/ruff) check . && $(call quoted,$(BIN)/ruff) format --check .
 	@$(MAKE) --no-print-directory types
 	@$(PY) tests/dependencies.py build/audit/bin/pip-audit constraints.txt
@@ -94,10 +94,10 @@ lint: $(STAMP) $(AUDIT)  ## check style, types and dependencies with known vulne
 types: $(STAMP)  ## check types with pyright: strict in baselines/ and metrix/, standard elsewhere
 	@$(call quoted,$(BIN)/pyright) --pythonpath $(call quoted,$(BIN)/python) $(ARGS)
 
-docs: $(STAMP)  ## make the API pages in build/docs from the docstrings, and check their references
+docs: $(STAMP)  ## build the API pages in build/docs from the docstrings, and check their references
 	@$(PY) docs/build.py build/docs
 
-hooks: $(STAMP)  ## check each commit before it is made (ruff, types, examples in docstrings)
+hooks: $(STAMP)  ## install the checks that run before each commit (ruff, types, examples in docstrings)
 	$(call quoted,$(BIN)/python) -m pip install --quiet --disable-pip-version-check pre-commit
 	$(call quoted,$(BIN)/pre-commit) install
 
@@ -107,7 +107,7 @@ $(AUDIT):
 	-$(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==$(subst build/audit/.tried-,,$(AUDIT))
 	mkdir -p build/audit && touch $@
 
-format: $(STAMP)  ## rewrite the sources in the project's format
+format: $(STAMP)  ## format the sources
 	@$(call quoted,$(BIN)/ruff) check --fix . ; $(call quoted,$(BIN)/ruff) format .
 
 clean:  ## remove the virtual environment and caches; results stay

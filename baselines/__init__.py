@@ -1,6 +1,6 @@
-"""Published metric-learning losses, one a file: `create("multi_similarity", beta=2.0)(embeddings, labels)`.
+"""Published metric-learning losses, one per file: `create("multi_similarity", beta=2.0)(embeddings, labels)`.
 
-The folder is the register: a file that holds a `Loss` is a loss, under the name of the file. Torch is imported when a
+The folder is the registry: a file that defines a `Loss` is a loss, named after the file. Torch is imported when a
 loss is created, not with this package.
 """
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Description", "Loss", "create", "describe", "names"]
 
-_FOUNDATION = {"description", "form", "numerics", "weights"}  # what the losses are made of
+_FOUNDATION = {"description", "form", "numerics", "weights"}  # the other modules, which losses use
 
 
 def names() -> tuple[str, ...]:
-    """The names of all losses, in alphabetical order."""
+    """Return the names of all losses, in alphabetical order."""
     return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _FOUNDATION))
 
 
@@ -40,10 +40,10 @@ def create(
     generator: torch.Generator | None = None,
     **hyperparameters: Any,
 ) -> Loss:
-    """The loss `name`; num_classes and dim (of the embeddings) matter to losses that learn proxies, which need both.
+    """Return the loss `name`. Losses that learn proxies need num_classes and dim (of the embeddings).
 
-    `generator` draws the initial proxies. An unknown name or hyperparameter, and one out of its range, is a
-    ValueError. The loss has no second derivative: a gradient with `create_graph=True` is a RuntimeError.
+    `generator` draws the initial proxies. Raise ValueError for an unknown name or hyperparameter, and for one that is
+    out of range. The loss has no second derivative: a gradient with `create_graph=True` raises a RuntimeError.
     """
     loss = find(name)
     known = describe(name).parameters
@@ -67,7 +67,7 @@ def create(
 
 
 def describe(name: str) -> Description:
-    """Return what is known of the loss `name`. Raise ValueError for an unknown one."""
+    """Return the description of the loss `name`. Raise ValueError for an unknown one."""
     _require(name)
     spec = importlib.util.find_spec(f"{__name__}.{name}")
     stated = of_source(name, Path(spec.origin)) if spec and spec.origin else None
@@ -75,19 +75,19 @@ def describe(name: str) -> Description:
 
 
 def find(name: str) -> type[Loss]:
-    """The class of the loss `name`; ValueError with the nearest name if there is none."""
+    """Return the class of the loss `name`. Raise ValueError with the nearest name if there is none."""
     from baselines.form import Loss
 
     _require(name)
     module = importlib.import_module(f"{__name__}.{name}")
-    found = [
+    losses = [
         c
         for c in vars(module).values()
         if inspect.isclass(c) and issubclass(c, Loss) and c.__module__ == module.__name__
     ]
-    if len(found) != 1:
-        raise ValueError(f"{name}.py must hold exactly one Loss, not {len(found)}")
-    return found[0]
+    if len(losses) != 1:
+        raise ValueError(f"{name}.py must define exactly one Loss, not {len(losses)}")
+    return losses[0]
 
 
 def _require(name: str) -> None:
@@ -106,4 +106,4 @@ def _nearest(given: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(given, known, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"there are {', '.join(known)}" if known else "it has none"
+    return f"there are: {', '.join(known)}" if known else "it has none"

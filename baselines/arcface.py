@@ -1,4 +1,4 @@
-"""ArcFace: classification by angles, the angle to the own class enlarged by a margin.
+"""ArcFace: classification by angles, with a margin added to the angle to the true class.
 
     ℓ(a) = −log( e^{κt} / (e^{κt} + Σ_{c≠y} e^{κs_c}) ),  t = cos(θ_y + m) if θ_y < π − m, else s_y − m sin m,
 
@@ -27,7 +27,9 @@ class ArcFace(Loss):
     search_space: ClassVar = {"margin": {"low": 0.0, "high": 0.8}, "scale": {"low": 8.0, "high": 128.0, "log": True}}
     candidates = "proxies"
     mixed = None
-    why_no_metrix = "its margin is added to the angle of the one true class, and a label between classes has none"
+    why_no_metrix = (
+        "it adds its margin to the angle of the one true class, and a mixed label has no single true class"
+    )
     rates: ClassVar = {"proxies": 100.0}
 
     def __init__(

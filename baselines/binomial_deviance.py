@@ -1,4 +1,4 @@
-"""Binomial deviance loss: logistic costs of the pairs, averaged apart for positives and negatives.
+"""Binomial deviance loss: logistic costs of the pairs, averaged separately over positives and negatives.
 
     ℓ(a) = (1/|P|) Σ_p log(1 + e^{−β(s(a,p) − m)})  +  (1/|N|) Σ_n log(1 + e^{γ(s(a,n) − m)})
 

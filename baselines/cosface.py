@@ -1,4 +1,4 @@
-"""CosFace: classification by cosines, the cosine to the own class lowered by a margin.
+"""CosFace: classification by cosines, with a margin subtracted from the cosine to the true class.
 
     ℓ(a) = −log( e^{κ(s_y − m)} / (e^{κ(s_y − m)} + Σ_{c≠y} e^{κs_c}) ),  s_c = s(a, w_c), κ the scale
 
@@ -24,7 +24,9 @@ class CosFace(Loss):
     search_space: ClassVar = {"margin": {"low": 0.0, "high": 0.5}, "scale": {"low": 8.0, "high": 128.0, "log": True}}
     candidates = "proxies"
     mixed = None
-    why_no_metrix = "its margin is taken from the cosine to the one true class, and a label between classes has none"
+    why_no_metrix = (
+        "it subtracts its margin from the cosine to the one true class, and a mixed label has no single true class"
+    )
     rates: ClassVar = {"proxies": 100.0}
 
     def __init__(

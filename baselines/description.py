@@ -1,4 +1,4 @@
-"""What is known of a loss without creating it: read from its source, which needs no torch, or from its class."""
+"""Describe a loss without creating it: from its source, which needs no torch, or from its class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from baselines.form import Loss
 
-SIZES = ("num_classes", "dim", "generator")  # arguments of `create` that are no hyperparameters
+SIZES = ("num_classes", "dim", "generator")  # arguments of `create` that are not hyperparameters
 DEFAULTS: dict[str, Any] = {
     "mixed": "candidates",
     "why_no_metrix": "",
@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Description:
-    """What is known of a loss without creating it."""
+    """The description of a loss."""
 
     name: str
     title: str
@@ -47,7 +47,7 @@ def of_class(name: str, loss: type[Loss]) -> Description:
 
 
 def of_source(name: str, path: Path) -> Description | None:
-    """Return the same from the file of the loss; None where that states anything but by plain literals."""
+    """Return the same from the file of the loss; None if the file states anything other than by plain literals."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
     losses = [n for n in body if isinstance(n, ast.ClassDef) and [ast.unparse(base) for base in n.bases] == ["Loss"]]
     if len(losses) != 1:
@@ -89,7 +89,7 @@ def _description(name: str, parameters: dict[str, Any], stated: dict[str, Any]) 
 
 
 def _parameters(args: ast.arguments) -> dict[str, Any] | None:
-    """Return the hyperparameters of `__init__` with their defaults; None where one has no default."""
+    """Return the hyperparameters of `__init__` with their defaults; None if one has no default."""
     without = args.args[1 : len(args.args) - len(args.defaults)]  # the first is self
     if args.kwonlyargs or args.vararg or args.kwarg or args.posonlyargs or {a.arg for a in without} - {*SIZES}:
         return None

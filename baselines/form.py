@@ -103,7 +103,7 @@ class Loss(nn.Module):
 
     @property
     def learns_classes(self) -> bool:
-        """Whether the loss holds learnable vectors of the classes (proxies, class weights, centres)."""
+        """Whether the loss has learnable vectors of the classes (proxies, class weights, centres)."""
         return "proxies" in (self.anchors, self.candidates)
 
     @property

@@ -1,4 +1,4 @@
-"""Margin loss: positives within, negatives beyond a learnable distance β, each by a margin.
+"""Margin loss: positives are nearer and negatives farther than a learnable distance β, each by a margin.
 
     L = mean over non-zero terms of [ d(a,p) − β + m ]₊ and [ β − d(a,n) + m ]₊,  d = √(2 − 2s)
 

@@ -1,4 +1,4 @@
-"""What every loss is made of, exact at the ends of its range: unit vectors, cosines, log Σ w eˣ, log(1 + eˣ)."""
+"""The numerics of all losses, exact at the ends of their ranges: unit vectors, cosines, log Σ w eˣ, log(1 + eˣ)."""
 
 from __future__ import annotations
 

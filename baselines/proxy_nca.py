@@ -1,10 +1,10 @@
-"""Proxy-NCA: an example against one learnable proxy for each class, its own proxy left out of the denominator.
+"""Proxy-NCA: an example against one learnable proxy for each class, without its own proxy in the denominator.
 
     ℓ(a) = −log( e^{2s(a,w_y)} / Σ_{c≠y} e^{2s(a,w_c)} )
 
 Movshovitz-Attias, Toshev, Leung, Ioffe, Singh, "No fuss distance metric learning using proxies", ICCV 2017:
-squared distances of unit vectors are 2 − 2s. As in the paper the denominator leaves out the own proxy, so the loss
-may be negative.
+squared distances of unit vectors are 2 − 2s. As in the paper, the denominator leaves out the proxy of the true class,
+so the loss may be negative.
 
 Metrix: the mixed example is the anchor; its label over the proxies is λ and 1 − λ on the two classes,
 −log( Σ y e^{2s} / Σ (1−y) e^{2s} ).

@@ -1,4 +1,4 @@
-"""Supervised contrastive loss: each positive against everyone in the batch, the mean outside the logarithm.
+"""Supervised contrastive loss: each positive against the whole batch, with the mean outside the logarithm.
 
     ℓ(a) = (1/|P|) Σ_p −log( e^{s(a,p)/T} / Σ_{x≠a} e^{s(a,x)/T} )
 
@@ -23,8 +23,8 @@ class SupCon(Loss):
     search_space: ClassVar = {"temperature": {"low": 0.02, "high": 0.5, "log": True}}
     mixed = None
     why_no_metrix = (
-        "each positive has its own logarithm, whose denominator holds every candidate whatever its label, "
-        "so a label between positive and negative changes no denominator and no mixed form is published"
+        "each positive has its own logarithm, whose denominator contains every candidate whatever its label, "
+        "so a mixed label changes no denominator, and no mixed form is published"
     )
 
     def __init__(self, temperature: float = 0.1):

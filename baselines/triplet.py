@@ -28,7 +28,7 @@ class Triplet(Loss):
     }
     mixed = None
     why_no_metrix = (
-        "each of its terms is a hinge on one positive and one negative together, so it is no sum over single "
+        "each of its terms is a hinge on one positive and one negative together, so it is not a sum over single "
         "labelled examples in which a label could be mixed"
     )
 

@@ -1,4 +1,4 @@
-"""All fairness rules over a run folder: its grids, searches, records, tables, and the evaluator at hand."""
+"""Check a run folder against all fairness rules: its grids, searches, records and tables, and the evaluator."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,9 +20,9 @@ from harness.runs.run import Run
 
 
 def audit(run: Run) -> tuple[Finding, ...]:
-    """Return everything that the rules find, by rule, errors before warnings.
+    """Return all findings, sorted by rule, errors before warnings.
 
-    The records of a search (in `run`/search) are checked too, but make no rows.
+    The records of a search (in `run`/search) are checked too, but have no rows.
     """
     plan, search = run.requested(), run.sub("search")
     records, failures, searched = run.records(), run.failures(), search.records()
@@ -39,7 +39,7 @@ def audit(run: Run) -> tuple[Finding, ...]:
 
 
 def studies(search: Run, ended: Sequence[Record | Failure], records: Iterable[Record]) -> Iterator[Study]:
-    """Yield the search of every tuned arm, from what it declared, its ended trials, and the final records."""
+    """Yield the search of every tuned arm, given what it declared, its finished trials and the final records."""
     declared = search.declared()
     tried, used = defaultdict(lambda: defaultdict(list)), defaultdict(list)
     for result in ended:
@@ -50,7 +50,7 @@ def studies(search: Run, ended: Sequence[Record | Failure], records: Iterable[Re
     for name in {**declared, **used}:
         place, _, arm = name.rpartition("/")
         about = declared.get(name, {"space": {}, "trials": 0})
-        space, proposals = about["space"], list(tried[name].values())  # each of one trial, or of one a fold
+        space, proposals = about["space"], list(tried[name].values())  # each is one trial, or one for every fold
         yield Study(
             place,
             arm,
@@ -70,7 +70,7 @@ def _of_trial(trial: Trial, space: Iterable[str]) -> dict[str, Any]:
 
 
 def _settings(arm: Arm, space: Iterable[str]) -> dict[str, Any]:
-    """Return the values that an arm gives to the searched names "loss.…" and "metrix.…"."""
+    """Return the arm's values of the searched settings "loss.…" and "metrix.…"."""
     values = {f"loss.{key}": value for key, value in arm.options.items()}
     if arm.metrix is not None:
         values |= {f"metrix.{key}": value for key, value in arm.metrix}

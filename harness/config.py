@@ -1,7 +1,7 @@
-"""The values of an experiment: what a trial is made of, and the trial itself.
+"""The values of an experiment: the settings of a trial, and the trial itself.
 
-Every setting is declared here once, with its type, default and range. All values are frozen; an unknown setting is
-refused with the nearest valid one.
+Every setting is declared here once, with its type, default and range. All values are frozen. An unknown setting is
+rejected, and the message suggests the nearest valid one.
 """
 
 import functools
@@ -21,41 +21,41 @@ from harness.grids.validation import sentences, shown
 
 FLOORS = ("untrained", "pixels")
 LEVELS = ("baseline", "embedding", "feature", "input")
-CENTRE_SHARE = 224 / 256  # the customary test crop
-THUMBNAIL_PX = 64  # up to this side an image is shown whole
+CENTRE_SHARE = 224 / 256  # the usual test crop
+THUMBNAIL_PX = 64  # up to this side the test crop is the whole image
 At = TypeVar("At", bound=str)
 SHARED_BY_A_LOSS = ("lr", "schedule", "step_epochs", "gamma")  # may differ between losses, never within one
 
 
 class Value(BaseModel):
-    """A frozen setting that refuses unknown keys, values of another type and numbers that are not finite."""
+    """Frozen settings that reject unknown keys, values of the wrong type and numbers that are not finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
     def _listed(cls, content: Any) -> Any:
-        """Take a list for a tuple: files have no other way to write one."""
+        """Convert lists to tuples, which a file cannot write."""
         if not isinstance(content, dict):
             return content
         return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
 
     @functools.cached_property
     def _json(self) -> str:
-        """The content as JSON with sorted keys. Trials of a grid share their parts, so each part is written once."""
+        """The content as JSON with sorted keys, cached because the trials of a grid share most of their settings."""
         content = self.model_dump(mode="json")
-        content = {name: given for name, given in content.items() if given is not None or name not in LATER}
+        content = {name: value for name, value in content.items() if value is not None or name not in LATER}
         return json.dumps(content, sort_keys=True)
 
     def model_copy(self, **changes: Any) -> Self:
         """Return a copy, with other values where `update` has them."""
         copy = super().model_copy(**changes)
-        vars(copy).pop("_json", None)  # pydantic copies what is cached
+        vars(copy).pop("_json", None)  # pydantic copies cached values
         return copy
 
 
 def _finite(options: dict[str, Any]) -> dict[str, Any]:
-    """Refuse NaN and infinity among options, whose types only the dataset or the loss knows."""
+    """Reject NaN and infinity in options; their types are known only to the dataset or the loss."""
     for key, value in _flat(options):
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
@@ -64,13 +64,14 @@ def _finite(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class Choice(Value):
-    """An entry of a register with its keyword options, written `name` or `{name: …, options: {…}}`."""
+    """The name of a loss, dataset or network with its options, written `name` or `{name: …, options: {…}}`."""
 
     name: str
     options: Annotated[dict[str, Any], AfterValidator(_finite)] = {}
 
 
 def named(value: Any) -> Any:
+    """Return a choice in its long form: {"name": value} for a name alone."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -83,7 +84,7 @@ class Backbone(Choice):
 
     `lr_scale` multiplies every learning rate of the grid with this network: a transformer needs smaller steps.
     `pretrained` is true for timm's published weights of this name, or a file. `mean` and `std` (of the channels, for
-    pixels in [0, 1]) and `interpolation` are how its images were prepared; timm's values hold where they are not set.
+    pixels in [0, 1]) and `interpolation` say how its images were prepared; the defaults are timm's values.
     """
 
     pretrained: bool | str = False
@@ -108,12 +109,12 @@ class Mixing(Value, Generic[At]):
     max_mixed: int | None = Field(default=None, ge=1)
 
     def __str__(self) -> str:
-        given = {k: v for k, v in self.model_dump(exclude_defaults=True).items() if k != "at"}
-        return self.at + notation.brackets(given)
+        changed = {k: v for k, v in self.model_dump(exclude_defaults=True).items() if k != "at"}
+        return self.at + notation.brackets(changed)
 
 
 class Level(Mixing[Literal["embedding", "feature", "input"]]):
-    """Where and how Metrix mixes; the keywords of `metrix.Metrix`, with the same defaults."""
+    """Where and how Metrix mixes: the keyword arguments of `metrix.Metrix`, with the same defaults."""
 
     at: Literal["embedding", "feature", "input"] = "embedding"
 
@@ -129,11 +130,10 @@ class Model(Value):
 class Images(Value):
     """What the network sees. Training: random resized crop (share of the area) and flip; test: resize, centre crop.
 
-    `path` is where crops are cut from. `cache`: images decoded once, whose shorter side is `cache_side_px`.
-    `classical`: the files themselves, decoded and transformed image by image every time.
-    `cache_side_px` none means 8/7 of `side_px`, such as 256 for 224. Up to 64 px, where images are characters or
-    thumbnails, it means `side_px`. `flip` auto means yes, unless the dataset's classes change in a mirror, as
-    characters do.
+    `path` says where crops are cut from. `cache`: from images that were decoded once to a shorter side of
+    `cache_side_px`. `classical`: from the files, which are decoded and transformed one by one every time.
+    `cache_side_px` none means 8/7 of `side_px`, such as 256 for 224; up to 64 px, the size of characters and
+    thumbnails, it means `side_px`. `flip` auto means yes, unless mirroring changes the class, as with characters.
     """
 
     path: Literal["cache", "classical"] = "cache"
@@ -145,30 +145,30 @@ class Images(Value):
 
     @property
     def stored_px(self) -> int:
-        """The shorter side of a decoded image in pixels: `cache_side_px`, or what none means."""
+        """The shorter side of a decoded image in pixels: `cache_side_px` or its default."""
         whole = self.side_px <= THUMBNAIL_PX
         return self.cache_side_px or (self.side_px if whole else round(self.side_px / CENTRE_SHARE))
 
     @property
     def centre_share(self) -> float:
-        """The side of the test's centre crop as a share of the resized image: 224 of 256, 1 where all is shown."""
+        """The side of the central test crop as a share of the resized image: 224 of 256, or 1 for the whole image."""
         return max(self.side_px / self.stored_px, CENTRE_SHARE)
 
     @model_validator(mode="after")
     def _check(self):
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale is {list(self.crop_scale)}; it must rise within (0, 1]")
+            raise ValueError(f"crop_scale is {list(self.crop_scale)}; expected two increasing numbers in (0, 1]")
         low, high = self.crop_ratio
         if not 0 < low <= high:
-            raise ValueError(f"crop_ratio is {list(self.crop_ratio)}; it must rise from a number above 0")
+            raise ValueError(f"crop_ratio is {list(self.crop_ratio)}; expected two increasing numbers above 0")
         if self.cache_side_px is not None and self.cache_side_px < self.side_px:
             raise ValueError(f"cache_side_px {self.cache_side_px} is smaller than side_px {self.side_px}")
         return self
 
 
 class Training(Value):
-    """How long to train, on what batches and with what steps; equal for every arm of a table but for a loss's lr."""
+    """How long to train, with which batches and step sizes; equal for all arms of a table, except a loss's lr."""
 
     epochs: int = Field(default=60, ge=1, le=1_000_000)
     batch_size: int = Field(default=100, ge=2)
@@ -195,9 +195,9 @@ class Training(Value):
 
 
 class Resources(Value):
-    """What one trial occupies.
+    """The resources of one trial.
 
-    `gpus_per_trial` is auto, a share such as 0.5, or a number of GPUs over which each batch of a trial is divided.
+    `gpus_per_trial` is auto, a share such as 0.5, or a number of GPUs among which each batch of a trial is divided.
     With auto, as many trials share a GPU as their measured memory allows.
     """
 
@@ -215,11 +215,11 @@ class Resources(Value):
 
 
 class Search(Value):
-    """The tuning of protocol `tuned`: equally many `trials` for every arm, the first with the defaults.
+    """The search of protocol `tuned`: the same number of `trials` for every arm, the first with the defaults.
 
-    The search covers the loss's constants over the space its file declares, the learning rate over `lr_range` times
-    the grid's, and for Metrix arms `weight` and `alpha`. A round proposes `round_of` trials. `search_seed` is the
-    training seed of all search trials; final seeds must differ.
+    The search covers the hyperparameters of the loss over the space that its file declares, the learning rate over
+    `lr_range` times the grid's, and for Metrix arms `weight` and `alpha`. A round proposes `round_of` trials.
+    `search_seed` is the training seed of all search trials; final seeds must differ from it.
     """
 
     trials: int = Field(default=8, ge=2, le=10_000)
@@ -234,32 +234,32 @@ class Search(Value):
         for name in ("lr_range", "weight_range", "alpha_range"):
             low, high = getattr(self, name)
             if not 0 < low < high:
-                raise ValueError(f"{name} is {[low, high]}; a space rises from a number above 0")
+                raise ValueError(f"{name} is {[low, high]}; expected two increasing numbers above 0")
         return self
 
 
 class Arm(Value):
-    """A row of the leaderboard: a loss, plain or with Metrix, or a floor that is not trained by any loss.
+    """A row of the leaderboard: a loss, plain or with Metrix, or a floor, which is not trained.
 
     It is written `multi_similarity`, `multi_similarity+embedding` or `contrastive[margin=0.3]+feature[stage=layer3]`:
-    the brackets hold every hyperparameter that is not the default. `contrastive@2x` trains for twice the epochs, with
-    every milestone scaled: a baseline at the forward passes of a variant.
+    the brackets contain every hyperparameter that differs from its default. `contrastive@2x` trains for twice the
+    epochs, with all milestones scaled: a baseline with as many forward passes as a variant.
     """
 
     loss: str
     options: dict[str, Any] = {}
     metrix: Level | None = None
     longer: float = Field(default=1.0, gt=0, le=1000)
-    tuned: str | None = None  # the arm as the grid declares it, where a search has chosen its settings
+    tuned: str | None = None  # the arm as the grid declares it, if a search has chosen its settings
 
     @classmethod
     def parse(cls, text: str) -> "Arm":
-        """Return the arm that `text` writes, with its loss's defaults. Raise GridError with what is wrong with it."""
+        """Return the arm written as `text`, with the defaults of its loss. Raise GridError if it is wrong."""
         bracket = r"(?:\[([^\]]*)\])?"
         match = re.fullmatch(rf"([\w:]+){bracket}(?:\+(\w+){bracket})?(?:@(\d+\.?\d*)x)?", text.strip())
         where = f"arm {text!r}"
         if not match:
-            raise GridError(where, ["it is not written loss, loss+level or loss[key=value]+level[key=value]"])
+            raise GridError(where, ["expected loss, loss+level or loss[key=value]+level[key=value]"])
         loss, options_text, at, level_text, longer = match.groups()
         options, problems = notation.options(options_text)
         level, more = notation.options(level_text)
@@ -274,13 +274,13 @@ class Arm(Value):
 
     @classmethod
     def of(cls, loss: str, options: dict[str, Any], metrix: Level | None = None) -> "Arm":
-        """Return the arm of a loss, its `options` completed with the defaults (so that an id holds every value).
+        """Return the arm of a loss, with `options` completed by the defaults (so that the digest covers every value).
 
         Raise RegisterError for an unknown loss, GridError for options that it does not have.
         """
         if loss in FLOORS:
             if options or metrix:
-                raise GridError(f"arm {loss!r}", [f"{loss} is a floor: it takes neither options nor a level"])
+                raise GridError(f"arm {loss!r}", [f"{loss} is a floor and takes no options and no level"])
             return cls(loss=loss)
         defaults = registry.loss(loss).parameters
         if problems := [unknown(f"parameter of {loss}", key, defaults) for key in options if key not in defaults]:
@@ -289,7 +289,7 @@ class Arm(Value):
 
     @property
     def at(self) -> str:
-        """The level: baseline, embedding, feature, input, longer (a baseline that trains longer), or floor."""
+        """The level: baseline, embedding, feature, input, longer (a baseline trained for longer), or floor."""
         if self.loss in FLOORS:
             return "floor"
         return self.metrix.at if self.metrix else "baseline" if self.longer == 1 else "longer"
@@ -303,13 +303,13 @@ class Arm(Value):
 
     @property
     def label(self) -> str:
-        """The arm as a grid writes it; of a tuned arm, as the grid declares it before the search."""
+        """The arm as a grid writes it; for a tuned arm, as the grid declares it before the search."""
         if self.tuned:
             return self.tuned
         defaults = {} if self.loss in FLOORS else registry.loss(self.loss).parameters
-        given = {k: v for k, v in self.options.items() if v != defaults.get(k)}
+        changed = {k: v for k, v in self.options.items() if v != defaults.get(k)}
         level = f"+{self.metrix}" if self.metrix else ""
-        return self.loss + notation.brackets(given) + level + (f"@{self.longer:g}x" if self.longer != 1 else "")
+        return self.loss + notation.brackets(changed) + level + (f"@{self.longer:g}x" if self.longer != 1 else "")
 
 
 def _as_json(value: Any) -> str:
@@ -317,15 +317,15 @@ def _as_json(value: Any) -> str:
 
 
 def _ks(value: Any) -> Any:
-    """Check the K of R@K: a list of whole numbers from 1, in rising order, each once."""
+    """Return the K of R@K after checking that they are increasing whole numbers of at least 1."""
     if value is None:
         return None
     if not isinstance(value, list | tuple) or not value:
-        raise ValueError(f"{shown(value)} is not a list of the K of R@K, such as [1, 10]")
+        raise ValueError(f"{shown(value)} is not a list of K for R@K, such as [1, 10]")
     if wrong := [k for k in value if isinstance(k, bool) or not isinstance(k, int) or k < 1]:
-        raise ValueError(f"{wrong[0]!r} of {list(value)} is not a whole number from 1")
-    if (rising := sorted(set(value))) != list(value):
-        raise ValueError(f"{list(value)} does not have each K once, in rising order: write {rising}")
+        raise ValueError(f"{wrong[0]!r} in {list(value)} is not a whole number of at least 1")
+    if (increasing := sorted(set(value))) != list(value):
+        raise ValueError(f"{list(value)} is not in increasing order, each K once: write {increasing}")
     return tuple(value)
 
 
@@ -335,10 +335,10 @@ Ks = Annotated[tuple[int, ...] | None, BeforeValidator(_ks)]
 class Trial(Value):
     """One cell of the grid with one seed: everything that decides its result, and nothing else.
 
-    `ks` are the K of R@K that it scores; none means those customary for its dataset. The folder of the data, the
-    device and the time are no part of it. Under cross-validation it is one of `folds` trials of its cell and seed,
-    the one whose validation classes are those of `fold`, from 1. With `folds` and no `fold` it stands for all of them
-    together, as it does in tables.
+    `ks` are the K of R@K that it scores; none means those usual for its dataset. The folder of the data, the device
+    and the time are not part of it. Under cross-validation it is one of `folds` trials of its cell and seed: the one
+    that validates on the classes of `fold`, counted from 1. With `folds` and no `fold` it stands for all of them
+    together, as in tables.
     """
 
     dataset: Choice
@@ -358,26 +358,26 @@ class Trial(Value):
     @model_validator(mode="after")
     def _check(self):
         if self.fold is not None and self.fold > (self.folds or 0):
-            raise ValueError(f"fold {self.fold} of {self.folds or 'none'}; folds are counted from 1")
+            raise ValueError(f"fold {self.fold} of {self.folds or 'none'}: folds are counted from 1")
         return self
 
     @property
     def digest(self) -> str:
-        """sha256 of the trial's content (less `keep` and `analysis`, which change no score), hexadecimal."""
-        # A setting that is not there changes nothing: records from before there were folds or ks keep their names.
+        """The sha256 of the content in hexadecimal, without `keep` and `analysis`, which change no score."""
+        # A setting that is not set is left out, so records from before it existed keep their names.
         values = ((name, getattr(self, name)) for name in _DECISIVE)
         content = [f'"{name}": {_as_json(value)}' for name, value in values if value is not None or name not in LATER]
         return hashlib.sha256(f"{{{', '.join(content)}}}".encode()).hexdigest()
 
     @property
     def without_seed(self) -> tuple[Any, ...]:
-        """What the digest is made of except the seed, hashable: equal for trials that differ in their seeds alone."""
+        """The content of the digest without the seed, hashable: equal for trials that differ only in their seeds."""
         values = (getattr(self, name) for name in _DECISIVE if name != "seed")
         return tuple(value._json if isinstance(value, Value) else value for value in values)
 
     @property
     def id(self) -> str:
-        """Readable and unique: `glyphs-test_resnet-contrastive+input-s0-3f9a12`, of a fold `…-s0-f1of4-3f9a12`."""
+        """A readable and unique name, such as "glyphs-test_resnet-contrastive+input-s0-3f9a12"."""
         arm = self.arm.loss + (f"+{self.arm.at}" if self.arm.at not in ("baseline", "floor") else "")
         name = f"{self.dataset.name}-{self.backbone.name}-{arm}-{self.repetition}"
         return re.sub(r"[^\w+.-]", "_", name) + f"-{self.digest[:8]}"
@@ -391,30 +391,30 @@ class Trial(Value):
 
     @property
     def seed_and_fold(self) -> str:
-        """The same in a sentence: `seed 0`, `seed 0 fold 1 of 4`."""
+        """The same in words: "seed 0", "seed 0 fold 1 of 4"."""
         return f"seed {self.seed}" + (f" fold {self.fold} of {self.folds}" if self.fold else "")
 
     @property
     def whole(self) -> "Trial":
-        """The trial that stands for all folds of this one's cell and seed; itself where there are none."""
+        """The trial that stands for all folds of this cell and seed; itself if there are none."""
         return self if self.fold is None else self.model_copy(update={"fold": None})
 
     def each_fold(self) -> "list[Trial]":
-        """Return the trials that run for this one: one for each of its folds; itself where there are none."""
+        """Return the trials to run: one for each fold, or this one if there are no folds."""
         if self.folds is None or self.fold is not None:
             return [self]
         return [self.model_copy(update={"fold": fold}) for fold in range(1, self.folds + 1)]
 
     @property
     def schedule(self) -> Training:
-        """The training settings as this arm runs them: epochs and milestones times `arm.longer`."""
+        """The training settings of this arm: epochs and milestones times `arm.longer`."""
         times, names = self.arm.longer, ("epochs", "step_epochs", "warmup_epochs")
         scaled = {name: round(getattr(self.training, name) * times) for name in names}
         return self.training.model_copy(update={**scaled, "step_epochs": max(1, scaled["step_epochs"])})
 
     @property
     def cell(self) -> tuple[str, str, str]:
-        """(dataset, backbone, arm): seeds and folds repeat it."""
+        """(dataset, backbone, arm), which seeds and folds repeat."""
         return self.dataset.name, self.backbone.name, self.arm.label
 
     @property
@@ -427,8 +427,8 @@ class Trial(Value):
         return dict(_flat(content))
 
 
-LATER = ("fold", "folds", "ks", "mean", "std", "interpolation")  # settings that trials have not always had
-_DECISIVE = tuple(sorted(Trial.model_fields.keys() - {"keep", "analysis"}))  # what a trial's digest is made of
+LATER = ("fold", "folds", "ks", "mean", "std", "interpolation")  # settings that older records lack
+_DECISIVE = tuple(sorted(Trial.model_fields.keys() - {"keep", "analysis"}))  # the content of a trial's digest
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

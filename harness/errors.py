@@ -1,4 +1,4 @@
-"""What every error for a user shares: its class, and the wording of names that do not exist or are too many."""
+"""The class of all errors that a user can fix, and the wording of unknown names and of long lists."""
 
 import difflib
 import unicodedata
@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
-    """Something that the user can fix: the message says what is wrong and what to do, in their words.
+    """An error that the user can fix: the message says what is wrong and what to do, in the user's words.
 
     The command line prints it as one sentence. Every other exception is a bug in the program.
     """
 
 
 class GridError(UserError):
-    """A grid or an arm that cannot run; `problems` holds one sentence for each mistake found."""
+    """Raised for a grid or an arm that cannot run; `problems` has one sentence for each mistake."""
 
     def __init__(self, where: str, problems: Sequence[str]):
         self.problems = tuple(problems)
@@ -26,24 +26,24 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
     if near:
         return f"no {kind} named {str(name)!r}; did you mean {' or '.join(map(repr, near))}?"
-    return f"no {kind} named {str(name)!r}; there are: {some(known, 20) or 'none'}"
+    return f"no {kind} named {str(name)!r}; there are: {first_few(known, 20) or 'none'}"
 
 
 def printable(text: str) -> str:
-    r"""Return the text in characters that any UTF-8 file or terminal takes: a byte that is not UTF-8 reads \xe9."""
+    r"""Return the text in characters that any UTF-8 file or terminal accepts; a byte that is not UTF-8 is escaped."""
     plain = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(
-        sign.encode("unicode_escape").decode()
-        if unicodedata.category(sign) in ("Cc", "Cs") and sign != "\n"
-        else sign
-        for sign in plain
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Cs") and character != "\n"
+        else character
+        for character in plain
     )
 
 
-def some(words: Iterable[str], most: int = 5, of: int | None = None) -> str:
-    """Return the first `most` words in a form that can be printed: 'a, b, c and 4 more'.
+def first_few(words: Iterable[str], most: int = 5, of: int | None = None) -> str:
+    """Return the first `most` words in a printable form: 'a, b, c and 4 more'.
 
-    `of` is how many there are, where `words` holds only the first of them.
+    `of` is the number of all words, if `words` contains only the first of them.
     """
     words = list(words)
     more = (len(words) if of is None else of) - len(words[:most])

@@ -1,7 +1,7 @@
-"""Grids: a YAML file becomes the list of trials that it describes.
+"""Grids: turn a YAML file into the list of trials that it describes.
 
 A `Grid` is what a researcher writes: lists of datasets, backbones, losses, levels and seeds, and the settings that
-all of them share. `Grid.load` reports all mistakes of a file at once, in the words of the file.
+all of them share. `Grid.load` reports all mistakes in a file at once, in the words of the file.
 """
 
 import itertools
@@ -35,12 +35,12 @@ from harness.errors import GridError, UserError, unknown
 from harness.grids import overrides as changes
 from harness.grids.validation import section, sentences
 
-SET_BESIDE_INCLUDE = ("name", "version", "about", "resources")  # all that a grid sets which includes others
-Check = Callable[[dict[str, Any]], Iterable[str]]  # the settings that a file writes → a sentence for each problem
+ALLOWED_WITH_INCLUDE = ("name", "version", "about", "resources")  # the only settings of a grid that includes others
+Check = Callable[[dict[str, Any]], Iterable[str]]  # the settings in a file → one sentence for each problem
 
 
 class Loss(Choice):
-    """A loss with its hyperparameters (`options`) and, where they differ from the grid's, its own step sizes."""
+    """A loss with its hyperparameters (`options`) and its own step sizes, if they differ from the grid's."""
 
     lr: float | None = Field(default=None, gt=0)
     schedule: Literal["constant", "step", "cosine"] | None = None
@@ -48,18 +48,18 @@ class Loss(Choice):
     gamma: float | None = Field(default=None, gt=0, le=1)
 
 
-class Choosable(Mixing[Literal["baseline", "embedding", "feature", "input"]]):
-    """A level as a grid lists it, `feature` or `{at: feature, hardest: 3}`; `metrix` sets what it leaves out."""
+class ListedLevel(Mixing[Literal["baseline", "embedding", "feature", "input"]]):
+    """A level in the list of a grid, `feature` or `{at: feature, hardest: 3}`; `metrix` sets the rest."""
 
 
 class Grid(Value):
-    """The experiment a YAML file describes: datasets × backbones × (losses × levels + arms + floors) × seeds.
+    """The experiment that a YAML file describes: datasets × backbones × (losses × levels + arms + floors) × seeds.
 
     `compute_matched` adds, for each Metrix arm with more forward passes than its baseline, the baseline trained for
     as many forward passes. `analysis` adds alignment, uniformity, utilization and positivity to the records. `folds`
-    runs every cell and seed that many times, each time with another part of the training classes for validation; the
-    score of the seed is the mean (Musgrave et al. 2020, A Metric Learning Reality Check). Without it there is one
-    fixed validation split. `ks` are the K of R@K, such as [1, 10]; without them, those customary for the dataset.
+    runs every cell and seed that many times, each time with other training classes for validation; the score of the
+    seed is the mean (Musgrave et al. 2020, A Metric Learning Reality Check). Without it there is one fixed validation
+    split. `ks` are the K of R@K, such as [1, 10]; the default is what is usual for the dataset.
     A file with `include: [grid, …]` runs several grids as one, its `parts`: names that ship, or paths from the folder
     of the including file. Such a file sets only `name`, `version`, `about` and `resources`; the parts set the rest.
     """
@@ -71,7 +71,7 @@ class Grid(Value):
     datasets: tuple[Annotated[Choice, BeforeValidator(named)], ...] = Field(min_length=1)
     backbones: tuple[Annotated[Backbone, BeforeValidator(named)], ...] = Field(min_length=1)
     losses: tuple[Annotated[Loss, BeforeValidator(named)], ...] = ()
-    levels: tuple[Choosable, ...] = Field(default=LEVELS, validate_default=True)
+    levels: tuple[ListedLevel, ...] = Field(default=LEVELS, validate_default=True)
     arms: tuple[str, ...] = ()
     floors: tuple[Literal["untrained", "pixels"], ...] = FLOORS
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(default=(0, 1, 2), min_length=1)
@@ -91,7 +91,7 @@ class Grid(Value):
     @model_validator(mode="before")
     @classmethod
     def _levels(cls, content: Any) -> Any:
-        """Complete every level with `metrix`, while it is still known what a level leaves out."""
+        """Complete every level with `metrix` before validation fills in the defaults of what it leaves out."""
         shared, levels = content.get("metrix"), content.get("levels", LEVELS)
         if isinstance(shared, Mixing):
             shared = shared.model_dump()
@@ -107,12 +107,12 @@ class Grid(Value):
         only: Mapping[str, Sequence[str]] | None = None,
         check: Check = lambda settings: (),
     ) -> "Grid":
-        """Return the grid of a file, or of a name that ships (`quick`), after overrides.
+        """Return the grid of a file, or a shipped grid by its name (`quick`), after overrides.
 
         `overrides` are `key=value` with a dotted or a unique last key (`training.epochs=20`, `epochs=20`).
         `only` keeps the named entries of a list: {"losses": ["contrastive"], "seeds": ["0", "1"]}.
-        `check` returns further problems of the settings that a file writes, unknown settings included.
-        Raise GridError with every problem found, each in one sentence.
+        `check` returns further problems of the settings in a file, which may include unknown ones.
+        Raise GridError with all problems, one sentence each.
         """
         return cls._read(grids.find(source), list(overrides), only or {}, check, ())
 
@@ -152,10 +152,10 @@ class Grid(Value):
         check: Check,
         above: tuple[Path, ...],
     ) -> "Grid":
-        """Return the grid that runs the included ones, or those of them that have the wanted datasets."""
+        """Return the grid that combines the included ones, or those of them that have the wanted datasets."""
         above, wanted = (*above, path.resolve()), set(only.get("datasets", ()))
         rest = {field: names for field, names in only.items() if field != "datasets"}
-        parts, problems = [], _wrong_beside_include(content)
+        parts, problems = [], _include_problems(content)
         for name in grids.included(content):
             try:
                 file = grids.find(name, path.parent)
@@ -168,12 +168,12 @@ class Grid(Value):
         held = {dataset.name for part in parts for dataset in part.datasets}
         if not problems:
             problems += [unknown("dataset of this grid", name, held) for name in sorted(wanted - held)]
-            problems += _apart(parts)
+            problems += _part_conflicts(parts)
         if problems:
             raise GridError(str(path), problems)
         parts = [part for part in parts if not wanted or wanted & {dataset.name for dataset in part.datasets}]
         first = parts[0].model_dump(mode="json", exclude={"name", "version", "about", "datasets", "parts"})
-        own = {key: content[key] for key in SET_BESIDE_INCLUDE if key in content}
+        own = {key: content[key] for key in ALLOWED_WITH_INCLUDE if key in content}
         datasets = [dataset for part in parts for dataset in part.datasets]
         try:
             return cls.model_validate({**first, **own, "datasets": datasets, "parts": parts})
@@ -181,41 +181,43 @@ class Grid(Value):
             raise GridError(str(path), sentences(error, cls)) from None
 
     def _contradictions(self) -> list[str]:
-        """Return a sentence for each pair of settings that cannot both hold."""
-        found = []
+        """Return a sentence for each contradiction between settings."""
+        problems = []
         for field in ("datasets", "backbones", "losses"):
             names = [choice.name for choice in getattr(self, field)]
-            found += [f"{field}: {name} is listed twice" for name in sorted({n for n in names if names.count(n) > 1})]
+            problems += [
+                f"{field}: {name} is listed twice" for name in sorted({n for n in names if names.count(n) > 1})
+            ]
         for field in ("seeds", "levels", "floors", "arms"):
             values = list(map(str, getattr(self, field)))
-            found += [f"{field}: {v} is listed twice" for v in sorted({v for v in values if values.count(v) > 1})]
+            problems += [f"{field}: {v} is listed twice" for v in sorted({v for v in values if values.count(v) > 1})]
         if not (self.losses or self.arms or self.floors):
-            found.append("losses: there is no loss, arm or floor to run")
+            problems.append("losses: there is no loss, arm or floor to run")
         if self.protocol == "tuned" and self.search.search_seed in self.seeds:
-            found.append(
-                f"search.search_seed: {self.search.search_seed} is also a final seed; the two must be disjoint"
+            problems.append(
+                f"search.search_seed: {self.search.search_seed} is also one of the final seeds; they must differ"
             )
         if self.folds and self.protocol == "paper":
-            found.append(
-                f"folds: {self.folds} folds of validation classes, and protocol paper has no validation; choose "
-                "protocol fair or tuned, or remove folds"
+            problems.append(
+                f"folds: {self.folds} folds for validation, but protocol paper has no validation; choose protocol "
+                "fair or tuned, or remove folds"
             )
         if self.metrix.at != "embedding":
-            found.append("metrix.at: the levels of a grid are listed in `levels`; remove metrix.at")
-        return found
+            problems.append("metrix.at: the levels of a grid are listed in `levels`; remove metrix.at")
+        return problems
 
     def _repeated(self) -> list[str]:
-        """Return the arms that are written twice: `levels: [input, {at: input, weight: 0.4}]`, or as an arm too."""
-        found = {}
+        """Return the arms that are listed twice, as in `levels: [input, {at: input, weight: 0.4}]`."""
+        problems = {}
         for backbone in self.backbones:
             labels = [arm.label for arm, _ in self._arms(backbone)]
-            found |= {
-                f"arms: {label} is listed twice, in two ways": None for label in labels if labels.count(label) > 1
+            problems |= {
+                f"arms: {label} is listed twice, in two forms": None for label in labels if labels.count(label) > 1
             }
-        return list(found)
+        return list(problems)
 
     def trials(self) -> list[Trial]:
-        """Return every trial of the product, seeds outermost, folds innermost: a partial run has whole seeds."""
+        """Return all trials, seeds outermost and folds innermost, so that a partial run has complete seeds."""
         if self.parts:
             trials = {trial.id: trial for part in self.parts for trial in part.trials()}
             return sorted(trials.values(), key=lambda trial: trial.seed)
@@ -241,7 +243,7 @@ class Grid(Value):
             )
             for number, seed in enumerate(self.seeds)
             for dataset, backbone, arm, training in cells
-            if arm.loss != "pixels" or number == 0  # the cosine of raw images depends on no seed
+            if arm.loss != "pixels" or number == 0  # raw pixels depend on no seed
         ]
         return [trial for whole in wholes for trial in whole.each_fold()]
 
@@ -272,14 +274,14 @@ def _level(item: Any, shared: dict[str, Any]) -> Any:
     return {**shared, **own} if isinstance(own, dict) else item
 
 
-def _wrong_beside_include(content: dict[str, Any]) -> list[str]:
-    """Return what a grid sets that only the grids which it includes may set, and what is wrong with their list."""
-    own, problems = (*SET_BESIDE_INCLUDE, "include"), []
+def _include_problems(content: dict[str, Any]) -> list[str]:
+    """Return what is wrong with a list of included grids, and the settings that belong in the included grids."""
+    own, problems = (*ALLOWED_WITH_INCLUDE, "include"), []
     others = [key for key in content if key not in own]
     if settings := [key for key in others if key in Grid.model_fields]:
         problems.append(
-            f"{', '.join(settings)}: a grid that includes others sets nothing but {', '.join(SET_BESIDE_INCLUDE)}; "
-            "write it in the included grids, or on the command line, which holds for all of them"
+            f"{', '.join(settings)}: a grid that includes others sets only {', '.join(ALLOWED_WITH_INCLUDE)}; "
+            "set it in the included grids, or with --set for all of them"
         )
     problems += [f"{key}: " + unknown("setting", key, own) for key in others if key not in settings]
     names = content["include"]
@@ -288,11 +290,11 @@ def _wrong_beside_include(content: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _apart(parts: Sequence["Grid"]) -> list[str]:
-    """Return what two parts of a grid would run under different settings: one table cannot hold both results."""
+def _part_conflicts(parts: Sequence["Grid"]) -> list[str]:
+    """Return what two parts of a grid would run under different settings, whose results cannot share a table."""
     tables: dict[tuple, tuple[str, Any]] = {}
     cells: dict[tuple, tuple[str, Any]] = {}
-    found: dict[str, None] = {}
+    problems: dict[str, None] = {}
     for part in parts:
         for trial in part.trials():
             repeated = (*trial.cell, trial.seed, trial.fold)
@@ -300,20 +302,20 @@ def _apart(parts: Sequence["Grid"]) -> list[str]:
                 first, before = known.setdefault(key, (part.name, content))
                 if before != content:
                     place = " with ".join(trial.cell[:2])
-                    found[f"include: {first} and {part.name} run {place} under different settings"] = None
-    return list(found)
+                    problems[f"include: {first} and {part.name} run {place} under different settings"] = None
+    return list(problems)
 
 
 def _narrow(content: dict[str, Any], only: Mapping[str, Sequence[str]]) -> list[str]:
     """Keep the named entries of the grid's lists, and return a sentence for each name that the grid does not list.
 
-    A loss that the grid does not list runs at its defaults, so that a new loss can be tried without a new grid.
+    A loss that the grid does not list runs with its defaults, so that a new loss can be tried without a new grid.
     """
     problems = []
     for field, wanted in only.items():
         listed = content.get(field, Grid.model_fields[field].default)
         if not isinstance(listed, list | tuple):
-            continue  # validation says that it is no list
+            continue  # validation reports that it is not a list
         names = [str(item.get("name", item.get("at")) if isinstance(item, dict) else item) for item in listed]
         if field == "seeds":
             problems += [f"--seeds {name}: a seed is a whole number" for name in wanted if not name.isdecimal()]
@@ -335,7 +337,7 @@ def _is_loss(field: str, name: str) -> bool:
 
 
 def _unknown_names(content: dict[str, Any]) -> list[str]:
-    """Return the losses, arms and datasets that do not exist, and hyperparameters that they do not have."""
+    """Return sentences about losses, arms, datasets and hyperparameters that do not exist."""
     problems = []
     for choice in _choices(content, "losses"):
         options = choice.get("options")
@@ -352,7 +354,7 @@ def _unknown_names(content: dict[str, Any]) -> list[str]:
 
 
 def _unused(content: dict[str, Any]) -> list[str]:
-    """Return the settings that a level would not use: any of a baseline, a stage anywhere but at features."""
+    """Return sentences about settings that a level does not use: any for a baseline, a stage except for features."""
     problems = []
     levels = content.get("levels")
     for level in levels if isinstance(levels, list | tuple) else ():
@@ -371,7 +373,7 @@ def _choices(content: dict[str, Any], field: str) -> list[dict[str, Any]]:
 
 
 def _problems_of(action: Callable[[], Any], where: str) -> list[str]:
-    """Return what is wrong where an action raises, each sentence after `where`."""
+    """Return the problems that an action raises, one sentence each, with `where` in front."""
     try:
         action()
     except GridError as error:

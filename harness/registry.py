@@ -1,4 +1,4 @@
-"""The file is the register: a loss, dataset, metric or report exists because its file does."""
+"""The registry of losses, datasets, metrics and reports: each exists because its file does."""
 
 import functools
 import pkgutil
@@ -9,7 +9,7 @@ from harness.errors import UserError, unknown
 
 
 class RegisterError(UserError):
-    """A name that no file defines, or a file that does not hold what its register lists."""
+    """Raised for a name that no file defines, and for a file that lacks what it must define."""
 
 
 def names(package: str) -> tuple[str, ...]:
@@ -19,18 +19,18 @@ def names(package: str) -> tuple[str, ...]:
 
 
 def entry(package: str, name: str, kind: str) -> ModuleType:
-    """Import the module of one entry. Raise RegisterError with the nearest names when there is none."""
+    """Return the imported module of one entry. Raise RegisterError with the nearest names if there is none."""
     if name not in names(package):
         raise RegisterError(unknown(kind, name, names(package)))
     return import_module(f"{package}.{name}")
 
 
-@functools.cache  # a plan asks for each trial, and the register reads its folder every time
+@functools.cache  # called for each trial of a plan, and the folder would be read every time
 def loss(name: str):
     """Return the description of a loss: its parameters with their defaults, its paper, its Metrix form.
 
-    The losses are a layer below and importable without the harness, so they keep their own register. This is the way
-    to it, and to `pml:…` losses. Raise RegisterError with the nearest names when there is no such loss.
+    The losses are importable without the harness, so they have their own registry. This function finds them, and the
+    losses `pml:…`. Raise RegisterError with the nearest names if there is no such loss.
     """
     try:
         return import_module("harness.training.pml" if name.startswith("pml:") else "baselines").describe(name)

@@ -1,18 +1,17 @@
 """Random streams: one number per purpose, the same for every arm.
 
-A stream is named by what it is for, never by the arm or the trial, so two methods with the same seed see the
-same split, batches, augmentations and initial weights, and a draw added in one place moves nothing elsewhere.
+A stream is named by its purpose, never by the arm or the trial. So two methods with the same seed see the same
+split, batches, augmentations and initial weights, and a draw that is added in one place changes no other.
 
-Nor by the fold: a fold is other training classes and nothing else. Its batches are drawn over other images anyway;
-that all folds of a seed begin with the same weights keeps the seed one draw, which is what intervals are over, and
-leaves the classes as the only thing that folds differ in.
+It is not named by the fold either: folds differ only in their training classes. All folds of a seed start from the
+same weights, so the seed remains a single draw, and intervals are over seeds.
 """
 
 import hashlib
 
 
 def stream(seed: int, *purpose: str | int) -> int:
-    """The 63-bit seed of the random stream (seed, purpose…).
+    """Return the 63-bit seed of the random stream (seed, purpose…).
 
     `purpose` are the words and numbers that name it, such as ("glyphs", "test_resnet", "batches", epoch).
     Equal names give equal streams on every machine and Python version; different names are independent.

@@ -1,6 +1,6 @@
 """Verify records: recompute their scores from what the test read left on disk.
 
-Three things are compared with a record, as far as they were kept:
+Three things are compared with a record, if they were kept:
 
     outcomes     the stored outcome of every query: their mean is the recorded score, to the last bit
     embeddings   the stored embeddings, scored again
@@ -10,9 +10,9 @@ Three things are compared with a record, as far as they were kept:
 
 Embeddings are stored as float16, which rounds each value by up to half a step of its eleven significant bits. That
 changes the outcome of a few queries whose best right and wrong neighbours are equally near. How many depends on the
-embedding: where all vectors lie close together, rounding changes much of their differences. So the tolerance is
-measured. The stored values are moved once more, at random by up to half a step. The recomputed outcomes may differ
-from the stored ones by twice the mean change per query that this makes, plus three queries.
+embedding: if all vectors lie close together, rounding changes their differences a lot. So the tolerance is measured:
+the stored values are moved once more, at random by up to half a step. The recomputed outcomes may differ from the
+stored ones by twice the mean change per query that this causes, plus three queries.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,7 +41,7 @@ CHECKS = ("outcomes", "embeddings", "weights")
 
 @dataclass
 class Verdict:
-    """The verdict on one record: a sentence for each check that passed, each difference and each missing thing."""
+    """The verdict on one record: a sentence for each passed check, each difference and each missing file."""
 
     id: str
     matches: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Verdict:
 
     @property
     def state(self) -> Literal["matches", "differs", "missing"]:
-        """`matches` where every check that the record allows was made and passed."""
+        """`matches` if every possible check was made and passed."""
         return "differs" if self.differs else "missing" if self.missing else "matches"
 
     def __str__(self) -> str:
@@ -67,102 +67,102 @@ def verify(
     sources = Sources(run.address, data, cache, device)
     for record in run.records():
         if only in record.id and record.test:
-            yield verdict(run, record, sources)
+            yield verify_record(run, record, sources)
 
 
-def verdict(run: Run, record: Record, sources: Sources) -> Verdict:
+def verify_record(run: Run, record: Record, sources: Sources) -> Verdict:
     """Compare one record with its stored outcomes, embeddings and weights."""
-    found = Verdict(record.id)
+    verdict = Verdict(record.id)
     if record.trial.id != record.id:
-        found.differs.append(f"its settings are those of {record.trial.id}")
+        verdict.differs.append(f"its settings belong to {record.trial.id}")
     if record.trial.keep == "none":
-        found.missing.append("nothing was kept (keep: none)")
-        return found
-    kept = _stored(run.per_query(record.id), found)
+        verdict.missing.append("nothing was kept (keep: none)")
+        return verdict
+    kept = _stored(run.per_query(record.id), verdict)
     if kept:
-        _compare_outcomes(record, kept, found)
-        _compare_embeddings(record, kept, found)
+        _compare_outcomes(record, kept, verdict)
+        _compare_embeddings(record, kept, verdict)
     if record.trial.keep == "weights" and record.level != "floor":
-        _compare_weights(run, record, kept, sources, found)
-    return found
+        _compare_weights(run, record, kept, sources, verdict)
+    return verdict
 
 
-def _stored(path: Path, found: Verdict) -> dict[str, np.ndarray]:
-    """Return the arrays of the test read; {} and a sentence in the verdict where there are none."""
+def _stored(path: Path, verdict: Verdict) -> dict[str, np.ndarray]:
+    """Return the stored arrays of the test read; if there are none, {} and a sentence in the verdict."""
     try:
         with np.load(path, allow_pickle=False) as kept:
             return dict(kept)
     except FileNotFoundError:
-        found.missing.append(f"{path} is missing")
+        verdict.missing.append(f"{path} is missing")
     except UNREADABLE as error:
-        found.differs.append(f"{path} cannot be read: {error}")
+        verdict.differs.append(f"{path} cannot be read: {error}")
     return {}
 
 
-def _compare_outcomes(record: Record, kept: Mapping[str, np.ndarray], found: Verdict) -> None:
+def _compare_outcomes(record: Record, kept: Mapping[str, np.ndarray], verdict: Verdict) -> None:
     """Compare the mean of the stored outcomes with the recorded score: they come from the same numbers."""
     wrong = []
     for name, recorded in record.test.items():
         outcomes = kept.get(f"query {name}", np.empty(0))
         mean = float(outcomes.mean(dtype=np.float64)) if len(outcomes) else None
         if mean != recorded:
-            wrong.append(f"{name} is recorded as {recorded}, its outcomes average to {mean}")
+            wrong.append(f"{name} is recorded as {recorded}, but its outcomes average to {mean}")
         elif len(outcomes) != record.data.test_queries:
             wrong.append(f"{name} has {len(outcomes)} outcomes for {record.data.test_queries} queries")
-    found.differs += wrong
+    verdict.differs += wrong
     if not wrong:
-        found.matches.append("outcomes: exact")
+        verdict.matches.append("outcomes: exact")
 
 
-def _compare_embeddings(record: Record, kept: Mapping[str, np.ndarray], found: Verdict) -> None:
+def _compare_embeddings(record: Record, kept: Mapping[str, np.ndarray], verdict: Verdict) -> None:
     """Score the stored embeddings again."""
     try:
         stored = kept["embeddings"]
         again, moved = (_scored(record, kept, values) for values in (stored, _moved(stored)))
     except (KeyError, ValueError) as error:
-        found.differs.append(f"the stored embeddings cannot be scored: {error}")
+        verdict.differs.append(f"the stored embeddings cannot be scored: {error}")
         return
-    _compare(record, kept, again, moved, "embeddings", found)
+    _compare(record, kept, again, moved, "embeddings", verdict)
 
 
 def _compare_weights(
-    run: Run, record: Record, kept: Mapping[str, np.ndarray], sources: Sources, found: Verdict
+    run: Run, record: Record, kept: Mapping[str, np.ndarray], sources: Sources, verdict: Verdict
 ) -> None:
     """Embed the test images with the stored weights, if they are the recorded ones, and score them."""
     run.pull_checkpoints(record.trial)
     folder = run.checkpoints(record.trial)
     path = folder / "best.safetensors"
     if record.selected_epoch is None or not path.exists():
-        found.missing.append(f"{path} is missing")
+        verdict.missing.append(f"{path} is missing")
         return
     try:
         sections, _ = checkpoint.load(path)
         digest, recorded = checkpoint.state_digest(sections["model"]), record.provenance.get("tested_weights")
         if digest != recorded:
-            found.differs.append(f"{path} holds weights {digest[:12]}, the tested ones were {str(recorded)[:12]}")
+            verdict.differs.append(f"{path} contains weights {digest[:12]}, but {str(recorded)[:12]} were tested")
             return
         bench = Bench.of(record.trial, sources)
         load_best(bench.model, folder, record.selected_epoch)
     except REFUSED as error:
-        found.missing.append(f"the weights have the recorded digest and were not run: {error}")
+        verdict.missing.append(f"the weights have the recorded digest, but were not run: {error}")
         return
     except checkpoint.CheckpointError as error:
-        found.differs.append(str(error))
+        verdict.differs.append(str(error))
         return
     known = (record.data.index_fingerprint, record.data.content_fingerprint or bench.images.fingerprint)
     if (bench.dataset.index_fingerprint, bench.images.fingerprint) != known:
-        found.missing.append(
-            "the weights have the recorded digest and were not run: these are not the data of the row"
+        verdict.missing.append(
+            "the weights have the recorded digest, but were not run: the data differ from those of the record"
         )
         return
     test = read_test(bench, run)
     if test.values == record.test:
-        found.matches.append("weights: exact")
+        verdict.matches.append("weights: exact")
         return
     here = device_name(bench.device) == record.provenance.get("device")
     arrays = {"ids": test.ids, "labels": test.labels, **({} if test.roles is None else {"roles": test.roles})}
     moved = _scored(record, arrays, _moved(test.embeddings.cpu().numpy(), 1 if here else OTHER_DEVICE))
-    _compare(record, kept, test.result, moved, "weights", found)
+    _compare(record, kept, test.result, moved, "weights", verdict)
 
 
 def _scored(record: Record, kept: Mapping[str, np.ndarray], embeddings: np.ndarray) -> Evaluation:
@@ -178,7 +178,7 @@ def _moved(embeddings: np.ndarray, steps: float = 1) -> np.ndarray:
 
 
 def _compare(
-    record: Record, kept: Mapping[str, np.ndarray], again: Evaluation, moved: Evaluation, what: str, found: Verdict
+    record: Record, kept: Mapping[str, np.ndarray], again: Evaluation, moved: Evaluation, what: str, verdict: Verdict
 ) -> None:
     """Compare recomputed outcomes with the stored ones, or else the score, within what rounding explains."""
     wrong, changed = [], 0.0
@@ -186,13 +186,13 @@ def _compare(
         mine, other = (np.asarray(result.per_query[name], float) for result in (again, moved))
         stored = np.asarray(kept.get(f"query {name}", mine - mine.mean() + recorded), float)
         if len(stored) != len(mine):
-            wrong.append(f"{what} give {len(mine)} outcomes of {name}, stored are {len(stored)}")
+            wrong.append(f"{what} give {len(mine)} outcomes of {name}, but {len(stored)} are stored")
             continue
         change, allowed = np.abs(mine - stored).mean(), MARGIN * np.abs(other - mine).mean() + SPARE / len(mine)
         changed = max(changed, change)
         if change > allowed:
             score = f"{name} = {again.values[name]:.4f} from the {what}, recorded {recorded:.4f}"
             wrong.append(f"{score}: {100 * change:.2g} % of it changed, rounding explains {100 * allowed:.2g} %")
-    found.differs += wrong
+    verdict.differs += wrong
     if not wrong:
-        found.matches.append(f"{what}: within rounding ({100 * changed:.2g} % of outcomes changed)")
+        verdict.matches.append(f"{what}: within rounding ({100 * changed:.2g} % of outcomes changed)")

@@ -1,4 +1,4 @@
-"""Running mixed rows through a network without side effects: the clean batch sees exactly what the baseline sees."""
+"""Run mixed rows through a network without side effects: the clean batch sees exactly what the baseline sees."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ training: {epochs: 1, batch_size: 20, examples_per_class: 5, lr: 1e-3, schedule:
 @pytest.fixture(autouse=True)
 def added(tmp_path, monkeypatch):
     """Put the files of the page where their packages look for entries, until the test ends."""
-    rules.found()  # registers the rules that exist, before the register is replaced by a copy
+    rules.all_rules()  # registers the rules that exist, before the register is replaced by a copy
     monkeypatch.setattr(rules, "_checks", dict(rules._checks))
     for path, code in EXAMPLES.items():
         package = import_module(".".join(path.parent.parts))

@@ -17,7 +17,7 @@ def test_vulnerabilities_are_named_with_the_version_that_fixes_them():
     ]
 
 
-def test_an_index_that_knows_nothing_is_said_and_fails_nothing():
+def test_an_unreachable_index_is_reported_and_fails_nothing():
     lines, found = report({"dependencies": [UNKNOWN]})
     assert lines == ["dependencies: 0 of 1 could be audited, 0 with known vulnerabilities (not found)"]
     assert found == 0

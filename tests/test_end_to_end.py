@@ -142,7 +142,7 @@ def test_a_driver_killed_in_the_middle_loses_nothing(finished, grid, tmp_path):
     assert scores(tmp_path) == scores(finished[0])
 
 
-def test_control_c_says_how_to_continue(grid, tmp_path):
+def test_control_c_tells_how_to_continue(grid, tmp_path):
     process = start("run", grid, "--out", tmp_path)
     deadline = time.monotonic() + 300
     while not contents(tmp_path) and time.monotonic() < deadline:
@@ -150,7 +150,7 @@ def test_control_c_says_how_to_continue(grid, tmp_path):
     os.kill(process.pid, signal.SIGINT)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 130, text
-    assert re.search(r"interrupted with \d trials? to go; the same command continues", text)
+    assert re.search(r"interrupted with \d trials? to go; run the same command again", text)
     assert (tmp_path / "leaderboard.md").exists()
 
 
@@ -210,7 +210,7 @@ def test_the_folds_of_a_seed_make_one_row(grid, tmp_path, capsys):
     assert "FAIR-03" not in audited
     assert "FAIR-08" not in audited
     assert main(["verify", str(folder)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "8 of 8 match"
+    assert capsys.readouterr().out.splitlines()[-1] == "matching records: 8 of 8"
     alone = tmp_path / "alone"
     assert main(["trial", str(grid), *small, "--arm", "contrastive", "--fold", "2", "--out", str(alone)]) == 0
     (name,) = contents(alone)

@@ -182,7 +182,7 @@ def test_impossible_arguments_are_refused_before_anything_runs(arguments, printe
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(tmp_path, capsys):
+def test_without_a_gpu_it_reports_that(tmp_path, capsys):
     assert main(["--only", "losses", "--out", str(tmp_path)]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("cannot run: torch sees no GPU (torch ")

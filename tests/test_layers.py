@@ -75,7 +75,7 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_down_and_through_the_doors(path):
+def test_imports_go_down_the_floors_and_through_the_doors(path):
     own = floor(module(path))
     assert own is not None or module(path) == "harness", f"{path} stands on no floor"
     for name in imports(path):
@@ -93,7 +93,7 @@ def test_imports_go_down_and_through_the_doors(path):
             assert top in ALLOWED[own] or top in sys.stdlib_module_names, f"floor {own} may not import {top}"
 
 
-def test_no_file_imports_itself_by_way_of_others():
+def test_no_file_imports_itself_indirectly():
     files = {module(path): path for path in sources()}
     graph = {}
     for name, path in files.items():

@@ -6,8 +6,8 @@
     lists     list
     options   what several commands share
 
-A command is a function of the values that its options have, and returns the exit code. What it needs is imported
-when it runs, so that `metrix-bench --help` is there at once.
+A command is a function whose parameters are its options; it returns the exit code. It imports what it needs when it
+runs, so that `metrix-bench --help` answers at once.
 """
 
 import argparse
@@ -28,17 +28,17 @@ from harness.errors import UserError, unknown
 
 __all__ = ["CLOSED", "FAILED", "INTERRUPTED", "OK", "WRONG_INPUT", "main", "parser"]
 
-BUG = "this is a bug in metrix-bench and not in what you typed: please report it with the lines above"
+BUG = "this is a bug in metrix-bench, not a mistake in the command: please report it with the lines above"
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 done, 1 a trial failed or the program has a bug, 2 wrong input, 130 interrupted, 141 nobody reads the output.
+    0: done; 1: a trial failed, or the program has a bug; 2: wrong input; 130: interrupted; 141: output closed.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a sign that the terminal lacks must not cost what was computed
+            stream.reconfigure(errors="replace")  # a character that the terminal lacks must not lose a result
     words = sys.argv[1:] if words is None else words
     arguments = _parse(words)
     arguments.words = tuple(words)
@@ -51,7 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print("metrix-bench: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or python would report the same error again on exit
         return CLOSED
     except Exception as error:
         sentence = _sentence(error, arguments)
@@ -72,23 +72,23 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    """Return the arguments of a command line. Print a sentence and raise SystemExit where they are wrong."""
+    """Return the arguments of a command line. Print a message and raise SystemExit if they are wrong."""
     top = parser()
     for before, word in pairwise((top.prog, *words)):
         option = re.fullmatch(r"(--\w+)=\s*", word)
         if option or not word.strip():
-            top.error(f"the value after {option[1] if option else before} is empty; name one, or leave it out")
+            top.error(f"the value after {option[1] if option else before} is empty; give a value, or leave it out")
     arguments, rest = top.parse_known_args(words)
     if rest:
         command = arguments.parser
         options = [option for option in command._option_string_actions if option.startswith("--")]
         word = rest[0].partition("=")[0]
-        command.error(unknown("option", word, options) if word.startswith("-") else f"{word!r} is one word too many")
+        command.error(unknown("option", word, options) if word.startswith("-") else f"unexpected argument {word!r}")
     return arguments
 
 
 def _sentence(error: Exception, arguments: argparse.Namespace) -> str | None:
-    """Say what the user can do about an error; None for a bug in the program."""
+    """Return the message for an error that the user can fix; None for a bug in the program."""
     if isinstance(error, UserError):
         return str(error)
     if not isinstance(error, OSError):
@@ -100,7 +100,7 @@ def _sentence(error: Exception, arguments: argparse.Namespace) -> str | None:
 
 
 def _is_named(path: Path, arguments: argparse.Namespace) -> bool:
-    """Whether a path is in or above one that the command line names, the folder of runs, or the cache."""
+    """Return whether a path is in or above one that the command line names, the folder of runs, or the cache."""
     from harness.data.cache import default_folder
 
     path = Path(os.path.abspath(path))

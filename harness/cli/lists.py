@@ -1,4 +1,4 @@
-"""The command list: what a grid may name."""
+"""The command list: the names that a grid can use."""
 
 import shutil
 import textwrap
@@ -13,7 +13,7 @@ from harness.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class Listing:
-    """A table of names, which the first column holds, and the lines to print below it: name → line.
+    """A table whose first column holds names, and the lines to print below it: (name, line).
 
     A line with the name "" belongs to the whole table.
     """
@@ -26,13 +26,13 @@ class Listing:
 
 def add_commands(commands) -> None:
     """Add the command of this file."""
-    command = add_command(commands, print_list, "list", "list what a grid may name")
-    command.add_argument("what", choices=sorted(LISTINGS), help="what to list")
-    command.add_argument("pattern", nargs="?", help="only names such as 'resnet*'; of stages: the backbone")
+    command = add_command(commands, print_list, "list", "list the names that a grid can use")
+    command.add_argument("what", choices=sorted(LISTINGS), help="kind of names to list")
+    command.add_argument("pattern", nargs="?", help="list only names like 'resnet*'; for stages, the backbone")
 
 
 def print_list(what: str, pattern: str | None) -> int:
-    """Print the names that fit a pattern, and what is known of each."""
+    """Print the names that match a pattern, with a description of each."""
     from harness.reports import terminal
 
     listing = _stages(pattern) if what == "stages" else LISTINGS[what]()
@@ -67,7 +67,7 @@ def _levels() -> Listing:
 
     settings = Level().model_dump(exclude={"at"})
     below = f"settings of a level: {_settings(settings)}; stage says which feature maps are mixed"
-    return Listing("levels", ("name", "what"), [(name, MIXES[name]) for name in LEVELS], [("", below)])
+    return Listing("levels", ("name", "description"), [(name, MIXES[name]) for name in LEVELS], [("", below)])
 
 
 MIXES = {
@@ -81,16 +81,22 @@ MIXES = {
 def _metrics() -> Listing:
     from harness.evaluation import metrics
 
-    rows = [(metric.title.format(k="K"), metric.summary.partition(": (")[0]) for metric in metrics.load_all()]
-    return Listing("metrics", ("name", "what"), rows)
+    def description(summary: str) -> str:
+        text = summary.partition(": (")[0].removeprefix("Return ")
+        return text[:1].lower() + text[1:]
+
+    rows = [(metric.title.format(k="K"), description(metric.summary)) for metric in metrics.load_all()]
+    return Listing("metrics", ("name", "description"), rows)
 
 
 def _datasets() -> Listing:
     from harness.data import datasets
 
-    known = map(datasets.describe, datasets.names())
-    rows = [(found.name, found.title, "--data" if found.needs_data else "embedded") for found in known]
-    return Listing("datasets", ("name", "what", "data"), rows)
+    rows = [
+        (dataset.name, dataset.title.removesuffix("."), "--data" if dataset.needs_data else "embedded")
+        for dataset in map(datasets.describe, datasets.names())
+    ]
+    return Listing("datasets", ("name", "description", "data"), rows)
 
 
 def _backbones() -> Listing:
@@ -103,19 +109,22 @@ def _stages(backbone: str | None = None) -> Listing:
     from harness.training import anatomy
 
     if backbone is None:
-        raise UserError("list stages needs a backbone: metrix-bench list stages resnet50")
+        raise UserError("list stages needs a backbone, as in metrix-bench list stages resnet50")
     return Listing(f"stages of {backbone}", ("stage",), [(stage,) for stage in anatomy.stages(backbone)])
 
 
 def _grids() -> Listing:
     from harness import grids
 
-    rows = [(name, str(grids.read(path).get("about", "")).strip()) for name, path in grids.shipped().items()]
-    return Listing("grids", ("name", "what"), rows)
+    rows = [
+        (name, str(grids.read(path).get("about", "")).strip().removesuffix("."))
+        for name, path in grids.shipped().items()
+    ]
+    return Listing("grids", ("name", "description"), rows)
 
 
 def _settings(values: dict[str, Any]) -> str:
-    """Write settings with their values as an arm does, to four digits: `margin=0.5, mining=none`."""
+    """Return settings and their values as an arm writes them, to four digits: `margin=0.5, mining=none`."""
     from harness.grids.notation import brackets
 
     rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in values.items()}

@@ -14,18 +14,18 @@ from harness.grids import shipped
 OK, FAILED, WRONG_INPUT, INTERRUPTED, CLOSED = 0, 1, 2, 130, 141
 LISTS = ("losses", "levels", "backbones", "datasets", "arms", "seeds")
 CACHE = "folder for decoded images (default: ~/.cache/metrix-bench)"
-DATA = "folder of the dataset, for those that are not embedded"
-DEVICE = "cpu, cuda, cuda:1, … (default: a GPU where there is one)"
+DATA = "folder of the dataset; not needed for an embedded one"
+DEVICE = "cpu, cuda, cuda:1, … (default: a GPU if there is one)"
 RUN = "run folder, or s3://bucket/prefix (default: results/runs/GRID)"
 
 
 class Once(argparse.Action):
-    """Keep the value of an option, and refuse one that is given twice, of which the first would be lost."""
+    """Keep the value of an option. Reject an option that is given twice, whose first value would be lost."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         given = namespace.__dict__.setdefault("given", set())
         if option_string is not None and option_string in given:
-            raise argparse.ArgumentError(self, "it is given twice")
+            raise argparse.ArgumentError(self, "given twice")
         given.add(option_string)
         self.store(namespace, values)
 
@@ -34,7 +34,7 @@ class Once(argparse.Action):
 
 
 class Narrow(Once):
-    """Collect the names that each list of a grid is narrowed to: {"losses": ["contrastive"]}."""
+    """Collect the names to keep of each list of a grid: {"losses": ["contrastive"]}."""
 
     def store(self, namespace: argparse.Namespace, values: Any) -> None:
         field = self.option_strings[0].removeprefix("--")
@@ -42,7 +42,7 @@ class Narrow(Once):
 
 
 def add_command(commands, function: Callable[..., int], name: str, words: str) -> argparse.ArgumentParser:
-    """Add the command `name`, which calls `function` with the values of the options that it has parameters for."""
+    """Add the command `name`, which calls `function` with the options that are its parameters."""
     command = commands.add_parser(
         name, allow_abbrev=False, help=words, description=(words[0].upper() + words[1:] + ".")
     )
@@ -53,10 +53,10 @@ def add_command(commands, function: Callable[..., int], name: str, words: str) -
 
 
 def add_grid(command: argparse.ArgumentParser) -> None:
-    """Add a grid, and what changes it: parameters `grid`, `overrides`, `only`, `data`, `cache`."""
-    command.add_argument("grid", help=f"a YAML file, or one of {', '.join(shipped())}")
-    command.add_argument("--data", type=Path, help=DATA)
-    command.add_argument("--cache", type=Path, help=CACHE)
+    """Add a grid and the options that change it: parameters `grid`, `overrides`, `only`, `data`, `cache`."""
+    command.add_argument("grid", help=f"YAML file, or one of {', '.join(shipped())}")
+    command.add_argument("--data", type=Path, metavar="FOLDER", help=DATA)
+    command.add_argument("--cache", type=Path, metavar="FOLDER", help=CACHE)
     command.add_argument(
         "--set",
         dest="overrides",
@@ -74,56 +74,57 @@ def add_grid(command: argparse.ArgumentParser) -> None:
             type=names,
             metavar="A,B",
             default=argparse.SUPPRESS,
-            help=f"only these of the grid's {field}",
+            help=f"keep only these {field} of the grid",
         )
 
 
 def add_cluster(command: argparse.ArgumentParser) -> None:
-    """Add where a grid runs: parameters `address`, `device`."""
+    """Add the options for where a grid runs: parameters `address`, `device`."""
     command.add_argument(
         "--address",
         type=_address,
         metavar="auto|HOST:PORT|ray://HOST:PORT",
-        help="a ray cluster: that of this machine, or one to send the command to (default: this machine alone)",
+        help="ray cluster: join the one of this machine or at HOST:PORT, or send the command to ray://HOST:PORT "
+        "(default: run on this machine alone)",
     )
-    command.add_argument("--device", type=_cpu, metavar="cpu", help="leave GPUs alone (default: use them)")
+    command.add_argument("--device", type=_cpu, metavar="cpu", help="use no GPU (default: use all of them)")
 
 
 def place(text: str) -> str | Path:
-    """Read a run folder, or the URL of a bucket as it is written: a Path would make one slash of two."""
+    """Read a run folder, or the URL of a bucket, whose double slash a Path would collapse."""
     from harness.runs import storage
 
     try:
         return storage.named(text)
-    except UserError as error:  # its words hide credentials; argparse repeats the text on any other error
+    except UserError as error:  # its message hides credentials; argparse would print the text for any other error
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Return what reads a whole number from `least` to `most`."""
+    """Return a function that reads a whole number from `least` to `most`."""
 
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
-            upper = "" if most is None else f" to {most}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}{upper}")
+            wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {wanted}")
         return int(text)
 
     return read
 
 
 def names(text: str) -> list[str]:
-    """Read names between commas; a comma inside brackets belongs to an arm."""
-    found = [name.strip() for name in re.split(r",(?![^\[]*\])", text)]
-    if not all(found):
-        raise argparse.ArgumentTypeError(f"{text!r}: a name is missing beside a comma")
-    return found
+    """Read names separated by commas; a comma inside brackets belongs to an arm."""
+    entries = [name.strip() for name in re.split(r",(?![^\[]*\])", text)]
+    if not all(entries):
+        raise argparse.ArgumentTypeError(f"{text!r}: a name is missing next to a comma")
+    return entries
 
 
 def option(text: str) -> tuple[str, Any]:
-    """Read an option of a dataset; numbers, true and false are read as such."""
+    """Read `key=value`, an option of a dataset; numbers, true and false get their JSON types."""
     key, equals, value = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not written KEY=VALUE")
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
     try:
         return key, json.loads(value)
     except json.JSONDecodeError:
@@ -131,20 +132,20 @@ def option(text: str) -> tuple[str, Any]:
 
 
 def warn(sentence: str) -> None:
-    """Print a sentence that is not a result."""
+    """Print a message to standard error, apart from the results."""
     print(sentence, file=sys.stderr)
 
 
 def _address(text: str) -> str:
     if not re.fullmatch(r"auto|ray://.+|[^/]+:\d+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an address; it is auto, HOST:PORT or ray://HOST:PORT")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address; expected auto, HOST:PORT or ray://HOST:PORT")
     return text
 
 
 def _cpu(text: str) -> str:
     if text != "cpu":
         raise argparse.ArgumentTypeError(
-            f"{text!r}: a grid runs on every GPU there is, and --device cpu leaves them alone; metrix-bench trial "
-            "runs one arm on one device"
+            f"{text!r}: the only choice is cpu; without --device a grid uses all GPUs, and metrix-bench trial runs "
+            "one arm on one device"
         )
     return text

@@ -11,28 +11,34 @@ if TYPE_CHECKING:
     from harness.runs.run import Run
 
 RUN = "run folder"
-TRIAL = "the trial's id, or a part of it that no other has"
+TRIAL = "id of the trial, or a unique part of it"
 
 
 def add_commands(commands) -> None:
     """Add the commands of this file."""
-    command = add_command(commands, status, "status", "show what of a run is done, running, failed or waiting")
-    command.add_argument("run", type=place, help="run folder, from any machine that sees it")
+    command = add_command(commands, status, "status", "show which trials are done, running, failed or waiting")
+    command.add_argument("run", type=place, help=RUN)
 
     command = add_command(commands, logs, "logs", "print the log of a trial, attempt by attempt")
     command.add_argument("run", type=place, help=RUN)
     command.add_argument("trial", help=TRIAL)
 
-    command = add_command(commands, stop, "stop", "ask the driver of a run, on whatever machine, to stop cleanly")
+    command = add_command(commands, stop, "stop", "stop a run cleanly, from any machine that sees its folder")
     command.add_argument("run", type=place, help=RUN)
 
-    command = add_command(commands, report, "report", "write the leaderboard of run folders again")
+    command = add_command(commands, report, "report", "write the leaderboard of one or more run folders")
     command.add_argument(
-        "runs", type=place, nargs="+", metavar="RUN", help="run folder; several become one leaderboard"
+        "runs", type=place, nargs="+", metavar="RUN", help="run folder; several are combined into one leaderboard"
     )
-    command.add_argument("--out", type=place, help="folder to write to (default: RUN, or RUN/only/… with --only)")
     command.add_argument(
-        "--only", action="append", default=[], metavar="KEY=A,B", help="such as dataset=cub200 or level=input"
+        "--out", type=place, metavar="FOLDER", help="folder to write to (default: RUN, or RUN/only/… with --only)"
+    )
+    command.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="KEY=A,B",
+        help="keep only rows such as dataset=cub200 or level=input",
     )
     command.add_argument(
         "--format",
@@ -40,42 +46,54 @@ def add_commands(commands) -> None:
         type=names,
         default=(),
         metavar="A,B",
-        help="such as latex, csv, parquet, figures (default: the usual)",
+        help="formats to write, such as latex, csv, parquet or figures (default: csv, markdown, latex and html)",
     )
     command.add_argument(
-        "--metrics", type=names, default=(), metavar="A,B", help="metrics that tables print (default: R@1,MAP@R)"
+        "--metrics", type=names, default=(), metavar="A,B", help="metrics to print in tables (default: R@1,MAP@R)"
     )
-    command.add_argument("--data", type=Path, help="folder of the dataset, to show images of those not embedded")
-    command.add_argument("--cache", type=Path, help=CACHE)
+    command.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the dataset, to show images that are not embedded",
+    )
+    command.add_argument("--cache", type=Path, metavar="FOLDER", help=CACHE)
 
     command = add_command(
-        commands, power, "power", "show what differences the seeds of runs can detect, and how many seeds others need"
+        commands,
+        power,
+        "power",
+        "show which differences can be detected, and how many seeds smaller ones need",
     )
     command.add_argument("runs", type=place, nargs="+", metavar="RUN", help=RUN)
 
     command = add_command(commands, trace, "trace", "list the records behind the numbers of an arm")
     command.add_argument("run", type=place, help=RUN)
-    command.add_argument("arm", help="such as contrastive+input")
+    command.add_argument("arm", help="arm, such as contrastive+input")
 
-    command = add_command(commands, audit, "audit", "print what the fairness rules find in a run folder")
+    command = add_command(commands, audit, "audit", "check a run folder against the fairness rules")
     command.add_argument("run", type=place, nargs="?", help=RUN)
-    command.add_argument("--rules", action="store_true", help="list the rules with their reasons")
+    command.add_argument("--rules", action="store_true", help="list the rules and the reasons for them")
 
     command = add_command(commands, verify, "verify", "recompute recorded scores from saved embeddings or weights")
     command.add_argument("run", type=place, help=RUN)
-    command.add_argument("--only", default="", metavar="TEXT", help="only records with this in their id")
-    command.add_argument("--data", type=Path, help="folder of the dataset, where weights were kept")
-    command.add_argument("--cache", type=Path, help=CACHE)
+    command.add_argument("--only", default="", metavar="TEXT", help="verify only records whose id contains TEXT")
+    command.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="folder of the dataset, needed to check saved weights"
+    )
+    command.add_argument("--cache", type=Path, metavar="FOLDER", help=CACHE)
     command.add_argument("--device", help=DEVICE)
 
-    command = add_command(commands, draw, "draw", "draw the learning curves of a finished trial, and its positivity")
+    command = add_command(commands, draw, "draw", "draw the learning curves and the positivity of a finished trial")
     command.add_argument("run", type=place, help=RUN)
     command.add_argument("trial", help=TRIAL)
-    command.add_argument("--to", type=Path, help="a .pdf, .svg or .png file (default: RUN/figures/TRIAL.pdf)")
+    command.add_argument(
+        "--to", type=Path, metavar="FILE", help=".pdf, .svg or .png file (default: RUN/figures/TRIAL.pdf)"
+    )
 
 
 def existing(place: str | Path) -> "Run":
-    """Return the run at a place. Raise RunError where there is none."""
+    """Return the run at a place. Raise RunError if there is none."""
     from harness.runs.errors import RunError
     from harness.runs.run import Run
 
@@ -86,52 +104,52 @@ def existing(place: str | Path) -> "Run":
 
 
 def status(run: str | Path) -> int:
-    """Print what a run has done, what runs where, what failed and why, how long it will take and what it took."""
+    """Print what is done, running and failed, how long the rest will take, and what the run has cost."""
     from harness.reports import terminal
     from harness.runs.status import status
 
-    found = status(existing(run))
-    terminal.table(found.title, ("trial", "state", "epoch", "score", "seconds"), found.rows)
-    for sentence in found.sentences:
+    current = status(existing(run))
+    terminal.table(current.title, ("trial", "state", "epoch", "score", "seconds"), current.rows)
+    for sentence in current.sentences:
         print(sentence)
-    return FAILED if found.failed else OK
+    return FAILED if current.failed else OK
 
 
 def logs(run: str | Path, trial: str) -> int:
     """Print the log of a trial."""
-    finals = existing(run)
-    search = finals.sub("search")  # of a tuned grid
-    home = {**dict.fromkeys(search.logged(), search), **dict.fromkeys(finals.logged(), finals)}
-    name = _only_one(trial, sorted(home), finals, "no log; metrix-bench run writes one of every trial")
-    print(home[name].log(name), end="")
+    main = existing(run)
+    search = main.sub("search")  # of a tuned grid
+    run_of = {**dict.fromkeys(search.logged(), search), **dict.fromkeys(main.logged(), main)}
+    name = _only_match(trial, sorted(run_of), main, "no logs; metrix-bench run writes one for each trial")
+    print(run_of[name].log(name), end="")
     return OK
 
 
-def _only_one(part: str, names: Sequence[str], run: "Run", nothing: str) -> str:
-    """Return the one name that is `part` or contains it. Raise UserError with those to choose from otherwise.
+def _only_match(part: str, names: Sequence[str], run: "Run", nothing: str) -> str:
+    """Return the one name that is `part` or contains it. Otherwise raise UserError with the names to choose from.
 
-    `nothing` is what to say where there are no names.
+    `nothing` completes the message if there are no names.
     """
-    found = [name for name in names if name == part] or [name for name in names if part in name]
+    matches = [name for name in names if name == part] or [name for name in names if part in name]
     if not names:
-        raise UserError(f"{run.place} holds {nothing}")
-    if len(found) != 1:
-        listed = "\n  ".join(found or names)
-        count = f"{len(found)} trials" if found else "no trial"
-        raise UserError(f"{part!r} names {count} of {run.place}; name one of\n  {listed}")
-    return found[0]
+        raise UserError(f"{run.place} has {nothing}")
+    if len(matches) != 1:
+        listed = "\n  ".join(matches or names)
+        count = f"{len(matches)} trials" if matches else "no trial"
+        raise UserError(f"{part!r} matches {count} of {run.place}; choose one of\n  {listed}")
+    return matches[0]
 
 
 def stop(run: str | Path) -> int:
-    """Ask a run to stop; its driver sees it within seconds."""
+    """Request a run to stop; its driver notices within seconds."""
     from harness.runs.status import drives
 
-    asked = existing(run)
-    if (driver := drives(asked)) is None:
-        print(f"{asked.place}: nothing runs here")
+    stopped = existing(run)
+    if (driver := drives(stopped)) is None:
+        print(f"{stopped.place}: no driver is running")
         return OK
-    asked.request_stop()
-    print(f"{asked.place}: {driver} was asked to stop; it keeps what the running trials have done so far")
+    stopped.request_stop()
+    print(f"{stopped.place}: requested {driver} to stop; the running trials keep their checkpoints")
     return OK
 
 
@@ -144,7 +162,7 @@ def report(
     data: Path | None,
     cache: Path | None,
 ) -> int:
-    """Write the leaderboard files from the records of one run or several, and show it."""
+    """Write the leaderboard files from the records of one run or several, and show the leaderboard."""
     from harness.leaderboard.filters import parse
     from harness.runs.run import Run
 
@@ -176,13 +194,13 @@ def write_leaderboard(
     from harness.leaderboard import collection, filters
     from harness.reports import gallery, terminal
 
-    found = collection.collect(runs, only, warn=warn)
-    if not found.records and not found.failures:
-        print(f"{' and '.join(map(str, runs))} holds no results yet")
+    collected = collection.collect(runs, only, warn=warn)
+    if not collected.records and not collected.failures:
+        print(f"no results yet in {' and '.join(map(str, runs))}")
         return
-    board = filters.of_rows(found.board(metrics), only or {})
+    board = filters.of_rows(collected.board(metrics), only or {})
     target.require_writable()
-    board = gallery.with_gallery(board, found, data, cache)
+    board = gallery.with_gallery(board, collected, data, cache)
     written = reports.write_all(board, target.folder, formats)
     for path in (*target.folder.glob("leaderboard.*"), *target.folder.glob("scores.*"), *written):
         target.push(path)
@@ -196,7 +214,7 @@ def write_leaderboard(
 
 
 def power(runs: Sequence[str | Path]) -> int:
-    """Print, for every column, the least difference its seeds can detect and the seeds that smaller ones need."""
+    """Print for every column the least difference that its seeds can detect, and the seeds that smaller ones need."""
     from harness.leaderboard import comparisons
     from harness.leaderboard.collection import collect
     from harness.reports import terminal
@@ -211,35 +229,36 @@ def power(runs: Sequence[str | Path]) -> int:
             known = (summary.seeds, summary.comparisons, points(summary.spread), points(summary.least))
             rows.append((block.heading, summary.metric, *known, *plan))
     targets = [f"for {100 * target:.1f}" for target in comparisons.TARGETS]
-    columns = ("table", "metric", "paired seeds", "comparisons", "spread", "least", *targets)
-    terminal.table("what seeds can show, in points; the last columns: seeds needed", columns, rows)
-    print("spread: standard deviation of the differences to the own baseline, pooled; it needs 3 paired seeds")
-    print("least: the true difference found with a chance of 80 % at 5 % after Holm; seeds needed are for the same")
+    columns = ("table", "metric", "paired seeds", "comparisons", "std", "least", *targets)
+    terminal.table("detectable differences in points, and the seeds needed for smaller ones", columns, rows)
+    print("std: pooled standard deviation of the differences from the baselines; needs 3 paired seeds")
+    print("least: smallest true difference detected with 80 % power at the 5 % level after Holm's correction")
+    print("for 1.0, …: seeds needed to detect a difference of so many points under the same conditions")
     return OK
 
 
 def trace(run: str | Path, arm: str) -> int:
-    """Print the scores of every record of an arm and the file that holds it."""
+    """Print the scores and the file of every record of an arm."""
     from harness.leaderboard.collection import collect, trace
     from harness.reports import terminal
 
-    found = trace(collect([run], warn=warn), arm)
-    metrics = list(dict.fromkeys(metric for *_, scores, _ in found for metric in scores))
+    traced = trace(collect([run], warn=warn), arm)
+    metrics = list(dict.fromkeys(metric for *_, scores, _ in traced for metric in scores))
     rows = [
         (dataset, backbone, seed, *(f"{100 * scores[m]:.4f}" if m in scores else "" for m in metrics), str(path))
-        for dataset, backbone, _, seed, scores, path in found
+        for dataset, backbone, _, seed, scores, path in traced
     ]
     terminal.table(arm, ("dataset", "backbone", "seed", *metrics, "record"), rows)
     return OK
 
 
 def audit(run: str | Path | None, rules: bool) -> int:
-    """Print what the fairness rules find, or with `rules` the rules; 1 where a row may not stand."""
-    from harness.fairness.rules import found as all_rules
+    """Print what the fairness rules find, or with `rules` the rules; return 1 if they find an error."""
+    from harness.fairness.rules import all_rules
     from harness.reports import terminal
 
     if rules:
-        columns = ("rule", "", "demand", "reason")
+        columns = ("rule", "", "requirement", "reason")
         terminal.table("fairness rules", columns, [(r.id, r.severity, r.title, r.reason) for r in all_rules()])
         return OK
     if run is None:
@@ -256,12 +275,12 @@ def audit(run: str | Path | None, rules: bool) -> int:
     errors = sum(finding.severity == "E" for finding in findings)
     counts = ((errors, "error"), (len(findings) - errors, "warning"))
     counted = ", ".join(f"{n} {what}{'s' * (n != 1)}" for n, what in counts)
-    print(f"\n{audited.place}: {counted} of {len(all_rules())} rules")
+    print(f"\n{audited.place}: {counted} from {len(all_rules())} rules")
     return FAILED if errors else OK
 
 
 def verify(run: str | Path, only: str, data: Path | None, cache: Path | None, device: str | None) -> int:
-    """Print for every record whether what was kept gives its scores; 1 where one does not or a file is missing."""
+    """Print for every record whether its saved files give its scores; return 1 if one does not or lacks a file."""
     from harness.training.devices import rank_devices
     from harness.verify import verify
 
@@ -272,20 +291,20 @@ def verify(run: str | Path, only: str, data: Path | None, cache: Path | None, de
         print(f"{verdict.state:8} {verdict.id}: {verdict}", flush=True)
         verdicts.append(verdict)
     if not verdicts:
-        named = f" with {only!r} in its id" if only else ""
-        raise UserError(f"{verified.place} has no record of a test{named}")
+        named = f" and {only!r} in its id" if only else ""
+        raise UserError(f"{verified.place} has no record with test scores{named}")
     good = sum(verdict.state == "matches" for verdict in verdicts)
-    print(f"{good} of {len(verdicts)} match")
+    print(f"matching records: {good} of {len(verdicts)}")
     return OK if good == len(verdicts) else FAILED
 
 
 def draw(run: str | Path, trial: str, to: Path | None) -> int:
-    """Draw one trial and print where."""
+    """Draw one trial and print the path of the figure."""
     from harness.reports.drawing import draw_trial
 
     source = existing(run)
     records = {record.id: record for record in source.records()}
-    record = records[_only_one(trial, list(records), source, "no record yet")]
+    record = records[_only_match(trial, list(records), source, "no records yet")]
     drawn = draw_trial(record, to or source.folder / "figures" / f"{record.id}.pdf")
     if to is None:
         source.push(drawn)

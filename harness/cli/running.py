@@ -40,47 +40,50 @@ def add_commands(commands) -> None:
     """Add the commands of this file."""
     command = add_command(commands, run, "run", "run the missing trials of a grid, then write its leaderboard")
     add_grid(command)
-    command.add_argument("--out", type=place, help=RUN)
+    command.add_argument("--out", type=place, metavar="FOLDER", help=RUN)
     command.add_argument(
         "--track",
         type=names,
         default=(),
         metavar="A,B",
-        help="show curves in tensorboard, wandb or mlflow (default: nowhere)",
+        help="log learning curves to tensorboard, wandb or mlflow (default: none)",
     )
     add_cluster(command)
 
     command = add_command(commands, plan, "plan", "show what a grid would run and what it would cost")
     add_grid(command)
     command.add_argument(
-        "--out", type=place, help="run folder whose records count as done (default: results/runs/GRID)"
+        "--out",
+        type=place,
+        metavar="FOLDER",
+        help="run folder whose records count as done (default: results/runs/GRID)",
     )
 
     command = add_command(commands, trial, "trial", "run one arm of a grid in this process, without ray")
     add_grid(command)
-    command.add_argument("--arm", required=True, help="such as contrastive or 'multi_similarity+embedding'")
-    command.add_argument("--seed", type=whole(0, 2**32 - 1), default=0)
-    command.add_argument("--fold", type=whole(1), help="only this of the grid's folds, from 1 (default: all of them)")
+    command.add_argument("--arm", required=True, help="arm, such as contrastive or multi_similarity+embedding")
+    command.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="training seed (default: %(default)s)")
+    command.add_argument("--fold", type=whole(1), help="run only this fold, counted from 1 (default: all folds)")
     command.add_argument("--device", help=DEVICE)
     command.add_argument(
         "--ranks",
         type=whole(1),
         default=1,
-        help="GPUs, or processes without one, that share each batch (default: 1)",
+        help="number of GPUs, or of processes without GPUs, that share each batch (default: %(default)s)",
     )
-    command.add_argument("--out", type=place, help=RUN)
+    command.add_argument("--out", type=place, metavar="FOLDER", help=RUN)
 
-    command = add_command(commands, retry, "retry", "run failed trials of a run folder again")
+    command = add_command(commands, retry, "retry", "retry the failed trials of a run folder")
     command.add_argument("run", type=place, help="run folder")
-    command.add_argument("--failed", action="store_true", help="all that failed (or name some with --only)")
-    command.add_argument("--only", default="", metavar="TEXT", help="those with this in their id")
-    command.add_argument("--data", type=Path, help=DATA)
-    command.add_argument("--cache", type=Path, help=CACHE)
+    command.add_argument("--failed", action="store_true", help="retry all failed trials")
+    command.add_argument("--only", default="", metavar="TEXT", help="retry only failed trials whose id contains TEXT")
+    command.add_argument("--data", type=Path, metavar="FOLDER", help=DATA)
+    command.add_argument("--cache", type=Path, metavar="FOLDER", help=CACHE)
     add_cluster(command)
 
 
 def load_grid(grid: str, overrides: Sequence[str], only: dict[str, list[str]]) -> "Grid":
-    """Return the grid that a command line describes. Raise GridError with everything that is wrong with it."""
+    """Return the grid that a command line describes. Raise GridError with all of its problems."""
     from harness.grid import Grid
     from harness.grids.overrides import conflicts
     from harness.launch.plan import unfair
@@ -106,7 +109,7 @@ def run(
     address: str | None,
     device: str | None,
 ) -> int:
-    """Run a grid under Ray Tune, show it, and write the leaderboard of all that is there at the end."""
+    """Run a grid under Ray Tune, show its progress, and write the leaderboard at the end."""
     from harness.grids import texts
     from harness.launch import remote, supervised
 
@@ -136,11 +139,11 @@ def retry(
     address: str | None,
     device: str | None,
 ) -> int:
-    """Run the failed trials of a run folder again, and write its leaderboard."""
+    """Retry the failed trials of a run folder, and write its leaderboard."""
     from harness.launch import remote, supervised
 
     if not failed and not only:
-        raise UserError("retry needs --failed, or --only with a part of the ids")
+        raise UserError("retry needs --failed, or --only with part of an id")
     if remote.is_remote(address):
         return remote.relay(address, remote.words_there(words, run, data, cache), {})
     return supervised(lambda: _retry(run, only, data, cache, address, device), words, address)
@@ -155,10 +158,12 @@ def _retry(
     run = existing(place)
     failed = {failure.id for failure in run.failures() if only in failure.id}
     if not failed:
-        print(f"{run.place}: nothing has failed" + (f" with {only!r} in its id" if only else ""))
+        print(f"{run.place}: no failed trials" + (f" with {only!r} in their id" if only else ""))
         return OK
     if not (grids := run.requested().grids):
-        raise UserError(f"{run.place} has no grid: its trials ran one by one, as metrix-bench trial does")
+        raise UserError(
+            f"{run.place} has no grid: its trials were run by metrix-bench trial, which can run them again"
+        )
     worst = OK
     for grid in grids:
         outcome = run_grid(
@@ -178,43 +183,43 @@ def _retry(
 
 
 def _finish(outcome: "Outcome", grid: "Grid", folder: str | Path, data: Path | None, cache: Path | None) -> int:
-    """Write and show the leaderboard, print what is left to do, and return the exit code."""
+    """Write and show the leaderboard, print what remains to be done, and return the exit code."""
     from harness.runs.run import Run
 
     write_leaderboard([folder], Run(folder), data=data, cache=cache)
     trials = outcome.plan.trials
     done = {trial.id for trial in trials} - outcome.ran
     if trials and not outcome.missing and not outcome.ran:
-        print(f"already done: {_count(len(done), 'trial')} had records, and nothing was run")
+        print(f"nothing to run: {_count(len(done), 'trial')} already done")
     for sentence in _unchanged([record for record in outcome.records if record.id in done], trials):
         print(sentence)
     if outcome.interrupted:
-        left = _count(outcome.missing, "trial") if trials else "a search"
-        print(f"interrupted with {left} to go; the same command continues where it stopped")
+        where = f"with {_count(outcome.missing, 'trial')} to go" if trials else "during the search"
+        print(f"interrupted {where}; run the same command again to continue")
         return INTERRUPTED
     if outcome.missing:
         place, failed = Run(folder).place, len({f.id for f in outcome.failures} & {t.id for t in trials})
         if failed:
             print(f"{failed} of {_count(len(trials), 'trial')} failed: see {place}/failures")
-            print(f"the same command tries them again, and so does metrix-bench retry {place} --failed")
+            print(f"to retry, run the same command again, or metrix-bench retry {place} --failed")
         if (waiting := outcome.missing - failed) > 0:
-            print(f"{_count(waiting, 'trial')} {'was' if waiting == 1 else 'were'} not run; metrix-bench run does")
+            print(f"{_count(waiting, 'trial')} {'has' if waiting == 1 else 'have'} not run yet: use metrix-bench run")
         return FAILED if failed else OK
     costs = [record.cost for record in outcome.records if record.id in outcome.ran]
     busy_s = sum(cost.wall_s if cost.attempt_s is None else cost.attempt_s for cost in costs)
-    if outcome.slots and busy_s and grid.protocol != "tuned":  # a search leaves its records elsewhere
+    if outcome.slots and busy_s and grid.protocol != "tuned":  # the records of a search are not among these
         share, slots = busy_s / (outcome.slots * outcome.wall_s), round(outcome.slots, 1)
         print(f"slots busy {100 * share:.0f} % of the time ({slots:g} slot{'s' * (slots != 1)})")
     return OK
 
 
 def _count(number: int, what: str) -> str:
-    """Write a number with its noun: `1 trial`, `2 trials`."""
+    """Return a number with its noun: `1 trial`, `2 trials`."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _unchanged(records: Sequence["Record"], trials: Sequence["Trial"]) -> Iterator[str]:
-    """Yield a sentence for each setting that finished trials were to have otherwise: they do not run again."""
+    """Yield a sentence for each changed setting that has no effect, because finished trials do not run again."""
     wanted = {trial.id: trial for trial in trials}
     for name in ("keep", "analysis"):
         pairs = {(getattr(r.trial, name), getattr(wanted[r.id], name)) for r in records if r.id in wanted}
@@ -259,7 +264,7 @@ def plan(
     for note in planned.notes:
         print(note)
     to_run = [seconds[trial.id] for trial in planned.trials if trial.id not in done]
-    print(f"{len(to_run)} to run, about {wording.seconds(sum(to_run))} on one slot of a machine like this one")
+    print(f"{_count(len(to_run), 'trial')} to run, about {wording.seconds(sum(to_run))} on one slot of this machine")
     require_same_settings(run, records, loaded, planned.trials)
     return OK
 
@@ -277,7 +282,7 @@ def trial(
     device: str | None,
     ranks: int,
 ) -> int:
-    """Run one arm of a grid here, print its scores and keep its records with those of the grid."""
+    """Run one arm of a grid in this process, print its scores, and write its records to the grid's run folder."""
     from harness.fairness.comparability import differences
     from harness.grid import Grid
     from harness.launch import comparable_records
@@ -290,10 +295,10 @@ def trial(
     loaded = load_grid(grid, overrides, only)
     plan = _plan_of_arm(loaded, arm, seed, fold, data, cache)
     run = Run(_folder(out, loaded), warn=print)
-    if out is None and (apart := differences(Grid.load(grid).trials(), plan.trials)):
-        listed = "\n  ".join(apart)
+    if out is None and (changes := differences(Grid.load(grid).trials(), plan.trials)):
+        listed = "\n  ".join(changes)
         raise RunError(
-            f"{run.place} is for grid {loaded.name} as it is written:\n  {listed}\nName another folder with --out"
+            f"{run.place} is for grid {loaded.name} without changes:\n  {listed}\nName another folder with --out"
         )
     run.require_own()
     run.prepare()
@@ -309,17 +314,17 @@ def trial(
 def _plan_of_arm(
     grid: "Grid", arm: str, seed: int, fold: int | None, data: Path | None, cache: Path | None
 ) -> "Plan":
-    """Return the plan of one arm, seed and fold. Raise UserError with the reason where there is none."""
+    """Return the plan of one arm, seed and fold. Raise UserError with the reason if there is none."""
     from harness.config import Arm
     from harness.launch.plan import make_plan
 
     if grid.protocol == "tuned":
         raise UserError(
-            f"grid {grid.name} searches the settings of its arms, which metrix-bench run does; "
-            "--set protocol=fair runs one with the settings as they are written"
+            f"grid {grid.name} is tuned by a search, which needs metrix-bench run; add --set protocol=fair to run an "
+            "arm with the settings as they are written"
         )
     if fold is not None and fold not in range(1, (grid.folds or 0) + 1):
-        have = f"has folds 1 to {grid.folds}" if grid.folds else "has no folds; --set folds=4 gives it some"
+        have = f"has folds 1 to {grid.folds}" if grid.folds else "has no folds; add them with --set folds=4"
         raise UserError(f"--fold {fold}: grid {grid.name} {have}")
     label = Arm.parse(arm).label
     grid = _with(grid, seeds=(seed,))
@@ -334,19 +339,19 @@ def _plan_of_arm(
 
 
 def _with(grid: "Grid", **changes: Any) -> "Grid":
-    """Return the grid with other settings, in its parts too."""
+    """Return the grid with these settings changed, in its parts too."""
     parts = tuple(_with(part, **changes) for part in grid.parts)
     return grid.model_copy(update={**changes, "parts": parts})
 
 
 def _is_arm(trial: "Trial", label: str, written: str) -> bool:
-    """Whether a trial is of the arm that was written, with its brackets or without."""
+    """Return whether a trial belongs to the arm as it was written, with or without brackets."""
     short = trial.arm.loss + (f"+{trial.arm.at}" if trial.arm.metrix else "")
     return trial.arm.label == label or short == written
 
 
 def _run_here(trial: "Trial", run: "Run", sources: "Sources") -> int:
-    """Run one trial in this process, unless it is done, and return its exit code."""
+    """Run one trial in this process unless it is done, and return the exit code."""
     from harness.leaderboard.frame import SHOWN
     from harness.leaderboard.scores import FIRST_METRICS
     from harness.training.trial import kind_of, steps
@@ -369,7 +374,7 @@ def _run_here(trial: "Trial", run: "Run", sources: "Sources") -> int:
     record = run.record(trial)
     assert record is not None  # `steps` has written it
     if before is not None:
-        print(f"already done: its record is from {record.finished}, and nothing was run")
+        print(f"nothing to run: its record is from {record.finished}")
         for sentence in _unchanged([record], [trial]):
             print(sentence)
     chosen = "" if record.selected_epoch is None else f", epoch {record.selected_epoch}"
@@ -379,5 +384,5 @@ def _run_here(trial: "Trial", run: "Run", sources: "Sources") -> int:
 
 
 def _scores(scores: dict[str, float]) -> str:
-    """Write scores in percent, as tables print them."""
+    """Return scores in percent, as tables print them."""
     return "  ".join(f"{name} {100 * score:.1f}" for name, score in scores.items())

@@ -24,7 +24,7 @@ from harness.data import datasets, scorable, splits
 from harness.data.datasets import ArgumentError, Dataset, DatasetError
 from harness.data.datasets._decode import decode
 from harness.data.datasets._files import missing_files
-from harness.errors import printable, some
+from harness.errors import first_few, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -203,7 +203,9 @@ def _file_findings(dataset: Dataset, checks: list[ImageCheck]) -> Iterator[Findi
         yield Finding("E", missing_files(dataset, missing))
     broken = [check.problem for check in checks if check.problem not in ("", MISSING)]
     if broken:
-        yield Finding("E", f"{dataset.name}: {len(broken)} of {len(dataset)} images cannot be read ({some(broken)})")
+        yield Finding(
+            "E", f"{dataset.name}: {len(broken)} of {len(dataset)} images cannot be read ({first_few(broken)})"
+        )
 
 
 def _duplicates(dataset: Dataset, checks: list[ImageCheck], how: str) -> Iterator[Finding]:
@@ -218,4 +220,4 @@ def _duplicates(dataset: Dataset, checks: list[ImageCheck], how: str) -> Iterato
             under_two_labels.append(f"{dataset.keys[j]} = {dataset.keys[i]}")
     for pairs, where in ((in_two_splits, "in two splits"), (under_two_labels, "under two labels of a split")):
         if pairs:
-            yield Finding("W", f"{dataset.name}: {len(pairs)} images are {where}, {how} ({some(pairs)})")
+            yield Finding("W", f"{dataset.name}: {len(pairs)} images are {where}, {how} ({first_few(pairs)})")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness.data.datasets._dataset import USUAL_KS, Dataset
-from harness.errors import some
+from harness.errors import first_few
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,6 @@ def _remedy(dataset: Dataset, images: np.ndarray, name: str) -> str:
         return ""
     names = sorted({dataset.class_names[c] for c in dataset.labels[images]})
     return (
-        f"; the validation classes are chosen by class name ({some(names)}): add a second image to some of them, "
-        "remove them, or define a validation split in a manifest"
+        f"; the validation classes are chosen by class name ({first_few(names)}): add a second image to some of "
+        "them, remove them, or define a validation split in a manifest"
     )

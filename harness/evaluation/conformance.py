@@ -1,4 +1,4 @@
-"""Whether an evaluator is right: cases whose scores are known beforehand."""
+"""The conformance set of evaluators: cases whose scores are known."""
 
 import math
 from collections.abc import Callable, Iterator

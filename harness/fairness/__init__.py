@@ -1,1 +1,1 @@
-"""The rules that make a comparison fair, the protocols, and the ledger of test reads."""
+"""The rules of fair comparison, the protocols, and the ledger of test reads."""

@@ -1,4 +1,4 @@
-"""The notation of grids: YAML text into plain content, and the options of an arm in its brackets."""
+"""The notation of grids: YAML, and the options of an arm in brackets."""
 
 import math
 import re
@@ -8,7 +8,7 @@ import yaml
 
 
 def parse(text: str) -> tuple[Any, list[str]]:
-    """Return what a YAML text says, and a sentence for each thing that is wrong with it."""
+    """Return the content of a YAML text, and a sentence for each problem with it."""
     try:
         loader = _Loader(text)
         return loader.get_single_data(), loader.problems
@@ -18,17 +18,17 @@ def parse(text: str) -> tuple[Any, list[str]]:
         if "\\t" in reason:
             reason += "; indent with spaces"
         if "expected a single document" in reason:
-            reason = "it holds several documents (---); a grid is one"
+            reason = "there are several documents (---); a grid is one"
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        return None, [f"it is not YAML: {place}{reason}"]
-    except Exception as error:  # PyYAML's constructors raise anything on a wrong tag
-        return None, [f"it is not YAML: {error}".replace("\n", " ")]
+        return None, [f"this is not YAML: {place}{reason}"]
+    except Exception as error:  # PyYAML's constructors raise many kinds of errors on a wrong tag
+        return None, [f"this is not YAML: {error}".replace("\n", " ")]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: 1e-3 is a number, 010 is not eight, 1:30 is not ninety, 2020-01-01 is a text.
+    """YAML as people expect it: 1e-3 is a number, 010 is not eight, 1:30 is not ninety, 2020-01-01 is text.
 
-    `problems` are keys that are written twice in one mapping, of which YAML would take the last.
+    `problems` lists keys that occur twice in one mapping, of which YAML would use the last.
     """
 
     def __init__(self, text: str):
@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         assert node is not None
         if node.end_mark is None:  # an alias of a node that is not complete yet
-            raise yaml.MarkedYAMLError(problem="an anchor that contains itself", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(problem="an anchor contains itself", problem_mark=node.start_mark)
         return node
 
     def compose_mapping_node(self, anchor):
@@ -49,8 +49,8 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode) or key.value == "<<":  # a mapping may merge several others
                 continue
             if (before := first.setdefault(key.value, key)) is not key:
-                lines = f"line {before.start_mark.line + 1} and in line {key.start_mark.line + 1}"
-                self.problems.append(f"{key.value}: it is written twice, in {lines}")
+                lines = f"line {before.start_mark.line + 1} and line {key.start_mark.line + 1}"
+                self.problems.append(f"{key.value}: this key occurs twice, in {lines}")
         return node
 
 
@@ -70,7 +70,7 @@ for _kind, _pattern in _NUMBERS.items():
 
 
 def brackets(options: dict[str, Any]) -> str:
-    """Write options in the brackets of an arm: `[margin=0.3,mining=hard]`; nothing where there are none."""
+    """Return options in the brackets of an arm, `[margin=0.3,mining=hard]`; "" if there are none."""
     return "[" + ",".join(f"{key}={_written(value)}" for key, value in options.items()) + "]" if options else ""
 
 
@@ -81,18 +81,18 @@ def _written(value: Any) -> str:
 
 
 def options(text: str | None) -> tuple[dict[str, Any], list[str]]:
-    """Read the text between the brackets of an arm. Return its options, and a sentence if one is wrong."""
-    found: dict[str, Any] = {}
+    """Return the options in the brackets of an arm, and a sentence if one is wrong."""
+    values: dict[str, Any] = {}
     for part in filter(None, (text or "").split(",")):
         key, equals, written = part.partition("=")
         value, problems = (None, []) if written.strip() == "none" else parse(written)
         if not equals:
-            problems = [f"{part!r} is not written key=value"]
-        elif key.strip() in found:
-            problems = [f"{key.strip()} is written twice"]
+            problems = [f"{part!r} is not of the form key=value"]
+        elif key.strip() in values:
+            problems = [f"{key.strip()} is given twice"]
         elif isinstance(value, float) and not math.isfinite(value):
             problems = [f"{key.strip()} is {value}; a number must be finite"]
         if problems:
-            return found, problems
-        found[key.strip()] = value
-    return found, []
+            return values, problems
+        values[key.strip()] = value
+    return values, []

@@ -1,4 +1,4 @@
-"""`--set key=value`: change one setting in the content of a grid file before it is validated."""
+"""`--set key=value`: change a setting of a grid file before it is validated."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,10 +10,10 @@ from harness.grids.notation import parse
 
 
 def apply(content: dict[str, Any], text: str, model: type[BaseModel]) -> str | None:
-    """Apply one `key=value` to the content of a `model`; return a sentence when that is impossible."""
+    """Apply one `key=value` to the content of a `model`; return a sentence if that is impossible."""
     key, equals, written = text.partition("=")
     if not equals or not key:
-        return f"--set {text or repr(text)}: it is written key=value, such as epochs=20"
+        return f"--set {text or repr(text)}: expected key=value, such as epochs=20"
     if not (matches := _matches(key, model)):
         leaves = set(_leaves(model))
         return f"--set {text}: " + unknown("setting", key, leaves | {leaf.rpartition(".")[2] for leaf in leaves})
@@ -26,25 +26,25 @@ def apply(content: dict[str, Any], text: str, model: type[BaseModel]) -> str | N
     for parent in parents:
         content = content.setdefault(parent, {})
         if not isinstance(content, dict):
-            return None  # validation says that it is no section
+            return None  # validation reports that it is not a section
     content[last] = value
     return None
 
 
 def conflicts(overrides: Iterable[str], model: type[BaseModel]) -> list[str]:
-    """Return a sentence for each setting that is given two values, of which one would be lost."""
+    """Return a sentence for each setting with two different values, of which one would be lost."""
     given: dict[str, str] = {}
     problems = []
     for text in overrides:
         key, _, value = text.partition("=")
         setting = ", ".join(_matches(key, model)) or key
         if given.setdefault(setting, value) != value:
-            problems.append(f"--set {text}: {setting} is set to {given[setting]} as well; set it once")
+            problems.append(f"--set {text}: {setting} is also set to {given[setting]}; set it once")
     return problems
 
 
 def _matches(key: str, model: type[BaseModel]) -> list[str]:
-    """Return the dotted keys that a key of the command line may stand for, in full or by its last part."""
+    """Return the dotted keys that a key on the command line may mean, in full or by its last part."""
     leaves = list(_leaves(model))
     return [leaf for leaf in leaves if leaf == key] or [leaf for leaf in leaves if leaf.rpartition(".")[2] == key]
 
@@ -54,5 +54,5 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _leaves(field.annotation, f"{prefix}{name}.")
-        elif name != "parts":  # which a file includes
+        elif name != "parts":  # set by `include`
             yield f"{prefix}{name}"

@@ -33,7 +33,7 @@ from harness.launch.supervise import supervised
 from harness.runs import patience
 from harness.runs.errors import RunError
 from harness.runs.journal import Journal
-from harness.runs.live import Together, Unseen, View
+from harness.runs.live import CombinedView, SilentView, View
 from harness.runs.record import Failure, Record
 from harness.runs.run import Run
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from harness.runs.lease import Lease
     from harness.training.bench import Sources
 
-__all__ = ["Outcome", "Unseen", "View", "run_grid", "supervised"]
+__all__ = ["Outcome", "SilentView", "View", "run_grid", "supervised"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run_grid(
     out      the run folder, or a bucket such as s3://bucket/run
     watch    makes a view on the stream it is given
     track    names of `adapters.TRACKERS`
-    address  a ray cluster of which this machine is a node ("auto" or host:port); None: a ray of this machine alone
+    address  a ray cluster of which this machine is a node ("auto" or host:port); None: a local Ray instance
     device   "cpu" to leave GPUs unused
     only     which trials of the plan to run now
 
@@ -190,7 +190,7 @@ def observed(
     with redirected_output(run.folder / "driver.log") as screen:
         journal, failure = Journal(run, about, interrupt, lost=lambda: lease.lost), None
         try:
-            yield Together(watch(screen) if watch else Unseen(), journal)
+            yield CombinedView(watch(screen) if watch else SilentView(), journal)
         except BaseException as error:
             failure = error
             if isinstance(error, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""The process that runs trials for Tune: `harness.training.trial.steps`, one epoch a step, with a log of its own."""
+"""The process that runs trials for Tune: `harness.training.trial.steps`, one epoch per step, with its own log."""
 
 import faulthandler
 import gc

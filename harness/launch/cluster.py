@@ -65,7 +65,7 @@ class Node:
 class Cluster:
     """The nodes of a cluster. Trials are sent only to those that are `fit`.
 
-    address  where it was joined; None for a ray of this machine alone
+    address  where it was joined; None for a local Ray instance
     unfit    node id → reasons, and when they were found
     """
 
@@ -277,7 +277,7 @@ class Call:
 
 @contextmanager
 def opened(address: str | None) -> Iterator[Cluster]:
-    """Yield a ray of this machine alone (None), or the cluster at `address`; stop or leave it on exit."""
+    """Yield a local Ray instance (None), or the cluster at `address`; stop or leave it on exit."""
     with alone() if address is None else joined(address):
         try:
             yield Cluster(address)
@@ -287,7 +287,7 @@ def opened(address: str | None) -> Iterator[Cluster]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Start a ray of this machine alone: on loopback, with its own token, silent. Remove what dead ones left."""
+    """Start a local Ray instance: on loopback, with its own token, silent. Remove what dead ones left."""
     sweep()
     with scratch("ray") as folder:
         token = folder / "token"

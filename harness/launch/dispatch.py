@@ -59,9 +59,9 @@ class Attempt:
 
 
 class Dispatcher:
-    """Hands out the trials of a queue and reacts to what becomes of them.
+    """Starts the trials of a queue and reacts to how they end.
 
-    `admission` is None on a ray of this machine alone, which nodes neither join nor leave.
+    `admission` is None on a local Ray instance, which nodes neither join nor leave.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Dispatcher:
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left to hand out or wait for, or the run was asked to stop."""
+        """Whether nothing is left to start or to wait for, or a stop was requested."""
         return self._stop.requested or not len(self.queue)
 
     def next(self) -> dict[str, Any] | None:
@@ -112,7 +112,7 @@ class Dispatcher:
             self._view.note(sentence)
 
     def reported(self, trial_id: str, result: Mapping[str, Any], actor: object) -> None:
-        """Take the first report of an attempt, which says where it runs, or the report of an epoch."""
+        """Process the first report of an attempt, which says where it runs, or the report of an epoch."""
         if (attempt := self._attempts.get(trial_id)) is None:
             return
         attempt.heard = time.monotonic()
@@ -127,7 +127,7 @@ class Dispatcher:
             self._view.progress(trial_id, result["epoch"], epochs, result["loss"], score)
 
     def completed(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Take the last report of an attempt that ended by itself: with a record, or with a final failure."""
+        """Process the last report of an attempt that ended by itself: with a record, or with a final failure."""
         if trial_id not in self._attempts:
             return
         if "failed" in result:
@@ -180,7 +180,7 @@ class Dispatcher:
         return f"GPU {result['gpus']}" if result["gpus"] else ""
 
     def look_around(self) -> None:
-        """End attempts that hang, and take note of nodes that join or leave; called all the time."""
+        """End attempts that hang, and note nodes that join or leave; called continually."""
         overdue_s = self._timeout_s + patience.longest_wait_s() + GRACE_S
         for attempt in self._attempts.values():
             if attempt.actor is not None and attempt.silent_s > overdue_s:

@@ -24,11 +24,11 @@ ALONE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name, it makes ray listen on 127.0.0.1 only, on Linux too
 }
 CLIENT = "ray://"
-_prepared_for: bool | None = None  # a ray of this machine alone (True) or a cluster (False), once decided
+_prepared_for: bool | None = None  # a local Ray instance (True) or a cluster (False), once decided
 
 
 def prepare(address: str | None = None) -> None:
-    """Set the environment for a ray of this machine alone (None), or for joining the one at `address`.
+    """Set the environment for a local Ray instance (None), or for joining the one at `address`.
 
     Raises RunError if ray was imported before with another setting, which it keeps until the process ends.
     """

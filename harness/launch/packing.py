@@ -1,4 +1,4 @@
-"""How much of a machine a trial occupies: its GPU memory is measured once, and as many trials share a GPU as fit.
+"""The resources that a trial occupies: its GPU memory is measured once, and as many trials share a GPU as fit.
 
 Memory is measured on two training steps and an evaluation batch of noise images, since it does not depend on what
 the images show.

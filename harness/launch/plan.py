@@ -1,4 +1,4 @@
-"""What a grid would run, checked against the data and networks it names, before anything runs."""
+"""The plan of a grid: what it would run, checked against its data and networks before anything runs."""
 
 import os
 import platform
@@ -36,9 +36,9 @@ from harness.training.bench import (
 )
 from harness.training.devices import device_name
 
-CODE = code_digest()  # of what was imported, even if the files change afterwards
-UNKNOWN_CLASSES = 2  # that a loss is built with where the data cannot be opened
-HUBS = ("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME")  # where published weights are looked for
+CODE = code_digest()  # of the imported code, even if the files change afterwards
+UNKNOWN_CLASSES = 2  # the number that a loss is built with if the data cannot be opened
+HUBS = ("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME")  # variables for the folders of published weights
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
     out of the product of losses and levels.
     """
     trials = grid.trials()
-    cells = alike(trials)
-    reasons = [refusal(cell[0].arm) for cell in cells]
+    cells = same_but_seed(trials)
+    reasons = [no_metrix_reason(cell[0].arm) for cell in cells]
     refused = [(*cell[0].cell, reason) for cell, reason in zip(cells, reasons, strict=True) if reason]
     fit = [cell[0] for cell, reason in zip(cells, reasons, strict=True) if not reason]
     why = {arm: reason for _, _, arm, reason in refused}
@@ -88,20 +88,20 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
 
 
 def unfair(settings: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each setting of a grid that no fair comparison may have."""
+    """Return a sentence for each setting of a grid that would make a comparison unfair."""
     return list(dict.fromkeys(finding.sentence for finding in rules.over_grid(settings)))
 
 
-def alike(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """Group trials that differ in nothing but the seed, in order: a check looks at one of each group."""
+def same_but_seed(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Return groups of trials that differ only in their seeds, in order, so that a check needs one of each group."""
     groups: dict[tuple, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(trial.without_seed, []).append(trial)
     return list(groups.values())
 
 
-def refusal(arm: Arm) -> str | None:
-    """Return why an arm has no Metrix form; None where it has one, or is no Metrix arm."""
+def no_metrix_reason(arm: Arm) -> str | None:
+    """Return why an arm has no Metrix form; None if it has one, or does not use Metrix."""
     if arm.metrix is None:
         return None
     about = registry.loss(arm.loss)
@@ -123,20 +123,20 @@ def _network_problems(trials: list[Trial], cache: Path | None) -> tuple[list[str
             stage, hardest = (level.stage, level.hardest) if level else (None, None)
             key = (t.backbone.model_dump_json(), t.model, t.images.side_px, stage, hardest)
             networks.setdefault(key, (t.backbone, t.model, t.images.side_px, stage, hardest))
-    found, notes, hubs = {}, {}, [os.environ.get(name) for name in HUBS]
+    problems, notes, hubs = {}, {}, [os.environ.get(name) for name in HUBS]
     for network, model, *rest in networks.values():
         key = ["network", *_builders(), network.model_dump(mode="json"), model.model_dump(mode="json"), *rest, hubs]
         about = remembered(cache or default_folder(), key, partial(_check_network, network, model, *rest), _unchanged)
-        found |= {f"backbones: {problem}": None for problem in about["problems"]}
+        problems |= {f"backbones: {problem}": None for problem in about["problems"]}
         if about["unwrapped"]:
             notes[f"{Path(about['weights']).name}: {about['unwrapped']}"] = None
-    return list(found), list(notes)
+    return list(problems), list(notes)
 
 
 def _check_network(
     network: Backbone, model: Model, side_px: int, stage: str | None, hardest: int | str | None
 ) -> dict:
-    """Return the problems of a network, and the file of its weights where it has none."""
+    """Return the problems of a network, and the file of its weights if there are none."""
     wrong = embedder.problems(
         network.name, model.pooling, model.norm, network.pretrained, stage, network.options, side_px
     )
@@ -157,12 +157,12 @@ def _check_network(
 
 
 def _unchanged(about: dict) -> bool:
-    """Whether a network had no problems, and the file of its weights is still the same."""
+    """Return whether a network had no problems and the file of its weights is unchanged."""
     return not about["problems"] and _stamp(about["weights"]) == about["stamp"]
 
 
 def _stamp(file: str | Path | None) -> list[int] | None:
-    """Return the size and times of a file, which change when it is replaced; None where there is none."""
+    """Return the size and times of a file, which change when it is replaced; None if it does not exist."""
     if file is None or not Path(file).is_file():
         return None
     status = Path(file).stat()
@@ -219,7 +219,7 @@ def _loss_problems(trials: Sequence[Trial], classes: int) -> list[str]:
 
 
 def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:
-    """Return why no batch can be drawn from training classes of `counts` images each; None where one can."""
+    """Return why no batch can be drawn from training classes of `counts` images each; None if one can."""
     settings, name = trial.training, trial.dataset.name
     if settings.batch_size > counts.sum():
         return f"training.batch_size: {settings.batch_size} is more than the {counts.sum()} training images of {name}"
@@ -240,13 +240,13 @@ def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:
 
 def matched_baselines(trials: Sequence[Trial], cache: Path | None = None) -> list[Trial]:
     """Return the baseline at as many forward passes of every Metrix trial with more than its baseline (FAIR-07)."""
-    found = {}
+    longer_by_id = {}
     for trial in trials:
         if trial.arm.metrix is not None and (ratio := round(_passes(trial, cache), 2)) > 1:
             arm = trial.arm.model_copy(update={"metrix": None, "longer": ratio})
             longer = trial.model_copy(update={"arm": arm})
-            found[longer.id] = longer
-    return list(found.values())
+            longer_by_id[longer.id] = longer
+    return list(longer_by_id.values())
 
 
 def relative_costs(trials: Sequence[Trial], data: Path | None = None, cache: Path | None = None) -> dict[str, float]:
@@ -257,7 +257,7 @@ def relative_costs(trials: Sequence[Trial], data: Path | None = None, cache: Pat
     some of them have finished.
     """
     costs = {}
-    for cell in alike(trials):
+    for cell in same_but_seed(trials):
         cost = _operations(cell[0], data, cache)
         costs |= {trial.id: cost for trial in cell}
     return costs
@@ -295,7 +295,7 @@ def estimate(
 ) -> dict[str, float]:
     """Return the seconds that each trial of a plan will take on one slot of this machine: trial id → seconds.
 
-    They are the median of the cell's finished trials where there are some. Otherwise they are its `relative_costs` at
+    They are the median of the cell's finished trials if there are any. Otherwise they are its `relative_costs` at
     the speed of the finished trials of its network, or else of a training step of its network, measured here.
     """
     costs = relative_costs(plan.trials, data, cache)
@@ -306,7 +306,7 @@ def estimate(
         if record.id in costs and record.cost.steps:
             speeds[record.trial.backbone.name].append(record.cost.wall_s / costs[record.id])
     seconds = {}
-    for cell in alike(plan.trials):
+    for cell in same_but_seed(plan.trials):
         trial = cell[0]
         if trial.cell in done:
             each = {t.id: float(np.median(done[trial.cell])) for t in cell}

@@ -24,12 +24,12 @@ LINES_EVERY_S = 0.5
 
 
 def is_remote(address: str | None) -> TypeGuard[str]:
-    """Whether a command with this address runs on the head of a cluster, and not here."""
+    """Return whether a command with this address runs on the head of a cluster instead of here."""
     return address is not None and address.startswith(environment.CLIENT)
 
 
 def words_there(words: Sequence[str], place: str | Path | None, data: Path | None, cache: Path | None) -> list[str]:
-    """Return the words of a command line as the head of a cluster runs them: on its own cluster.
+    """Return the words of a command line as the head of a cluster runs it: on its own cluster.
 
     Raise UserError where the run folder `place`, `data` or `cache` is a path that depends on where the command runs.
     """

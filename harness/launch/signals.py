@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Stop:
-    """Whether a run was asked to end; one for each run."""
+    """Whether a stop of a run was requested; one for each run."""
 
     requested: bool = False
 

@@ -1,4 +1,4 @@
-"""A driver on a cluster dies with the head it is connected to; its supervisor starts it again.
+"""Restart a driver that died with the head of its cluster.
 
 Ray ends a driver's process when its head is lost. So on a cluster the command runs in a child process, which reports
 how it ended. If it dies without a report, this process starts another child, which continues the run.
@@ -89,7 +89,7 @@ def _supervise(words: Sequence[str], report: Path) -> int:
             retrying = ending in TRANSIENT and died_at is not None and time.monotonic() - died_at < BACK_WITHIN_S
             if not ending:
                 died_at, deaths = time.monotonic(), deaths + 1
-                print(f"the driver died (exit code {code}); it restarts once there is a cluster", flush=True)
+                print(f"the driver died (exit code {code}); it will restart when the cluster is back", flush=True)
             if stopped or (ending and not retrying) or deaths >= DEATHS:
                 return code if code >= 0 else 128 - code
             time.sleep(PAUSE_S)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas
 
-from harness.errors import some
+from harness.errors import first_few
 from harness.leaderboard.columns import lines
 from harness.leaderboard.comparisons import ALPHA, Summary
 from harness.leaderboard.rows import Row
@@ -128,4 +128,4 @@ def _of_trials(rows: Sequence[Row], of_seed: Mapping[str, Any]) -> Iterator[Note
 
 def listed(names: Iterable[str]) -> str:
     """Return the names as a caption has room for them."""
-    return some(names, 8)
+    return first_few(names, 8)

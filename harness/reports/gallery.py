@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from harness.config import Choice
 from harness.data import datasets
 from harness.data.datasets import Dataset, DatasetError
-from harness.errors import some
+from harness.errors import first_few
 from harness.leaderboard.board import Block, Board, record_ids
 from harness.leaderboard.collection import Collection
 from harness.reports import wording
@@ -122,7 +122,7 @@ def _shelf(
     images, why = _pictures(trial.dataset, names, data, cache, room)
     note = f"{len(queries)} random test queries, the same for all arms; training {trial.seed_and_fold}.{why}"
     if damaged:
-        note += f" Left out, because the file of their embeddings is damaged: {some(damaged)}."
+        note += f" Left out, because the file of their embeddings is damaged: {first_few(damaged)}."
     return Shelf(number, seed, tuple(stored), queries, names, images, note)
 
 

@@ -1,1 +1,1 @@
-"""What a run leaves behind: records, and the folder or bucket that holds them."""
+"""The results of a run: records, and the folder or bucket that stores them."""

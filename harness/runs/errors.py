@@ -1,15 +1,15 @@
-"""Errors of run folders that their users can fix."""
+"""Errors about run folders that the user can fix."""
 
 from harness.errors import UserError
 
 
 class RunError(UserError):
-    """A run folder that cannot be used; the message gives the reason and the way out."""
+    """Raised for a run folder that cannot be used; the message gives the reason and a remedy."""
 
 
 class StorageError(RunError):
-    """Storage that stayed full or unavailable for longer than the longest wait; what it holds is intact."""
+    """Raised if storage stays full or unavailable for longer than the longest wait; its content is intact."""
 
 
 class FolderGone(OSError):
-    """A run folder that is not there, or is not the one it was."""
+    """Raised for a run folder that has disappeared or been replaced."""

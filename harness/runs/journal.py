@@ -42,7 +42,7 @@ class Journal(Tally):
             self._state = "running"
 
     def end(self, interrupted: bool) -> None:
-        """Note an interruption; the run itself ends with `close`, since a search has several rounds."""
+        """Record an interruption; the run itself ends with `close`, since a search has several rounds."""
         with self.lock:
             self._state = "interrupted" if interrupted else self._state
 
@@ -109,7 +109,7 @@ class Journal(Tally):
 
 
 def _in_words(error: BaseException) -> str:
-    """Return in one line why a run ended."""
+    """Return one line about why a run ended."""
     if isinstance(error, BrokenPipeError):
         return "its output was closed by the program that read it"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

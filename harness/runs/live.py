@@ -1,4 +1,4 @@
-"""A run while it goes on: what is running, what is left, how long it will take.
+"""A run in progress: what is running, what is left, how long it will take.
 
 The engine tells a `View` what happens. `Tally` is the view that counts; the terminal (`reports.terminal`) and the
 journal (`harness.runs.journal`), which show the counts, are tallies too.
@@ -48,12 +48,12 @@ class View(Protocol):
         """End the run, or one round of a search: no trial is running any more."""
 
 
-class Unseen(View):
-    """The view of a run that nobody watches."""
+class SilentView(View):
+    """A view that shows nothing."""
 
 
-class Together(View):
-    """Several views as one."""
+class CombinedView(View):
+    """Several views combined into one."""
 
     def __init__(self, *views: View):
         self._views = views

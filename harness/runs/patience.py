@@ -54,8 +54,8 @@ def retry(operation: Callable[[], T], place: Path | str, longest_s: float | None
             left = began + longest - time.monotonic()
             if left <= 0:
                 raise StorageError(
-                    f"waited {longest:.0f} s for {condition}: {error}. No result is lost: the same command continues "
-                    "from what is stored"
+                    f"waited {longest:.0f} s for {condition}: {error}. No result is lost: run the same command "
+                    "again to continue from what is stored"
                 ) from error
             if not reported:
                 print(f"waiting for {condition} ({error})", file=sys.stderr, flush=True)

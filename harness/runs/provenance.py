@@ -1,4 +1,4 @@
-"""Where a number comes from: code revision, package versions, machine. No names, no paths, no secrets."""
+"""The provenance of a number: code revision, package versions, machine. No names, no paths, no secrets."""
 
 import functools
 import hashlib

@@ -179,7 +179,7 @@ class Failure(Stored):
 
 
 class Requested(Stored):
-    """What was to be run in a folder.
+    """The trials planned in a folder.
 
     further  trials that no grid lists, such as compute-matched ones
     refused  (dataset, backbone, arm, reason) of combinations without a Metrix form

@@ -30,7 +30,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from harness.config import Trial
-from harness.errors import some
+from harness.errors import first_few
 from harness.grid import Grid
 from harness.runs import files, lease, patience, process, storage
 from harness.runs.errors import RunError
@@ -183,7 +183,7 @@ class Run:
         self._write(path, Requested(grids=tuple(grids), further=tuple(further.values()), refused=tuple(rows)))
 
     def requested(self) -> Requested:
-        """Return what was to be run in this folder; empty if nothing was, or if plan.json cannot be read."""
+        """Return what was planned in this folder; empty if nothing was, or if plan.json cannot be read."""
         try:
             return self._requested()
         except ValidationError as error:
@@ -281,7 +281,7 @@ class Run:
         self._storage.write("stop", now().encode())
 
     def stop_requested(self) -> bool:
-        """Return whether the driver was asked to stop."""
+        """Return whether a stop was requested."""
         return self._storage.read("stop") is not None
 
     def clear_stop_request(self) -> None:
@@ -372,7 +372,8 @@ class Run:
         )
         if others:
             raise RunError(
-                f"{self.place} is not a run and contains other files ({some(others, 3)}): name a new or empty folder"
+                f"{self.place} is not a run and contains other files ({first_few(others, 3)}): name a new or "
+                "empty folder"
             )
 
     def problem_here(self, identity: str) -> str | None:

@@ -1,6 +1,6 @@
-"""The status of a run: what is done, what runs where, what failed and why, how long it will take and what it cost.
+"""The status of a run: what is done, running and failed, how long the rest will take, and what it has cost.
 
-It is made from the run folder alone, on any machine that sees the folder, while the run goes on and afterwards.
+It is read from the run folder alone, on any machine that sees the folder, during the run and afterwards.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from harness.runs.journal import SILENT_AFTER_S
 from harness.runs.record import Record
 from harness.runs.run import Run
 
-ALL_DONE = 60  # finished trials that are listed one by one; if there are more, only the latest are
+ALL_DONE = 60  # with more finished trials, only the latest are listed
 LATEST = 20
 
 
@@ -55,7 +55,7 @@ def status(run: Run) -> Status:
     rows += [(r.id, "done", "", _headline(r), f"{r.cost.wall_s:.0f}") for r in shown]
     sentences = [*_driver(state, age_s, alive), *_times(state, alive, records)]
     if len(shown) < len(latest):
-        sentences.insert(0, f"and {len(latest) - len(shown)} more that are done")
+        sentences.insert(0, f"and {len(latest) - len(shown)} more done")
     return Status(title, tuple(rows), tuple(sentences), len(failed))
 
 
@@ -69,14 +69,15 @@ def _running_row(trial: dict[str, Any]) -> tuple[str, str, str, str, str]:
 def _driver(state: dict[str, Any], age_s: float, alive: bool) -> list[str]:
     """Return a sentence on the driver, or on how the last one ended."""
     if not state:
-        return ["driver: none has run here, or only one of an old version"]
+        return ["driver: none has run here yet, or only an old version"]
     name, seen = state["driver"], f"{max(age_s, 0):.0f} s ago"
     if alive:
         at = f", cluster {state['address']}" if state.get("address") else ""
         return [f"driver: {name}{at}, last seen {seen}"]
     if state["state"] in ("starting", "running"):
         return [
-            f"driver: {name}, last seen {seen}: it is dead or its storage is unavailable; the same command continues"
+            f"driver: {name}, last seen {seen}: it died or its storage is unavailable; run the same command again to "
+            "continue"
         ]
     ended = "stopped with an error" if state["state"] == "failed" else state["state"]
     reason = f": {state['reason']}" if state.get("reason") else ""
@@ -84,8 +85,8 @@ def _driver(state: dict[str, Any], age_s: float, alive: bool) -> list[str]:
 
 
 def _times(state: dict[str, Any], alive: bool, records: Sequence[Record]) -> list[str]:
-    """Return sentences on what the run has cost, and on the time left while it goes on."""
-    sentences = [f"cost so far: {_hours(sum(record.cost.wall_s for record in records))} of slots in finished trials"]
+    """Return sentences on what the run has cost and, while it is running, on the time left."""
+    sentences = [f"slot time so far: {_hours(sum(record.cost.wall_s for record in records))} in finished trials"]
     if alive:
         sentences[0] += f"; {_hours(state['spent_s'])} under this driver, including failed attempts"
         left, slots = state.get("time_left_s"), state["slots"]

@@ -1,1 +1,1 @@
-"""One trial: the network, the loop, and the way from settings to a record."""
+"""One trial: the network, the loop, and the steps from settings to a record."""

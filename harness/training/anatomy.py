@@ -1,8 +1,8 @@
-"""What a backbone is made of: the shape of its features, its stages, and what each costs.
+"""The anatomy of a backbone: the shape of its features, its stages, and their costs.
 
 Backbones differ in the layout of their features (channels first or last, tokens with or without class tokens), in
-their stages, and in whether their input size is fixed. All of it is found out once per process, by forward passes
-without weights on torch's meta device.
+their stages, and in whether their input size is fixed. All of this is determined once per process, by forward
+passes without weights on torch's meta device.
 """
 
 import math
@@ -44,7 +44,7 @@ class _Options:
 
 
 def anatomy(backbone: str, options: Mapping[str, Any] | None = None, side_px: int | None = None) -> "Anatomy":
-    """Return the anatomy of a backbone with these options at this size, found out once per process."""
+    """Return the anatomy of a backbone with these options at this size, determined once per process."""
     options = options or {}
     return _anatomy(backbone, _Options(repr(sorted(options.items())), options), side_px)
 

@@ -60,7 +60,7 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitImages:
     """The images of one split: their indices in the dataset and their labels."""
 
     indices: Tensor
@@ -84,7 +84,7 @@ Criterion = Loss | metrix.Metrix | pml.LibraryLoss
 
 @dataclass(frozen=True)
 class Bench:
-    """The objects that a trial works with. `scored` holds the K of R@K by split, and notes about them."""
+    """The objects that a trial works with. `scored` has the K of R@K by split, and notes about them."""
 
     trial: Trial
     dataset: Dataset
@@ -129,13 +129,13 @@ class Bench:
 
     def criterion(self) -> Criterion:
         """Return the objective of the trial, on the device."""
-        return build_criterion(self.trial, int(self.part("train").labels.max()) + 1).to(self.device)
+        return build_criterion(self.trial, int(self.split_images("train").labels.max()) + 1).to(self.device)
 
     def train(
         self, criterion: Criterion, validate: Callable[[], Any], folder: Path, **options: Any
     ) -> Iterator[Progress]:
         """Train on the images of the training split; `options` are those of `harness.training.loop.train`."""
-        training = self.part("train")
+        training = self.split_images("train")
         return train(
             self.trial,
             self.network,
@@ -151,10 +151,10 @@ class Bench:
             **options,
         )
 
-    def part(self, name: str) -> Part:
+    def split_images(self, name: str) -> SplitImages:
         """Return the images of split `name`, with labels renumbered 0 … classes−1, as proxies are."""
         indices = np.flatnonzero(self.split == name)
-        return Part(torch.as_tensor(indices), np.unique(self.dataset.labels[indices], return_inverse=True)[1])
+        return SplitImages(torch.as_tensor(indices), np.unique(self.dataset.labels[indices], return_inverse=True)[1])
 
     @torch.inference_mode()
     def embed(self, indices: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ class Bench:
 
     def scores(self, name: str) -> tuple[dict[str, float], dict[str, float]]:
         """Return scores and spread of a split other than the test split; ({}, {}) if the split is empty."""
-        part = self.part(name)
+        part = self.split_images(name)
         if not len(part.indices):
             return {}, {}
         embeddings = self.embed(part.indices)
@@ -238,7 +238,7 @@ def split_of(dataset: Dataset, protocol: Protocol, fold: int | None = None, fold
 
 
 def scores_of(trial: Trial, dataset: Dataset, split: np.ndarray) -> scorable.Scores:
-    """Return what a trial will score of a dataset under `split` (n,)."""
+    """Return what a trial will score on a dataset under `split` (n,)."""
     return scorable.scores(dataset, split, trial.ks, PROTOCOLS[trial.protocol].reads_test)
 
 

@@ -1,7 +1,7 @@
 """Embedding networks: any timm backbone, our own pooling and linear head, unit vectors out.
 
-What distinguishes backbones is found out once, without weights (see `anatomy`). So a wrong choice is rejected before
-anything is downloaded or trained, and a training step only runs the network.
+The differences between backbones are determined once, without weights (see `anatomy`). So a wrong choice is rejected
+before anything is downloaded or trained, and a training step only runs the network.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

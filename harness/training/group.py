@@ -93,7 +93,7 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 
 def is_message_error(error: Exception) -> bool:
-    """Whether an error was raised by an exchange between ranks."""
+    """Return whether an error was raised by an exchange between ranks."""
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in ("gloo", "nccl"))
 
 

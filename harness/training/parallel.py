@@ -205,7 +205,7 @@ class _Normalise(Function):
 
 @contextmanager
 def _own_masks(device: torch.device) -> Iterator[None]:
-    """Let each rank draw its own masks inside, rank 0 those of a single process; outside, all draw the same."""
+    """Inside, let each rank draw its own masks, and rank 0 those of a single process; outside, all draw the same."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         if rank := group.rank():

@@ -86,7 +86,7 @@ class TestRead:
 
 def read_test(bench: Bench, run: Run) -> TestRead:
     """Read the test split with the model as it is, after entering the read in the ledger."""
-    dataset, trial, test = bench.dataset, bench.trial, bench.part("test")
+    dataset, trial, test = bench.dataset, bench.trial, bench.split_images("test")
     entry = Ledger.of(run).read(
         cell="/".join((*trial.cell, trial.repetition)),
         checkpoint=checkpoint.state_digest(bench.model.state_dict()),

@@ -174,7 +174,7 @@ def _train_and_test(trial: Trial, sources: Sources, run: Run, fresh: Progress) -
 def train_rank(rank: int, trial: Trial, sources: Sources, chunked: tuple[int, int] | None) -> None:
     """Train as rank 1, 2, …: like rank 0, but without saving or scoring anything."""
     bench = Bench.of(trial, sources, chunked, rank).divided()
-    criterion, validation = bench.criterion(), bench.part("validation").indices
+    criterion, validation = bench.criterion(), bench.split_images("validation").indices
 
     def embed_validation() -> tuple[dict[str, float], dict[str, float]]:
         if len(validation):
@@ -287,7 +287,7 @@ def _notes_on_devices(progress: Progress) -> tuple[str, ...]:
 
 def _analysis(bench: Bench, test: TestRead, criterion: Criterion | None) -> dict[str, Any]:
     """Analyse the tested model against the images it was trained on."""
-    training = bench.part("train")
+    training = bench.split_images("train")
     loss = criterion.loss if isinstance(criterion, Metrix) else criterion
     return analyse(
         bench.trial.seed,

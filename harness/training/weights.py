@@ -1,4 +1,4 @@
-"""Weights of a backbone: which file, what the file really is, and which of its tensors the network needs.
+"""The weights of a backbone: which file, what it contains, and which of its tensors the network needs.
 
 A user's file may contain the weights themselves, or a checkpoint around them (`{"state_dict": …}`), under the names
 of a model that contained the network (model.conv1.weight). They are unwrapped only if that is unambiguous, and a
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.errors import some
+from harness.errors import first_few
 from harness.training import backbones, checkpoint
 from harness.training.anatomy import Anatomy, anatomy
 from harness.training.backbones import ModelError, Unavailable, first_line
@@ -66,7 +66,7 @@ def choose(content: Any, expected: Mapping[str, torch.Size], classifier: set[str
     """
     candidates = sorted(_dictionaries(content), key=lambda candidate: _priority(candidate[0]))
     if not candidates:
-        held = some(map(str, content), SHOWN) if isinstance(content, dict) else f"a {type(content).__name__}"
+        held = first_few(map(str, content), SHOWN) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise Misfit(f"contains no tensors, but {held}")
     whole = [(where, prefix) for where, tensors in candidates for prefix in _prefixes(tensors, expected)]
     if not whole:
@@ -82,7 +82,7 @@ def choose(content: Any, expected: Mapping[str, torch.Size], classifier: set[str
     others = [name for name in tensors if not name.startswith(prefix)]
     notes = [f"read from {where!r}"] if where else []
     notes += [f"prefix {prefix!r} stripped"] if prefix else []
-    notes += [f"{len(others)} other tensors left out ({some(others, SHOWN)})"] if others else []
+    notes += [f"{len(others)} other tensors left out ({first_few(others, SHOWN)})"] if others else []
     return Chosen(_without(own, classifier), ", ".join(notes))
 
 
@@ -97,18 +97,18 @@ def misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) ->
     extra = [name for name in own if name not in expected]
     if not shapes:
         return (
-            f"none of the {len(wanted)} tensors of this network is in it; its names are {some(tensors, SHOWN)}: the "
-            "weights of another network"
+            f"none of the {len(wanted)} tensors of this network is in it; its names are {first_few(tensors, SHOWN)}: "
+            "the weights of another network"
         )
     clauses = [f"{len(shapes) - len(wrong)} of the {len(wanted)} tensors of this network are in it"]
     clauses += [f"under the prefix {prefix!r}"] if prefix else []
     if missing:
-        clauses.append(f"{len(missing)} are missing ({some(missing, SHOWN)})")
+        clauses.append(f"{len(missing)} are missing ({first_few(missing, SHOWN)})")
     if wrong:
         name = wrong[0]
         clauses.append(f"{len(wrong)} have another shape ({name} {shapes[name]} instead of {tuple(expected[name])})")
     if extra:
-        clauses.append(f"{len(extra)} belong to no layer of it ({some(extra, SHOWN)})")
+        clauses.append(f"{len(extra)} belong to no layer of it ({first_few(extra, SHOWN)})")
     return ", ".join(clauses)
 
 
@@ -136,7 +136,9 @@ def _other_kind(path: Path) -> str | None:
         if head.startswith(magic):
             return f"is a {name} archive: unpack it, and name the weights file in it"
     if head[257:262] == b"ustar":
-        return f"is a tar archive ({some(_names_in_tar(path), SHOWN)}): unpack it, and name the weights file in it"
+        return (
+            f"is a tar archive ({first_few(_names_in_tar(path), SHOWN)}): unpack it, and name the weights file in it"
+        )
     if head.startswith(b"\x89HDF"):
         return "is an HDF5 file, as Keras writes them, not torch weights"
     if not head.startswith(b"\x80") and head.isascii() and head.decode().isprintable():
@@ -167,8 +169,8 @@ def _kind_of_zip(path: Path) -> str | None:
     if any(name.endswith("data.pkl") for name in names):
         return None
     if names and all(name.endswith(".npy") for name in names):
-        return f"is an archive of numpy arrays ({some(names, SHOWN)}), not torch weights"
-    return f"is a zip archive ({some(names, SHOWN)}): unpack it, and name the weights file in it"
+        return f"is an archive of numpy arrays ({first_few(names, SHOWN)}), not torch weights"
+    return f"is a zip archive ({first_few(names, SHOWN)}): unpack it, and name the weights file in it"
 
 
 def _names_in_tar(path: Path) -> list[str]:

@@ -110,7 +110,7 @@ def test_a_run_is_observed_and_stopped_from_another_process(small, machines, dri
 
 
 @pytest.mark.skipif(FAKETIME is None, reason="there is no libfaketime: apt-get install faketime")
-def test_clocks_of_nodes_may_be_hours_apart(small, undisturbed, machines, drive, tmp_path):
+def test_clocks_of_nodes_may_differ_by_hours(small, undisturbed, machines, drive, tmp_path):
     cluster, folder = machines((1, 0)), tmp_path / "run"
     cluster.add(hours=-5)
     driver = drive(cluster, "run", small, "--out", folder)

@@ -125,8 +125,8 @@ class Results:
 
     def write_table(self) -> str:
         """Write the table of all results so far."""
-        said = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
-        lines = [json.loads(line) for line in said.splitlines()]
+        written = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+        lines = [json.loads(line) for line in written.splitlines()]
         text = table(lines, self.head, self._words)
         self._table.write_text(text, encoding="utf-8")
         return text

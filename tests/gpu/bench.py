@@ -65,7 +65,7 @@ def with_ready_batch(bench: Bench) -> Bench:
 
 def one_batch(bench: Bench) -> tuple[Tensor, Tensor]:
     """Return a training batch on the device: images (n, 3, side, side) and labels (n,), five of each class."""
-    part, size = bench.part("train"), bench.trial.training.batch_size
+    part, size = bench.split_images("train"), bench.trial.training.batch_size
     order = np.argsort(part.labels, kind="stable")
     starts = [np.flatnonzero(part.labels[order] == c)[:5] for c in np.unique(part.labels)]
     rows = order[np.concatenate(starts)[:size]]

@@ -55,7 +55,7 @@ def started(*words: object) -> Iterator[subprocess.Popen]:
         child.communicate()
 
 
-def said(child: subprocess.Popen) -> dict:
+def next_message(child: subprocess.Popen) -> dict:
     """Return the next message of a child. Raise RuntimeError if it has ended."""
     line = child.stdout.readline()
     if not line:

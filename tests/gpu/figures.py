@@ -102,7 +102,7 @@ def levels(place: Place) -> None:
 def objective_of(bench: Bench, arm: str) -> nn.Module:
     """Return the objective of another arm on the same bench."""
     trial = bench.trial.model_copy(update={"arm": Arm.parse(arm)})
-    return build_criterion(trial, int(bench.part("train").labels.max()) + 1).to(bench.device)
+    return build_criterion(trial, int(bench.split_images("train").labels.max()) + 1).to(bench.device)
 
 
 def step(bench: Bench, criterion: nn.Module, model: nn.Module | None = None) -> Callable[[], None]:

@@ -32,11 +32,11 @@ class Piece:
 PLAN = (
     Piece("losses", "tests.gpu.test_losses:test_values_and_gradients_are_those_of_the_cpu", 20, 90),
     Piece("precision", "tests.gpu.test_losses:test_neither_tf32_nor_autocast_reaches_a_loss", 5, 30),
-    Piece("conformance", "tests.gpu.test_scores:test_the_evaluator_is_right_and_ties_count_alike", 3, 20),
+    Piece("conformance", "tests.gpu.test_scores:test_the_evaluator_is_right_and_counts_ties_equally", 3, 20),
     Piece("scores", "tests.gpu.test_scores:test_a_large_embedding_scores_the_same_on_both", 15, 60),
     Piece("images", "tests.gpu.test_images:test_both_paths_show_what_they_show_on_the_cpu", 5, 30),
     Piece("trial", "tests.gpu.test_trials:test_a_trial_is_that_of_the_cpu_within_noise", 15, 60),
-    Piece("twice", "tests.gpu.test_trials:test_a_trial_run_twice_scores_alike", 8, 40),
+    Piece("twice", "tests.gpu.test_trials:test_a_trial_run_twice_has_equal_scores", 8, 40),
     Piece("resume", "tests.gpu.test_trials:test_a_trial_that_is_killed_goes_on", 15, 60),
     Piece("waits", "tests.gpu.test_waits:test_waits_are_counted_by_place", 10, 40),
     Piece("peak", "tests.gpu.test_memory:test_the_peak_memory_is_the_one_recorded", 10, 50),

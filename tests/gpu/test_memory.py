@@ -14,7 +14,7 @@ from harness.config import Trial
 from harness.runs.record import Record
 from harness.training.embedder import Embedder
 from harness.training.trial import CHUNKS, kind_of
-from tests.gpu.child import said, started
+from tests.gpu.child import next_message, started
 from tests.gpu.place import Place
 
 GB = 1e9
@@ -56,7 +56,7 @@ def test_another_process_takes_most_of_the_memory(place: Place) -> None:
     empty(place)
     left = enough_for_chunks(whole) + 0.3 * GB  # for what the allocator rounds up and convolutions work in
     with started("hold", int(left), place.device) as child:
-        held = said(child)["held"]
+        held = next_message(child)["held"]
         place.note("memory held by another process", held / GB, "GB")
         with limited(place, None, trial):
             assert failure(partial(place.run, trial, "beside", gpu_share=0.5)) == "out of memory"

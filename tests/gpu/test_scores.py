@@ -11,7 +11,7 @@ from tests.gpu.place import Place
 from tests.performance.retrieval import products_like
 
 
-def test_the_evaluator_is_right_and_ties_count_alike(place: Place) -> None:
+def test_the_evaluator_is_right_and_counts_ties_equally(place: Place) -> None:
     """The conformance set passes, and embeddings with ties give every query the rank that the CPU gives it."""
     problems = conformance(partial(on, place))
     assert not problems, "; ".join(problems)

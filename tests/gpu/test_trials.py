@@ -11,7 +11,7 @@ from harness.runs.run import Run
 from harness.training.bench import Bench
 from harness.training.trial import steps
 from tests.gpu.bench import one_batch
-from tests.gpu.child import said, started
+from tests.gpu.child import next_message, started
 from tests.gpu.place import Place, losses_of
 
 TOLERANCE = 0.03  # of R@1, by which rounding alone may move a trial this small
@@ -32,7 +32,7 @@ def test_a_trial_is_that_of_the_cpu_within_noise(place: Place) -> None:
     assert there.provenance["device"] != here.provenance["device"] or place.stand_in
 
 
-def test_a_trial_run_twice_scores_alike(place: Place) -> None:
+def test_a_trial_run_twice_has_equal_scores(place: Place) -> None:
     """Say whether the same trial gives the same bits twice, and what differs where it does not."""
     trial = place.small("contrastive+feature[stage=layer3]")
     once, again = (place.run(trial, name) for name in ("once", "again"))
@@ -49,7 +49,7 @@ def test_a_trial_that_is_killed_goes_on(place: Place) -> None:
     sources = place.sources("killed")
     arguments = (trial.model_dump_json(), sources.out, sources.data, sources.cache, place.device, 1)
     with started("trial", *arguments) as child:
-        while said(child)["epochs"] < 1:
+        while next_message(child)["epochs"] < 1:
             continue
         time.sleep(0.2 * peace.cost.train_s / trial.training.epochs)
         child.kill()
@@ -75,7 +75,7 @@ def test_two_trials_share_the_device(place: Place) -> None:
     sources = place.sources("shared", gpu_share=0.5)
     arguments = (second.model_dump_json(), sources.out, sources.data, sources.cache, place.device, 0.5)
     with started("trial", *arguments) as child:
-        said(child)  # it trains
+        next_message(child)  # it trains
         shared = place.run(first, "shared", gpu_share=0.5)
         child.communicate()
         assert child.returncode == 0
@@ -109,5 +109,5 @@ def undetermined(place: Place, trial: Trial) -> list[str]:
             criterion.objective(bench.model, images, labels).backward()
     finally:
         torch.use_deterministic_algorithms(False)
-    said = (str(warning.message) for warning in caught)
-    return sorted({text.partition(".")[0][:80] for text in said if "determinis" in text.lower()})
+    texts = (str(warning.message) for warning in caught)
+    return sorted({text.partition(".")[0][:80] for text in texts if "determinis" in text.lower()})

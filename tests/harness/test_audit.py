@@ -48,7 +48,7 @@ def test_a_clean_run_passes(finish, capsys):
         finish("contrastive+embedding", seed, score=0.5 + 0.01 * rng.random())
     assert audit(finish.run) == ()
     assert main(["audit", str(finish.run.folder)]) == 0
-    assert "0 errors, 0 warnings of 26 rules" in capsys.readouterr().out
+    assert "0 errors, 0 warnings from 26 rules" in capsys.readouterr().out
 
 
 def test_a_real_trial_passes_except_for_its_few_seeds(make_trial, tmp_path):
@@ -57,8 +57,8 @@ def test_a_real_trial_passes_except_for_its_few_seeds(make_trial, tmp_path):
         update={"dataset": Choice(name="glyphs", options={"classes": 16})}
     )
     run_trial(trial, tmp_path)
-    said = [f.sentence for f in audit(Run(tmp_path)) if "uncommitted" not in f.sentence]
-    assert said == ["FAIR-11 glyphs/test_resnet n=1: printed without an interval."]
+    messages = [f.sentence for f in audit(Run(tmp_path)) if "uncommitted" not in f.sentence]
+    assert messages == ["FAIR-11 glyphs/test_resnet n=1: printed without an interval."]
 
 
 def test_errors_and_warnings_by_rule(finish, capsys):
@@ -75,16 +75,16 @@ def test_errors_and_warnings_by_rule(finish, capsys):
     printed = capsys.readouterr().out
     assert "\nFAIR-04  No test metric controls" in printed
     assert f"  E  FAIR-04 {broken.id}: epoch 1 is reported, validation MAP@R chooses 2." in printed
-    assert "2 errors, 1 warning of 26 rules" in printed
+    assert "2 errors, 1 warning from 26 rules" in printed
 
 
 def test_what_was_planned_and_did_not_run(finish, make_trial):
     finish()
     grid = Grid(name="g", datasets=["glyphs"], backbones=["test_resnet"], losses=["nca"], floors=(), seeds=(0,))
     finish.run.remember(grid, grid.trials(), [])
-    said = [f.sentence for f in audit(finish.run) if f.rule == "FAIR-20"]
-    assert "FAIR-20 glyphs/test_resnet/nca: not run, seed 0." in said
-    assert len(said) == 4
+    messages = [f.sentence for f in audit(finish.run) if f.rule == "FAIR-20"]
+    assert "FAIR-20 glyphs/test_resnet/nca: not run, seed 0." in messages
+    assert len(messages) == 4
 
 
 def tuned(finish, make_trial, chosen, settings=("contrastive",), folds=None):
@@ -134,12 +134,12 @@ def test_a_search_over_folds_counts_proposals(finish, make_trial):
     assert study.made == 1, "a proposal has ended when all its folds have"
 
 
-def test_unequal_searches_and_settings_nobody_chose(finish, make_trial):
+def test_unequal_searches_and_settings_that_no_search_chose(finish, make_trial):
     tuned(finish, make_trial, {"lr": 1e-3, "loss.margin": 0.9}, {"contrastive": 2, "contrastive+embedding": 5})
-    said = {f.sentence for f in audit(finish.run) if f.rule in ("FAIR-06", "FAIR-09", "FAIR-10")}
+    messages = {f.sentence for f in audit(finish.run) if f.rule in ("FAIR-06", "FAIR-09", "FAIR-10")}
     place = "glyphs/test_resnet"
     arms = ("contrastive", "contrastive+embedding")
-    assert said == {
+    assert messages == {
         f"FAIR-06 {place}: contrastive: 2 trials, contrastive+embedding: 5.",
         f"FAIR-06 {place}/contrastive+embedding: settings chosen after 2 of 5 trials.",
         *(f"FAIR-09 {place}/{arm}: loss.margin = 0.5 was used, but the search chose 0.9." for arm in arms),
@@ -149,8 +149,8 @@ def test_unequal_searches_and_settings_nobody_chose(finish, make_trial):
 
 def test_tuned_rows_without_a_search(finish, make_trial):
     finish(trial=make_trial().model_copy(update={"protocol": "tuned"}), protocol={"name": "tuned", "version": 1})
-    said = [f.sentence for f in audit(finish.run) if f.severity == "E"]
-    assert said == ["FAIR-09 glyphs/test_resnet/contrastive: no search space was declared."]
+    messages = [f.sentence for f in audit(finish.run) if f.severity == "E"]
+    assert messages == ["FAIR-09 glyphs/test_resnet/contrastive: no search space was declared."]
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.02])

@@ -70,11 +70,11 @@ def test_level_has_the_keywords_and_defaults_of_metrix():
 @pytest.mark.parametrize(
     ("text", "problems"),
     [
-        ("triplet+", ["it is not written loss, loss+level or loss[key=value]+level[key=value]"]),
-        ("triplet[margin=1,margin=2]", ["margin is written twice"]),
-        ("triplet[margin]+input[weight]", ["'margin' is not written key=value", "'weight' is not written key=value"]),
+        ("triplet+", ["expected loss, loss+level or loss[key=value]+level[key=value]"]),
+        ("triplet[margin=1,margin=2]", ["margin is given twice"]),
+        ("triplet[margin]+input[weight]", [f"{key!r} is not of the form key=value" for key in ("margin", "weight")]),
         ("triplet[margin=.inf]", ["margin is inf; a number must be finite"]),
-        ("untrained[a=1]", ["untrained is a floor: it takes neither options nor a level"]),
+        ("untrained[a=1]", ["untrained is a floor and takes no options and no level"]),
     ],
 )
 def test_an_arm_that_is_written_wrongly(text, problems):

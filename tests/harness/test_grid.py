@@ -109,7 +109,7 @@ training: {epochz: 3}
         "no parameter of multi_similarity named 'betta'; did you mean 'beta'",
         "no setting named 'trainning'; did you mean 'training'?",
         "training.epochz: no setting named 'epochz'; did you mean 'epochs'?",
-        "seeds.0: -1 does not fit",
+        "seeds.0: -1 is not valid",
     ):
         assert part in found
 
@@ -120,7 +120,7 @@ def test_overrides(load):
     assert load(GOOD, "metrix.weight=0.2", losses=["contrastive"], seeds=["5"]).seeds == (5,)
     assert [loss.lr for loss in load(GOOD, losses=["multi_similarity"]).losses] == [2e-4]
     assert "did you mean 'epochs'" in problems(load, GOOD, "epoch=20")[0]
-    assert "written key=value" in problems(load, GOOD, "epochs")[0]
+    assert "expected key=value" in problems(load, GOOD, "epochs")[0]
     assert "no entry of the grid's losses named 'proxy_ancor'" in problems(load, GOOD, losses=["proxy_ancor"])[0]
 
 
@@ -146,14 +146,14 @@ def test_overrides_leave_files_as_they_are(load):
     ("change", "sentence"),
     [
         ("seeds: [0, 0]", "seeds: 0 is listed twice"),
-        ("folds: 1", "folds: 1 does not fit: it should be greater than or equal to 2"),
-        ("folds: 4\nprotocol: paper", "folds: 4 folds of validation classes, and protocol paper has no validation"),
+        ("folds: 1", "folds: 1 is not valid: it should be greater than or equal to 2"),
+        ("folds: 4\nprotocol: paper", "folds: 4 folds for validation, but protocol paper has no validation"),
         ("training: {batch_size: 101}", "batch_size 101 is not a multiple of examples_per_class 5"),
         ("images: {crop_scale: [0.9, 0.2]}", "crop_scale is [0.9, 0.2]"),
         ("metrix: {at: input}", "the levels of a grid are listed in `levels`"),
         ("arms: ['contrastive+feture']", "no level named 'feture'; did you mean 'feature'?"),
-        ("arms: ['contrastive[margin]']", "'margin' is not written key=value"),
-        ("datasets: 3", "datasets: 3 does not fit"),
+        ("arms: ['contrastive[margin]']", "'margin' is not of the form key=value"),
+        ("datasets: 3", "datasets: 3 is not valid"),
     ],
 )
 def test_contradictions(load, change, sentence):
@@ -163,7 +163,7 @@ def test_contradictions(load, change, sentence):
 
 
 def test_not_yaml_and_missing(load):
-    assert "it is not YAML" in problems(load, "name: [")[0]
+    assert "not YAML" in problems(load, "name: [")[0]
     with pytest.raises(GridError, match="did you mean 'quick'"):
         Grid.load("quik")
 
@@ -174,37 +174,37 @@ def test_every_grid_that_ships_is_valid(name):
 
 
 MISTAKES = {
-    "seeds: 3": "seeds: 3 does not fit: it should be a list, written [a, b]",
-    "seeds: 0-4": "seeds: '0-4' does not fit: it should be a list, written [a, b]",
-    "seeds: [010]": "seeds.0: '010' does not fit: it should be a whole number",
-    "seeds:": "seeds: nothing does not fit: it should be a list, written [a, b]",
-    "training: {lr: .nan}": "training.lr: nan does not fit: it should be a finite number",
-    "training: {lr: 1e309}": "training.lr: inf does not fit: it should be a finite number",
-    "training: {lr: '3'}": "training.lr: '3' does not fit: it should be a number",
-    "training: {lr: true}": "training.lr: true does not fit: it should be a number",
-    "training: {epochs: true}": "training.epochs: true does not fit: it should be a whole number",
-    "training: {epochs: 3.5}": "training.epochs: 3.5 does not fit: it should be a whole number",
-    "training: {epochs: 1:30}": "training.epochs: '1:30' does not fit: it should be a whole number",
-    "training: {clip_value: .inf}": "training.clip_value: inf does not fit: it should be a finite number",
-    "training: 3": "training: 3 does not fit: it should be settings, written key: value",
-    "model: {dim: 1000000000}": "model.dim: 1000000000 does not fit: it should be less than or equal to 65536",
-    "metrix: {alpha: .inf}": "metrix.alpha: inf does not fit: it should be a finite number",
-    "images: {crop_scale: [0.5, .nan]}": "images.crop_scale.1: nan does not fit: it should be a finite number",
+    "seeds: 3": "seeds: 3 is not valid: it should be a list, written [a, b]",
+    "seeds: 0-4": "seeds: '0-4' is not valid: it should be a list, written [a, b]",
+    "seeds: [010]": "seeds.0: '010' is not valid: it should be a whole number",
+    "seeds:": "seeds: nothing is not valid: it should be a list, written [a, b]",
+    "training: {lr: .nan}": "training.lr: nan is not valid: it should be a finite number",
+    "training: {lr: 1e309}": "training.lr: inf is not valid: it should be a finite number",
+    "training: {lr: '3'}": "training.lr: '3' is not valid: it should be a number",
+    "training: {lr: true}": "training.lr: true is not valid: it should be a number",
+    "training: {epochs: true}": "training.epochs: true is not valid: it should be a whole number",
+    "training: {epochs: 3.5}": "training.epochs: 3.5 is not valid: it should be a whole number",
+    "training: {epochs: 1:30}": "training.epochs: '1:30' is not valid: it should be a whole number",
+    "training: {clip_value: .inf}": "training.clip_value: inf is not valid: it should be a finite number",
+    "training: 3": "training: 3 is not valid: it should be settings, written key: value",
+    "model: {dim: 1000000000}": "model.dim: 1000000000 is not valid: it should be less than or equal to 65536",
+    "metrix: {alpha: .inf}": "metrix.alpha: inf is not valid: it should be a finite number",
+    "images: {crop_scale: [0.5, .nan]}": "images.crop_scale.1: nan is not valid: it should be a finite number",
     "losses: [{name: triplet, options: {margin: .inf}}]": "losses.0.options: margin is inf; a number must be finite",
-    "levels: feature": "levels: 'feature' does not fit: it should be a list, written [a, b]",
+    "levels: feature": "levels: 'feature' is not valid: it should be a list, written [a, b]",
     "floors: [untraned]": "floors.0: no floor named 'untraned'; did you mean 'untrained'?",
     "protocol: fiar": "protocol: no protocol named 'fiar'; did you mean 'fair'?",
-    "name: yes": "name: true does not fit: it should be a text, in quotes where YAML reads something else",
-    "resources: {gpus_per_trial: x}": "resources.gpus_per_trial: 'x' does not fit: it should be a number, or "
+    "name: yes": "name: true is not valid: it should be text, in quotes if YAML reads it as something else",
+    "resources: {gpus_per_trial: x}": "resources.gpus_per_trial: 'x' is not valid: it should be a number, or "
     "it should be 'auto'",
-    "arms: contrastive": "arms: 'contrastive' does not fit: it should be a list, written [a, b]",
-    "arms: ['contrastive[margin=1,margin=2]']": "arms: margin is written twice",
-    "arms: ['contrastive@0x']": "arms: longer: 0.0 does not fit: it should be greater than 0",
-    "parts: []": "parts: no such setting; a grid runs others as its parts with include: [grid, …]",
-    "training: {epochs: 3, epochs: 4}": "epochs: it is written twice, in line 6 and in line 6",
-    "seeds: [0]\nseeds: [1]": "seeds: it is written twice, in line 6 and in line 7",
-    "about: &a [*a]": "it is not YAML: line 7, column 8: an anchor that contains itself",
-    "---\nname: other": "it is not YAML: line 7, column 1: it holds several documents (---); a grid is one",
+    "arms: contrastive": "arms: 'contrastive' is not valid: it should be a list, written [a, b]",
+    "arms: ['contrastive[margin=1,margin=2]']": "arms: margin is given twice",
+    "arms: ['contrastive@0x']": "arms: longer: 0.0 is not valid: it should be greater than 0",
+    "parts: []": "parts: no such setting; to combine grids, write include: [grid, …]",
+    "training: {epochs: 3, epochs: 4}": "epochs: this key occurs twice, in line 6 and line 6",
+    "seeds: [0]\nseeds: [1]": "seeds: this key occurs twice, in line 6 and line 7",
+    "about: &a [*a]": "this is not YAML: line 7, column 8: an anchor contains itself",
+    "---\nname: other": "this is not YAML: line 7, column 1: there are several documents (---); a grid is one",
 }
 
 
@@ -217,7 +217,7 @@ def test_each_mistake_is_one_sentence_in_the_words_of_the_file(load, change):
 
 def test_keys_written_twice_are_named_with_their_lines_and_merged_ones_are_not(load):
     text = GOOD + "model: &m\n  dim: 8\n  dim: 16\n"
-    assert problems(load, text) == ("dim: it is written twice, in line 9 and in line 10",)
+    assert problems(load, text) == ("dim: this key occurs twice, in line 9 and line 10",)
     merged = GOOD.replace("losses: [", "losses: [{<<: {lr: 1.0e-2}, lr: 2.0e-2, name: triplet}, ")
     assert load(merged).losses[0].lr == 0.02
 
@@ -229,17 +229,17 @@ def test_an_empty_section_keeps_its_defaults(load, section):
 
 
 def test_values_on_the_command_line_are_yaml(load):
-    assert problems(load, GOOD, "lr=[1")[0].startswith("--set lr=[1: it is not YAML: line 1, column 3")
-    assert problems(load, GOOD, "lr=1e309") == ("training.lr: inf does not fit: it should be a finite number",)
+    assert problems(load, GOOD, "lr=[1")[0].startswith("--set lr=[1: this is not YAML: line 1, column 3")
+    assert problems(load, GOOD, "lr=1e309") == ("training.lr: inf is not valid: it should be a finite number",)
 
 
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (b"name: a\nabout: caf\xe9\n", "it is not UTF-8 text: line 2 holds the byte 0xe9"),
-        (b"\x89PNG\r\n", "it is not UTF-8 text: line 1 holds the byte 0x89"),
-        (b"", "it holds no settings; see the grids that ship for an example"),
-        (b"\0", "it is not YAML: unacceptable character #x0000"),
+        (b"name: a\nabout: caf\xe9\n", "the file is not UTF-8 text: line 2 contains the byte 0xe9"),
+        (b"\x89PNG\r\n", "the file is not UTF-8 text: line 1 contains the byte 0x89"),
+        (b"", "the file contains no settings; see the shipped grids for examples"),
+        (b"\0", "this is not YAML: unacceptable character #x0000"),
     ],
 )
 def test_files_that_are_not_grids(tmp_path, data, problem):
@@ -247,7 +247,7 @@ def test_files_that_are_not_grids(tmp_path, data, problem):
     with pytest.raises(GridError) as caught:
         Grid.load(tmp_path / "grid.yaml")
     assert caught.value.problems[0].startswith(problem)
-    with pytest.raises(GridError, match="it is a folder; a grid is a YAML file"):
+    with pytest.raises(GridError, match="this is a folder; a grid is a YAML file"):
         Grid.load(tmp_path)
 
 
@@ -265,17 +265,17 @@ def test_a_name_keeps_every_entry_that_has_it(load):
 def test_a_grid_that_includes_others_sets_nothing_that_they_set(load):
     found = problems(load, "name: all\ninclude: [quick]\nseeds: [0]\ntraining: {epochs: 1}\ntrainig: {}\n")
     assert found == (
-        "seeds, training: a grid that includes others sets nothing but name, version, about, resources; write it in "
-        "the included grids, or on the command line, which holds for all of them",
+        "seeds, training: a grid that includes others sets only name, version, about, resources; set it in "
+        "the included grids, or with --set for all of them",
         "trainig: no setting named 'trainig'; there are: about, include, name, resources, version",
     )
     assert problems(load, "name: all\ninclude: quick\n") == (
         "include: 'quick' is not a list of grids, such as [quick, mine.yaml]",
     )
-    assert problems(load, "include: [quick]\n") == ("name: this setting is needed",)
+    assert problems(load, "include: [quick]\n") == ("name: this setting is required",)
 
 
-def test_included_files_lie_where_the_including_file_lies(tmp_path, monkeypatch):
+def test_included_files_are_relative_to_the_including_file(tmp_path, monkeypatch):
     (tmp_path / "grids/parts").mkdir(parents=True)
     (tmp_path / "grids/all.yaml").write_text("name: all\ninclude: [parts/one.yaml]\n")
     (tmp_path / "grids/parts/one.yaml").write_text("name: one\ninclude: [two.yaml]\n")
@@ -303,10 +303,10 @@ def test_two_included_grids_may_not_disagree_within_a_table(load, tmp_path):
 def test_an_arm_written_in_two_ways_is_one_arm(load):
     text = GOOD.replace("{name: multi_similarity, lr: 2e-4}", "triplet")
     assert problems(load, text + "arms: [contrastive+input, 'contrastive[margin=0.3]']\n") == (
-        "arms: contrastive+input is listed twice, in two ways",
+        "arms: contrastive+input is listed twice, in two forms",
     )
     assert problems(load, text + "levels: [feature, {at: feature, stage: layer3}]\n") == tuple(
-        f"arms: {loss}+feature[stage=layer3] is listed twice, in two ways" for loss in ("contrastive", "triplet")
+        f"arms: {loss}+feature[stage=layer3] is listed twice, in two forms" for loss in ("contrastive", "triplet")
     )
 
 

@@ -64,8 +64,8 @@ def contrastive(run):
 def test_what_a_run_left_matches_its_records(run, record):
     trained, floor = verify(run)
     assert (trained.state, floor.state) == ("matches", "matches"), (trained, floor)
-    assert [said.partition(":")[0] for said in trained.matches] == ["outcomes", "embeddings", "weights"]
-    assert [said.partition(":")[0] for said in floor.matches] == ["outcomes", "embeddings"]
+    assert [message.partition(":")[0] for message in trained.matches] == ["outcomes", "embeddings", "weights"]
+    assert [message.partition(":")[0] for message in floor.matches] == ["outcomes", "embeddings"]
     assert trained.matches[0] == "outcomes: exact"
     assert trained.matches[2] == "weights: exact"
 
@@ -83,7 +83,7 @@ def test_an_edited_score(run, record):
     rewrite(run, record, test={**record.test, "R@1": record.test["R@1"] + 1e-9})
     found = contrastive(run)
     assert found.state == "differs"
-    assert found.differs[0].startswith(f"R@1 is recorded as {record.test['R@1'] + 1e-9}, its outcomes average to")
+    assert found.differs[0].startswith(f"R@1 is recorded as {record.test['R@1'] + 1e-9}, but its outcomes average to")
 
 
 def test_outcomes_edited_together_with_the_score(run, record):
@@ -101,7 +101,7 @@ def test_embeddings_of_something_else(run, record):
     store(run, record, embeddings=rng.standard_normal((record.data.images["test"], 16)).astype(np.float16))
     found = contrastive(run)
     assert found.state == "differs"
-    assert all("embeddings" in said for said in found.differs)
+    assert all("embeddings" in message for message in found.differs)
     store(run, record, embeddings=np.zeros((record.data.images["test"], 16), np.float16))
     assert "the stored embeddings cannot be scored" in contrastive(run).differs[0]
 
@@ -114,7 +114,7 @@ def test_weights_of_something_else_are_not_shown_the_test(run, record):
     before = Ledger(run.ledger).entries()
     found = contrastive(run)
     assert found.state == "differs"
-    assert "the tested ones were " + record.provenance["tested_weights"][:12] in found.differs[0]
+    assert f"but {record.provenance['tested_weights'][:12]} were tested" in found.differs[0]
     assert Ledger(run.ledger).entries() == before
 
 
@@ -130,7 +130,7 @@ def test_settings_that_were_changed_afterwards(run, record):
     path.write_text(path.read_text().replace('"batch_size": 20', '"batch_size": 40'))
     found = contrastive(run)
     assert found.state == "differs"
-    assert found.differs[0].startswith("its settings are those of glyphs-test_resnet-contrastive-s0-")
+    assert found.differs[0].startswith("its settings belong to glyphs-test_resnet-contrastive-s0-")
 
 
 @pytest.mark.parametrize("name", ["per_query/{id}.npz", "checkpoints/{id}/best.safetensors"])
@@ -155,7 +155,7 @@ def test_data_that_are_not_those_of_the_row(run, record):
     rewrite(run, record, data=record.data.model_copy(update={"index_fingerprint": "0" * 64}))
     found = contrastive(run)
     assert found.state == "missing"
-    assert "these are not the data of the row" in found.missing[0]
+    assert "the data differ from those of the record" in found.missing[0]
 
 
 def test_missing_data_are_reported(run, record, monkeypatch):
@@ -179,8 +179,8 @@ def test_unfair_data_do_not_stop_the_verification(run, record, monkeypatch):
         raise Unfair("FAIR-02 3 classes in both validation and test")
 
     monkeypatch.setattr(Bench, "of", unfair)
-    said = "the weights have the recorded digest and were not run: FAIR-02 3 classes in both validation and test"
-    assert contrastive(run).missing == [said]
+    message = "the weights have the recorded digest, but were not run: FAIR-02 3 classes in both validation and test"
+    assert contrastive(run).missing == [message]
 
 
 def test_nothing_kept(make_trial, make_record, tmp_path):
@@ -216,9 +216,9 @@ def test_rounding_moves_a_value_by_half_a_step_at_most():
 
 def test_the_command(run, record, capsys):
     assert main(["verify", str(run.folder), "--only", "contrastive"]) == 0
-    assert "1 of 1 match" in capsys.readouterr().out
+    assert "matching records: 1 of 1" in capsys.readouterr().out
     rewrite(run, record, test={**record.test, "R@1": 0.9})
     assert main(["verify", str(run.folder)]) == 1
-    assert "1 of 2 match" in capsys.readouterr().out
+    assert "matching records: 1 of 2" in capsys.readouterr().out
     assert main(["verify", str(run.folder), "--only", "proxy"]) == 2
-    assert "no record of" in capsys.readouterr().err
+    assert "no record with" in capsys.readouterr().err

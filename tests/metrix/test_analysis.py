@@ -91,7 +91,7 @@ def test_closed_form_is_exact_for_a_single_mixed_example():
         assert set(result.measured) <= {0.0, 0.5, 1.0}
 
 
-def test_positivity_refuses_what_it_cannot_say():
+def test_positivity_rejects_losses_and_batches_without_a_measure():
     with pytest.raises(ValueError, match="NCA has no mixed examples"):
         metrix.positivity(random(4), torch.tensor([0, 0, 1, 1]), baselines.create("nca"))
     with pytest.raises(ValueError, match="nothing to mix"):

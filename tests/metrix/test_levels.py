@@ -218,7 +218,7 @@ def test_refuses_layers_that_keep_other_statistics():
         Metrix(baselines.create("contrastive"), at="input").objective(network, images, LABELS)
 
 
-def test_says_what_its_defaults_amount_to():
+def test_effective_resolves_the_defaults():
     network, images = setting()
     loss = baselines.create("contrastive")
     both = ("pos-neg", "anc-neg")
@@ -239,7 +239,7 @@ def test_says_what_its_defaults_amount_to():
         assert criterion.mixed_rows == (0 if not options else rows)
 
 
-def test_copies_draw_alike():
+def test_copies_draw_the_same_numbers():
     criterion = Metrix(baselines.create("contrastive"), generator=generator(4))
     z = torch.randn(6, 4)
     twin = copy.deepcopy(criterion)

@@ -123,7 +123,7 @@ def test_every_mixed_pair_has_a_gradient():
         ("contrastive", {"at": "feature", "stage": "a", "stages": ("a", "b"), "hardest": 3}, "drawn at random"),
     ],
 )
-def test_refuses_in_words(loss, options, words):
+def test_refusals_give_the_reason(loss, options, words):
     assert words in refusal(loss, **options)
     stages = options.pop("stages", None)
     if stages is None:

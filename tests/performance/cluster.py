@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from harness.grid import Grid
-from harness.launch import Unseen, run_grid
+from harness.launch import SilentView, run_grid
 from tests.cluster.consistency import workers
 from tests.cluster.machines import ROOT, Machines
 
@@ -37,7 +37,7 @@ keep: none
 """
 
 
-class Events(Unseen):
+class Events(SilentView):
     """What a run tells its view, with the time."""
 
     def __init__(self):

@@ -11,12 +11,12 @@ import time
 from collections.abc import Sequence
 
 from harness.grid import Grid
-from harness.launch import Unseen, run_grid
+from harness.launch import SilentView, run_grid
 
 AIM, FIRST_STEP_S = 0.85, 20.0
 
 
-class Watch(Unseen):
+class Watch(SilentView):
     """Notes when the first epoch ended and how long it took."""
 
     def __init__(self):

@@ -1,6 +1,6 @@
 """From files to batches: drawing the glyphs, decoded images, both paths to a batch, the doctor.
 
-Ratios within one run, one torch thread unless said otherwise. The classical path is what a loader's worker does for
+Ratios within one run, one torch thread unless stated otherwise. The classical path is what a loader's worker does for
 each image: decode the JPEG, torchvision's RandomResizedCrop and flip, tensor, normalise; then collate.
 """
 

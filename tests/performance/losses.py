@@ -1,7 +1,7 @@
 """What a loss costs, what Metrix adds to it at the embedding level, and what other ways of computing the same cost.
 
-Forward and backward in float32, n = 100 (20 classes of 5), d = 512 unless said otherwise. Ratios within one run: the
-variants take turns, and the median of the rounds counts.
+Forward and backward in float32, n = 100 (20 classes of 5), d = 512 unless stated otherwise. Ratios within one run:
+the variants take turns, and the median of the rounds counts.
 """
 
 import argparse

@@ -147,8 +147,8 @@ def main() -> None:
                 (place / f"{trial.id}.json").write_text(json.dumps(record(trial, rng)))
             seconds, busy, peak_gb = report(Path(folder))
             page = Path(folder) / "leaderboard.html"
-            said = answers(page)
-            clicks = f"sort {said['sort']:.0f} ms, filter {said['filter']:.0f} ms" if said else "no browser"
+            times = answers(page)
+            clicks = f"sort {times['sort']:.0f} ms, filter {times['filter']:.0f} ms" if times else "no browser"
             megabytes = page.stat().st_size / 1e6
             print(
                 f"  {number:6} records: {seconds:5.1f} s ({busy:.1f}), {peak_gb:.2f} GB, {megabytes:.2f} MB, {clicks}"

@@ -9,7 +9,7 @@ import numpy as np
 from harness.data.datasets import _labels
 from harness.data.datasets._dataset import ROLES, SPLITS, Dataset, DatasetError
 from harness.data.scorable import Scope
-from harness.errors import some
+from harness.errors import first_few
 
 
 def check(dataset: Dataset) -> None:
@@ -35,15 +35,16 @@ def _listed_twice(dataset: Dataset) -> Iterator[str]:
     if len(set(dataset.keys)) < len(dataset):
         seen: set[str] = set()
         twice = [key for key in dataset.keys if key in seen or seen.add(key)]
-        yield f"{dataset.name}: {len(twice)} images are listed twice ({some(twice)})"
+        yield f"{dataset.name}: {len(twice)} images are listed twice ({first_few(twice)})"
 
 
 def _name_problems(dataset: Dataset) -> Iterator[str]:
-    """Yield a problem for names that are not UTF-8, since records, tables and pages are."""
+    """Yield a problem for names that are not UTF-8, because records, tables and pages must be."""
     if invalid := [key for key in dataset.keys if not _labels.utf8(key)]:
+        names = first_few(invalid)
         yield (
-            f"{dataset.name}: {len(invalid)} files have names that are not UTF-8 ({some(invalid)}): rename them, for "
-            "example with convmv -f latin1 -t utf8 -r --notest FOLDER"
+            f"{dataset.name}: {len(invalid)} files have names that are not UTF-8 ({names}): rename them, "
+            "for example with convmv -f latin1 -t utf8 -r --notest FOLDER"
         )
 
 
@@ -52,10 +53,10 @@ def _label_problems(dataset: Dataset) -> Iterator[str]:
     labels = [label for label in dataset.class_names if _labels.utf8(label)]
     if faults := [fault for label in labels if (fault := _labels.fault(label))]:
         what = "labels begin or end with a space, or contain invisible characters"
-        yield f"{dataset.name}: {len(faults)} {what}: {some(faults)}"
+        yield f"{dataset.name}: {len(faults)} {what}: {first_few(faults)}"
     if groups := _labels.look_alikes(labels):
         named = [" and ".join(map(_labels.shown, group)) for group in groups]
-        yield f"{dataset.name}: labels that {_labels.ALIKE}: {some(named)}. {_labels.REMEDY}"
+        yield f"{dataset.name}: labels that {_labels.ALIKE}: {first_few(named)}. {_labels.REMEDY}"
 
 
 def _split_problems(dataset: Dataset) -> Iterator[str]:
@@ -67,7 +68,7 @@ def _split_problems(dataset: Dataset) -> Iterator[str]:
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
         both = np.intersect1d(classes[first], classes[second])
         if len(both):
-            named = some([dataset.class_names[c] for c in both])
+            named = first_few([dataset.class_names[c] for c in both])
             yield f"FAIR-02 {dataset.name}: {len(both)} classes in both {first} and {second} ({named})"
     for split in SPLITS:
         if len(classes[split]) and (problem := Scope.of(dataset.labels[dataset.split == split]).problem(split)):
@@ -80,6 +81,6 @@ def _role_problems(dataset: Dataset) -> Iterator[str]:
     test = dataset.split == "test"
     if not np.isin(dataset.role[test], ROLES).all():
         blank = [dataset.keys[i] for i in np.flatnonzero(test & ~np.isin(dataset.role, ROLES))]
-        yield f"{dataset.name}: {len(blank)} test images are neither query nor gallery ({some(blank)})"
+        yield f"{dataset.name}: {len(blank)} test images are neither query nor gallery ({first_few(blank)})"
     if problem := Scope.of(dataset.labels[test], dataset.role[test]).problem("test"):
         yield f"{dataset.name}: {problem}"

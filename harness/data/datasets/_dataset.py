@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from harness.errors import UserError, printable, some
+from harness.errors import UserError, first_few, printable
 
 USUAL_KS = (1, 2, 4, 8)  # the default K of R@K
 
@@ -47,7 +47,7 @@ class PassedOver:
         return cls(reason, len(paths), tuple(map(printable, sorted(paths)[:EXAMPLES])))
 
     def __str__(self) -> str:
-        return f"ignored {self.count} {self.reason} ({some(self.examples, of=self.count)})"
+        return f"ignored {self.count} {self.reason} ({first_few(self.examples, of=self.count)})"
 
 
 @dataclass(frozen=True)

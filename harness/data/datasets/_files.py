@@ -18,7 +18,7 @@ from PIL import Image
 from harness.data.datasets._dataset import Dataset, DatasetError, PassedOver
 from harness.data.datasets._decode import decode
 from harness.data.datasets._labels import utf8
-from harness.errors import some
+from harness.errors import first_few
 
 SEVERAL = 10  # from this number on, missing files have a common cause
 TWICE = "additional paths to a file that is indexed already"
@@ -51,7 +51,7 @@ def from_files(
         pairs = [(rows[first[statuses[i].st_dev, statuses[i].st_ino]], rows[i]) for i in again]
         _refuse_contradictions(name, pairs)
         if passed_over is None:
-            listed_twice = some([f"{one.key} = {other.key}" for one, other in pairs])
+            listed_twice = first_few([f"{one.key} = {other.key}" for one, other in pairs])
             raise DatasetError(f"{name}: {len(pairs)} files are listed twice, by different paths ({listed_twice})")
         passed_over = [*passed_over, PassedOver.of(TWICE, [rows[i].key for i in again])]
         gone = set(again)
@@ -66,7 +66,7 @@ def _refuse_contradictions(name: str, pairs: Sequence[tuple[Row, Row]]) -> None:
     for what, field in (("under two labels", "class_name"), ("in two splits", "split")):
         wrong = [f"{one.key} = {other.key}" for one, other in pairs if getattr(one, field) != getattr(other, field)]
         if wrong:
-            raise DatasetError(f"{name}: {len(wrong)} files are {what}, by links to one file ({some(wrong)})")
+            raise DatasetError(f"{name}: {len(wrong)} files are {what}, by links to one file ({first_few(wrong)})")
 
 
 def listed(
@@ -143,7 +143,7 @@ def _statuses(dataset: Dataset) -> list[os.stat_result]:
     if missing:
         raise DatasetError(missing_files(dataset, missing)) from FileNotFoundError(missing[0])
     if unreadable:
-        raise DatasetError(f"{dataset.name}: {len(unreadable)} files cannot be read ({some(unreadable)})")
+        raise DatasetError(f"{dataset.name}: {len(unreadable)} files cannot be read ({first_few(unreadable)})")
     return statuses
 
 
@@ -175,6 +175,5 @@ def missing_files(dataset: Dataset, missing: Sequence[str]) -> str:
         why = ""
     else:
         why = ": the lists and the images do not belong together, or only part of an archive was extracted"
-    return (
-        f"{dataset.name}: {len(missing)} of {len(dataset)} files are missing in {folder}{why} ({some(list(missing))})"
-    )
+    names = first_few(list(missing))
+    return f"{dataset.name}: {len(missing)} of {len(dataset)} files are missing in {folder}{why} ({names})"

@@ -1,4 +1,4 @@
-"""Labels as people write them: invisible characters, and labels that look alike."""
+"""The spelling of labels: invisible characters, and labels that look alike."""
 
 from __future__ import annotations
 

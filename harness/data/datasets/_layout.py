@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.data.datasets._dataset import DatasetError
 from harness.data.datasets._standard import Standard
 from harness.data.datasets._walk import IMAGE, Walk, clutter
-from harness.errors import some
+from harness.errors import first_few
 
 DEPTH = 3  # levels of folders that are searched: data, its folders and theirs
 ARCHIVES = (".tgz", ".tar", ".tar.gz", ".zip")
@@ -39,7 +39,7 @@ def absent(name: str, data: Path, standard: Standard, what: str) -> DatasetError
     """Return the error of a copy without `what`: packed archives in its place, and where everything belongs."""
     packed = [entry.name for entry in _entries(data) if entry.name.lower().endswith(ARCHIVES)]
     are = "is" if len(packed) == 1 else "are"
-    unpack = f"; {some(packed)} {are} still packed: extract first" if packed else ""
+    unpack = f"; {first_few(packed)} {are} still packed: extract first" if packed else ""
     return DatasetError(f"{name}: there is no {what} in {data}{unpack}\n{standard.advice}")
 
 

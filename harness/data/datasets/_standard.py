@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._files import stamped
-from harness.errors import some
+from harness.errors import first_few
 
 CLASSIFICATION = "This is the classification split (same classes in train and test)"
 
@@ -64,7 +64,7 @@ class Standard:
             held = {int(number[0]) for name in names if (number := re.match(r"\d+", name))}
             for problem, wrong in (("lacks", set(numbers) - held), ("should not have", held - set(numbers))):
                 if wrong:
-                    listed = some([str(number) for number in sorted(wrong)])
+                    listed = first_few([str(number) for number in sorted(wrong)])
                     sentences.append(f"{split} {problem} {len(wrong)} classes ({listed}).")
         return sentences
 

@@ -15,7 +15,7 @@ from functools import cache
 from PIL import Image
 
 from harness.data.datasets._dataset import DatasetError, PassedOver
-from harness.errors import some
+from harness.errors import first_few
 
 IMAGE = re.compile(r"\.(jpe?g|jpe|jfif|png|bmp|dib|gif|webp|tiff?|p[bgpn]m|jp2|avif)", re.IGNORECASE)
 OTHER = re.compile(
@@ -129,7 +129,7 @@ class Walk:
         if self.unreadable:
             raise DatasetError(
                 f"{name}: {len(self.unreadable)} files or folders in {self.root} cannot be read "
-                f"({some(self.unreadable)}): grant yourself permission (chmod -R u+rX), or remove them"
+                f"({first_few(self.unreadable)}): grant yourself permission (chmod -R u+rX), or remove them"
             )
 
     @property

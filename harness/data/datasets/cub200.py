@@ -16,7 +16,7 @@ from harness.data.datasets._files import Row, listed
 from harness.data.datasets._layout import absent, class_folders, inside, lines, locate, reject_split_folders
 from harness.data.datasets._standard import CLASSIFICATION, Standard
 from harness.data.datasets._walk import Walk
-from harness.errors import some
+from harness.errors import first_few
 
 NEEDS_DATA = True
 STANDARD = Standard(
@@ -61,7 +61,8 @@ def index(data: Path) -> Dataset:
     misplaced = [key for key in keys if not CLASS_FOLDER.match(key)]
     if misplaced:
         raise DatasetError(
-            f"cub200: {len(misplaced)} images are in no folder like 001.Black_footed_Albatross ({some(misplaced)})"
+            f"cub200: {len(misplaced)} images are in no folder like 001.Black_footed_Albatross "
+            f"({first_few(misplaced)})"
         )
     rows = [Row(key, key.partition("/")[0], "train" if int(key[:3]) <= 100 else "test") for key in keys]
     return replace(listed("cub200", folder, rows), passed_over=walk.passed_over)
@@ -75,13 +76,13 @@ def _listed_keys(lists: Path, data: Path) -> list[str]:
     paths, numbers = _pairs(lists), _pairs(labels)
     if alone := sorted(paths.keys() ^ numbers.keys()):
         raise DatasetError(
-            f"cub200: {len(alone)} image numbers are in only one of {lists} and {labels.name} ({some(alone)}): "
+            f"cub200: {len(alone)} image numbers are in only one of {lists} and {labels.name} ({first_few(alone)}): "
             "one of the two was cut short"
         )
     wrong = [path for image, path in paths.items() if path[:3].lstrip("0") != numbers[image]]
     if wrong:
         raise DatasetError(
-            f"cub200: {labels} puts {len(wrong)} images into another class than their folder ({some(wrong)})"
+            f"cub200: {labels} puts {len(wrong)} images into another class than their folder ({first_few(wrong)})"
         )
     return list(paths.values())
 
@@ -90,7 +91,7 @@ def _pairs(path: Path) -> dict[str, str]:
     """Return the lines `number value` of a file."""
     pairs = lines("cub200", path)
     if bad := [" ".join(words) for words in pairs if len(words) != 2]:
-        raise DatasetError(f"cub200: {len(bad)} lines of {path} are not `number value` ({some(bad, 2)})")
+        raise DatasetError(f"cub200: {len(bad)} lines of {path} are not `number value` ({first_few(bad, 2)})")
     return dict(pairs)
 
 

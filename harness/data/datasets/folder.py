@@ -12,7 +12,7 @@ from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._files import Row, from_files
 from harness.data.datasets._walk import EMPTY, LINKED, Walk
 from harness.data.splits import held_out
-from harness.errors import some
+from harness.errors import first_few
 
 NEEDS_DATA = True
 
@@ -69,16 +69,16 @@ def _split_folders(data: Path, top: list[str]) -> dict[str, str]:
         return {}
     for split, folders in named.items():
         if len(folders) > 1:
-            raise DatasetError(f"folder: {data} contains {some(folders)}, all of them for {split}: keep one")
+            raise DatasetError(f"folder: {data} contains {first_few(folders)}, all of them for {split}: keep one")
     if not {"train", "test"} <= set(named):
-        listed_folders = some([f"{folder}/" for folders in named.values() for folder in folders])
+        listed_folders = first_few([f"{folder}/" for folders in named.values() for folder in folders])
         raise DatasetError(
             f"folder: {data} contains {listed_folders}; provide both train/ and test/, or neither; rename a class of "
             "this name"
         )
     others = [folder for folder in top if folder.lower() not in SPLIT_FOLDERS]
     if others:
-        raise DatasetError(f"folder: {data} contains train/ and test/, but also {some(others)}: move these away")
+        raise DatasetError(f"folder: {data} contains train/ and test/, but also {first_few(others)}: move these away")
     return {split: named[split][0] for split in sorted(named)}
 
 

@@ -14,7 +14,7 @@ from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._files import Row, listed
 from harness.data.datasets._layout import absent, inside, lines, locate
 from harness.data.datasets._standard import Standard
-from harness.errors import some
+from harness.errors import first_few
 
 NEEDS_DATA = True
 STANDARD = Standard(
@@ -74,7 +74,7 @@ def _rows(path: Path) -> list[Row]:
     announced, rows = int(table[0][0]), table[2:]
     if bad := [" ".join(words) for words in rows if len(words) != 3 or words[2] not in STATUSES]:
         raise DatasetError(
-            f"inshop: {len(bad)} lines of {path} are not `image item train|query|gallery` ({some(bad, 2)})"
+            f"inshop: {len(bad)} lines of {path} are not `image item train|query|gallery` ({first_few(bad, 2)})"
         )
     if len(rows) != announced:
         raise DatasetError(f"inshop: {path} announces {announced} images and lists {len(rows)}: it was cut short")

@@ -20,7 +20,7 @@ from harness.data.datasets import _labels
 from harness.data.datasets._dataset import ROLES, SPLITS, Dataset, DatasetError
 from harness.data.datasets._files import Row, from_files
 from harness.data.datasets._layout import text
-from harness.errors import some
+from harness.errors import first_few
 
 NEEDS_DATA = True
 
@@ -175,4 +175,4 @@ def _grouped(mistakes: Sequence[Mistake]) -> Iterator[str]:
 
 
 def _lines(numbers: Sequence[int]) -> str:
-    return f"line{'s' * (len(numbers) > 1)} {some(list(map(str, numbers)))}"
+    return f"line{'s' * (len(numbers) > 1)} {first_few(list(map(str, numbers)))}"

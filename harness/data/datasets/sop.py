@@ -12,7 +12,7 @@ from harness.data.datasets._dataset import Dataset, DatasetError
 from harness.data.datasets._files import Row, listed
 from harness.data.datasets._layout import absent, inside, lines, locate
 from harness.data.datasets._standard import Standard
-from harness.errors import some
+from harness.errors import first_few
 
 NEEDS_DATA = True
 STANDARD = Standard(
@@ -61,7 +61,7 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     header, *rows = lines("sop", path) or [[]]
     bad = [" ".join(words) for words in rows if len(words) != 4 or not words[1].isdigit()]
     if header != HEADER or bad:
-        what = f"{len(bad)} lines like {some(bad, 2)}" if bad else f"the first line {' '.join(header)!r}"
+        what = f"{len(bad)} lines like {first_few(bad, 2)}" if bad else f"the first line {' '.join(header)!r}"
         raise DatasetError(f"sop: {path} is not in the published format `{' '.join(HEADER)}`: it has {what}")
     return [(words[3], words[1]) for words in rows]
 

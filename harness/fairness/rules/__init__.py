@@ -47,8 +47,8 @@ __all__ = [
     "Rule",
     "Study",
     "Table",
+    "all_rules",
     "factors_of",
-    "found",
     "over_data",
     "over_evaluator",
     "over_grid",
@@ -121,7 +121,7 @@ def rule(id: str, severity: Severity, over: str):
     return register
 
 
-def found() -> tuple[Rule, ...]:
+def all_rules() -> tuple[Rule, ...]:
     """Return every rule, by id."""
     by_id: dict[str, list[_Check]] = {}
     for check in _all():
@@ -139,7 +139,7 @@ def found() -> tuple[Rule, ...]:
 
 
 def over_grid(settings: Mapping[str, Any]) -> tuple[Finding, ...]:
-    """Check the settings of a grid, as its file has them."""
+    """Check the settings of a grid as they are written in its file."""
     return _over("grid", settings)
 
 

@@ -1,4 +1,4 @@
-"""What a printed table may claim: intervals, bold, rank tests, averages, and published numbers."""
+"""Rules about what a table may claim: intervals, bold, rank tests, averages, and published numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from harness.errors import some
+from harness.errors import first_few
 from harness.fairness.rules import Number, Table, rule
 
 METHOD = re.compile(r"\d+(\.\d+)? % .*interval.* over (?P<n>\d+) \w+")
@@ -53,10 +53,10 @@ def best_is_tested(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield f"{head}; {rows}.", ()
         unmarked = [number.row for number in (best, *equal) if not number.bold]
         if unmarked:
-            yield f"{head}; {rows}, of which not in bold: {some(unmarked)}.", ()
+            yield f"{head}; {rows}, of which not in bold: {first_few(unmarked)}.", ()
         wrong = [number.row for number in bold if number is not best and number not in equal]
         if wrong:
-            yield f"{head}; in bold though separable from it: {some(wrong)}.", ()
+            yield f"{head}; in bold though separable from it: {first_few(wrong)}.", ()
 
 
 @rule("FAIR-15", "E", over="table")
@@ -83,7 +83,7 @@ def equal_averages(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
     for average in table.averages:
         sets[average.datasets].append(average.row)
     if len(sets) > 1:
-        listed = "; ".join(f"{some(rows)} over {', '.join(sorted(over))}" for over, rows in sets.items())
+        listed = "; ".join(f"{first_few(rows)} over {', '.join(sorted(over))}" for over, rows in sets.items())
         yield f"{table.name}: averages over unequal sets of datasets: {listed}.", ()
 
 

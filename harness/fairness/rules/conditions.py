@@ -1,4 +1,4 @@
-"""Compared arms have equal conditions: budget, shared factors, evaluator."""
+"""Rules about equal conditions of compared arms: budget, shared factors, evaluator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.config import SHARED_BY_A_LOSS
-from harness.errors import some
+from harness.errors import first_few
 from harness.evaluation.editions import edition_of
 from harness.fairness.comparability import differing, factors_of
 from harness.fairness.rules import Results, Table, rule
@@ -63,7 +63,10 @@ def one_device(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
         parts = [part for record in table.records for part in record.parts]
         devices = sorted({str(part.provenance["device"]) for part in parts if part.provenance.get("device")})
         if len(devices) > 1:
-            yield f"{table.name}: trained on {some(devices)}: training times compare devices too.", ids(table.records)
+            yield (
+                f"{table.name}: trained on {first_few(devices)}: training times compare devices too.",
+                ids(table.records),
+            )
 
 
 def _passes(record: Record) -> float:
@@ -82,7 +85,7 @@ def shared_factors(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     for table in results.tables:
         first = largest.setdefault(table.place, table)
         if first is not table:
-            values = some(
+            values = first_few(
                 [_differing(key, table.factors, first.factors) for key in differing(table.factors, first.factors)]
             )
             n = f"{len(table.records)} record{'s' * (len(table.records) > 1)}"
@@ -115,7 +118,7 @@ def same_start(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
         for seed, by_weights in sorted(begun.items()):
             if len(by_weights) > 1:
                 odd = min(by_weights.values(), key=len)
-                arms = some(sorted({record.arm for record in odd}))
+                arms = first_few(sorted({record.arm for record in odd}))
                 yield f"{table.name}: initial weights differ between arms of seed {seed} ({arms}).", ids(odd)
 
 
@@ -143,7 +146,7 @@ def batch_norm_of_whole_batches(results: Results) -> Iterator[tuple[str, tuple[s
 
 
 @rule("FAIR-08", "E", over="table")
-def forced_together(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
+def rows_share_every_factor(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Rows of one table share every factor."""
     trained = [record for record in table.records if record.level != "floor"]
     if trained:
@@ -159,7 +162,7 @@ def forced_together(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
 def one_evaluator(table: Table) -> Iterator[tuple[str, tuple[str, ...]]]:
     """A table has one protocol version and one evaluator.
 
-    The same embedding gets another score under another tie rule or selection. Such numbers look alike but are not
+    The same embedding gets another score under another tie rule or selection. Such numbers look similar but are not
     comparable.
     """
     kinds = {

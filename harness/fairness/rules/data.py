@@ -1,4 +1,4 @@
-"""Data are the published ones of their name, and no class is on two sides of a split."""
+"""Rules about data: benchmarks are the published ones, all rows use the same copy, and no class is in two splits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.data import datasets
 from harness.data.datasets import SPLITS
-from harness.errors import some
+from harness.errors import first_few
 from harness.fairness.rules import Results, rule
 from harness.fairness.rules._subjects import counted, ids
 
@@ -124,13 +124,13 @@ def _pair(counts: Mapping[str, int]) -> tuple[int, int]:
 def disjoint_classes(dataset: Dataset, split: np.ndarray) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Training, validation and test classes are disjoint.
 
-    Metric learning is evaluated on classes that were not trained on. A class on both sides rewards memorising it.
+    Metric learning is evaluated on classes that were not trained on. A class in two splits rewards memorising it.
     """
     classes = {name: np.unique(dataset.labels[split == name]) for name in SPLITS}
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
         both = np.intersect1d(classes[first], classes[second])
         if len(both):
-            named = some([dataset.class_names[c] for c in both])
+            named = first_few([dataset.class_names[c] for c in both])
             yield f"{dataset.name}: {_classes(len(both))} in both {first} and {second} ({named}).", ()
 
 

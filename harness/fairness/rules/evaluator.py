@@ -1,4 +1,4 @@
-"""The evaluator is correct: its scores, the neighbours of a query, the depth of its search, excluded queries."""
+"""Rules about the evaluator: its scores, the neighbours of a query, the depth of its search, excluded queries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEEP = 2100  # more than the 2,048 neighbours at which GPU searches stop
 def conforms(evaluate: Evaluator, conformance: Callable[..., Sequence[str]]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The evaluator passes its own conformance set.
 
-    Some evaluators in use give a collapsed embedding 100 % or chance, depending on the order of its ties. Every
+    Some common evaluators give a collapsed embedding 100 % or chance, depending on the order of its ties. Every
     printed number depends on the evaluator.
     """
     for problem in conformance(evaluate):
@@ -33,8 +33,8 @@ def conforms(evaluate: Evaluator, conformance: Callable[..., Sequence[str]]) -> 
 def query_removed_by_index(evaluate: Evaluator, conformance: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
     """A query is removed from its own neighbours by index, never by rank.
 
-    The nearest neighbour may be another image than the query: next to a copy of another class, dropping the first
-    rank drops the copy, and the query finds itself.
+    The nearest neighbour may not be the query itself: if there is a copy in another class, dropping the first rank
+    may drop the copy, and the query finds itself.
     """
     twins, labels = _at_degrees(0, 0, 50, 50), ["a", "b", "a", "b"]
     for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
@@ -69,7 +69,7 @@ def _at_degrees(*angles: float) -> np.ndarray:
 def excluded_are_counted(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Queries without a positive are excluded and counted.
 
-    There is nothing to find for them. Counting them as wrong, as correct or not at all gives three different scores.
+    They have nothing to retrieve. Counting them as wrong, as correct or not at all gives three different scores.
     They are excluded here, and the row states their number.
     """
     excluded: dict[tuple[str, int, int], list[Record]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Outcomes of trials: missing, failed, collapsed and worsened ones are named, and all can be traced."""
+"""Rules about outcomes: missing, failed, collapsed and worsened trials are shown, and all can be traced."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.config import FLOORS
-from harness.errors import some
+from harness.errors import first_few
 from harness.evaluation import NOISE
 from harness.fairness.protocols import FAIR
 from harness.fairness.rules import Results, rule
@@ -31,7 +31,7 @@ ORIGINS = ("packages", "device", "tested_weights", "evaluator")
 def failed_are_shown(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Missing and failed cells are shown with state and reason.
 
-    A table without the runs that crashed or diverged shows only a method's better results.
+    A table without the trials that crashed or diverged shows only the better results of a method.
     """
     finished = {record.id for record in results.records}
     failed: dict[tuple[str, str], list[Failure]] = defaultdict(list)
@@ -97,7 +97,7 @@ def _scores(record: Record) -> Iterator[str]:
     """Yield scores and losses that are not finite, and R@1 below chance."""
     broken = sorted(name for name, value in record.test.items() if not math.isfinite(value))
     if broken:
-        yield f"{some(broken)} not finite"
+        yield f"{first_few(broken)} not finite"
     broken = [epoch.epoch for epoch in _trained(record) if epoch.loss is not None and not math.isfinite(epoch.loss)]
     if broken:
         yield f"loss not finite at epoch {broken[0]}"
@@ -172,7 +172,7 @@ def _percent(low: float, high: float) -> tuple[str, str]:
 def complete_provenance(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The origin of a number is complete: code, packages, weights, data, device, driver, seeds.
 
-    A number that cannot be reproduced cannot be corrected either.
+    A number that cannot be reproduced cannot be corrected.
     """
     lacking: dict[str, list[Record]] = defaultdict(list)
     for record in results.records:

@@ -1,4 +1,4 @@
-"""The test decides nothing: it is read once, after everything was chosen without it."""
+"""Rules about the test split: it is read once, after everything was chosen without it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import some
+from harness.errors import first_few
 from harness.fairness.protocols import PROTOCOLS
 from harness.fairness.rules import Results, rule
 from harness.fairness.rules._subjects import cell_of, counted, ids
@@ -48,14 +48,14 @@ def every_read_is_in_the_ledger(results: Results) -> Iterator[tuple[str, tuple[s
     known = {entry.key for entry in results.ledger.entries()}
     unknown = [record for record in results.tested if _key(record) not in known]
     if unknown:
-        yield f"the ledger has no test read for {counted(unknown)}: {some(ids(unknown))}.", ids(unknown)
+        yield f"the ledger has no test read for {counted(unknown)}: {first_few(ids(unknown))}.", ids(unknown)
 
 
 @rule("FAIR-03", "W", over="records")
 def ledger_is_intact(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every line of the ledger can be read."""
     if results.ledger is not None and (lines := results.ledger.damaged()):
-        yield f"{results.ledger.path.name}: line {some(list(map(str, lines)))} cannot be read.", ()
+        yield f"{results.ledger.path.name}: line {first_few(list(map(str, lines)))} cannot be read.", ()
 
 
 def _ledger_cell(record: Record) -> str:
@@ -73,7 +73,7 @@ def _key(record: Record) -> tuple[str, ...]:
 def no_setting_names_the_test(settings: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """No test metric controls a scheduler, early stopping, checkpoint selection or search.
 
-    The best of many test scores is biased upwards, the more so the more of them there are to choose from.
+    The best of many test scores is biased upwards, and more so the more scores there are.
     """
     for key, value in _leaves(settings):
         if isinstance(value, str) and TEST_METRIC.fullmatch(value.strip()):

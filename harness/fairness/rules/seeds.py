@@ -1,11 +1,11 @@
-"""Rows have enough seeds, and both sides of a difference have the same ones."""
+"""Rules about seeds: rows have enough of them, and both rows of a difference have the same ones."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from harness.errors import some
+from harness.errors import first_few
 from harness.fairness.rules import Results, rule
 from harness.fairness.rules._subjects import ids
 
@@ -25,7 +25,7 @@ def enough_seeds(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
             if len(by_seed) < MARKS_FROM:
                 few[len(by_seed)].append(arm)
         for n, arms in sorted(few.items()):
-            which = "" if len(arms) == len(table.arms) else f" ({some(sorted(arms))})"
+            which = "" if len(arms) == len(table.arms) else f" ({first_few(sorted(arms))})"
             missing = "an interval" if n < INTERVAL_FROM else "bold and dagger"
             concerned = [record for arm in arms for record in table.arms[arm].values()]
             yield f"{table.name} n={n}{which}: printed without {missing}.", ids(concerned)

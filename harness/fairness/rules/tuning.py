@@ -1,4 +1,4 @@
-"""Settings of all arms are searched with equal budgets, in spaces that are fixed beforehand."""
+"""Rules about tuning: all arms are searched with equal budgets, in spaces that are fixed beforehand."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ BORDER = 0.01  # share of a range (of its logarithm, if searched so) that counts
 def equal_budgets(studies: Sequence[Study]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every compared arm is tuned with the same number of trials.
 
-    More trials find a better optimum for any arm, so a new method that is tuned for longer than its baseline wins by
-    the search.
+    More trials find a better optimum for any arm, so a new method that is tuned for longer than its baseline wins
+    because of the search.
     """
     places: dict[str, list[Study]] = defaultdict(list)
     for study in studies:
@@ -35,7 +35,7 @@ def equal_budgets(studies: Sequence[Study]) -> Iterator[tuple[str, tuple[str, ..
 def space_declared(studies: Sequence[Study]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """A search space is declared beforehand and does not change within a study.
 
-    Widening a space after looking at the scores is a manual search that no budget counts.
+    Widening a space after seeing the scores is a manual search that no budget counts.
     """
     for study in studies:
         name = f"{study.place}/{study.arm}"
@@ -66,8 +66,8 @@ def space_declared(studies: Sequence[Study]) -> Iterator[tuple[str, tuple[str, .
 def optimum_inside(studies: Sequence[Study]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """A tuned optimum is not on the border of its space.
 
-    The best value may be outside, so the space may have been too narrow for this arm. Choices have a border if they
-    are more than two numbers.
+    The best value may be outside, so the space may be too narrow for this arm. Choices have a border only if they are
+    more than two numbers.
     """
     for study in studies:
         for key, value in (study.chosen or {}).items():

@@ -44,7 +44,7 @@ def _named(board: Board) -> list[rules.Rule]:
     """The fairness rules that notes of the leaderboard begin with."""
     said = [*board.notes, *(note.sentence for block in board.blocks for note in block.findings)]
     ids = {sentence.partition(" ")[0] for sentence in said}
-    return [rule for rule in rules.found() if rule.id in ids]
+    return [rule for rule in rules.all_rules() if rule.id in ids]
 
 
 def _part(name: str) -> str:

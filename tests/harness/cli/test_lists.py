@@ -44,7 +44,7 @@ def test_losses_show_their_hyperparameters_and_why_they_have_no_metrix_form(run)
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_losses_fit_the_terminal(run, monkeypatch, width):
-    """No line is longer, no name is broken, and every hyperparameter stands in one piece."""
+    """No line is too long, and no name or hyperparameter is broken."""
     monkeypatch.setattr("rich.console.Console.is_terminal", True)
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("COLUMNS", str(width))

@@ -1,4 +1,4 @@
-"""What holds for every command: exit codes, bugs, terminals of other encodings, and nobody who reads."""
+"""Exit codes, bugs, terminal encodings and closed pipes: the same for every command."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def test_a_bug_is_a_traceback_and_a_request_to_report_it(command, monkeypatch):
     code, text = command("plan", "mine.yaml")
     assert code == 1
     assert "Traceback" in text
-    assert text.endswith("not in what you typed: please report it with the lines above\n")
+    assert text.endswith("not a mistake in the command: please report it with the lines above\n")
 
 
 @pytest.mark.parametrize("words", [("--debug", "plan", "qick"), ("plan", "qick", "--debug"), ("plan", "qick")])

@@ -1,4 +1,4 @@
-"""Wrong arguments and damaged files, by command: a sentence, the right exit code, and never a traceback."""
+"""Wrong arguments and damaged files: every command prints a message and returns the right code, with no traceback."""
 
 import json
 import os
@@ -39,16 +39,16 @@ def command(finished, tmp_path, capsys, monkeypatch):
 NO_RUN = "nowhere is not a run folder: it has no records/"
 FILE = "file is not a run folder: it has no records/"
 FULL = "full is not a run and contains other files (thesis.tex): name a new or empty folder"
-EMPTY = "is empty; name one, or leave it out"
-TWICE = "it is given twice"
+EMPTY = "is empty; give a value, or leave it out"
+TWICE = "given twice"
 WRONG = {
     "metrix-bench": "the following arguments are required: COMMAND",
     "rnu quick": "invalid choice: 'rnu' (choose from 'run', 'plan', 'trial', 'retry', 'status',",
-    "plan qick": "qick: cannot run:\n  no grid file, nor grid named 'qick'; did you mean 'quick'?",
-    "plan nowhere.yaml": "no grid file, nor grid named 'nowhere.yaml'; there are: losses, omniglot, paper-all,",
-    "plan empty": "empty: cannot run:\n  it is a folder; a grid is a YAML file",
-    "plan file": "file: cannot run:\n  it holds no settings; see the grids that ship for an example",
-    "plan mine.yaml more": "'more' is one word too many",
+    "plan qick": "qick: cannot run:\n  no grid or grid file named 'qick'; did you mean 'quick'?",
+    "plan nowhere.yaml": "no grid or grid file named 'nowhere.yaml'; there are: losses, omniglot, paper-all,",
+    "plan empty": "empty: cannot run:\n  this is a folder; a grid is a YAML file",
+    "plan file": "file: cannot run:\n  the file contains no settings; see the shipped grids for examples",
+    "plan mine.yaml more": "unexpected argument 'more'",
     "plan mine.yaml --otu x": "no option named '--otu'; did you mean '--out' or '--set'?",
     "plan ''": f"the value after plan {EMPTY}",
     "plan mine.yaml --out ''": f"the value after --out {EMPTY}",
@@ -59,14 +59,14 @@ WRONG = {
     "plan mine.yaml --data a --data b": f"argument --data: {TWICE}",
     "plan mine.yaml --losses triplet --losses contrastive": f"argument --losses: {TWICE}",
     "trial mine.yaml --arm triplet --seed 0 --seed 0": f"argument --seed: {TWICE}",
-    "plan mine.yaml --set epochs=2 --set epochs=3": "--set epochs=3: training.epochs is set to 2 as well",
-    "plan mine.yaml --set lr=1 --set training.lr=2": "--set training.lr=2: training.lr is set to 1 as well",
-    "plan mine.yaml --set epochs": "--set epochs: it is written key=value, such as epochs=20",
-    "plan mine.yaml --set =3": "--set =3: it is written key=value, such as epochs=20",
-    "plan mine.yaml --set epochs=": "training.epochs: nothing does not fit: it should be a whole number",
-    "plan mine.yaml --set name=a/b": "name: 'a/b' does not fit: it should be letters, digits, '.', '_' and '-'",
-    f"plan mine.yaml --set name={'n' * 101}": "does not fit: String should have at most 100 characters",
-    "plan mine.yaml --losses triplet,": "'triplet,': a name is missing beside a comma",
+    "plan mine.yaml --set epochs=2 --set epochs=3": "--set epochs=3: training.epochs is also set to 2",
+    "plan mine.yaml --set lr=1 --set training.lr=2": "--set training.lr=2: training.lr is also set to 1",
+    "plan mine.yaml --set epochs": "--set epochs: expected key=value, such as epochs=20",
+    "plan mine.yaml --set =3": "--set =3: expected key=value, such as epochs=20",
+    "plan mine.yaml --set epochs=": "training.epochs: nothing is not valid: it should be a whole number",
+    "plan mine.yaml --set name=a/b": "name: 'a/b' is not valid: it should be letters, digits, '.', '_' and '-'",
+    f"plan mine.yaml --set name={'n' * 101}": "is not valid: String should have at most 100 characters",
+    "plan mine.yaml --losses triplet,": "'triplet,': a name is missing next to a comma",
     "plan mine.yaml --losses tripelt": "no entry of the grid's losses named 'tripelt'; did you mean 'triplet'?",
     "plan mine.yaml --levels baselin": "no entry of the grid's levels named 'baselin'; did you mean 'baseline'?",
     "plan mine.yaml --seeds x": "mine.yaml: cannot run:\n  --seeds x: a seed is a whole number\n",
@@ -79,22 +79,22 @@ WRONG = {
     "plan omniglot --data nowhere": "nowhere",
     "run mine.yaml --out file": "file is a file; a run is a folder",
     "run mine.yaml --track tensorbord": "no tracker named 'tensorbord'; did you mean 'tensorboard'?",
-    "run mine.yaml --address here": "'here' is not an address; it is auto, HOST:PORT or ray://HOST:PORT",
-    "run mine.yaml --address ray:/x": "'ray:/x' is not an address; it is auto, HOST:PORT or ray://HOST:PORT",
-    "run mine.yaml --device cuda": "'cuda': a grid runs on every GPU there is",
+    "run mine.yaml --address here": "'here' is not an address; expected auto, HOST:PORT or ray://HOST:PORT",
+    "run mine.yaml --address ray:/x": "'ray:/x' is not an address; expected auto, HOST:PORT or ray://HOST:PORT",
+    "run mine.yaml --device cuda": "'cuda': the only choice is cpu; without --device a grid uses all GPUs",
     "trial mine.yaml": "the following arguments are required: --arm",
-    "trial mine.yaml --arm triplet+": "arm 'triplet+': cannot run:\n  it is not written loss, loss+level or",
+    "trial mine.yaml --arm triplet+": "arm 'triplet+': cannot run:\n  expected loss, loss+level or",
     "trial mine.yaml --arm triplet[foo=1]": "no parameter of triplet named 'foo'; there are: ",
     "trial mine.yaml --arm triplet --seed 4294967296": "'4294967296' is not a whole number from 0 to 4294967295",
     "trial mine.yaml --arm triplet --out file": "file is a file; a run is a folder",
-    "retry base": "retry needs --failed, or --only with a part of the ids",
+    "retry base": "retry needs --failed, or --only with part of an id",
     "retry nowhere --failed": NO_RUN,
     "retry file --failed": FILE,
     "status nowhere": NO_RUN,
     "status file": FILE,
     "status mine.yaml": "mine.yaml is not a run folder: it has no records/",
     "logs nowhere x": NO_RUN,
-    "logs base x": "'x' names no trial of base; name one of\n  glyphs-test_resnet-contrastive-s0-",
+    "logs base x": "'x' matches no trial of base; choose one of\n  glyphs-test_resnet-contrastive-s0-",
     "stop nowhere": NO_RUN,
     "report nowhere": NO_RUN,
     "report file": FILE,
@@ -116,16 +116,16 @@ WRONG = {
     "audit": "audit needs a run folder, or --rules",
     "audit file": FILE,
     "verify nowhere": NO_RUN,
-    "verify base --only zzz": "base has no record of a test with 'zzz' in its id",
+    "verify base --only zzz": "base has no record with test scores and 'zzz' in its id",
     "verify base --device gpu": "no device 'gpu' on this machine; there are: cpu",
     "draw base contrastive --to x.xyz": "x.xyz: the name of a figure ends in .pdf, .svg, .png",
     "draw base contrastive --to file/x.pdf": "file: File exists",
     "draw nowhere x": NO_RUN,
     "doctor cub20": "no dataset named 'cub20'; did you mean 'cub200'?",
     "doctor glyphs --data file": "--data file: glyphs is embedded and reads no folder; leave it out",
-    "doctor glyphs --option x": "'x' is not written KEY=VALUE",
+    "doctor glyphs --option x": "'x' is not of the form KEY=VALUE",
     "doctor glyphs --option classes=3 --option classes=4": "--option classes is given twice; give it once",
-    "prepare glyphs --side 0": "'0' is not a whole number from 1",
+    "prepare glyphs --side 0": "'0' is not a whole number of at least 1",
     "prepare folder --data empty": "folder: no class folders with images in empty",
     "prepare omniglot": "dataset 'omniglot' reads your own copy: say where it is with --data FOLDER",
     "list lossses": "invalid choice: 'lossses' (choose from 'backbones', 'datasets', 'grids', 'levels',",
@@ -144,7 +144,7 @@ def test_wrong_words(command, line):
 
 def test_the_same_setting_twice_is_accepted(command):
     code, text = command("plan", "mine.yaml", "--set", "epochs=2", "--set", "training.epochs=2", "--out", "new")
-    assert (code, "mine: 2 trials" in text, "2 to run, about" in text) == (0, True, True)
+    assert (code, "mine: 2 trials" in text, "2 trials to run, about" in text) == (0, True, True)
 
 
 def test_a_data_folder_that_is_not_read_is_reported(command):
@@ -168,7 +168,7 @@ def test_titles_are_not_folded_to_a_narrow_table(command):
 def test_a_trial_without_ray_has_no_log(command):
     shutil.rmtree("base/logs")
     code, text = command("logs", "base", "contrastive")
-    assert (code, text) == (2, "metrix-bench: base holds no log; metrix-bench run writes one of every trial\n")
+    assert (code, text) == (2, "metrix-bench: base has no logs; metrix-bench run writes one for each trial\n")
 
 
 READING = ("status base", "report base --format csv", "audit base", "power base", "stop base", "retry base --failed")
@@ -269,7 +269,7 @@ def test_damaged_outcomes_are_named(command, content):
     path = next(Path("base/per_query").iterdir())
     path.write_bytes(content)
     code, text = command("verify", "base")
-    assert (code, f"{path} cannot be read: " in text, "0 of 1 match" in text) == (1, True, True)
+    assert (code, f"{path} cannot be read: " in text, "matching records: 0 of 1" in text) == (1, True, True)
     code, text = command("report", "base", "--format", "csv")
     assert (code, f"{path} cannot be read as outcomes of queries" in " ".join(text.split())) == (0, True)
 

@@ -1,4 +1,4 @@
-"""Commands that run trials: what a newcomer gets wrong, and what is not run again."""
+"""Commands that run trials: common mistakes, and what does not run again."""
 
 import re
 from pathlib import Path
@@ -61,7 +61,7 @@ def run(tmp_path, capsys):
         (("list", "stages", "resnet5"), "did you mean"),
         (("list", "stages"), "list stages resnet50"),
         (("trial", "GRID", "--arm", "contrastive+embeding"), "embeding"),
-        (("trial", "GRID", "--arm", "contrastive", "--fold", "1"), "has no folds; --set folds=4 gives it some"),
+        (("trial", "GRID", "--arm", "contrastive", "--fold", "1"), "has no folds; add them with --set folds=4"),
         (("trial", "GRID", "--arm", "contrastive", "--set", "folds=2", "--fold", "3"), "has folds 1 to 2"),
         (
             ("trial", "GRID", "--arm", "contrastive", "--set", "folds=9"),
@@ -98,7 +98,7 @@ def test_wrong_grids(run, change, sentence):
     assert sentence in text
 
 
-def test_a_stage_that_does_not_exist_is_answered_with_those_that_do(run):
+def test_an_unknown_stage_is_reported_with_the_known_ones(run):
     _, text = run("run", "GRID", backbone="{name: test_resnet, stage: layer9}")
     assert all(stage in text for stage in ("layer1", "layer2", "layer3"))
 
@@ -117,10 +117,10 @@ def test_a_plan_lists_what_would_run_and_what_it_would_take(run):
     assert code == 0, text
     assert "4 trials" in text
     assert "glyphs-test_resnet-contrastive+feature-s0" in text
-    assert "4 to run, about" in text
+    assert "4 trials to run, about" in text
 
 
-def test_compute_matched_baselines_stand_in_the_plan(run):
+def test_compute_matched_baselines_are_in_the_plan(run):
     code, text = run(
         "plan", "GRID", "--set", "compute_matched=true", "--set", "metrix.weight=0.2", arms="contrastive+input"
     )
@@ -136,12 +136,12 @@ def test_compute_matched_baselines_stand_in_the_plan(run):
         ("--arm contrastve", "no loss named 'contrastve'; did you mean 'contrastive'?"),
         ("--arm contrastive --device gpu", "no device 'gpu' on this machine; there are: cpu"),
         ("--arm contrastive --device cuda:77", "no device 'cuda:77' on this machine; there are: cpu"),
-        ("--arm contrastive --seed -1", "'-1' is not a whole number from 0"),
-        ("--arm contrastive --ranks 0", "'0' is not a whole number from 1"),
-        ("--arm contrastive --set protocol=tuned", "searches the settings of its arms, which metrix-bench run does"),
+        ("--arm contrastive --seed -1", "'-1' is not a whole number from 0 to"),
+        ("--arm contrastive --ranks 0", "'0' is not a whole number of at least 1"),
+        ("--arm contrastive --set protocol=tuned", "is tuned by a search, which needs metrix-bench run"),
     ],
 )
-def test_a_trial_that_cannot_run_says_why(command, words, sentence):
+def test_a_trial_that_cannot_run_gives_the_reason(command, words, sentence):
     code, text = command("trial", "mine.yaml", *words.split())
     assert code == 2, text
     assert sentence in text
@@ -153,7 +153,7 @@ def test_a_trial_with_other_settings_needs_another_folder(command, tmp_path):
     assert (code, "training.epochs was 1 and is now 2" in text, "--out" in text) == (2, True, True)
     assert not (tmp_path / "results").exists()
     code, text = command("trial", "mine.yaml", "--arm", "contrastive")
-    assert (code, "already done" in text) == (0, False), text
+    assert (code, "nothing to run" in text) == (0, False), text
     pattern = (
         r"glyphs-\S+\nepoch 0/1  before training  validation: R@1 \d\d\.\d  MAP@R \d\d\.\d\n"
         r"epoch 1/1  loss -?\d\.\d{4}  validation: R@1 \d\d\.\d  MAP@R \d\d\.\d\n"
@@ -162,7 +162,7 @@ def test_a_trial_with_other_settings_needs_another_folder(command, tmp_path):
     assert re.fullmatch(pattern, text), text
     assert max(map(len, text.splitlines()[:-2])) <= 80
     code, text = command("trial", "mine.yaml", "--arm", "contrastive", "--set", "keep=weights")
-    assert (code, "already done: its record is from " in text) == (0, True)
+    assert (code, "nothing to run: its record is from " in text) == (0, True)
     assert "keep=weights does not change finished trials, which have keep=embeddings" in text
     out = ("--out", "results/runs/mine")
     code, text = command("trial", "mine.yaml", "--arm", "triplet", "--set", "batch_size=40", *out)
@@ -190,7 +190,7 @@ def test_a_folder_with_other_files_is_refused(command, tmp_path, words):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 
-def test_a_finished_run_says_so_and_what_it_does_not_repeat(command, tmp_path, monkeypatch):
+def test_a_finished_run_reports_that_and_which_changes_have_no_effect(command, tmp_path, monkeypatch):
     from harness import launch
     from harness.launch.plan import Plan
 
@@ -205,7 +205,7 @@ def test_a_finished_run_says_so_and_what_it_does_not_repeat(command, tmp_path, m
     monkeypatch.setattr(launch, "supervised", lambda attempt, *_: attempt())
     code, text = command("run", "mine.yaml", "--set", "keep=weights")
     assert code == 0
-    assert "already done: 1 trial had records, and nothing was run\n" in text
+    assert "nothing to run: 1 trial already done\n" in text
     assert "keep=weights does not change finished trials, which have keep=embeddings: name another folder " in text
     assert "open results/runs/mine/leaderboard.html in a browser\n" in text
 

@@ -1,4 +1,4 @@
-"""What a command imports before it answers: seconds of torch are nothing to pay for a list of names."""
+"""What a command imports: a list of names must not wait seconds for torch."""
 
 import json
 import os

@@ -118,10 +118,10 @@ def test_every_dataset_can_be_examined(name, tmp_path):
 def test_the_command_prints_all_findings(tmp_path, capsys):
     cub200.write(tmp_path)
     assert cli.main(["doctor", "cub200", "--data", str(tmp_path)]) == cli.FAILED
-    said = capsys.readouterr().out
-    assert re.search(r"train +16 +4 +5864 +100", said)
-    assert re.search(r"fingerprint [0-9a-f]{64}\nE  FAIR-01 cub200: 16/16 images", said)
-    assert "Where to get it: the university's old page" in said
+    output = capsys.readouterr().out
+    assert re.search(r"train +16 +4 +5864 +100", output)
+    assert re.search(r"fingerprint [0-9a-f]{64}\nE  FAIR-01 cub200: 16/16 images", output)
+    assert "Where to get it: the university's old page" in output
     words = ["--option", "allow_nonstandard=true", "--thorough"]
     assert cli.main(["doctor", "cub200", "--data", str(tmp_path), *words]) == cli.OK
     assert "cub200: ready to run" in capsys.readouterr().out
@@ -138,10 +138,10 @@ def test_prepare_announces_and_decodes(tmp_path, capsys):
     assert cli.main(["prepare", "cub200", *words]) == cli.WRONG_INPUT
     assert "FAIR-01 cub200" in capsys.readouterr().err
     assert cli.main(["prepare", "cub200", *words, "--option", "allow_nonstandard=true"]) == cli.OK
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("cub200 at 40 px takes about 0.00 GB and ")
-    assert said[-2] == "decoding cub200: 32 of 32"
-    assert re.match(r"32 images in .*images-cub200-40px-\w+\.bin, 0\.00 GB", said[-1])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("cub200 at 40 px takes about 0.00 GB and ")
+    assert lines[-2] == "decoding cub200: 32 of 32"
+    assert re.match(r"32 images in .*images-cub200-40px-\w+\.bin, 0\.00 GB", lines[-1])
     assert cli.main(["prepare", "cub200", *words, "--option", "allow_nonstandard=true"]) == cli.OK
     assert len(capsys.readouterr().out.splitlines()) == 1, "there is nothing to do any more"
 
@@ -184,7 +184,11 @@ def test_equal_pixels_in_two_formats_are_found_if_thorough(tmp_path):
     Image.open(one).save(other.with_suffix(".bmp"))
     other.unlink()
     assert doctor.examine("folder", data).sound
-    assert not [said for said in sentences(doctor.examine("folder", data), "W") if "in two splits" in said]
-    said = [said for said in sentences(doctor.examine("folder", data, thorough=True), "W") if "in two splits" in said]
-    assert len(said) == 1
-    assert said[0].startswith("folder: 1 images are in two splits, pixel for pixel (")
+    assert not [message for message in sentences(doctor.examine("folder", data), "W") if "in two splits" in message]
+    messages = [
+        message
+        for message in sentences(doctor.examine("folder", data, thorough=True), "W")
+        if "in two splits" in message
+    ]
+    assert len(messages) == 1
+    assert messages[0].startswith("folder: 1 images are in two splits, pixel for pixel (")

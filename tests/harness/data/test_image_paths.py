@@ -46,10 +46,10 @@ def test_a_network_trains_on_the_files(birds, tmp_path):
 
 
 def test_the_images_of_trials_are_decoded_and_announced_once(birds, tmp_path):
-    said, sources = [], Sources(tmp_path, birds, tmp_path / "cache")
+    messages, sources = [], Sources(tmp_path, birds, tmp_path / "cache")
     trials = [make(arm, path) for arm in ("untrained", "contrastive") for path in ("classical", "cache")]
-    prepare_images(trials, sources, said.append)
-    prepare_images(trials, sources, said.append)
-    assert len(said) == 1
-    assert said[0].startswith("cub200 at 36 px takes about 0.00 GB and ")
+    prepare_images(trials, sources, messages.append)
+    prepare_images(trials, sources, messages.append)
+    assert len(messages) == 1
+    assert messages[0].startswith("cub200 at 36 px takes about 0.00 GB and ")
     assert len(list((tmp_path / "cache").glob("*.bin"))) == 1

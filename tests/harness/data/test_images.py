@@ -48,14 +48,14 @@ def test_images_of_one_size_make_a_tensor_and_of_several_a_list(tmp_path):
 
 
 def test_the_size_is_estimated_and_announced_before_decoding(tmp_path):
-    pictures, said = Pictures(size=(20, 10)), []
+    pictures, messages = Pictures(size=(20, 10)), []
     assert disk_bytes(pictures.dataset, 8) == 100 * 3 * 8 * 16
-    images = open_images(pictures.dataset, 8, tmp_path, announce=lambda sentence: said.append(sentence))
+    images = open_images(pictures.dataset, 8, tmp_path, announce=lambda sentence: messages.append(sentence))
     assert images.path.stat().st_size == pytest.approx(100 * 3 * 8 * 16, rel=0.05)
-    open_images(pictures.dataset, 8, tmp_path, announce=lambda sentence: said.append(sentence))
-    assert len(said) == 1
-    assert said[0].startswith(f"toy at 8 px takes about 0.00 GB and {tmp_path} has ")
-    assert said[0].endswith("GB left: decoding 100 images")
+    open_images(pictures.dataset, 8, tmp_path, announce=lambda sentence: messages.append(sentence))
+    assert len(messages) == 1
+    assert messages[0].startswith(f"toy at 8 px takes about 0.00 GB and {tmp_path} has ")
+    assert messages[0].endswith("GB left: decoding 100 images")
     assert disk_bytes(Pictures(broken=range(100)).dataset, 8) == 100 * 3 * 8 * 8
 
 
@@ -130,9 +130,9 @@ def test_unreadable_images_are_all_named_and_nothing_is_kept(tmp_path):
 def test_of_many_unreadable_images_some_are_named(tmp_path):
     with pytest.raises(DatasetError) as caught:
         open_images(Pictures(broken=range(100)).dataset, 8, tmp_path)
-    said = str(caught.value).splitlines()
-    assert len(said) == 22
-    assert said[-1] == "  and 80 more; `metrix-bench doctor toy` names them all"
+    messages = str(caught.value).splitlines()
+    assert len(messages) == 22
+    assert messages[-1] == "  and 80 more; `metrix-bench doctor toy` names them all"
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -108,16 +108,16 @@ def planned(tmp_path):
 
 def test_a_k_beyond_the_gallery_is_omitted_with_a_note(planned, tmp_path):
     plan = planned([3] * 10, [2] * 4)
-    said = "folder: R@8 of test left out: a query has 7 candidates"
+    message = "folder: R@8 of test left out: a query has 7 candidates"
     unseen = "folder: R@8 of validation left out: a query has 5 candidates"
-    assert plan.notes == (unseen, said)
+    assert plan.notes == (unseen, message)
     found = doctor.examine("folder", tmp_path / "data", tmp_path / "cache")
-    assert [(finding.severity, finding.sentence) for finding in found.findings] == [("W", said)]
+    assert [(finding.severity, finding.sentence) for finding in found.findings] == [("W", message)]
     assert found.sound
     record = run_trial(plan.trials[0], tmp_path / "run", tmp_path / "data", tmp_path / "cache")
     assert list(record.test) == ["R@1", "R@2", "R@4", "MAP@R", "R-Precision"]
     assert [name for name in record.validation if name.startswith("R@")] == ["R@1", "R@2", "R@4"]
-    assert record.notes[:2] == (unseen, said)
+    assert record.notes[:2] == (unseen, message)
 
 
 def test_the_ks_of_the_grid_are_scored(planned, tmp_path, capsys):
@@ -135,16 +135,16 @@ def test_the_ks_of_the_grid_are_scored(planned, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "overrides", "said"),
+    ("sizes", "overrides", "message"),
     [
         ([3] * 10, ["ks=[9, 10]"], "folder: none of ks = [9, 10] can be answered in test: a query has 7 candidates"),
         ([1] * 9 + [2], ["folds=5"], "fold 1 of 5: folder: every class in validation has one image"),
     ],
 )
-def test_splits_without_a_score_are_rejected_by_the_plan(planned, sizes, overrides, said):
+def test_splits_without_a_score_are_rejected_by_the_plan(planned, sizes, overrides, message):
     with pytest.raises(GridError) as error:
         planned(sizes, [2] * 4, *overrides)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_validation_classes_of_one_image_are_rejected_everywhere(planned, tmp_path, make_trial):
@@ -153,38 +153,38 @@ def test_validation_classes_of_one_image_are_rejected_everywhere(planned, tmp_pa
     for name in ("train04", "train08"):  # those that the fair protocol holds out
         for path in sorted((folder / name).iterdir())[1:]:
             path.unlink()
-    said = (
+    message = (
         "folder: every class in validation has one image, so nothing can be retrieved; the validation classes are "
         "chosen by class name (train04, train08): add a second image to some of them, remove them, or define a "
         "validation split in a manifest"
     )
     found = doctor.examine("folder", tmp_path / "data", tmp_path / "other")
-    assert (found.findings[0].severity, found.findings[0].sentence) == ("E", said)
+    assert (found.findings[0].severity, found.findings[0].sentence) == ("E", message)
     with pytest.raises(GridError, match="every class in validation has one image") as error:
         make_plan(Grid.load(tmp_path / "g.yaml"), tmp_path / "data", tmp_path / "other")
-    assert said in str(error.value)
+    assert message in str(error.value)
     with pytest.raises(DatasetError) as error:
         run_trial(plan.trials[0], tmp_path / "run", tmp_path / "data", tmp_path / "other")
-    assert str(error.value) == said
+    assert str(error.value) == message
     assert Run(tmp_path / "run").records() == []
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "message"),
     [
-        ("1,10", "ks: '1,10' is not a list of the K of R@K, such as [1, 10]"),
-        ("5", "ks: 5 is not a list of the K of R@K, such as [1, 10]"),
-        ("[]", "ks: [] is not a list of the K of R@K, such as [1, 10]"),
-        ("[0, 1]", "ks: 0 of [0, 1] is not a whole number from 1"),
-        ("[1, 2.5]", "ks: 2.5 of [1, 2.5] is not a whole number from 1"),
-        ("[true]", "ks: True of [True] is not a whole number from 1"),
-        ("[10, 1, 1]", "ks: [10, 1, 1] does not have each K once, in rising order: write [1, 10]"),
+        ("1,10", "ks: '1,10' is not a list of K for R@K, such as [1, 10]"),
+        ("5", "ks: 5 is not a list of K for R@K, such as [1, 10]"),
+        ("[]", "ks: [] is not a list of K for R@K, such as [1, 10]"),
+        ("[0, 1]", "ks: 0 in [0, 1] is not a whole number of at least 1"),
+        ("[1, 2.5]", "ks: 2.5 in [1, 2.5] is not a whole number of at least 1"),
+        ("[true]", "ks: True in [True] is not a whole number of at least 1"),
+        ("[10, 1, 1]", "ks: [10, 1, 1] is not in increasing order, each K once: write [1, 10]"),
     ],
 )
-def test_wrong_ks_are_rejected_with_a_reason(written, said):
+def test_wrong_ks_are_rejected_with_a_reason(written, message):
     with pytest.raises(GridError) as error:
         Grid.load("quick", [f"ks={written}"])
-    assert error.value.problems == (said,)
+    assert error.value.problems == (message,)
 
 
 def test_a_trial_without_ks_keeps_its_name(make_trial):

@@ -101,7 +101,7 @@ def test_missing_weights_are_reported(drawn, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("losses", "said"),
+    ("losses", "message"),
     [
         (
             "[{name: multi_similarity, options: {beta: -1}}]",
@@ -121,10 +121,10 @@ def test_missing_weights_are_reported(drawn, tmp_path):
         ),
     ],
 )
-def test_options_out_of_range_are_refused(drawn, losses, said):
+def test_options_out_of_range_are_refused(drawn, losses, message):
     with pytest.raises(GridError) as error:
         make_plan(Grid.load("quick", [*SMALL, f"losses={losses}", "levels=[baseline]"]), cache=drawn)
-    assert error.value.problems == (said,)
+    assert error.value.problems == (message,)
 
 
 def test_the_plan_opens_a_file_of_weights_and_opens_it_again_when_it_is_replaced(drawn, tmp_path):

@@ -92,6 +92,6 @@ def test_a_command_for_another_machine_joins_the_cluster_there():
         ),
     ],
 )
-def test_a_path_that_means_another_folder_there_is_refused(place, data, sentence):
+def test_a_path_that_differs_on_the_head_is_rejected(place, data, sentence):
     with pytest.raises(UserError, match=sentence):
         words_there(["run", "--address", "ray://x"], place, data, None)

@@ -9,7 +9,7 @@ import baselines
 from harness.audit import studies
 from harness.config import LEVELS, Search
 from harness.fairness import rules
-from harness.launch.plan import refusal
+from harness.launch.plan import no_metrix_reason
 from harness.launch.search import space, tune
 from harness.leaderboard.compose import board_of
 from harness.runs.errors import RunError
@@ -143,7 +143,7 @@ def rising(tmp_path, make_record, trials, settings=SETTINGS):
 def test_every_loss_is_searched_at_every_level(tmp_path, make_trial, make_record, loss, level):
     """Without training: proposed, built, recorded, chosen, checked by the rules and shown in a table."""
     first = make_trial(loss if level == "baseline" else f"{loss}+{level}")
-    if reason := refusal(first.arm):
+    if reason := no_metrix_reason(first.arm):
         assert first.arm.metrix is not None, reason
         return
     final, tried, run = rising(tmp_path, make_record, [first])

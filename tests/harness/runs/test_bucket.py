@@ -51,12 +51,12 @@ def test_a_bucket_holds_what_a_folder_holds(bucket, tmp_path, make_trial, make_r
 
 
 def test_a_broken_record_in_a_bucket_is_set_aside_there(bucket, make_trial, make_record):
-    said = []
-    run, trial = Run(bucket, warn=said.append), make_trial()
+    messages = []
+    run, trial = Run(bucket, warn=messages.append), make_trial()
     run.prepare()
     run._storage.write(f"records/{trial.id}.json", b'{"id"')
     assert run.records() == []
-    assert f"{bucket}/set_aside/{trial.id}" in said[0]
+    assert f"{bucket}/set_aside/{trial.id}" in messages[0]
     assert run.missing([trial]) == [trial]
     assert len(run.pull_all(run.folder / "set_aside")) == 1
 

@@ -79,8 +79,8 @@ def test_the_score_of_a_seed_is_the_mean_over_its_folds(series):
     assert base.interval == "95 % t-interval over 3 training seeds"
     assert variant.difference == pytest.approx((0.1 + 0.05 + 0.1) / 3)
     assert (board.done, board.total, board.partial) == (12, 12, False)
-    said = " ".join(captions.of_board(board))
-    assert "over n = 3 training seeds, each the mean over 2 class-disjoint folds." in said
+    messages = " ".join(captions.of_board(board))
+    assert "over n = 3 training seeds, each the mean over 2 class-disjoint folds." in messages
     assert board.blocks[0].caption[0].startswith("Data: train 12 images of 6 classes; test 8 images of 4 classes;")
 
 
@@ -119,8 +119,8 @@ def test_a_seed_with_a_missing_fold_has_no_score(series, fold_of):
     unplanned = board_of(records)
     assert row(unplanned).reason == "missing: seed 1 (fold 2 of 2)"
     assert (unplanned.done, unplanned.total) == (3, 4)
-    said = [finding.sentence for finding in over_records(records, (), [fold_of(2, seed=1)])]
-    assert "FAIR-20 glyphs/test_resnet/contrastive: not run, seed 1 (fold 2 of 2)." in said
+    messages = [finding.sentence for finding in over_records(records, (), [fold_of(2, seed=1)])]
+    assert "FAIR-20 glyphs/test_resnet/contrastive: not run, seed 1 (fold 2 of 2)." in messages
 
 
 def test_a_seed_with_a_failed_fold_has_failed_with_its_reason(series, fold_of, fail):
@@ -128,8 +128,8 @@ def test_a_seed_with_a_failed_fold_has_failed_with_its_reason(series, fold_of, f
     found = row(board_of(records, [lost]))
     assert (found.seeds, found.state) == ("0", "partial")
     assert found.reason == "seed 1 failed 3x (out of memory: fold 2 of 2: CUDA out of memory)"
-    said = [finding.sentence for finding in over_records(records, [lost])]
-    assert "FAIR-20 glyphs/test_resnet/contrastive: failed 3x (out of memory), seed 1 (fold 2 of 2)." in said
+    messages = [finding.sentence for finding in over_records(records, [lost])]
+    assert "FAIR-20 glyphs/test_resnet/contrastive: failed 3x (out of memory), seed 1 (fold 2 of 2)." in messages
     later = board_of(series(ARM, {0: (0.3, 0.5), 1: (0.9, 0.7)}), [lost])
     assert scores_of(cell(later)) == pytest.approx({0: 0.4, 1: 0.8}), "it succeeded later"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.runs.live import Tally, Together, Unseen, View
+from harness.runs.live import CombinedView, SilentView, Tally, View
 
 
 class Clock:
@@ -62,14 +62,14 @@ def test_every_one_of_several_views_gets_every_event(make_trial):
     assert events.keys() == {name for name in vars(View) if not name.startswith("_")}
     heard = []
 
-    class Recorder(Unseen):
+    class Recorder(SilentView):
         def __getattribute__(self, name):
             return lambda *given: heard.append((name, given))
 
-    together = Together(Recorder(), Recorder())
+    together = CombinedView(Recorder(), Recorder())
     for name, given in events.items():
         getattr(together, name)(*given)
-        getattr(Unseen(), name)(*given)
+        getattr(SilentView(), name)(*given)
     assert heard == [event for event in events.items() for _ in range(2)]
     with pytest.raises(AttributeError):
         together.begun(3, 1, 2)

@@ -14,8 +14,8 @@ from harness.runs.run import Run
 
 @pytest.fixture
 def run(tmp_path):
-    run = Run(tmp_path / "run", warn=lambda sentence: run.said.append(sentence))
-    run.said = []
+    run = Run(tmp_path / "run", warn=lambda sentence: run.messages.append(sentence))
+    run.messages = []
     run.prepare()
     return run
 
@@ -34,7 +34,7 @@ def test_a_truncated_record_is_named_set_aside_and_missing(run, make_trial, make
     run.finish(make_record(trial))
     run.record_path(trial).write_text(rest)
     assert run.records() == []
-    assert trial.id in run.said[0]
+    assert trial.id in run.messages[0]
     assert [path.read_text() for path in (run.folder / "set_aside").iterdir()] == [rest]
     assert run.record(trial) is None
 
@@ -46,7 +46,7 @@ def test_an_id_that_leads_out_of_the_folder_is_set_aside(run, make_trial, make_r
     content = json.loads(run.record_path(trial).read_text())
     run.record_path(trial).write_text(json.dumps({**content, "id": id}))
     assert run.records() == []
-    assert "is not an id: it leads out of the run folder" in run.said[0]
+    assert "is not an id: it leads out of the run folder" in run.messages[0]
 
 
 def test_a_failure_is_kept_until_the_trial_succeeds(run, make_trial, make_record):

@@ -36,7 +36,7 @@ def test_status_of_a_running_a_silent_and_an_ended_run(tmp_path, make_trial, mak
     assert any(sentence.startswith("driver: process 1 on b, last seen") for sentence in found.sentences)
     old = time.time() - 600
     os.utime(tmp_path / "state.json", (old, old))
-    assert "it is dead or its storage is unavailable" in " ".join(status(run).sentences)
+    assert "it died or its storage is unavailable" in " ".join(status(run).sentences)
     run.write_state({**state, "state": "ended"})
     assert "driver: none; the last one, process 1 on b, ended at then" in status(run).sentences
     json.dumps(run.state()[0])

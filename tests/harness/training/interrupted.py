@@ -13,10 +13,10 @@ def set_aside(place):
 
 
 def begun(trial, place, data, epochs=1, **changes):
-    """A trial that was stopped after so many epochs; what it said."""
-    said = []
-    running = steps(trial, Sources(place, data, **changes), said.append)
+    """A trial that was stopped after so many epochs, and its output."""
+    message = []
+    running = steps(trial, Sources(place, data, **changes), message.append)
     for _ in range(epochs):
         next(running)
     running.close()
-    return said
+    return message

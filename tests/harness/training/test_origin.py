@@ -27,13 +27,13 @@ from tests.harness.training.interrupted import begun, outcome, set_aside
 
 def test_a_trial_does_not_continue_on_other_classes(folder_trial, data, tmp_path):
     trial, place = folder_trial(), tmp_path / "run"
-    said, sources = [], Sources(place, data)
+    message, sources = [], Sources(place, data)
     begun(trial, place, data, 2)
     before = origin_of(trial, sources)["split"]
     class_folders(data, classes=4, images=5, first=12)
-    epochs = [progress.epoch for progress in steps(trial, sources, said.append)]
+    epochs = [progress.epoch for progress in steps(trial, sources, message.append)]
     assert epochs == [1, 2, 3], "from the beginning"
-    (sentence,) = said
+    (sentence,) = message
     now = origin_of(trial, sources)["split"]
     assert sentence.startswith(
         f"the checkpoint of {trial.id} after epoch 2 cannot be continued: the split of the data changed from "
@@ -107,10 +107,10 @@ def test_missing_weights_give_one_message_and_hide_no_records(pretrained, folder
     trial = folder_trial("untrained").model_copy(
         update={"backbone": Backbone(name="test_resnet", pretrained=pretrained)}
     )
-    said = (
+    message = (
         "the published weights of" if pretrained is True else "the weights w.safetensors cannot be read: No such file"
     )
-    with pytest.raises(ModelError, match=said) as error:
+    with pytest.raises(ModelError, match=message) as error:
         weights_digest(trial)
     assert kind_of(error.value) == "error", "another machine may have them"
     record = run_trial(folder_trial("untrained"), tmp_path, data).model_copy(update={"trial": trial})
@@ -225,5 +225,5 @@ def test_verify_does_not_run_weights_on_other_pixels(folder_trial, data, tmp_pat
     picture.write_bytes(sorted(data.rglob("*.png"))[-1].read_bytes())
     (verdict,) = verify(Run(tmp_path / "run"), data=data)
     assert verdict.missing == [
-        "the weights have the recorded digest and were not run: these are not the data of the row"
+        "the weights have the recorded digest, but were not run: the data differ from those of the record"
     ]

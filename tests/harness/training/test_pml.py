@@ -32,7 +32,7 @@ def test_class_vectors_come_from_the_generator_and_affect_no_other_stream():
 def test_an_arm_of_a_library_loss():
     arm = Arm.parse("pml:MarginLoss[margin=0.3]")
     assert (arm.label, arm.options["nu"]) == ("pml:MarginLoss[margin=0.3]", 0)
-    assert "no label weights to mix" in plan.refusal(Arm.parse("pml:MarginLoss+embedding"))
+    assert "no label weights to mix" in plan.no_metrix_reason(Arm.parse("pml:MarginLoss+embedding"))
 
 
 @pytest.mark.parametrize(

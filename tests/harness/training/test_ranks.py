@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 def raises(rank):
     if rank:
-        raise KeyError("what rank 1 said")
+        raise KeyError("what rank 1 message")
 
 
 def runs_out_of_memory(rank):
@@ -35,7 +35,7 @@ def runs_out_of_memory(rank):
 @pytest.mark.parametrize(
     ("function", "error", "words"),
     [
-        (raises, RankFailed, "rank 1 of 2: KeyError: 'what rank 1 said'"),
+        (raises, RankFailed, "rank 1 of 2: KeyError: 'what rank 1 message'"),
         (runs_out_of_memory, torch.OutOfMemoryError, "rank 1 of 2: OutOfMemoryError: of rank 1"),
     ],
 )

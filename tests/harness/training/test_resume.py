@@ -96,16 +96,16 @@ def test_the_chosen_weights_match_the_curve_wherever_a_process_dies(
             place = tmp_path / f"run{kill_before}"
             lives = Lives(patch, place, bucket)
             lives.kill_before = kill_before
-            out, said = f"file://{place}" if bucket else place, []
+            out, messages = f"file://{place}" if bucket else place, []
             try:
                 run_trial(trial, out, data)
                 break
             except Killed:
                 died += 1
             lives.life = 1
-            list(steps(trial, Sources(out, data), said.append))
+            list(steps(trial, Sources(out, data), messages.append))
             record = Run(out).record(trial)
-            assert said == [], kill_before
+            assert messages == [], kill_before
             by_epoch = {epoch.epoch: epoch.validation["MAP@R"] for epoch in record.curve}
             assert list(by_epoch) == [0, 1, 2]
             assert record.provenance["tested_weights"] == lives.weights[by_epoch[record.selected_epoch]], kill_before
@@ -159,9 +159,9 @@ def test_a_checkpoint_that_cannot_be_continued_is_set_aside(broken, folder_trial
         checkpoint.save(path, checkpoint.load(path)[0], {"epoch": 2})
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    said = []
-    list(steps(trial, Sources(tmp_path / "run", data), said.append))
-    (sentence,) = said
+    messages = []
+    list(steps(trial, Sources(tmp_path / "run", data), messages.append))
+    (sentence,) = messages
     assert "; the trial starts again (kept as " in sentence
     assert ("is of epoch 2, not 1" in sentence) == (broken == "other epoch")
     assert outcome(Run(tmp_path / "run").record(trial)) == outcome(run_trial(trial, tmp_path / "alone", data))
@@ -240,8 +240,8 @@ def test_a_trial_continued_on_another_device_has_a_note(folder_trial, data, tmp_
         monkeypatch.setattr(trials, "device_name", lambda _, device=device: device)
         begun(trial, tmp_path / "run", data, epochs)
     record = run_trial(trial, tmp_path / "run", data)
-    said = "trained on GPU A, then on GPU B: its times are those of several devices"
-    assert [note for note in record.notes if "GPU" in note] == [said]
+    messages = "trained on GPU A, then on GPU B: its times are those of several devices"
+    assert [note for note in record.notes if "GPU" in note] == [messages]
     alone = run_trial(trial, tmp_path / "alone", data)
     assert not any("GPU" in note for note in alone.notes)
 

@@ -111,14 +111,14 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("said", FILES)
-def test_the_message_says_what_an_unloadable_file_is(tmp_path, state, said):
+@pytest.mark.parametrize("message", FILES)
+def test_the_message_says_what_an_unloadable_file_is(tmp_path, state, message):
     path = tmp_path / "w.ckpt"
-    FILES[said](path, state)
+    FILES[message](path, state)
     with pytest.raises(ModelError) as error:
         loaded(path)
     assert f"the weights file {path}" in str(error.value)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert kind_of(error.value) == "refused"
 
 
@@ -131,7 +131,7 @@ def test_a_cut_safetensors_file_says_how_much_is_there(tmp_path, state):
 
 
 @pytest.mark.parametrize(
-    ("wrap", "said"),
+    ("wrap", "message"),
     [
         (lambda state: state, None),
         (lambda state: {"model": state, "epoch": 9}, "read from 'model'"),
@@ -149,11 +149,11 @@ def test_a_cut_safetensors_file_says_how_much_is_there(tmp_path, state):
         (lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, None),
     ],
 )
-def test_wrappers_are_unwrapped_and_reported(tmp_path, state, wrap, said):
+def test_wrappers_are_unwrapped_and_reported(tmp_path, state, wrap, message):
     path = tmp_path / "w.bin"
     torch.save(wrap(state), path)
     model = loaded(path)
-    assert model.weights_read == said
+    assert model.weights_read == message
     assert torch.equal(model.backbone.conv1[0].weight, state["conv1.0.weight"])
     assert torch.equal(model.backbone.state_dict()["layer4.0.bn2.running_var"], state["layer4.0.bn2.running_var"])
 
@@ -248,9 +248,9 @@ def test_a_record_names_the_file_and_how_its_images_were_prepared(recorded, tmp_
     assert plain.provenance["normalisation"]["config"] == "test_resnet.r160_in1k"
     assert plain.validation != record.validation
     found = rules.over_records([record, plain])
-    (said,) = [finding.sentence for finding in found if finding.rule == "FAIR-08"]
-    assert "backbone.interpolation = " in said
-    assert "backbone.mean = " in said
+    (message,) = [finding.sentence for finding in found if finding.rule == "FAIR-08"]
+    assert "backbone.interpolation = " in message
+    assert "backbone.mean = " in message
     assert not any("which weights" in f.sentence for f in found)
     lost = record.model_copy(update={"provenance": {**origin, "initial_weights": None}})
     assert any("which weights were loaded is not recorded" in f.sentence for f in rules.over_records([lost]))
@@ -267,11 +267,11 @@ def test_an_untrained_network_has_no_weights_tag(recorded):
 def test_older_records_are_read_correctly(make_trial, make_record):
     """They name timm's tag whatever was loaded."""
     origin = {"weights": "test_resnet.r160_in1k", "initial_weights": "ab" * 32}
-    said = {}
+    names = {}
     for pretrained in (True, False, "there/mine.pth"):
         trial = make_trial().model_copy(update={"backbone": Backbone(name="test_resnet", pretrained=pretrained)})
-        said[pretrained] = make_record(trial, provenance=origin).weights
-    assert said == {True: "test_resnet.r160_in1k", False: None, "there/mine.pth": "mine.pth (sha256 abababababab)"}
+        names[pretrained] = make_record(trial, provenance=origin).weights
+    assert names == {True: "test_resnet.r160_in1k", False: None, "there/mine.pth": "mine.pth (sha256 abababababab)"}
 
 
 def test_image_settings_enter_the_digest_only_if_set(make_trial):

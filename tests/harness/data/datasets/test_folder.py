@@ -127,9 +127,9 @@ def test_every_file_is_indexed_or_counted_as_ignored(tmp_path):
         "links to a folder that is indexed already": (1, ("bee/back",)),
         "pipes, sockets and devices": (1, ("cat/pipe.png",)),
     }
-    said = [finding.sentence for finding in doctor.examine("folder", data).findings]
-    assert "folder: ignored 1 class folders without images (words)" in said
-    assert len(said) == 9
+    messages = [finding.sentence for finding in doctor.examine("folder", data).findings]
+    assert "folder: ignored 1 class folders without images (words)" in messages
+    assert len(messages) == 9
 
 
 CLOSED = """
@@ -182,9 +182,12 @@ def test_equal_files_with_two_labels_are_reported(tmp_path):
     names = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen")
     one, other = [names[c] for c in hash_order(names, "test-1")[:2]]
     (tmp_path / other / "1.png").write_bytes((tmp_path / one / "1.png").read_bytes())
-    said = [finding.sentence for finding in doctor.examine("folder", tmp_path).findings]
+    messages = [finding.sentence for finding in doctor.examine("folder", tmp_path).findings]
     first, second = sorted((one, other))
-    assert f"folder: 1 images are under two labels of a split, byte for byte ({first}/1.png = {second}/1.png)" in said
+    assert (
+        f"folder: 1 images are under two labels of a split, byte for byte ({first}/1.png = {second}/1.png)"
+        in messages
+    )
 
 
 @pytest.mark.parametrize(

@@ -108,13 +108,13 @@ def refusal(folder, lines, encoding="utf-8"):
 
 
 def test_one_mistake_in_many_rows_is_one_sentence(tmp_path):
-    said = refusal(tmp_path, [f"../{i}.png,a,train," for i in range(60_000)])
-    assert said[0] == f"manifest: 60000 mistakes in {tmp_path}/manifest.csv:"
-    assert said[1] == "  line 2: path '../0.png' leaves the folder of the manifest"
-    assert said[-1] == "  lines 7, 8, 9, 10, 11 and 59990 more: more mistakes of the same kind"
-    assert len(said) == 7
-    said = refusal(tmp_path, [f"{i}.png,a,tarin," for i in range(60_000)])
-    assert said[1:] == ["  lines 2, 3, 4, 5, 6 and 59995 more: no split named 'tarin'; did you mean 'train'?"]
+    listed = refusal(tmp_path, [f"../{i}.png,a,train," for i in range(60_000)])
+    assert listed[0] == f"manifest: 60000 mistakes in {tmp_path}/manifest.csv:"
+    assert listed[1] == "  line 2: path '../0.png' leaves the folder of the manifest"
+    assert listed[-1] == "  lines 7, 8, 9, 10, 11 and 59990 more: more mistakes of the same kind"
+    assert len(listed) == 7
+    listed = refusal(tmp_path, [f"{i}.png,a,tarin," for i in range(60_000)])
+    assert listed[1:] == ["  lines 2, 3, 4, 5, 6 and 59995 more: no split named 'tarin'; did you mean 'train'?"]
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def test_labels_with_invisible_characters_are_rejected(tmp_path, label, words):
     ],
 )
 def test_labels_that_look_alike_are_rejected_with_their_lines(tmp_path, first, second, named):
-    said = refusal(tmp_path, [f"{i}.png,{label},train," for i, label in enumerate((first, second, first))])
+    listed = refusal(tmp_path, [f"{i}.png,{label},train," for i, label in enumerate((first, second, first))])
     start = "  line 2: labels that differ only in case, spaces or Unicode form: "
-    assert said[1].startswith(start)
-    assert said[1][len(start) :].encode("ascii", "backslashreplace").decode().replace(r"\xe9", r"\u00e9") == (
+    assert listed[1].startswith(start)
+    assert listed[1][len(start) :].encode("ascii", "backslashreplace").decode().replace(r"\xe9", r"\u00e9") == (
         f"{named}. Spell each class in one way, and give different classes clearly different names"
     )
 
@@ -207,8 +207,8 @@ def test_one_file_with_two_paths_is_rejected(tmp_path):
 
 
 def test_a_path_listed_again_names_both_lines_and_what_differs(tmp_path):
-    said = refusal(tmp_path, ["a.png,a,train,", "b.png,b,train,", "./a.png,b,test,"])
-    assert said[1] == "  line 4: path './a.png' is listed in line 2 already with another label and split"
+    listed = refusal(tmp_path, ["a.png,a,train,", "b.png,b,train,", "./a.png,b,test,"])
+    assert listed[1] == "  line 4: path './a.png' is listed in line 2 already with another label and split"
 
 
 def test_a_name_in_the_other_unicode_form_is_explained(tmp_path):

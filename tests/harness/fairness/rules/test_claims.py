@@ -77,7 +77,7 @@ def test_averages_over_the_same_datasets():
     ]
 
 
-def test_published_numbers_stand_apart():
+def test_published_numbers_are_grey_cited_and_never_bold():
     shown = Number("theirs", COLUMN, 0.7, grey=True, source="Kim et al., CVPR 2020")
     ours = Number("contrastive", COLUMN, 0.6)
     assert finds(numbers=(shown, ours)) == []

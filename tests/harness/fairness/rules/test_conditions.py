@@ -72,7 +72,7 @@ def test_a_variant_with_its_own_learning_rate(make_trial, make_clean, finds):
     assert finds(8, [make_clean(), make_clean("proxy_anchor", training={"lr": 0.01})]) == [], "another loss may"
 
 
-def test_arms_that_start_apart_and_seeds_that_repeat(make_clean, finds):
+def test_arms_with_other_initial_weights_and_repeated_seeds(make_clean, finds):
     records = [make_clean(), make_clean("proxy_anchor"), make_clean("nca", origin={"initial_weights": "other"})]
     assert finds(8, records) == [("W", f"FAIR-08 {PLACE}: initial weights differ between arms of seed 0 (nca).")]
     again = make_clean(training={"lr": 0.01})

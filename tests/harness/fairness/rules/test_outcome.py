@@ -161,7 +161,7 @@ def test_the_start_of_another_network_is_not_compared(scored, finds, make_trial)
     assert len(finds(26, below + scored("untrained", {0: 0.7}, trial=longer))) == 1, "it is not trained by anything"
 
 
-def test_numbers_that_print_alike_are_told_apart(scored, finds):
+def test_numbers_that_would_print_equal_get_more_digits(scored, finds):
     found = finds(26, scored("contrastive", {0: 0.60010}) + scored("untrained", {0: 0.60013}))
     assert found == [("W", f"FAIR-26 {CELL}: R@1 60.010 is below the untrained network's 60.013.")]
 

@@ -6,7 +6,7 @@ from harness.fairness import rules
 
 
 def test_there_are_26_rules_each_with_a_requirement_and_a_reason():
-    found = rules.found()
+    found = rules.all_rules()
     assert [rule.id for rule in found] == [f"FAIR-{n:02}" for n in range(1, 27)]
     for rule in found:
         assert rule.severity in ("E", "W", "E/W")

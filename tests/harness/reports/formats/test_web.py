@@ -221,7 +221,7 @@ def test_marks_say_their_rule_and_lead_to_it(browse, small_copy):
 def test_rules_that_occur_are_explained_on_the_page_and_no_others(small_copy, board):
     text = web.render(small_copy)
     assert re.findall(r'<dt id="(FAIR-\d\d)"', text) == ["FAIR-01", "FAIR-07", "FAIR-14", "FAIR-23"]
-    rule = next(rule for rule in rules.found() if rule.id == "FAIR-07")
+    rule = next(rule for rule in rules.all_rules() if rule.id == "FAIR-07")
     assert rule.title in text
     assert rule.reason in text
     assert "Rank: " in text

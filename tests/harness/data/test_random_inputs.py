@@ -1,4 +1,4 @@
-"""Everything in a folder is indexed, ignored and counted, or rejected with a reason."""
+"""Every file of a random folder is indexed, ignored and counted, or rejected with a reason."""
 
 import os
 import tempfile
@@ -20,7 +20,7 @@ from harness.leaderboard import collection
 from harness.reports import gallery
 from harness.training.bench import Sources, prepare_images
 from harness.training.trial import run_trial
-from tests.harness import strangers
+from tests.harness import random_inputs
 
 CACHE = default_folder()
 FORMATS = [name for name in reports.names() if name not in ("figures", "picture")]
@@ -33,7 +33,7 @@ def _every_example(monkeypatch):
 
 
 def loaded(name, folder):
-    """The dataset, or None where it is refused in words that can be printed."""
+    """Return the dataset; None if it is rejected with a message that can be printed."""
     try:
         return datasets.load(name, folder, folder)
     except DatasetError as error:
@@ -48,32 +48,32 @@ def examined(name, folder):
     return found
 
 
-@given(strangers.trees())
-@strangers.tried(60)
+@given(random_inputs.trees())
+@random_inputs.examples(60)
 def test_a_folder_is_indexed_ignored_or_rejected(tree):
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place).resolve() / "outer" / "data"
-        strangers.plant(folder, tree)
+        random_inputs.write_tree(folder, tree)
         try:
             dataset, found = loaded("folder", folder), examined("folder", folder)
-            assert (dataset is None) <= (not found.sound), "the doctor passes what a run refuses"
+            assert (dataset is None) <= (not found.sound), "the doctor accepts what a run rejects"
             if dataset is None:
                 return
             passed = [path for one in dataset.passed_over for path in one.examples]
             assert len(passed) == sum(one.count for one in dataset.passed_over)
             known = {*dataset.keys, *passed}
-            strangers.reopen(folder)
-            for path in map(printable, strangers.lying(folder)):
+            random_inputs.reopen(folder)
+            for path in map(printable, random_inputs.all_files(folder)):
                 assert known & {path, *map(str, Path(path).parents)}, f"{path} is lost"
             assert len({os.path.realpath(file) for file in dataset.files}) == len(dataset)
             assert not {*dataset.keys} & {*passed}
             assert dataset.index_fingerprint == found.fingerprint
         finally:
-            strangers.reopen(folder)
+            random_inputs.reopen(folder)
 
 
 def tiny(name, batch_size=8, examples_per_class=2, sampler="balanced", **settings):
-    """The grid of one tiny trial on a dataset."""
+    """Return a grid of one tiny trial on a dataset."""
     content = {
         "name": "tiny",
         "datasets": [name],
@@ -108,7 +108,7 @@ GRIDS = st.builds(
 
 
 def planned(grid, data, place):
-    """The plan of a grid, its images decoded as a run does it before its first trial; None if refused in words."""
+    """Return the plan of a grid and decode its images; None if it is rejected with a message."""
     try:
         plan = make_plan(grid, data, CACHE)
         prepare_images(plan.trials, Sources(place / "run", data, CACHE), str)
@@ -119,7 +119,7 @@ def planned(grid, data, place):
 
 
 def finished(trial, data, place):
-    """The record of a trial; every report there is has been made of it."""
+    """Run a trial, write every report about it, and return its record."""
     record = run_trial(trial, place / "run", data, CACHE, "cpu")
     found = collection.collect([place / "run"])
     board = gallery.with_gallery(found.board(), found, data, CACHE)
@@ -128,8 +128,8 @@ def finished(trial, data, place):
     return record
 
 
-def agreed(name, grid, data, place):
-    """The doctor, the plan and one trial of a dataset agree on it: the dataset, or None where no trial runs."""
+def dataset_all_agree_on(name, grid, data, place):
+    """Check that the doctor, the plan and one trial agree on a dataset; return it, or None if no trial runs."""
     found = examined(name, data)
     assert (planned(tiny(name), data, place) is not None) == found.sound
     plan = planned(grid.model_copy(update={"datasets": (Choice(name=name),)}), data, place)
@@ -141,37 +141,37 @@ def agreed(name, grid, data, place):
     return dataset
 
 
-@given(strangers.trees(3), GRIDS)
-@strangers.tried(10)
+@given(random_inputs.trees(3), GRIDS)
+@random_inputs.examples(10)
 def test_a_folder_that_the_plan_accepts_finishes(tree, grid):
     with tempfile.TemporaryDirectory() as place:
         data = Path(place).resolve() / "outer" / "data"
-        strangers.plant(data, tree)
+        random_inputs.write_tree(data, tree)
         try:
-            agreed("folder", grid, data, Path(place))
+            dataset_all_agree_on("folder", grid, data, Path(place))
         finally:
-            strangers.reopen(data)
+            random_inputs.reopen(data)
 
 
-@given(strangers.manifests(), GRIDS)
-@strangers.tried(10)
+@given(random_inputs.manifests(), GRIDS)
+@random_inputs.examples(10)
 def test_a_manifest_that_the_plan_accepts_finishes(case, grid):
     with tempfile.TemporaryDirectory() as place:
         data = Path(place) / "data"
-        strangers.plant(data, [])
-        (data / "manifest.csv").write_bytes(strangers.manifest(*case))
-        agreed("manifest", grid, data, Path(place))
+        random_inputs.write_tree(data, [])
+        (data / "manifest.csv").write_bytes(random_inputs.manifest(*case))
+        dataset_all_agree_on("manifest", grid, data, Path(place))
 
 
-@given(strangers.manifests())
-@strangers.tried(60)
+@given(random_inputs.manifests())
+@random_inputs.examples(60)
 def test_a_manifest_is_indexed_or_rejected(case):
     rows, encoding, line_end = case
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "data"
-        strangers.plant(folder, [])
-        (folder / "manifest.csv").write_bytes(strangers.manifest(rows, encoding, line_end))
+        random_inputs.write_tree(folder, [])
+        (folder / "manifest.csv").write_bytes(random_inputs.manifest(rows, encoding, line_end))
         dataset, found = loaded("manifest", folder), examined("manifest", folder)
         assert (dataset is None) == (not found.sound)
         if dataset is not None:
-            assert len(dataset) == len(strangers.CLASSES) * strangers.IMAGES + len(rows)
+            assert len(dataset) == len(random_inputs.CLASSES) * random_inputs.IMAGES + len(rows)

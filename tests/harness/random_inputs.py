@@ -1,8 +1,8 @@
-"""Folders and manifests as strangers have them: odd names, kinds of files, links, permissions, encodings.
+"""Random folders and manifests: odd names, kinds of files, links, permissions, encodings.
 
-`trees` and `manifests` are hypothesis strategies; `plant` puts a tree into a folder, `lying` lists what lies there.
-Every run of the tests tries the same examples; with `METRIX_BENCH_STRANGERS=20` in the environment it tries twenty
-times as many, which are others each time.
+`trees` and `manifests` are hypothesis strategies; `write_tree` writes a tree into a folder, `all_files` lists it.
+Every run of the tests uses the same examples. `METRIX_BENCH_EXAMPLES=20` in the environment uses twenty times as
+many, different ones each time.
 """
 
 import io
@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-TIMES = int(os.environ.get("METRIX_BENCH_STRANGERS", "0"))
+TIMES = int(os.environ.get("METRIX_BENCH_EXAMPLES", "0"))
 CLASSES = tuple(f"c{number:02d}" for number in range(12))
 IMAGES = 3  # of a class
 FORMS = {"png": "PNG", "jpg": "JPEG", "gif": "GIF", "bmp": "BMP", "webp": "WEBP", "ppm": "PPM"}
@@ -33,18 +33,18 @@ FILES = ("image", "black", "text", "empty", "cut", "copy", "closed file", "pipe"
 KINDS = st.sampled_from((*FILES, "image", "folder", "closed folder", "link", "link", "hard link"))
 
 
-def tried(examples: int) -> settings:
-    """The settings of a property that is tried on so many examples."""
+def examples(count: int) -> settings:
+    """Return hypothesis settings for `count` examples, times METRIX_BENCH_EXAMPLES."""
     return settings(
-        max_examples=examples * (TIMES or 1),
+        max_examples=count * (TIMES or 1),
         derandomize=not TIMES,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
 
 
-class Thing(NamedTuple):
-    """Something to plant: what, where, under which name, and what it leads to or holds."""
+class Item(NamedTuple):
+    """Something to write: its kind, folder, name, link target and content."""
 
     kind: str
     above: tuple[bytes, ...]
@@ -54,8 +54,8 @@ class Thing(NamedTuple):
     seed: int
 
 
-def things() -> st.SearchStrategy[Thing]:
-    """One thing somewhere in the tree, mostly in a class folder."""
+def items() -> st.SearchStrategy[Item]:
+    """Return a strategy of items, mostly in a class folder."""
     above = st.one_of(
         st.just(()),
         st.sampled_from(CLASSES).map(lambda name: (os.fsencode(name),)),
@@ -64,39 +64,39 @@ def things() -> st.SearchStrategy[Thing]:
     links = (b".", b"..", b"../..", b"nowhere", b"../c03", b"../c04/0.png", b"0.png", b"/dev/null")
     targets = st.one_of(st.sampled_from(links), NAMES)
     named = st.builds(lambda name, ending: name + ending, NAMES, ENDINGS)
-    return st.builds(Thing, KINDS, above, named, targets, st.sampled_from(sorted(FORMS)), st.integers(0, 5))
+    return st.builds(Item, KINDS, above, named, targets, st.sampled_from(sorted(FORMS)), st.integers(0, 5))
 
 
-def trees(most: int = 8) -> st.SearchStrategy[list[Thing]]:
-    """What is planted beside twelve classes of three images each."""
-    return st.lists(things(), max_size=most)
+def trees(most: int = 8) -> st.SearchStrategy[list[Item]]:
+    """Return a strategy of items to add to twelve classes of three images each."""
+    return st.lists(items(), max_size=most)
 
 
 @cache
 def picture(form: str, seed: int) -> bytes:
-    """A small image file of one colour; a negative seed is black."""
+    """Return a small image file of one colour; black for a negative seed."""
     file = io.BytesIO()
     colours = [((seed + 1) * (place + 3) * 37) % 256 if seed >= 0 else 0 for place in range(3)]
     Image.new("RGB", (9 + seed % 3, 8), tuple(colours)).save(file, form)
     return file.getvalue()
 
 
-def plant(folder: Path, tree: list[Thing]) -> None:
-    """Write the classes and the tree into a new folder; things that have no room there are left out."""
+def write_tree(folder: Path, tree: list[Item]) -> None:
+    """Write the classes and the tree into a new folder; skip items that cannot be created."""
     folder.mkdir(parents=True)
     for c, name in enumerate(CLASSES):
         (folder / name).mkdir()
         for i in range(IMAGES):
             (folder / name / f"{i}.png").write_bytes(picture("PNG", 10 + IMAGES * c + i))
     closed = []
-    for thing in tree:
-        parent = os.path.join(os.fsencode(folder), *thing.above)
-        path = os.path.join(parent, thing.name)
+    for item in tree:
+        parent = os.path.join(os.fsencode(folder), *item.above)
+        path = os.path.join(parent, item.name)
         try:
             os.makedirs(parent, exist_ok=True)
             if not os.path.lexists(path):
-                _put(thing, path)
-                if thing.kind.startswith("closed"):
+                _put(item, path)
+                if item.kind.startswith("closed"):
                     closed.append(path)
         except OSError:
             continue  # a name that is too long, a parent that is a file, a target that is not there
@@ -104,31 +104,31 @@ def plant(folder: Path, tree: list[Thing]) -> None:
         os.chmod(path, 0)
 
 
-def _put(thing: Thing, path: bytes) -> None:
-    content = picture(FORMS[thing.form], thing.seed)
-    if thing.kind == "link":
-        os.symlink(thing.target, path)
-    elif thing.kind == "hard link":
-        os.link(os.path.join(os.path.dirname(path), thing.target), path)
-    elif thing.kind == "pipe":
+def _put(item: Item, path: bytes) -> None:
+    content = picture(FORMS[item.form], item.seed)
+    if item.kind == "link":
+        os.symlink(item.target, path)
+    elif item.kind == "hard link":
+        os.link(os.path.join(os.path.dirname(path), item.target), path)
+    elif item.kind == "pipe":
         os.mkfifo(path)
-    elif thing.kind in ("folder", "closed folder"):
+    elif item.kind in ("folder", "closed folder"):
         os.mkdir(path)
-        if thing.seed:
+        if item.seed:
             Path(os.fsdecode(path), "inner.png").write_bytes(content)
     else:
         held = {
-            "black": picture(FORMS[thing.form], -1 - thing.seed),
+            "black": picture(FORMS[item.form], -1 - item.seed),
             "text": b"BM no image",
             "empty": b"",
             "cut": content[: len(content) // 2],
             "copy": picture("PNG", 10),
         }
-        Path(os.fsdecode(path)).write_bytes(held.get(thing.kind, content))
+        Path(os.fsdecode(path)).write_bytes(held.get(item.kind, content))
 
 
 def reopen(folder: Path) -> None:
-    """Give back all permissions, so that the folder can be removed."""
+    """Restore all permissions, so that the folder can be removed."""
     for parent, folders, files in os.walk(folder):
         for name in folders + files:
             path = os.path.join(parent, name)
@@ -136,14 +136,14 @@ def reopen(folder: Path) -> None:
                 os.chmod(path, stat.S_IRWXU)
 
 
-def lying(folder: Path) -> list[str]:
-    """Every file, link to a file, pipe and empty folder below a folder, relative to it; no link is followed."""
-    found = []
+def all_files(folder: Path) -> list[str]:
+    """Return every file, link to a file, pipe and empty folder below a folder, without following links."""
+    paths = []
     for parent, folders, files in os.walk(folder):
         relative = os.path.relpath(parent, folder)
         names = [name for name in folders + files if name in files or not os.listdir(os.path.join(parent, name))]
-        found += [os.path.normpath(os.path.join(relative, name)) for name in names]
-    return [path for path in found if not os.path.isdir(folder / path) or not (folder / path).is_symlink()]
+        paths += [os.path.normpath(os.path.join(relative, name)) for name in names]
+    return [path for path in paths if not os.path.isdir(folder / path) or not (folder / path).is_symlink()]
 
 
 class Row(NamedTuple):
@@ -156,7 +156,7 @@ class Row(NamedTuple):
 
 
 def manifests() -> st.SearchStrategy[tuple[list[Row], str, str]]:
-    """Lines beside those of twelve classes, and the encoding and the line end of the file."""
+    """Return a strategy of lines to add to those of twelve classes, with the encoding and line end of the file."""
     known_paths = ("c00/0.png", "c00/./1.png", "../x.png", "/etc/passwd", "", "c00", "c00/9.png", "c00\\0.png")
     paths = st.one_of(st.sampled_from(known_paths), st.text(max_size=8))
     known_labels = ("c00", "C00", "c01 ", "c02\u200b", "\ufeffc03", "e\u0301", "\u00e9")
@@ -168,8 +168,10 @@ def manifests() -> st.SearchStrategy[tuple[list[Row], str, str]]:
 
 
 def manifest(rows: list[Row], encoding: str, line_end: str) -> bytes:
-    """The file: the classes, of which the second half is the test split, and these lines; blanks stand for what the
-    encoding lacks."""
+    """Return the file: the classes, of which the second half is the test split, and these lines.
+
+    Characters that the encoding lacks are replaced.
+    """
     listed = [
         Row(f"{name}/{i}.png", name, "train" if c < len(CLASSES) // 2 else "test", "")
         for c, name in enumerate(CLASSES)

@@ -1,4 +1,4 @@
-"""Whatever a grid's file says is run as it stands or refused in the words of the file."""
+"""A random grid file runs as written, or is rejected with a message in the words of the file."""
 
 import re
 import tempfile
@@ -18,7 +18,7 @@ from harness.launch.plan import make_plan
 from harness.training.bench import Sources, prepare_images
 from harness.training.loop import Diverged
 from harness.training.trial import run_trial
-from tests.harness import strange_grids, strangers
+from tests.harness import random_grids, random_inputs
 
 CACHE = default_folder()
 INTERNAL = re.compile(
@@ -27,8 +27,8 @@ INTERNAL = re.compile(
 )
 
 
-def spoken(error):
-    """The words of an error; they speak of the file and can be printed."""
+def check_message(error):
+    """Return the message of an error, after checking that it can be printed and names no internals."""
     text = str(error)
     text.encode("utf-8", "strict")
     assert not INTERNAL.search(text), text
@@ -36,20 +36,20 @@ def spoken(error):
 
 
 def loaded(data, overrides=(), only=None):
-    """The grid of a file with this content, or None where it is refused in words."""
+    """Return the grid of a file with this content; None if it is rejected with a message."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "grid.yaml"
         path.write_bytes(data)
         try:
             return Grid.load(path, overrides, only)
         except UserError as error:
-            spoken(error)
+            check_message(error)
             return None
 
 
-@given(strange_grids.mistaken(), strange_grids.overrides(), strange_grids.narrowings())
-@strangers.tried(100)
-def test_a_file_is_a_grid_or_refused_in_words(data, overrides, only):
+@given(random_grids.faulty_files(), random_grids.overrides(), random_grids.selections())
+@random_inputs.examples(100)
+def test_a_file_is_a_grid_or_is_rejected_with_a_message(data, overrides, only):
     grid = loaded(data, overrides, only)
     if grid is None:
         return
@@ -58,8 +58,8 @@ def test_a_file_is_a_grid_or_refused_in_words(data, overrides, only):
     assert Grid.model_validate(grid.model_dump(mode="json")).trials() == trials
 
 
-@given(strange_grids.contents())
-@strangers.tried(60)
+@given(random_grids.contents())
+@random_inputs.examples(60)
 def test_every_setting_of_a_file_is_in_its_trials(content):
     grid = loaded(yaml.safe_dump(content).encode())
     if grid is None:
@@ -71,12 +71,12 @@ def test_every_setting_of_a_file_is_in_its_trials(content):
         content["backbones"][0].get("lr_scale", 1),
     )
     for trial in trials:
-        said = {
+        expected = {
             key: content[key]
             for key in ("model", "images", "protocol", "folds", "ks", "keep", "analysis")
             if key in content
         }
-        assert contains(trial, said)
+        assert contains(trial, expected)
         assert contains(trial.backbone, {key: backbone[key] for key in backbone.keys() - {"stage", "lr_scale"}})
         assert contains(trial.training, {key: training[key] for key in training.keys() - {*SHARED_BY_A_LOSS}})
         own = next((loss for loss in map(named, content.get("losses", ())) if loss["name"] == trial.arm.loss), {})
@@ -93,10 +93,10 @@ def test_every_setting_of_a_file_is_in_its_trials(content):
         arms = [t.arm for t in trials if t.arm.loss == loss["name"] and t.arm.at == level["at"]]
         arms = [arm for arm in arms if contains(arm, {"options": loss.get("options", {})})]
         if level["at"] != "baseline":
-            said = {**content.get("metrix", {}), **level}
+            expected = {**content.get("metrix", {}), **level}
             if level["at"] == "feature":
-                said["stage"] = level.get("stage") or backbone.get("stage")
-            arms = [arm for arm in arms if contains(arm.metrix, said)]
+                expected["stage"] = level.get("stage") or backbone.get("stage")
+            arms = [arm for arm in arms if contains(arm.metrix, expected)]
         assert arms, (loss, level)
 
 
@@ -108,22 +108,24 @@ def levelled(level):
     return {"at": level} if isinstance(level, str) else level
 
 
-def contains(value, said):
-    """Whether a value of the grid holds all that is said, at any depth."""
-    if isinstance(said, dict):
+def contains(value, expected):
+    """Return whether a value of the grid contains everything expected, at any depth."""
+    if isinstance(expected, dict):
         get = value.get if isinstance(value, dict) else lambda key: getattr(value, key)
-        return all(contains(get(key), part) for key, part in said.items())
-    return (list(value) if isinstance(value, tuple) else value) == said
+        return all(contains(get(key), part) for key, part in expected.items())
+    return (list(value) if isinstance(value, tuple) else value) == expected
 
 
 @given(
-    strange_grids.contents().map(lambda content: {**content, "datasets": ["folder"]}), strangers.trees(1), st.data()
+    random_grids.contents().map(lambda content: {**content, "datasets": ["folder"]}),
+    random_inputs.trees(1),
+    st.data(),
 )
-@strangers.tried(8)
+@random_inputs.examples(8)
 def test_what_the_plan_of_a_grid_accepts_finishes(content, tree, data):
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "data"
-        strangers.plant(folder, tree)
+        random_inputs.write_tree(folder, tree)
         grid = loaded(yaml.safe_dump(content).encode())
         if grid is None:
             return
@@ -131,7 +133,7 @@ def test_what_the_plan_of_a_grid_accepts_finishes(content, tree, data):
             plan = make_plan(grid, folder, CACHE)
             prepare_images(plan.trials, Sources(place, folder, CACHE), str)
         except UserError as error:
-            spoken(error)
+            check_message(error)
             return
         if not plan.trials or grid.protocol == "tuned":
             return

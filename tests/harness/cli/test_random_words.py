@@ -1,4 +1,4 @@
-"""Whatever is typed after metrix-bench ends in a sentence and an exit code, never in a traceback."""
+"""Random command lines end with a message and an exit code, never with a traceback."""
 
 import contextlib
 import io
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from harness.cli import main
 from harness.data.cache import default_folder
 from harness.runs.run import Run
-from tests.harness import strangers
-from tests.harness.test_strange_grids import INTERNAL
+from tests.harness import random_inputs
+from tests.harness.test_random_grids import INTERNAL
 
 CACHE = str(default_folder())
 GRID = """
@@ -41,7 +41,7 @@ SETS = st.builds(
     st.sampled_from(["epochs", "seeds", "ks", "folds", "protocol", "datasets", "lr", "stage", "x", ""]),
     st.sampled_from(["1", "-1", "[1]", "[]", "{}", "nan", "null", "tuned", "paper", "2", "[["]) | st.text(max_size=2),
 )
-OPTIONS = {  # of commands, with what may follow
+OPTIONS = {  # option → its values
     "--data": st.just("DATA") | PLACES,
     "--cache": st.just(CACHE),
     "--out": PLACES,
@@ -92,17 +92,17 @@ COMMANDS = {
 
 
 @st.composite
-def typed(draw):
-    """A command with what may follow it, some of it missing, wrong, or twice."""
+def command_lines(draw):
+    """Draw a command with arguments, some of them missing, wrong or repeated."""
     command = draw(st.sampled_from(sorted(COMMANDS)))
     first, options = COMMANDS[command]
     words = [command, draw(first)]
     if command in ("logs", "trace", "draw", "list"):
         words += draw(st.lists(WORDS | ARMS, max_size=1))
-    some = [name for name in ("--arm", "--data") if name in options]
+    always = [name for name in ("--arm", "--data") if name in options]
     if command in ("plan", "trial"):
         words += ["--out", draw(st.sampled_from(["RUN", "NEW", "NEW"]))]
-    for option in [*some, *draw(st.lists(st.sampled_from(options), max_size=3) if options else st.just([]))]:
+    for option in [*always, *draw(st.lists(st.sampled_from(options), max_size=3) if options else st.just([]))]:
         words += [option, draw(OPTIONS[option])]
     if draw(st.integers(0, 9)) == 0:
         words += draw(st.sampled_from(ANYWHERE))
@@ -113,17 +113,17 @@ def typed(draw):
 def ready(tmp_path_factory):
     """A folder with data, a grid and a run of it."""
     place = tmp_path_factory.mktemp("words")
-    strangers.plant(place / "DATA", [])
+    random_inputs.write_tree(place / "DATA", [])
     (place / "GRID").write_text(GRID)
     (place / "BROKEN").write_bytes(b"name: [\xff")
     words = ["trial", "GRID", "--arm", "contrastive", "--data", "DATA", "--cache", CACHE, "--out", "RUN"]
-    assert typed_in(place, words)[0] == 0
+    assert run_command(place, words)[0] == 0
     assert len(Run(place / "RUN").records()) == 1
     return place
 
 
-def typed_in(place, words):
-    """The exit code and what was printed; standing in a folder."""
+def run_command(place, words):
+    """Run a command in a folder; return its exit code and its output."""
     out = io.StringIO()
     before = os.getcwd()
     os.chdir(place)
@@ -138,12 +138,12 @@ def typed_in(place, words):
     return code, out.getvalue()
 
 
-@given(typed())
-@strangers.tried(30)
-def test_every_command_ends_in_a_sentence(ready, words):
+@given(command_lines())
+@random_inputs.examples(30)
+def test_every_command_ends_with_a_message(ready, words):
     with tempfile.TemporaryDirectory() as aside:
         words = [word.replace("NEW", f"{aside}/new") for word in words]
-        code, text = typed_in(ready, words)
+        code, text = run_command(ready, words)
     assert code in (0, 1, 2), text
     assert "--debug" in words or "Traceback" not in text, text
     assert "--debug" in words or not INTERNAL.search(text), text

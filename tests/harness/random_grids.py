@@ -1,4 +1,4 @@
-"""Grids as strangers write them: valid ones, and the same with mistakes in keys, values, structure and encoding."""
+"""Random grids: valid ones, and the same with mistakes in keys, values, structure and encoding."""
 
 import copy
 from typing import Any
@@ -87,7 +87,7 @@ def _name(choice: str | dict[str, Any]) -> str:
 
 
 def contents() -> st.SearchStrategy[dict[str, Any]]:
-    """What a valid grid may write; some of it contradicts the rest."""
+    """Return a strategy of grids whose settings are valid one by one, but may contradict each other."""
     return st.fixed_dictionaries(
         {
             "name": st.sampled_from(["small", "A-1.b", "x_y"]),
@@ -147,8 +147,8 @@ def contents() -> st.SearchStrategy[dict[str, Any]]:
 
 
 @st.composite
-def mistaken(draw) -> bytes:
-    """The file of a grid with up to three mistakes."""
+def faulty_files(draw) -> bytes:
+    """Draw the file of a grid with up to three mistakes."""
     content = draw(contents())
     for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2, 3]))):
         content = draw(_changed(content))
@@ -172,7 +172,7 @@ def mistaken(draw) -> bytes:
 
 @st.composite
 def _changed(draw, content: dict[str, Any]) -> dict[str, Any]:
-    """The content with one thing in it that is another, gone, under another key, or one more."""
+    """Draw a copy of the content in which one entry is replaced, removed, renamed or added."""
     content = copy.deepcopy(content)
     place: Any = content
     while isinstance(place, dict | list) and place:
@@ -196,7 +196,7 @@ def _changed(draw, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def overrides() -> st.SearchStrategy[list[str]]:
-    """What people write after --set."""
+    """Return a strategy of values for --set."""
     keys = st.sampled_from(
         (
             *(
@@ -219,8 +219,8 @@ def overrides() -> st.SearchStrategy[list[str]]:
     return st.just([]) | st.lists(pairs | st.text(max_size=4), max_size=2)
 
 
-def narrowings() -> st.SearchStrategy[dict[str, list[str]]]:
-    """What people write after --losses, --levels, --seeds and the like."""
+def selections() -> st.SearchStrategy[dict[str, list[str]]]:
+    """Return a strategy of values for --losses, --levels, --seeds and so on."""
     words = st.sampled_from(
         ["contrastive", "contrastve", "glyphs", "feature", "test_resnet", "0", "-1", "\u00b2", "", " "]
     )
