@@ -39,7 +39,7 @@ def examples(count: int) -> settings:
         max_examples=count * (TIMES or 1),
         derandomize=not TIMES,
         deadline=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType] (its metaclass hides its members)
     )
 
 
