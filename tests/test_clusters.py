@@ -16,7 +16,7 @@ from harness.cli import parser
 ROOT = Path(__file__).parent.parent
 CLUSTERS = ROOT / "clusters"
 PAGES = sorted(CLUSTERS.glob("*.md"))
-RAY = re.search(r"^ray==(\d+\.\d+)\.\d+$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M).group(1)
+RAY = re.findall(r"^ray==(\d+\.\d+)\.\d+$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)[0]
 
 
 def commands(program: str) -> list:
@@ -76,7 +76,7 @@ def test_the_slurm_script_is_a_shell_script():
     subprocess.run(["bash", "-n", script], check=True)
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", script], check=True)
-    line = re.search(r'^"\$bin/metrix-bench" (.*) &$', script.read_text(encoding="utf-8"), re.M).group(1)
+    line = re.findall(r'^"\$bin/metrix-bench" (.*) &$', script.read_text(encoding="utf-8"), re.M)[0]
     words = shlex.split(line.replace('"${@:2}"', "--out /runs/smoke").replace("$head", "node1:6379"))
     assert parser().parse_args(words).address == "node1:6379"
 

@@ -28,7 +28,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def section(title: str) -> str:
     """Return the text below a heading of the second level."""
-    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.M | re.S).group(1)
+    return re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.M | re.S)[0]
 
 
 def blocks(title: str, language: str) -> list[str]:
@@ -45,7 +45,7 @@ def clone(tmp_path_factory):
     shutil.copy(ROOT / "pyproject.toml", folder)
     page = section("Adding a loss")
     (code,) = blocks("Adding a loss", "python")
-    (folder / re.search(r"Save it as `(\S+)`", page).group(1)).write_text(code, encoding="utf-8")
+    (folder / re.findall(r"Save it as `(\S+)`", page)[0]).write_text(code, encoding="utf-8")
 
     def run(*words) -> str:
         environment = {**os.environ, "PYTHONPATH": str(folder)}
@@ -63,7 +63,7 @@ def trained(clone, tmp_path_factory):
 
     The command is the printed one, limited to one seed, one epoch and no floors.
     """
-    printed = re.search(r"`make benchmark ARGS='(.*?)'`", section("Adding a loss")).group(1)
+    printed = re.findall(r"`make benchmark ARGS='(.*?)'`", section("Adding a loss"))[0]
     assert "`--set keep=weights`" in section("In your own code")
     short = ["--seeds", "0", "--set", "epochs=1", "--set", "floors=[]"]
     words = [*shlex.split(printed), *short, "--set", "keep=weights"]
@@ -81,7 +81,7 @@ def make_readme(folder: Path, readme: str, board: str) -> str:
 
 
 def test_the_table_is_the_committed_board(tmp_path):
-    figure = re.search(r"\]\((results/.*?)\.svg\)", README).group(1)
+    figure = re.findall(r"\]\((results/.*?)\.svg\)", README)[0]
     board = (ROOT / f"{figure}.md").read_text(encoding="utf-8")
     empty = re.sub(r"(results:begin -->\n).*(?=<!-- results:end)", r"\1", README, flags=re.S)
     assert len(empty) < len(README)
@@ -129,7 +129,7 @@ def test_a_folder_of_classes_is_split_as_described(tmp_path):
     for number in range(20):
         for image in range(2):
             photo(tmp_path / f"photos/class{number}/{image}.jpg")
-    options = yaml.safe_load(re.search(r"`(\{name: folder.*?\}\})`", section("Your own images")).group(1))["options"]
+    options = yaml.safe_load(re.findall(r"`(\{name: folder.*?\}\})`", section("Your own images"))[0])["options"]
     for given, tested in (({}, 10), (options, 6)):
         dataset = datasets.load("folder", tmp_path / "photos", tmp_path / "cache", **given)
         split = fair_validation(dataset)
@@ -182,7 +182,7 @@ def test_embeddings_are_evaluated():
     evaluate, _, _ = blocks("In your own code", "python")
     exec(evaluate, given)
     scores = given["scores"]
-    printed = re.search(r"# (\{.*\})", evaluate).group(1)
+    printed = re.findall(r"# (\{.*\})", evaluate)[0]
     assert set(re.findall(r'"(.*?)"', printed)) == set(scores.values)
     assert len(scores.per_query["R@1"]) == 40
 
@@ -199,7 +199,7 @@ def test_the_training_loop():
     }
     _, train, _ = blocks("In your own code", "python")
     exec(train, given)
-    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
     assert given["model"].backbone.conv1.weight.grad.abs().sum() > 0
 
 

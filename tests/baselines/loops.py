@@ -5,6 +5,7 @@ formula returns the loss of one anchor from its set, or None where it is undefin
 """
 
 from math import acos, cos, exp, log, pi, sin, sqrt
+from typing import Any
 
 import numpy as np
 
@@ -209,11 +210,10 @@ def mixed_set(anchor, own, pairs, labels, c):
 def mixed(name, embeddings, labels, pairs, lam, renormalize=True, proxies=None, chosen=None, **parameters):
     """The mixed loss of a batch. lam(i, j) is a number; chosen(i, j) says whether the pair is mixed."""
     z, n = unit(embeddings), len(labels)
-    if not callable(lam):
-        value, lam = lam, lambda i, j: value
+    weight: Any = lam if callable(lam) else lambda i, j: lam
 
     def mix(i, j, first):
-        v = lam(i, j) * first + (1 - lam(i, j)) * z[j]
+        v = weight(i, j) * first + (1 - weight(i, j)) * z[j]
         return unit(v) if renormalize else v
 
     def wanted(i, j):
@@ -225,7 +225,7 @@ def mixed(name, embeddings, labels, pairs, lam, renormalize=True, proxies=None, 
         for i, j in mixed_set(anchor, own, pairs, labels, c):
             place = c if i is None else i
             if wanted(place, j):
-                y = {"pos-pos": 1.0, "neg-neg": 0.0}.get(pairs, lam(place, j))
+                y = {"pos-pos": 1.0, "neg-neg": 0.0}.get(pairs, weight(place, j))
                 result.append((anchor @ mix(place, j, anchor if i is None else z[i]), y))
         return result
 
@@ -235,7 +235,7 @@ def mixed(name, embeddings, labels, pairs, lam, renormalize=True, proxies=None, 
             for j in range(n):
                 if labels[i] == labels[j] or not wanted(i, j):
                     continue
-                v, w = mix(i, j, z[i]), lam(i, j)
+                v, w = mix(i, j, z[i]), weight(i, j)
                 if name == "nca":
                     candidates = [(z[x], labels[x]) for x in range(n) if x not in (i, j)]
                 else:

@@ -73,6 +73,7 @@ def test_gradient_equals_finite_differences(name):
     for parameter in loss.parameters():
         assert parameter.grad is None
         loss(embeddings, labels).backward()
+        assert parameter.grad is not None
         assert parameter.grad.abs().sum() > 0
 
 
@@ -84,6 +85,7 @@ def test_gradient_of_circle_takes_its_weights_as_constants():
     baselines.create("circle").formula(
         s, *(Weights(log_mask(side, s.dtype), 1.0, s.shape) for side in (y, ~y))
     ).sum().backward()
+    assert s.grad is not None
     for k in range(4):
         moved = [[t + (step if i == k else 0.0) for i, t in enumerate(similarities)] for step in (1e-6, -1e-6)]
         up, down = (loops.circle(list(zip(m, labels, strict=True)), weighted_at=similarities) for m in moved)

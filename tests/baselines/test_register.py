@@ -3,6 +3,7 @@
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from metrix import Metrix, refusal
 from tests.baselines import loops
 
 NAMES = baselines.names()
-SIZES = {"num_classes": 5, "dim": 4}
+SIZES: dict[str, Any] = {"num_classes": 5, "dim": 4}
 
 
 def generator(seed=1):
@@ -157,6 +158,7 @@ def test_finite_at_the_ends_of_the_range(name, dtype):
     value = loss(embeddings, torch.tensor([0, 1, 0, 2, 0, 1, 2]))
     value.backward()
     assert value.isfinite()
+    assert embeddings.grad is not None
     assert embeddings.grad.isfinite().all()
     assert all(p.grad.isfinite().all() for p in loss.parameters() if p.grad is not None)
 

@@ -63,12 +63,14 @@ class Driver:
             text=True,
             start_new_session=True,
         )
-        os.set_blocking(self.process.stdout.fileno(), False)
+        assert self.process.stdout is not None
+        self._output = self.process.stdout
+        os.set_blocking(self._output.fileno(), False)
 
     @property
     def text(self) -> str:
         """All output so far."""
-        while line := self.process.stdout.readline():
+        while line := self._output.readline():
             self.lines.append(line)
         return "".join(self.lines)
 

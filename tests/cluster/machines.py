@@ -80,12 +80,11 @@ class Machines:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def _ask(self, line: str) -> str:
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
+        print(line, file=self._process.stdin, flush=True)
         return self._answer()
 
     def _answer(self) -> str:
-        for line in self._process.stdout:
+        for line in self._process.stdout or ():
             if line.startswith("= "):
                 return line[2:].strip()
         raise EOFError(f"the cluster ended:\n{self._errors.read_text(errors='replace')}")
@@ -139,7 +138,7 @@ def _serve() -> None:
             elif word == "restart":
                 for node in cluster.list_all_nodes():
                     node.kill_all_processes(check_alive=False, allow_graceful=False)
-                cluster, nodes = begin(gcs_server_port=int(address.rpartition(":")[2])), []
+                cluster, nodes = begin(gcs_server_port=int(str(address).rpartition(":")[2])), []
                 with _another(Path(folder) / "cache-0", 0):
                     nodes.append(cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20))
             print(f"= {answer}", flush=True)

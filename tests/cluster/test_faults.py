@@ -177,7 +177,7 @@ def test_a_trial_that_hangs_continues_on_another_node(small, undisturbed, machin
     driver = drive(cluster, "run", small, "--out", folder, "--set", "epoch_timeout_s=15", patience_s=5)
     driver.until(lambda: len(state(folder).get("running", [])) == 2 and epochs(folder) >= 2)
     trial_id = state(folder)["running"][0]["id"]
-    pid = int(re.search(r"process (\d+)", (folder / f"logs/{trial_id}.log").read_text()).group(1))
+    pid = int(re.findall(r"process (\d+)", (folder / f"logs/{trial_id}.log").read_text())[0])
     os.kill(pid, signal.SIGSTOP)
     driver.says("no epoch ended within 15 s")
     assert driver.ends() == 0, driver.text
@@ -215,7 +215,7 @@ def test_a_trial_that_runs_out_of_memory(small, machines, drive, tmp_path):
 def private_bytes(pid: int) -> int:
     """Return the bytes that count towards RLIMIT_DATA."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"VmData:\s+(\d+) kB", status).group(1)) * 1024
+    return int(re.findall(r"VmData:\s+(\d+) kB", status)[0]) * 1024
 
 
 def test_a_report_on_an_unfinished_run_is_marked_partial(small, machines, drive, tmp_path, capsys):

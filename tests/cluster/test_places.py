@@ -24,7 +24,9 @@ def test_results_go_to_a_bucket(small, undisturbed, machines, drive, bucket):
     run = Run(bucket)
     assert len(run.records()) == TRIALS
     assert scores(run.folder) == scores(undisturbed)
-    assert run.state()[0]["state"] == "ended"
+    written = run.state()
+    assert written is not None
+    assert written[0]["state"] == "ended"
     assert f"written: {bucket}/leaderboard.csv" in driver.text
     curves = FileSelector(f"{bucket.removeprefix('s3://')}/trackers", recursive=True)
     files, _ = FileSystem.from_uri(bucket)

@@ -224,6 +224,6 @@ def narrowings() -> st.SearchStrategy[dict[str, list[str]]]:
     words = st.sampled_from(
         ["contrastive", "contrastve", "glyphs", "feature", "test_resnet", "0", "-1", "\u00b2", "", " "]
     )
-    fields = ("losses", "levels", "backbones", "datasets", "arms", "seeds")
+    fields: list[str] = ["losses", "levels", "backbones", "datasets", "arms", "seeds"]
     lists = st.lists(words | st.text(max_size=3), min_size=1, max_size=2)
     return st.just({}) | st.dictionaries(st.sampled_from(fields), lists, max_size=1)

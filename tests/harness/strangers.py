@@ -39,7 +39,7 @@ def tried(examples: int) -> settings:
         max_examples=examples * (TIMES or 1),
         derandomize=not TIMES,
         deadline=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType] (its metaclass hides its members)
     )
 
 

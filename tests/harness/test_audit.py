@@ -37,7 +37,7 @@ def finish(make_trial, make_record, tmp_path):
             Ledger(folder.ledger).read(cell, trial.id, record.data.split_fingerprint, "e" * 64)
         return record
 
-    finish.run = run
+    finish.run = run  # pyright: ignore[reportFunctionMemberAccess] (the run that it writes)
     return finish
 
 
@@ -80,7 +80,16 @@ def test_errors_and_warnings_by_rule(finish, capsys):
 
 def test_what_was_planned_and_did_not_run(finish, make_trial):
     finish()
-    grid = Grid(name="g", datasets=["glyphs"], backbones=["test_resnet"], losses=["nca"], floors=(), seeds=(0,))
+    grid = Grid.model_validate(
+        {
+            "name": "g",
+            "datasets": ["glyphs"],
+            "backbones": ["test_resnet"],
+            "losses": ["nca"],
+            "floors": [],
+            "seeds": [0],
+        }
+    )
     finish.run.remember(grid, grid.trials(), [])
     said = [f.sentence for f in audit(finish.run) if f.rule == "FAIR-20"]
     assert "FAIR-20 glyphs/test_resnet/nca: not run, seed 0." in said

@@ -129,7 +129,7 @@ def test_what_the_plan_of_a_grid_accepts_finishes(content, tree, data):
             return
         try:
             plan = make_plan(grid, folder, CACHE)
-            prepare_images(plan.trials, Sources(place, folder, CACHE), str)
+            prepare_images(plan.trials, Sources(place, folder, CACHE), lambda sentence: None)
         except UserError as error:
             spoken(error)
             return

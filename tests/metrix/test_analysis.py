@@ -78,6 +78,8 @@ def test_positivity_equals_loops():
                 positive += y / (1 + sum(repel)) <= x / (1 + sum(attract))
                 below += t <= m + math.log(lam / (1 - lam)) / (beta + gamma)
         assert result.measured[k] == pytest.approx(positive / members)
+        assert result.closed_form is not None
+        assert result.gap is not None
         assert result.closed_form[k] == pytest.approx(below / members)
         assert result.gap[k] == pytest.approx((positive - below) / members)
 

@@ -46,7 +46,7 @@ class Events(Unseen):
     def started(self, trial, where, attempt):
         self.started_at.append((time.monotonic(), trial.id, attempt))
 
-    def finished(self, trial_id, score, seconds):
+    def finished(self, trial_id, score, seconds, metric="R@1"):
         self.finished_at.append((time.monotonic(), seconds))
 
 

@@ -44,6 +44,7 @@ def main() -> None:
     slots = f"{round(outcome.slots, 1):g}"
     print(f"Ray's share, {what}: {len(outcome.records)} trials on {slots} slots in {outcome.wall_s:.0f} s")
     print(f"  slots filled {filled / (outcome.slots * outcome.wall_s):.2f}   (aim, whole grid: {AIM} or more)")
+    assert watch.first is not None
     print(f"  first training step after about {watch.first - began - epoch_s:.0f} s   (aim: {FIRST_STEP_S:.0f} s)")
 
 

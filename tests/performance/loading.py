@@ -95,7 +95,7 @@ def large_batches(folder: Path) -> None:
         return augmentation.train(source.batch(every), generator)
 
     ours, classical = milliseconds(lambda: batch(cached), 5) / count, milliseconds(lambda: batch(files), 3) / count
-    bare = milliseconds(lambda: torch.stack([transform(dataset.read(i)) for i in every]), 3) / count
+    bare = milliseconds(lambda: torch.stack([transform(dataset.read(i)) for i in every.tolist()]), 3) / count
     print(
         f"224 px training image: {ours:.2f} ms from decoded images, {classical:.2f} ms by the classical path "
         f"(torchvision alone {bare:.2f} ms): {min(classical, bare) / ours:.1f} times (aim: {AIM_PATHS} or more)"
@@ -160,7 +160,7 @@ def examine(scale: float, folder: Path) -> None:
     data.mkdir()
     sop.write(data, scale)
     os.sync()
-    for file in datasets.index("sop", data).files:
+    for file in datasets.index("sop", data).files or ():
         descriptor = os.open(file, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)

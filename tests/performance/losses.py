@@ -112,7 +112,11 @@ def against_pytorch_metric_learning(rounds: int) -> None:
 
     theirs = {
         "multi_similarity": losses.MultiSimilarityLoss(alpha=18, beta=75, base=0.77),
-        "contrastive": losses.ContrastiveLoss(pos_margin=1, neg_margin=0.5, distance=distances.CosineSimilarity()),
+        "contrastive": losses.ContrastiveLoss(
+            pos_margin=1,
+            neg_margin=0.5,  # pyright: ignore[reportArgumentType] (its default is 0, and it has no types)
+            distance=distances.CosineSimilarity(),
+        ),
         "lifted_structure": losses.GeneralizedLiftedStructureLoss(),
         "nca": losses.NCALoss(softmax_scale=10, distance=distances.CosineSimilarity()),
         "proxy_anchor": losses.ProxyAnchorLoss(CLASSES, DIM),

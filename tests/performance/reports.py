@@ -130,7 +130,7 @@ def answers(page: Path) -> dict[str, float] | None:
         probe.as_uri(),
     ]
     shown = subprocess.run(words, capture_output=True, text=True, timeout=300).stdout
-    return json.loads(re.search("<title>(.*?)</title>", shown).group(1))
+    return json.loads(re.findall("<title>(.*?)</title>", shown)[0])
 
 
 def main() -> None:

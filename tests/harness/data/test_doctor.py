@@ -11,15 +11,14 @@ from PIL import Image
 
 from harness import cli
 from harness.data import datasets, doctor
+from harness.data.datasets import cub200 as standard
 from tests.harness.data.datasets.sources import cub200, folder
 
 
 @pytest.fixture
 def birds(tmp_path, monkeypatch):
     """A copy of the birds, in a world where its size is the standard one."""
-    small = replace(
-        datasets.standard("cub200"), images=(16, 16), classes=(4, 4), numbers=(range(1, 5), range(101, 105))
-    )
+    small = replace(standard.STANDARD, images=(16, 16), classes=(4, 4), numbers=(range(1, 5), range(101, 105)))
     monkeypatch.setattr("harness.data.datasets.cub200.STANDARD", small)
     return cub200.write(tmp_path)
 
@@ -41,7 +40,7 @@ def test_a_standard_copy_has_no_findings(birds):
 
 def test_damaged_missing_and_equal_files_are_all_found(tmp_path):
     dataset = datasets.load("cub200", cub200.write(tmp_path), allow_nonstandard=True)
-    files = [Path(file) for file in dataset.files]
+    files = [Path(file) for file in dataset.files or ()]
     whole = files[0].read_bytes()
     files[1].write_bytes(files[1].read_bytes()[:400])
     files[2].write_bytes(b"")
@@ -180,6 +179,7 @@ def test_two_training_classes_are_rejected_as_in_a_plan(tmp_path):
 def test_equal_pixels_in_two_formats_are_found_if_thorough(tmp_path):
     data = folder.write(tmp_path)
     dataset = datasets.load("folder", data)
+    assert dataset.files is not None
     one, other = (Path(dataset.files[list(dataset.split).index(split)]) for split in ("train", "test"))
     Image.open(one).save(other.with_suffix(".bmp"))
     other.unlink()

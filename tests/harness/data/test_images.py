@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vision
 
 from harness.data import datasets
@@ -35,9 +36,10 @@ def test_images_of_one_size_make_a_tensor_and_of_several_a_list(tmp_path):
     sizes = [(10, 10), (12, 10), (10, 30), (10, 100)]
     same = open_images(Pictures(size=(12, 10)).dataset, 8, tmp_path)
     batch = same.batch(torch.tensor([3, 99]))
+    assert isinstance(batch, torch.Tensor)
     assert (batch.dtype, batch.shape) == (torch.uint8, (2, 3, 8, 9))
     assert batch[:, :, 0, 0].tolist() == [[3, 6, 7], [99, 198, 7]]
-    assert torch.equal(batch, same.batch(np.array([3, 99])))
+    assert torch.equal(batch, torch.stack(list(same.batch(np.array([3, 99])))))
     dataset = replace(Pictures(count=4).dataset, read=lambda i: Image.new("RGB", sizes[i], (i, 2 * i, 7)))
     several = open_images(dataset, 8, tmp_path)
     assert several.array is None
@@ -87,7 +89,9 @@ def test_a_damaged_file_is_built_again(tmp_path, damage):
         "of another layout": whole[:-24] + b"images-0" + whole[-16:],
     }
     path.write_bytes(damaged[damage])
-    assert open_images(pictures.dataset, 8, tmp_path).array[7, :, 0, 0].tolist() == [7, 14, 7]
+    again = open_images(pictures.dataset, 8, tmp_path)
+    assert again.array is not None
+    assert again.array[7, :, 0, 0].tolist() == [7, 14, 7]
     assert len(pictures.read_keys) == 2 * read
     assert path.read_bytes() == whole
 
@@ -156,7 +160,7 @@ def test_stored_images_are_torchvisions_resize(tmp_path, size, mode):
     image = Image.fromarray(noise(1, max(size))[0, :, :height, :width].permute(1, 2, 0).contiguous().numpy())
     dataset = replace(Pictures(count=1).dataset, read=lambda _: image.convert(mode))
     stored = open_images(dataset, 32, tmp_path).batch(np.array([0]))[0]
-    expected = vision.pil_to_tensor(vision.resize(image.convert(mode), 32).convert("RGB"))
+    expected = vision.pil_to_tensor(v2.Resize(32)(image.convert(mode)).convert("RGB"))
     assert torch.equal(stored, expected)
 
 
@@ -183,6 +187,7 @@ def test_a_replaced_file_of_the_same_size_and_time_is_decoded_again(tmp_path):
     assert before.source_stamp == after.source_stamp, "sizes and times are the same"
     second = open_images(after, 8, tmp_path)
     assert first.path != second.path
+    assert second.array is not None
     assert second.array[list(after.keys).index("ant/1.png"), :, 0, 0].tolist() == [9, 8, 7]
 
 

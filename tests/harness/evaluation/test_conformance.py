@@ -13,7 +13,7 @@ def naive(embeddings, labels, ks=(1, 2, 4, 8), gallery=None, gallery_labels=None
     order = np.argsort(-(unit @ unit.T), axis=1, kind="stable")[:, 1:]
     right = labels[order] == labels[:, None]
     values = {f"R@{k}": float(right[:, :k].any(axis=1).mean()) for k in ks}
-    return Evaluation(values | {"MAP@R": 0.0, "R-Precision": 0.0}, {}, None, None, 0, "naive")
+    return Evaluation(values | {"MAP@R": 0.0, "R-Precision": 0.0}, {}, np.empty(0), np.empty(0), 0, "naive")
 
 
 def test_an_evaluator_with_the_usual_faults_does_not_conform():

@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,24 +193,25 @@ def test_accepted_kinds_of_embeddings():
 def test_threads_and_precision_of_the_caller_do_not_matter_and_are_restored(monkeypatch):
     embeddings, labels = some_embeddings(10, 300, 2, dim=64)
     expected = evaluate(embeddings, labels, engine="torch")
+    matmul: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue] (set at import)
     seen = []
     real = retrieval._TorchSearch.similarities
 
     def watched(self, queries):
-        seen.append(torch.backends.mkldnn.matmul.fp32_precision)
+        seen.append(matmul.fp32_precision)
         return real(self, queries)
 
     monkeypatch.setattr(retrieval._TorchSearch, "similarities", watched)
-    threads, precision = torch.get_num_threads(), torch.backends.mkldnn.matmul.fp32_precision
+    threads, precision = torch.get_num_threads(), matmul.fp32_precision
     torch.set_num_threads(3)
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    matmul.fp32_precision = "bf16"
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = evaluate(embeddings, labels, engine="torch")
-        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        assert matmul.fp32_precision == "bf16"
     finally:
         torch.set_num_threads(threads)
-        torch.backends.mkldnn.matmul.fp32_precision = precision
+        matmul.fp32_precision = precision
     assert found.values == expected.values
     assert seen == ["ieee"]
 

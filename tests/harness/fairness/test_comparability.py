@@ -1,5 +1,7 @@
 """Which numbers share a table, and which trials may join which records in one folder."""
 
+from typing import Any
+
 from harness.fairness.comparability import Entry, comparable_tables, conflicts, differing, distinguishing, place_of
 from harness.fairness.rules._subjects import entry_of
 
@@ -13,7 +15,7 @@ def test_conflicts_name_the_setting_that_changed(make_trial, make_record):
     assert conflicts(old, [make_trial(dataset="omniglot", epochs=9)]) == []
 
 
-def entry(trial, record=None):
+def entry(trial, record=None) -> Entry[Any]:
     if record is not None:
         return entry_of(record)
     return Entry(place_of(trial), trial.arm.label, trial.arm.at, trial.seed, trial.shared, False, None)

@@ -35,6 +35,7 @@ def test_a_published_grid_runs_on_a_small_copy(name, tmp_path):
     for record in records:
         assert (record.protocol["name"], record.selected_epoch) == ("paper", 2)
         assert set(record.data.classes) == {"train", "test"}
+        assert record.best_test_epoch is not None
         assert record.best_test_epoch["R@1"] >= record.test["R@1"] > 0
     (block,) = compose.board_of(records).blocks
     assert block.dataset == dataset.name

@@ -3,6 +3,7 @@
 import math
 import pickle
 import time
+from typing import Any
 
 import pytest
 
@@ -48,8 +49,9 @@ def dispatch(tmp_path, make_trial, monkeypatch):
     from harness.launch.cluster import Cluster, Node
     from harness.launch.signals import Stop
 
-    monkeypatch.setattr(module, "ray", Ray())
-    monkeypatch.setattr(module.Call, "on", lambda call, node: module.ray.killed.append((node.id, call.arguments)))
+    fake = Ray()
+    monkeypatch.setattr(module, "ray", fake)
+    monkeypatch.setattr(module.Call, "on", lambda call, node: fake.killed.append((node.id, call.arguments)))
     monkeypatch.setenv("METRIX_BENCH_PATIENCE_S", "0")
 
     def make(changes=(), bundle=ONE, cpus=2.0, shared=True, timeout_s=100.0):
@@ -57,12 +59,13 @@ def dispatch(tmp_path, make_trial, monkeypatch):
         run.prepare()
         cluster.admit(Node("a", "host a", cpus, 0.0))
         found = list(changes)
-        cluster.look = lambda *admission: [found.pop(0)] if found else []
+        monkeypatch.setattr(cluster, "look", lambda *admission: [found.pop(0)] if found else [])
         trials = [make_trial(seed=seed) for seed in (0, 1)]
         queue = Queue.of(trials, dict.fromkeys([t.id for t in trials], bundle), {}, retries=1)
-        admission = module.Admission(None, list, None) if shared else None
-        made = module.Dispatcher(run, queue, cluster, Screen(), Stop(), timeout_s, admission)
-        made.run, made.cluster, made.view, made.killed = run, cluster, made._view, module.ray.killed
+        nothing = module.Call(list)
+        admission = module.Admission(nothing, list, nothing) if shared else None
+        made: Any = module.Dispatcher(run, queue, cluster, Screen(), Stop(), timeout_s, admission)
+        made.run, made.cluster, made.view, made.killed = run, cluster, made._view, fake.killed
         return made, trials
 
     return make
@@ -190,16 +193,22 @@ def test_tune_may_write_its_adapters_to_disk(dispatch):
         assert vars(pickle.loads(pickle.dumps(adapter))).get("_dispatcher") is None
 
 
+def suggested(feeder):
+    content = feeder.suggest("1")
+    assert isinstance(content, dict)
+    return content
+
+
 def test_an_experiment_ends_with_the_queue_or_after_a_batch(dispatch, monkeypatch):
     from harness.launch import adapters
 
     dispatcher, trials = dispatch()
     monkeypatch.setattr(adapters, "BATCH", 1)
     feeder = adapters.Feeder(dispatcher)
-    assert feeder.suggest("1")["spec"]["id"] == trials[0].id
+    assert suggested(feeder)["spec"]["id"] == trials[0].id
     assert feeder.suggest("2") is None  # the batch is full, and its trial is running
     dispatcher.queue.finished(trials[0].id)
     assert feeder.suggest("2") == feeder.FINISHED
-    assert adapters.Feeder(dispatcher).suggest("1")["spec"]["id"] == trials[1].id
+    assert suggested(adapters.Feeder(dispatcher))["spec"]["id"] == trials[1].id
     dispatcher._stop.requested = True
     assert adapters.Feeder(dispatcher).suggest("1") == feeder.FINISHED

@@ -1,5 +1,7 @@
 """Which nodes of a cluster are fit, as they join and leave, and what a driver cleans up; Ray is a stand-in."""
 
+from typing import Any
+
 import pytest
 
 from harness.launch import clear_leftovers, environment, joined_early, supervise
@@ -63,7 +65,7 @@ def look(nodes):
     """A cluster, and its `look` with answers that are lists of reasons."""
     from harness.launch.cluster import Cluster
 
-    cluster = Cluster("auto")
+    cluster: Any = Cluster("auto")
 
     def changes():
         found = cluster.look(Call(nodes, "check"), list, Call(nodes, "prepare"))

@@ -43,6 +43,7 @@ def hold(place):
             cwd=ROOT,
         )
         started.append(process)
+        assert process.stdout is not None
         return process, Path(process.stdout.readline().strip())
 
     yield start

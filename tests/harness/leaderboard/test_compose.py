@@ -1,5 +1,7 @@
 """Numbers worked by hand. With three seeds t(0.975, 2) = 4.302653, so half = 2.484138 · std."""
 
+from typing import Any
+
 import pandas
 import pytest
 
@@ -38,7 +40,7 @@ def rows(board, block=0):
     return {row.arm: row for row in board.blocks[block].rows}
 
 
-def cell(board, arm, metric="R@1"):
+def cell(board, arm, metric="R@1") -> Any:
     """The line of an arm and metric in the first block."""
     return board.blocks[0].cell(rows(board)[arm], metric)
 

@@ -39,7 +39,9 @@ def test_a_bucket_holds_what_a_folder_holds(bucket, tmp_path, make_trial, make_r
     assert there.record(trial) == make_record(trial)
     assert (there.failures(), there.with_queries()) == ([], {trial.id})
     assert np.load(there.per_query(trial.id), allow_pickle=False)["labels"].tolist() == [0, 1, 2]
-    grid = Grid(name="g", datasets=["glyphs"], backbones=["test_resnet"], losses=["contrastive"])
+    grid = Grid.model_validate(
+        {"name": "g", "datasets": ["glyphs"], "backbones": ["test_resnet"], "losses": ["contrastive"]}
+    )
     here.remember(grid, [trial], [])
     assert there.requested() == here.requested()
     assert there.missing([trial, other]) == [other]

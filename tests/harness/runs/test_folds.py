@@ -1,6 +1,7 @@
 """Folds into seeds, by hand: means of scores, sums of costs, and no score where a fold is missing or has failed."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def scores_of(found):
     return values_by_seed(found.values_by_seed)
 
 
-def cell(board, arm=ARM):
+def cell(board, arm=ARM) -> Any:
     return board.blocks[0].cell(row(board, arm), "R@1")
 
 
@@ -205,6 +206,7 @@ def test_outcomes_of_queries_are_averaged_over_folds_and_a_gallery_shows_one(ser
     found = collect([tmp_path])
     (seed,) = by_seed(found.records).records
     of_seed = outcomes.mean([found.outcomes(part.id, ["R@1"]) for part in seed.parts])
+    assert of_seed is not None
     assert of_seed.sums["R@1"].tolist() == [1.5, 1.0]
     assert of_seed.sums["R@1"].sum() / of_seed.counts.sum() == seed.test["R@1"] == 0.625
     assert outcomes.mean([of_seed, None]) is None

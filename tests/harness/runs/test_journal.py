@@ -24,7 +24,9 @@ def test_a_journal_writes_the_state_and_notices_a_request_to_stop(tmp_path, make
         time.sleep(0.01)
     journal.end(interrupted=True)
     journal.close()
-    state, age_s = run.state()
+    written = run.state()
+    assert written is not None
+    state, age_s = written
     assert stopped == [True]
     assert age_s < 5
     assert (state["state"], state["total"], state["done"], state["slots"]) == ("interrupted", 3, 1, 2)
@@ -58,7 +60,9 @@ def test_the_last_state_tells_how_the_run_ended(tmp_path, error, state, reason):
     run = Run(tmp_path)
     run.prepare()
     Journal(run, {}).close(error)
-    content, _ = run.state()
+    written = run.state()
+    assert written is not None
+    content, _ = written
     assert (content["state"], content.get("reason")) == (state, reason)
     (sentence,) = [s for s in status(run).sentences if s.startswith("driver: none")]
     assert sentence.endswith(f"at {content['updated']}" + (f": {reason}" if reason else ""))

@@ -43,6 +43,7 @@ def hold(place):
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         )
         started.append(process)
+        assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         return process
 
@@ -87,4 +88,4 @@ def test_a_holder_notices_that_it_was_replaced(place):
         run._storage.write(lease.NAME, lease.content(other))
         time.sleep(3 * BEAT_S + 1)
         assert held.lost
-    assert lease.holder(run._storage.read(lease.NAME)) == other, "what is another's stays"
+    assert lease.holder(run._storage.read(lease.NAME) or b"") == other, "what is another's stays"

@@ -72,4 +72,4 @@ def test_every_one_of_several_views_gets_every_event(make_trial):
         getattr(Unseen(), name)(*given)
     assert heard == [event for event in events.items() for _ in range(2)]
     with pytest.raises(AttributeError):
-        together.begun(3, 1, 2)
+        together.begun(3, 1, 2)  # pyright: ignore[reportAttributeAccessIssue] (this is what a type checker finds)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,9 @@ from harness.runs.run import Run
 
 @pytest.fixture
 def run(tmp_path):
-    run = Run(tmp_path / "run", warn=lambda sentence: run.said.append(sentence))
-    run.said = []
+    warnings = []
+    run: Any = Run(tmp_path / "run", warn=warnings.append)
+    run.warnings = warnings
     run.prepare()
     return run
 
@@ -34,7 +36,7 @@ def test_a_truncated_record_is_named_set_aside_and_missing(run, make_trial, make
     run.finish(make_record(trial))
     run.record_path(trial).write_text(rest)
     assert run.records() == []
-    assert trial.id in run.said[0]
+    assert trial.id in run.warnings[0]
     assert [path.read_text() for path in (run.folder / "set_aside").iterdir()] == [rest]
     assert run.record(trial) is None
 
@@ -46,7 +48,7 @@ def test_an_id_that_leads_out_of_the_folder_is_set_aside(run, make_trial, make_r
     content = json.loads(run.record_path(trial).read_text())
     run.record_path(trial).write_text(json.dumps({**content, "id": id}))
     assert run.records() == []
-    assert "is not an id: it leads out of the run folder" in run.said[0]
+    assert "is not an id: it leads out of the run folder" in run.warnings[0]
 
 
 def test_a_failure_is_kept_until_the_trial_succeeds(run, make_trial, make_record):
@@ -77,6 +79,7 @@ def test_two_drivers_in_one_folder(run):
     first = subprocess.Popen(
         [sys.executable, "-c", code, str(run.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    assert first.stdout is not None
     assert first.stdout.readline() == "held\n"
     with pytest.raises(RunError, match=f"in use by process {first.pid}.*OUT="), run.lock():
         pass
@@ -96,7 +99,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_a_tuned_grid_plans_what_its_search_chose(run, make_trial):
     """The grid's own settings are the start of the search, not missing trials."""
     common = {"name": "g", "datasets": ["glyphs"], "backbones": ["test_resnet"], "losses": ["nca"], "seeds": (0,)}
-    grid = Grid(**common, levels=("baseline",), floors=("untrained",), protocol="tuned")
+    grid = Grid.model_validate({**common, "levels": ["baseline"], "floors": ["untrained"], "protocol": "tuned"})
     floor, start = grid.trials()
     chosen = start.model_copy(update={"arm": start.arm.model_copy(update={"tuned": "nca"})})
     run.remember(grid, [floor, chosen], [])
@@ -107,13 +110,15 @@ def test_a_tuned_grid_plans_what_its_search_chose(run, make_trial):
 def test_another_machine_reports_whether_it_sees_the_folder(tmp_path, bucket):
     run, other = Run(tmp_path / "run"), Run(tmp_path / "other")
     run.prepare()
+    assert run.identity is not None
     assert Run(run.folder).problem_here(run.identity) is None
-    assert "does not exist on" in other.problem_here(run.identity)
+    assert "does not exist on" in (other.problem_here(run.identity) or "")
     other.folder.mkdir()
-    assert "run.id is missing" in other.problem_here(run.identity)
+    assert "run.id is missing" in (other.problem_here(run.identity) or "")
     other.prepare()
-    assert "run.id differs" in other.problem_here(run.identity)
+    assert "run.id differs" in (other.problem_here(run.identity) or "")
     far = Run(bucket)
     far.prepare()
+    assert far.identity is not None
     assert Run(bucket, copy=tmp_path / "b").problem_here(far.identity) is None
-    assert "run.id differs" in Run(bucket, copy=tmp_path / "b").problem_here(run.identity)
+    assert "run.id differs" in (Run(bucket, copy=tmp_path / "b").problem_here(run.identity) or "")

@@ -39,4 +39,6 @@ def test_status_of_a_running_a_silent_and_an_ended_run(tmp_path, make_trial, mak
     assert "it is dead or its storage is unavailable" in " ".join(status(run).sentences)
     run.write_state({**state, "state": "ended"})
     assert "driver: none; the last one, process 1 on b, ended at then" in status(run).sentences
-    json.dumps(run.state()[0])
+    written = run.state()
+    assert written is not None
+    json.dumps(written[0])

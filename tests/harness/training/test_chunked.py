@@ -7,6 +7,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,8 +78,7 @@ def test_running_statistics_are_updated_once_per_chunk(level):
     if level and level.get("stage"):
         criterion = objective(level)
         criterion.objective(parts, images, labels).backward()
-        (norms,) = [{int(norm.num_batches_tracked) for norm in batch_norms(model)}]
-        assert norms == {2}
+        assert {int(norm.get_buffer("num_batches_tracked")) for norm in batch_norms(model)} == {2}
     else:
         objective(level).objective(parts, images, labels).backward()
         for chunk in images.split(5):
@@ -91,7 +91,9 @@ def test_running_statistics_are_updated_once_per_chunk(level):
 
 def test_the_backward_pass_of_chunks_with_batch_norm_repeats_what_the_forward_did():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(3600, 4))
+    model: Any = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(3600, 4)
+    )
     alone = copy.deepcopy(model)
     images = torch.rand(6, 3, 32, 32)
     torch.manual_seed(3)
@@ -99,6 +101,8 @@ def test_the_backward_pass_of_chunks_with_batch_norm_repeats_what_the_forward_di
     torch.manual_seed(3)
     torch.cat([alone(chunk) for chunk in images.split(2)]).square().sum().backward()
     for one, two in zip(model.parameters(), alone.parameters(), strict=True):
+        assert one.grad is not None
+        assert two.grad is not None
         assert torch.allclose(one.grad, two.grad, rtol=1e-5, atol=1e-6)
 
 
@@ -140,7 +144,7 @@ def test_which_errors_mean_out_of_memory():
 
 @pytest.fixture
 def tiny(make_trial):
-    def tiny(arm="contrastive", norm="frozen", images=None, **training):
+    def tiny(arm="contrastive", norm: Any = "frozen", images=None, **training):
         trial = make_trial(arm, **{"epochs": 3, "lr": 1e-4, **training})  # at 1e-3 rounding grows to other scores
         changes = {"dataset": Choice(name="glyphs", options={"classes": 16}), "model": Model(dim=16, norm=norm)}
         return trial.model_copy(update={**changes, "keep": "weights", "images": images or trial.images})
@@ -217,7 +221,9 @@ def test_requested_chunks(tiny, tmp_path):
     trial = tiny("contrastive+feature")
     for _ in steps(trial, Sources(tmp_path, chunk_rows=7)):
         continue
-    assert "the forward ran in chunks of 7 rows" in Run(tmp_path).record(trial).notes
+    record = Run(tmp_path).record(trial)
+    assert record is not None
+    assert "the forward ran in chunks of 7 rows" in record.notes
 
 
 LIMITED = """
@@ -249,5 +255,6 @@ def test_a_processor_really_out_of_memory(tiny, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     record = Run(tmp_path / "limited").record(trial)
+    assert record is not None
     assert record.notes == ("out of memory at epoch 1; the forward ran in chunks of 15 rows",)
     assert record.test == pytest.approx(run_trial(trial, tmp_path / "whole").test, abs=1e-3)

@@ -1,6 +1,7 @@
 """The Embedder: any timm backbone, its stages, our pooling and head. Small networks without downloads."""
 
 import hashlib
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from harness.training.anatomy import anatomy
 from harness.training.backbones import ModelError
@@ -31,7 +32,14 @@ BACKBONES = {  # what comes out of forward_features, and the last stage
 SMALL = [name for name in BACKBONES if name.startswith("test_")]
 
 
-def embedder(backbone="test_resnet", dim=8, side_px=64, generator=0, pretrained=False, **settings):
+def embedder(
+    backbone="test_resnet",
+    dim=8,
+    side_px: int | None = 64,
+    generator: torch.Generator | int = 0,
+    pretrained: bool | str = False,
+    **settings,
+) -> Any:
     return Embedder(backbone, dim=dim, side_px=side_px, generator=generator, pretrained=pretrained, **settings)
 
 
@@ -109,8 +117,12 @@ def test_gradients_of_the_joint_pass_are_those_of_separate_passes():
     model, x = embedder().double().eval(), images(4).double()
     w = torch.randn(6, 8, dtype=torch.double, generator=torch.Generator().manual_seed(2))
     clean, mixed = model.forward_joint("layer2", x, lambda h: h[[3, 1]])
-    joint = torch.autograd.grad((torch.cat([clean, mixed]) * w).sum(), model.backbone.conv1[0].weight)[0]
-    separate = torch.autograd.grad((model(x[[0, 1, 2, 3, 3, 1]]) * w).sum(), model.backbone.conv1[0].weight)[0]
+    joint = torch.autograd.grad(
+        (torch.cat([clean, mixed]) * w).sum(), model.backbone.get_parameter("conv1.0.weight")
+    )[0]
+    separate = torch.autograd.grad(
+        (model(x[[0, 1, 2, 3, 3, 1]]) * w).sum(), model.backbone.get_parameter("conv1.0.weight")
+    )[0]
     assert clean.dtype == torch.double
     assert torch.allclose(joint, separate, rtol=1e-9, atol=1e-12)
 
@@ -128,7 +140,7 @@ def test_a_layer_that_runs_again_in_the_backward_pass_is_never_silently_wrong():
     model = embedder()
     run = model.backbone.layer3.forward
     model.backbone.layer3.forward = lambda h: checkpoint(lambda h: run(h).square(), h, use_reentrant=False)
-    with pytest.raises(torch.utils.checkpoint.CheckpointError):
+    with pytest.raises(CheckpointError):
         model.forward_joint("layer3.0", images(), lambda h: h)[1].sum().backward()
 
 
@@ -139,8 +151,7 @@ def test_an_earlier_stage_cannot_be_entered():
 
 def test_a_stage_that_changed_since_the_probe_is_rejected():
     model = embedder()
-    model.backbone.layer2 = nn.Sequential(model.backbone.layer2)
-    block = model.backbone.layer2
+    block: Any = nn.Sequential(model.backbone.layer2)
     block.forward = lambda h: block[0](h)
     model.backbone.layer1.forward = lambda h: [block(h), block(h)][1]
     model.backbone.layer2 = block
@@ -185,7 +196,7 @@ def test_frozen_batchnorm_keeps_its_statistics_and_trains_its_affine_parameters(
     model, x = embedder(norm="frozen"), images()
     for module in model.backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(generator=torch.Generator().manual_seed(0))
+            module.get_buffer("running_mean").normal_(generator=torch.Generator().manual_seed(0))
     before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
     z = model.train()(x)
     z.sum().backward()
@@ -274,7 +285,9 @@ def test_published_weights_come_from_the_cache_without_asking_the_hub(tmp_path, 
     monkeypatch.setattr(huggingface_hub, "file_exists", lambda *a, **k: pytest.fail("asked the hub"))
     model = embedder(pretrained=True)
     assert asked == [("timm/test_resnet.r160_in1k", "model.safetensors")]
-    assert torch.equal(model.backbone.conv1[0].weight, source.backbone.conv1[0].weight)
+    assert torch.equal(
+        model.backbone.get_parameter("conv1.0.weight"), source.backbone.get_parameter("conv1.0.weight")
+    )
     assert model.weights == "test_resnet.r160_in1k"
     assert model.weights_digest == hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -152,17 +152,19 @@ def test_the_training_code_exists_and_excludes_reports():
 
 @pytest.fixture
 def grid(tmp_path):
-    return Grid(
-        name="g",
-        datasets=["folder"],
-        backbones=["test_resnet"],
-        losses=["contrastive"],
-        levels=["baseline"],
-        floors=[],
-        seeds=(0,),
-        model={"dim": 16},
-        images={"side_px": 32},
-        training={"epochs": 1, "batch_size": 8, "examples_per_class": 2, "lr": 1e-3, "schedule": "constant"},
+    return Grid.model_validate(
+        {
+            "name": "g",
+            "datasets": ["folder"],
+            "backbones": ["test_resnet"],
+            "losses": ["contrastive"],
+            "levels": ["baseline"],
+            "floors": [],
+            "seeds": [0],
+            "model": {"dim": 16},
+            "images": {"side_px": 32},
+            "training": {"epochs": 1, "batch_size": 8, "examples_per_class": 2, "lr": 1e-3, "schedule": "constant"},
+        }
     )
 
 
@@ -178,6 +180,7 @@ def test_results_from_other_data_are_not_mixed(where, protocol, grid, data, tmp_
     with pytest.raises(RunError) as refused:
         comparable_records(Run(place), grid, grid.trials(), sources)
     split, images = record.data.split_fingerprint, record.data.content_fingerprint
+    assert images is not None
     assert str(refused.value) == (
         f"{place / where} holds results from other data:\n"
         f"  folder: the split of the data changed from {split[:12]} to {now['split'][:12]} (1 record)\n"

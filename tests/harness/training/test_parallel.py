@@ -1,5 +1,9 @@
 """Two processes that share every batch compute the same as one."""
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,7 +22,7 @@ from harness.training.ranks import Ranks
 
 CPU = torch.device("cpu")
 ROWS, STEPS = 11, 10
-ARMS = {
+ARMS: dict[str, dict[str, Any] | None] = {
     "contrastive": None,
     "proxy_anchor": None,
     "proxy_anchor, embedding": {"at": "embedding"},
@@ -26,7 +30,7 @@ ARMS = {
     "contrastive, layer3": {"at": "feature", "stage": "layer3"},
     "contrastive, input": {"at": "input"},
 }
-CASES = [(norm, arm, None) for norm in ("frozen", "train") for arm in ARMS]
+CASES: list[tuple[str, str, int | None]] = [(norm, arm, None) for norm in ("frozen", "train") for arm in ARMS]
 CASES.append(("frozen", "contrastive, layer3", 4))
 ARMS["contrastive, few"] = {"at": "input", "max_mixed": 1}  # the second rank has no mixed row
 CASES.append(("frozen", "contrastive, few", None))
@@ -38,7 +42,8 @@ def trained(norm, arm, rows, ranks=1):
     generator = torch.Generator().manual_seed(1)
     model = Embedder("test_resnet", dim=8, norm=norm, pretrained=False, side_px=32, generator=0).double()
     loss = baselines.create(arm.partition(",")[0], num_classes=4, dim=8, generator=generator).double()
-    criterion = loss if ARMS[arm] is None else metrix.Metrix(loss, **ARMS[arm], generator=generator)
+    level = ARMS[arm]
+    criterion = loss if level is None else metrix.Metrix(loss, **level, generator=generator)
     network, backward = model if rows is None else Chunked(model, rows), torch.Tensor.backward
     if ranks > 1:
         network = Parallel(network)
@@ -46,7 +51,7 @@ def trained(norm, arm, rows, ranks=1):
     network.train()
     learnt = [*network.parameters(), *criterion.parameters()]
     optimizer = torch.optim.SGD(learnt, 0.01, momentum=0.9)
-    losses = []
+    losses, images = [], torch.empty(0)
     for _ in range(STEPS):
         images = torch.rand(ROWS, 3, 32, 32, dtype=torch.float64, generator=generator)
         total = criterion.objective(network, images, torch.arange(ROWS) % 4)
@@ -73,7 +78,7 @@ class Plain(nn.Module):
 
     def __init__(self):
         super().__init__()
-        from timm.layers import BatchNormAct2d
+        from timm.layers.norm_act import BatchNormAct2d
 
         self.body = nn.Sequential(
             nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.BatchNorm2d(4, affine=False, momentum=None), nn.Flatten()
@@ -86,11 +91,13 @@ class Plain(nn.Module):
 
 def plain(ranks=1):
     torch.manual_seed(0)
-    network, backward = Plain().double(), torch.Tensor.backward
+    network: Any = Plain().double()
+    backward = torch.Tensor.backward
     if ranks > 1:
         network = Parallel(network)
         backward = parallel.backward(network, nn.Identity())
     images = torch.rand(ROWS, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    out = images
     for _ in range(2):
         network.zero_grad()
         out = network(images)
@@ -102,26 +109,27 @@ def plain(ranks=1):
 def masks():
     """What dropout keeps in a batch of two ranks, and a draw after it."""
     torch.manual_seed(5)
-    network = Parallel(nn.Dropout(0.5)).train()
+    dropout: Any = nn.Dropout(0.5)
+    network = Parallel(dropout).train()
     return [network(torch.ones(ROWS, 20)), network(torch.ones(ROWS, 20)), torch.rand(3)]
 
 
 def files():
     """A batch of the classical path, of which each rank reads a part."""
     images = Originals(open_dataset(Choice(name="glyphs", options={"classes": 16})))
-    augmentation = parallel.Divided(32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    augmentation = parallel.Divided(32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     generator = torch.Generator().manual_seed(0)
     return [
         augmentation.train(images.batch(torch.arange(7)), generator),
-        augmentation.evaluate(images.batch([3, 4, 5])),
+        augmentation.evaluate(images.batch(np.array([3, 4, 5]))),
     ]
 
 
-def both_ranks(rank=0, folder=None):
+def both_ranks(rank: int = 0, folder: Path = Path()) -> Any:
     """Everything that two ranks compute here; rank 1 leaves what it has in a file."""
     torch.set_num_threads(1)
     computed = {str(case): trained(*case, ranks=2) for case in CASES}
-    computed.update(plain=plain(ranks=2), masks=masks(), files=files())
+    computed |= {"plain": plain(ranks=2), "masks": masks(), "files": files()}
     if rank:
         torch.save(computed, folder / "rank 1")
     return computed
@@ -167,8 +175,11 @@ def test_ranks_draw_their_own_masks_and_nothing_else(computed):
 
 def test_files_are_read_once_by_all_ranks_together(computed):
     images = Originals(open_dataset(Choice(name="glyphs", options={"classes": 16})))
-    alone = Augmentation(32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    alone = Augmentation(32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     generator = torch.Generator().manual_seed(0)
-    expected = [alone.train(images.batch(torch.arange(7)), generator), alone.evaluate(images.batch([3, 4, 5]))]
+    expected = [
+        alone.train(images.batch(torch.arange(7)), generator),
+        alone.evaluate(images.batch(np.array([3, 4, 5]))),
+    ]
     for found in computed:
         same(found["files"], expected)

@@ -23,7 +23,7 @@ def test_class_vectors_come_from_the_generator_and_affect_no_other_stream():
         pml.create("pml:ProxyAnchorLoss", num_classes=4, dim=8, generator=torch.Generator().manual_seed(5))
         for _ in range(2)
     )
-    assert torch.equal(one.loss.proxies, two.loss.proxies)
+    assert torch.equal(one.loss.get_parameter("proxies"), two.loss.get_parameter("proxies"))
     assert torch.equal(before, torch.random.get_rng_state())
     assert [group["lr"] for group in one.parameter_groups(0.1)] == [10.0]
     assert pml.create("pml:MarginLoss", num_classes=4, dim=8, learn_beta=True).parameter_groups(0.1)[0]["lr"] == 0.1
@@ -32,7 +32,7 @@ def test_class_vectors_come_from_the_generator_and_affect_no_other_stream():
 def test_an_arm_of_a_library_loss():
     arm = Arm.parse("pml:MarginLoss[margin=0.3]")
     assert (arm.label, arm.options["nu"]) == ("pml:MarginLoss[margin=0.3]", 0)
-    assert "no label weights to mix" in plan.refusal(Arm.parse("pml:MarginLoss+embedding"))
+    assert "no label weights to mix" in (plan.refusal(Arm.parse("pml:MarginLoss+embedding")) or "")
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,7 @@ def test_a_trial_with_a_library_loss(make_trial, tmp_path):
     dataset = trial.dataset.model_copy(update={"options": {"classes": 16}})
     record = run_trial(trial.model_copy(update={"dataset": dataset}), tmp_path)
     assert record.arm == "pml:ProxyAnchorLoss"
-    assert record.curve[2].loss < record.curve[1].loss
+    first, second = (epoch.loss for epoch in record.curve[1:3])
+    assert first is not None
+    assert second is not None
+    assert second < first

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,11 @@ def raises(rank):
         raise KeyError("what rank 1 said")
 
 
+def linear() -> Any:
+    """A network small enough to meet over."""
+    return nn.Linear(2, 2)
+
+
 def runs_out_of_memory(rank):
     raise torch.OutOfMemoryError("of rank 1")
 
@@ -43,7 +49,7 @@ def test_the_error_of_a_rank_is_raised_by_the_trial(function, error, words):
     def meet():
         with Ranks(2, CPU, function) as ranks:
             ranks.join()
-            Parallel(nn.Linear(2, 2))
+            Parallel(linear())
 
     with pytest.raises(error, match=words):
         meet()
@@ -51,7 +57,7 @@ def test_the_error_of_a_rank_is_raised_by_the_trial(function, error, words):
 
 @pytest.fixture
 def tiny(make_trial):
-    def tiny(arm="proxy_anchor+embedding", norm="train", **training):
+    def tiny(arm="proxy_anchor+embedding", norm: Any = "train", **training):
         trial = make_trial(arm, **{"epochs": 2, "lr": 1e-4, **training})
         glyphs = Choice(name="glyphs", options={"classes": 16})
         return trial.model_copy(update={"dataset": glyphs, "model": Model(dim=16, norm=norm), "keep": "weights"})
@@ -81,13 +87,13 @@ def gone(pid, within_s=5.0):
 
 def waits(rank):
     """Meets rank 0 once, and waits for it to come again."""
-    Parallel(nn.Linear(2, 2))
-    Parallel(nn.Linear(2, 2))
+    Parallel(linear())
+    Parallel(linear())
 
 
 def sleeps(rank):
     """Meets rank 0 once, and is busy with something else when that comes again."""
-    Parallel(nn.Linear(2, 2))
+    Parallel(linear())
     time.sleep(60)
 
 
@@ -95,9 +101,10 @@ def test_a_killed_rank_is_noticed():
     def meet():
         with Ranks(2, CPU, sleeps) as ranks:
             ranks.join()
-            Parallel(nn.Linear(2, 2))
-            os.kill(*ranks_of(os.getpid()), signal.SIGKILL)
-            Parallel(nn.Linear(2, 2))
+            Parallel(linear())
+            (other,) = ranks_of(os.getpid())
+            os.kill(other, signal.SIGKILL)
+            Parallel(linear())
 
     with pytest.raises(RankFailed, match=r"rank 1 of 2: ended by signal 9 \(SIGKILL\)"):
         meet()
@@ -114,7 +121,7 @@ def test_the_last_line_of_an_aborted_rank_is_reported():
     def meet():
         with Ranks(2, CPU, aborts) as ranks:
             ranks.join()
-            Parallel(nn.Linear(2, 2))
+            Parallel(linear())
 
     with pytest.raises(
         RankFailed, match=r"rank 1 of 2: ended by signal 6 \(SIGABRT\): what\(\): no room for a buffer$"
@@ -131,6 +138,7 @@ def test_no_rank_outlives_rank_0():
         "time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
         assert process.stdout.readline() == b"met\n"
         (rank,) = ranks_of(process.pid)
         process.kill()

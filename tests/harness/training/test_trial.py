@@ -41,6 +41,7 @@ ARMS = ("contrastive", "proxy_anchor+embedding", "multi_similarity+input", "cont
 def test_an_interrupted_trial_ends_in_the_same_bits(arm, tiny, tmp_path):
     trial = tiny(arm, stage="layer3" if "feature" in arm else None, epochs=3)
     whole = run_trial(trial, tmp_path / "whole")
+    epochs = []
     for _ in range(2):  # stopped after an epoch, twice; each time what was in memory is lost
         running = steps(trial, Sources(tmp_path / "parts"))
         epochs = [next(running).epoch for _ in range(2)]
@@ -114,6 +115,7 @@ def test_protocol_paper_trains_on_all_classes_and_records_the_best_test_epoch_be
     assert record.data.classes == {"train": 16, "test": 16}
     assert (record.selected_epoch, [e.epoch for e in record.curve], record.validation) == (3, [0, 1, 2, 3], {})
     assert [epoch.validation for epoch in record.curve] == [{}] * 4
+    assert record.best_test_epoch is not None
     assert 1 <= record.best_test_epoch["epoch"] <= 3
     assert record.best_test_epoch["R@1"] >= record.test["R@1"]
     assert record.notes == ()

@@ -154,7 +154,7 @@ def test_wrappers_are_unwrapped_and_reported(tmp_path, state, wrap, said):
     torch.save(wrap(state), path)
     model = loaded(path)
     assert model.weights_read == said
-    assert torch.equal(model.backbone.conv1[0].weight, state["conv1.0.weight"])
+    assert torch.equal(model.backbone.get_parameter("conv1.0.weight"), state["conv1.0.weight"])
     assert torch.equal(model.backbone.state_dict()["layer4.0.bn2.running_var"], state["layer4.0.bn2.running_var"])
 
 
@@ -169,12 +169,12 @@ def test_a_header_length_that_looks_like_json_is_a_length(tmp_path, state):
         (length + more).to_bytes(8, "little") + content[8 : 8 + length] + b" " * more + content[8 + length :]
     )
     assert path.read_bytes()[:1] == b"{"
-    assert torch.equal(loaded(path).backbone.conv1[0].weight, state["conv1.0.weight"])
+    assert torch.equal(loaded(path).backbone.get_parameter("conv1.0.weight"), state["conv1.0.weight"])
 
 
 def test_safetensors_are_recognised_by_their_content(tmp_path, state):
     save_file(state, tmp_path / "w.ckpt")
-    assert torch.equal(loaded(tmp_path / "w.ckpt").backbone.conv1[0].weight, state["conv1.0.weight"])
+    assert torch.equal(loaded(tmp_path / "w.ckpt").backbone.get_parameter("conv1.0.weight"), state["conv1.0.weight"])
 
 
 def test_permanent_errors_are_not_retried(tmp_path):

@@ -24,7 +24,7 @@ RESOURCE_FORK = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("dataset", choices=[name for name in datasets.names() if datasets.standard(name)])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scale", type=float, default=0.01)
@@ -38,6 +38,7 @@ def main() -> None:
 def counts(name: str, split: int, scale: float) -> list[int]:
     """How many images each class of a split (0: training, 1: test) has at a scale; at 1 as many as the benchmark."""
     standard = datasets.standard(name)
+    assert standard is not None
     classes = max(4, round(standard.classes[split] * scale))
     images = max(4 * classes, round(standard.images[split] * scale))
     return [images // classes + (c < images % classes) for c in range(classes)]

@@ -27,6 +27,7 @@ def test_which_benchmarks_exist():
 @every
 def test_lists_of_the_standard_size_make_the_standard_dataset(name, written):
     standard = datasets.standard(name)
+    assert standard is not None
     data = written(name, 1, False)
     dataset = datasets.index(name, data)
     assert standard.deviations(dataset) == ()
@@ -48,6 +49,7 @@ def test_the_k_of_recall_are_the_usual_ones(name, written):
 @every
 def test_another_size_is_rejected_unless_allowed(name, written):
     data, standard = written(name), datasets.standard(name)
+    assert standard is not None
     train, test = standard.images
     with pytest.raises(
         DatasetError, match=rf"^FAIR-01 {name}: 16/16 images, expected {train}/{test}\. .*`not {standard.title}`"
@@ -94,6 +96,7 @@ def test_an_archive_that_is_still_packed_is_named(name, tmp_path):
 def test_files_that_do_not_exist_are_named(name, written):
     data = written(name)
     whole = datasets.load(name, data, allow_nonstandard=True)
+    assert whole.files is not None
     for i in (3, 7):
         (data / whole.files[i]).unlink()
     with pytest.raises(
@@ -106,6 +109,7 @@ def test_files_that_do_not_exist_are_named(name, written):
 def test_a_replaced_file_gives_another_stamp_and_the_same_fingerprint(name, written):
     data = written(name)
     before = datasets.load(name, data, allow_nonstandard=True)
+    assert before.files is not None
     with open(before.files[5], "ab") as file:
         file.write(b"\0")
     after = datasets.load(name, data, allow_nonstandard=True)

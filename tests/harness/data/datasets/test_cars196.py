@@ -2,19 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from harness.data import datasets
-from harness.data.datasets import DatasetError
+from harness.data.datasets import DatasetError, cars196
 from harness.data.datasets._files import Row, listed
 from harness.data.datasets._layout import reject_split_folders
 from harness.data.datasets._standard import CLASSIFICATION
 from tests.harness.data.datasets.fixtures import photograph
 from tests.harness.data.datasets.sources.cars196 import write, write_devkit
 
-load = {"allow_nonstandard": True}
+load: dict[str, Any] = {"allow_nonstandard": True}
 
 
 def classes(dataset):
@@ -93,6 +94,7 @@ def test_the_classification_split_in_folders_is_recognised(tmp_path):
     ):
         datasets.load("cars196", tmp_path)
     standard = datasets.standard("cars196")
+    assert standard is not None
     assert standard.look_alikes[8144, 8041] == CLASSIFICATION
     known = replace(standard, look_alikes={(3, 2): CLASSIFICATION})
     with pytest.raises(DatasetError, match=r"expected 8054/8131\. This is the classification split \(same classes"):
@@ -102,7 +104,7 @@ def test_the_classification_split_in_folders_is_recognised(tmp_path):
 def test_half_of_the_classification_split_is_recognised():
     classes = np.arange(8144) % 196 + 1
     rows = [Row(f"{i}.jpg", f"{c:03}.car", "train" if c <= 98 else "test") for i, c in enumerate(classes)]
-    found = datasets.standard("cars196").deviations(listed("cars196", Path(), rows))
+    found = cars196.STANDARD.deviations(listed("cars196", Path(), rows))
     assert found[1] == "These are the training images of the classification split alone."
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness.data import datasets
-from harness.data.datasets import DatasetError
+from harness.data.datasets import DatasetError, cub200
 from harness.data.datasets._files import Row, listed
 from tests.harness.data.datasets.fixtures import photograph
 from tests.harness.data.datasets.sources.cub200 import write
@@ -67,7 +67,7 @@ def test_the_classification_split_in_folders_is_recognised(tmp_path):
 def test_other_copies_are_recognised_by_their_size(train, test, words):
     rows = [Row(f"{i}.jpg", f"{i % 100 + 1:03}.Bird", "train") for i in range(train)]
     rows += [Row(f"{i}_.jpg", f"{i % 100 + 101:03}.Bird", "test") for i in range(test)]
-    found = datasets.standard("cub200").deviations(listed("cub200", Path(), rows))
+    found = cub200.STANDARD.deviations(listed("cub200", Path(), rows))
     assert found == (f"{train}/{test} images, expected 5864/5924.", words)
 
 

@@ -46,8 +46,10 @@ def test_sixteen_bits_are_scaled_not_cut(value, expected):
 
 
 def test_cmyk_is_converted():
-    mode, (red, green, blue) = first_pixel(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), form="JPEG", quality=95)
+    mode, pixel = first_pixel(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), form="JPEG", quality=95)
     assert mode == "RGB"
+    assert isinstance(pixel, tuple)
+    red, green, blue = pixel
     assert red > 240
     assert max(green, blue) < 15
 

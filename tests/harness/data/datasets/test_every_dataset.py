@@ -1,11 +1,11 @@
 """The contract of every dataset, found by its file."""
 
-import inspect
 import pickle
 
 import numpy as np
 import pytest
 
+from harness import registry
 from harness.data import datasets
 from harness.data.splits import fair_validation
 
@@ -44,7 +44,7 @@ def test_images_are_grey_or_rgb_and_can_be_pickled(name, load_source):
 def test_it_describes_itself_and_its_options(name):
     description = datasets.describe(name)
     assert description.title.endswith(".")
-    load = inspect.getmodule(datasets).registry.entry("harness.data.datasets", name, "dataset").load
+    load = registry.entry("harness.data.datasets", name, "dataset").load
     for option in description.options:
         assert f"{option}:" in load.__doc__, f"the docstring does not explain {option}"
 

@@ -1,5 +1,7 @@
 """The clothes: queries, the gallery, and folders under many names."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -7,12 +9,13 @@ from harness.data import datasets
 from harness.data.datasets import DatasetError
 from tests.harness.data.datasets.sources.inshop import write
 
-load = {"allow_nonstandard": True}
+load: dict[str, Any] = {"allow_nonstandard": True}
 
 
 def test_test_images_are_queries_or_gallery(tmp_path):
     dataset = datasets.load("inshop", write(tmp_path), **load)
     test = dataset.split == "test"
+    assert dataset.role is not None
     assert set(dataset.role[~test]) == {""}
     assert set(dataset.role[test]) == {"query", "gallery"}
     for role in ("query", "gallery"):
@@ -46,9 +49,11 @@ def test_resolutions_are_distinguished(tmp_path):
     ):
         datasets.load("inshop", tmp_path, **load)
     high = datasets.load("inshop", tmp_path, resolution="high", **load)
+    assert high.files is not None
     assert "img_highres" in high.files[0]
     write(tmp_path)
     low = datasets.load("inshop", tmp_path, **load)
+    assert low.files is not None
     assert "img_highres" not in low.files[0]
     assert low.index_fingerprint == high.index_fingerprint
     with pytest.raises(DatasetError, match="no resolution named 'hihg'; did you mean 'high'"):

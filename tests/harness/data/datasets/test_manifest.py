@@ -13,6 +13,7 @@ def test_order_splits_and_roles_come_from_the_file(tmp_path):
     dataset = datasets.load("manifest", write(tmp_path))
     assert dataset.keys[:2] == ("images/ant/0.png", "images/ant/1.png")
     assert dataset.split.tolist() == ["train"] * 6 + ["validation"] * 6 + ["test"] * 6
+    assert dataset.role is not None
     assert dataset.role.tolist() == [""] * 12 + ["query", "gallery", "gallery"] * 2
     assert datasets.load("manifest", tmp_path / "manifest.csv").index_fingerprint == dataset.index_fingerprint
 

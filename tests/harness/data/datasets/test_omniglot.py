@@ -21,6 +21,7 @@ def test_a_drawing_in_two_archives_counts_once(tmp_path):
 
 def test_whole_alphabets_are_held_out(tmp_path):
     dataset = datasets.load("omniglot", source.write(tmp_path))
+    assert dataset.groups is not None
     split_of = {(dataset.groups[c], str(s)) for c, s in zip(dataset.labels, dataset.split, strict=True)}
     assert len(split_of) == 4
     assert [split for _, split in split_of].count("test") == 2
@@ -61,6 +62,7 @@ def test_the_official_small_sets():
     dataset = datasets.load("omniglot", os.environ["OMNIGLOT"])
     assert (len(dataset.class_names), len(dataset)) == (242, 4840)
     split = fair_validation(dataset)
+    assert dataset.groups is not None
     alphabets = [{dataset.groups[c] for c in dataset.labels[split == s]} for s in ("train", "validation", "test")]
     assert [len(a) for a in alphabets] == [3, 1, 4]
     assert dataset.read(0).size == (105, 105)

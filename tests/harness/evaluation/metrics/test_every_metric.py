@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def add(tmp_path, monkeypatch):
     def write(title="MRR", depth="best", more="", name="reciprocal_rank"):
         (tmp_path / f"{name}.py").write_text(NEW.format(title=title, depth=depth, more=more))
         monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
-        monkeypatch.delitem(importlib.sys.modules, f"harness.evaluation.metrics.{name}", raising=False)
+        monkeypatch.delitem(sys.modules, f"harness.evaluation.metrics.{name}", raising=False)
 
     return write
 

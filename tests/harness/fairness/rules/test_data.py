@@ -12,6 +12,10 @@ from harness.fairness import rules
 from harness.fairness.rules import data as data_rules
 
 
+def unread(i):
+    raise AssertionError("no rule reads an image")
+
+
 def fake(name, counts):
     """A dataset of {split: (images, classes)} and its split."""
     split = np.repeat(list(counts), [images for images, _ in counts.values()])
@@ -25,7 +29,7 @@ def fake(name, counts):
     names = tuple(str(number + 1) for number in range(labels.max() + 1))
     keys = tuple(map(str, range(len(labels))))
     raw = np.where(split == "validation", "train", split)
-    dataset = Dataset(name, keys, labels, names, raw, read=None, role=role if name == "inshop" else None)
+    dataset = Dataset(name, keys, labels, names, raw, read=unread, role=role if name == "inshop" else None)
     return dataset, split
 
 
@@ -100,7 +104,7 @@ def test_a_class_on_two_sides():
     dataset, split = fake("birds", {"train": (20, 5), "validation": (8, 4), "test": (20, 5)})
     labels = dataset.labels.copy()
     labels[split == "validation"] = [9, 10, 11, 8] * 2
-    shared = Dataset("birds", dataset.keys, labels, dataset.class_names, split, read=None)
+    shared = Dataset("birds", dataset.keys, labels, dataset.class_names, split, read=unread)
     (finding,) = rules.over_data(shared, split)
     assert finding.severity == "E"
     assert finding.sentence == "FAIR-02 birds: 3 classes in both validation and test (10, 11, 12)."
