@@ -41,7 +41,8 @@ def clone(tmp_path_factory):
     """Return a function that runs Python in a copy of the project that has the README's loss."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("baselines", "metrix", "harness", "tests", "results"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "runs", "cache"))
+        skipped = ("__pycache__", *(("runs",) if name == "results" else ()))  # harness/runs is code
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(*skipped))
     shutil.copy(ROOT / "pyproject.toml", folder)
     page = section("Adding a loss")
     (code,) = blocks("Adding a loss", "python")
