@@ -26,12 +26,7 @@ CPU = torch.device("cpu")
 
 def raises(rank):
     if rank:
-        raise KeyError("what rank 1 message")
-
-
-def linear() -> Any:
-    """A network small enough to meet over."""
-    return nn.Linear(2, 2)
+        raise KeyError("raised on rank 1")
 
 
 def linear() -> Any:
@@ -46,7 +41,7 @@ def runs_out_of_memory(rank):
 @pytest.mark.parametrize(
     ("function", "error", "words"),
     [
-        (raises, RankFailed, "rank 1 of 2: KeyError: 'what rank 1 message'"),
+        (raises, RankFailed, "rank 1 of 2: KeyError: 'raised on rank 1'"),
         (runs_out_of_memory, torch.OutOfMemoryError, "rank 1 of 2: OutOfMemoryError: of rank 1"),
     ],
 )
