@@ -48,7 +48,6 @@ def test_a_dataset_from_a_csv_of_paths_and_labels(run, tmp_path):
     assert sum(row.endswith(",test") for row in rows) == 8 * 4
 
 
-@pytest.mark.skipif(not hasattr(harness, "scores"), reason="this version has no harness.scores")
 def test_the_notebook_prints_what_is_stored_in_it(tmp_path, monkeypatch, capsys):
     matplotlib.use("Agg")
     with zipfile.ZipFile(ROOT / "tests/harness/reports/guard/quick.zip") as archive:

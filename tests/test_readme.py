@@ -165,7 +165,6 @@ def test_the_paths_of_a_manifest_are_relative_to_it(tmp_path):
     assert [f"{path},{dataset.class_names[label]},{split}" for path, label, split in rows] == lines
 
 
-@pytest.mark.skipif(not hasattr(harness, "scores"), reason="this version has no harness.scores")
 def test_the_scores_are_the_printed_ones(tmp_path, monkeypatch, capsys):
     """The records are those of the table."""
     with zipfile.ZipFile(ROOT / "tests/harness/reports/guard/quick.zip") as archive:

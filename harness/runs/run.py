@@ -11,7 +11,7 @@ A run folder contains
     state.json                   what the driver is doing, renewed every few seconds while it runs
     memory.json                  the measured GPU memory of trials
     stop                         a request to the driver to stop
-    ledger.jsonl  driver.log  leaderboard.{csv,md,tex,html}
+    ledger.jsonl  driver.log  leaderboard.{csv,md,tex,html}  scores.csv
     run.id  driver.json          the identity of this run, and the driver that holds it (see `patience`, `lease`)
 
 A run in a bucket contains the same as objects; its ledger is one object for each read.
