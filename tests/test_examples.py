@@ -8,7 +8,6 @@ import zipfile
 import matplotlib
 import pytest
 
-import harness
 from tests.harness.pictures import class_folders
 from tests.test_layers import ROOT
 

@@ -51,8 +51,8 @@ class Collection:
     @cached_property
     def with_queries(self) -> frozenset[str]:
         """The ids of the records whose test read was kept."""
-        kept = {id(run): run.with_queries() for run in self._runs()}
-        return frozenset(record for record, run in self.home.items() if record in kept[id(run)])
+        kept = {run: run.with_queries() for run in self._runs()}
+        return frozenset(record for record, run in self.home.items() if record in kept[run])
 
     def pull_queries(self) -> None:
         """Bring what was kept of test reads up to date, where it lies in a bucket."""
@@ -60,7 +60,7 @@ class Collection:
             run.pull_queries()
 
     def _runs(self) -> list[Run]:
-        return list({id(run): run for run in self.home.values()}.values())
+        return list(dict.fromkeys(self.home.values()))
 
     def board(self, metrics: Sequence[str] = ()) -> Board:
         """Return the leaderboard of everything here, with what the fairness rules find in it."""
@@ -115,7 +115,7 @@ def collect(
     for run in runs:
         if not run.exists():
             raise RunError(f"{run.place} is not a run folder: it has no records/")
-    names = dict(zip(map(id, runs), _names([run.address for run in runs]), strict=True))
+    names = dict(zip(runs, _names([run.address for run in runs]), strict=True))
     kept: dict[str, Record] = {}
     home: dict[str, Run] = {}
     notes: list[str] = []
@@ -126,7 +126,7 @@ def collect(
                 if first is record:
                     home[record.id] = run
                 elif first.test != record.test:
-                    notes.append(_conflict(first, record, names[id(home[record.id])], names[id(run)]))
+                    notes.append(_conflict(first, record, names[home[record.id]], names[run]))
     if len(kept) > MANY:
         gc.freeze()  # what was read stays until the process ends: the collector need not walk it
     asked = [run.requested() for run in runs]

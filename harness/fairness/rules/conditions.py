@@ -126,9 +126,9 @@ def same_start(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
 def one_record_a_seed(results: Results) -> Iterator[tuple[str, tuple[str, ...]]]:
     """An arm has one record for each seed."""
     for table in results.tables:
-        counted = {id(record) for by_seed in table.arms.values() for record in by_seed.values()}
+        counted = {record.id for by_seed in table.arms.values() for record in by_seed.values()}
         for record in table.records:
-            if id(record) not in counted:
+            if record.id not in counted:
                 yield f"{record.id} repeats an arm and seed of its table.", ids((record,))
 
 
