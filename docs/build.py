@@ -35,7 +35,7 @@ def build(target: Path) -> None:
     # pdoc only sees attributes that exist, and some are imported on first use.
     for package in map(import_module, PACKAGES):
         for name in package.__all__:
-            setattr(package, name, getattr(package, name))
+            vars(package)[name] = getattr(package, name)
     pdoc.render.configure(docformat="google", template_directory=HERE, show_source=False)
     pdoc.pdoc(*modules(), r"!.*\._", output_directory=target)
 

@@ -3,8 +3,8 @@
     scores = harness.scores("results/runs/quick")
     scores.query("metric == 'R@1'").pivot_table(index="arm", columns="dataset", values="value")
 
-Columns are documented in `columns.SCORES`; the settings of a record follow them under dotted names (`model.dim`,
-`loss.margin`, `metrix.weight`, `provenance.device`). `absent` lists what has no record, `curves` has one line per
+Columns are documented in `columns.SCORES`; the settings of a record follow them under dotted names (model.dim,
+loss.margin, metrix.weight, provenance.device). `absent` lists what has no record, `curves` has one line per
 record and epoch.
 """
 
