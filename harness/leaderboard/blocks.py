@@ -1,4 +1,4 @@
-"""The lines of each block of the leaderboard: those that may be compared, as `fairness.comparability` decides."""
+"""Group the lines of the leaderboard into blocks. `fairness.comparability` decides which lines may be compared."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ from harness.leaderboard.columns import lines, plain
 from harness.leaderboard.scores import FAILED, REFUSED, factors
 
 STEPS = ("lr", "schedule", "step_epochs", "gamma")  # shared by a loss and its variants, not by other losses
-OF_RECORDS = (
+RECORD_COLUMNS = (
     *("record", "parts", "dataset", "backbone", "arm", "baseline", "level", "seed", "tuned", *STEPS, "train_s"),
     *("forward_passes_per_step", "peak_gb", "parameters"),
 )
-OF_ABSENT = (
+ABSENT_COLUMNS = (
     *("record", "dataset", "backbone", "arm", "baseline", "level", "seed", "tuned", *STEPS),
     *("state", "kind", "reason", "attempts", "lacks"),
 )
@@ -25,8 +25,9 @@ OF_ABSENT = (
 class Block:
     """What one block of the leaderboard contains, in order.
 
-    entries    lines of the scores, one per record, or of what is absent
-    factors    the shared factors as far as they are known; `differing` are those that tell the block from others
+    entries    one line per record, and one per trial without a record
+    factors    the known shared factors
+    differing  the factors that distinguish the block from others of the same place
     refused    the arms without a Metrix form, with the reason
     """
 
@@ -38,15 +39,15 @@ class Block:
 
 
 def arrange(seeds: pandas.DataFrame, absent: pandas.DataFrame) -> list[Block]:
-    """Return the blocks of these seeds in the order of the tables: by place, the largest first.
+    """Return the blocks of these seeds in table order: by place, the largest first.
 
     seeds, absent: the frames as `by_seed` returns them.
     """
     records = seeds.drop_duplicates("record").sort_values("record", kind="stable")
-    lost = absent[absent["state"] != REFUSED].assign(record=None)
-    order: Any = (lost["state"] != FAILED).astype(int).astype(str) + lost["trial"]
-    lost = lost.loc[order.sort_values(kind="stable").index]
-    tables = comparable_tables([*_entries(records, OF_RECORDS, True), *_entries(lost, OF_ABSENT, False)])
+    missing = absent[absent["state"] != REFUSED].assign(record=None)
+    order: Any = (missing["state"] != FAILED).astype(int).astype(str) + missing["trial"]
+    missing = missing.loc[order.sort_values(kind="stable").index]
+    tables = comparable_tables([*_entries(records, RECORD_COLUMNS, True), *_entries(missing, ABSENT_COLUMNS, False)])
     blocks = [
         Block(table.place, table.factors, [entry.of for entry in table.entries], dict(distinguishing(table, tables)))
         for table in tables
@@ -55,12 +56,12 @@ def arrange(seeds: pandas.DataFrame, absent: pandas.DataFrame) -> list[Block]:
 
 
 def _entries(table: pandas.DataFrame, names: Sequence[str], measured: bool) -> Iterator[Entry[Any]]:
-    """Yield the lines of a frame as they enter tables; lines with equal factors share one dict."""
-    for line, known in zip(lines(table, names), _known(table), strict=True):
+    """Yield the lines of a frame as entries of comparable tables. Lines with equal factors share one dict."""
+    for line, known in zip(lines(table, names), _shared_factors(table), strict=True):
         yield Entry(_place(line), line.arm, line.level, line.seed, known, measured, line)
 
 
-def _known(table: pandas.DataFrame) -> list[dict[str, Any]]:
+def _shared_factors(table: pandas.DataFrame) -> list[dict[str, Any]]:
     """Return the shared factors of each line."""
     names = sorted(factors(table))
     distinct: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -77,10 +78,13 @@ def _place(line: Any) -> Place:
 
 
 def _without_form(absent: pandas.DataFrame, blocks: Sequence[Block]) -> list[Block]:
-    """Give each block the arms of its place that have no Metrix form; the blocks of places that have nothing else."""
-    further: dict[Place, Block] = {}
+    """Add the arms without a Metrix form to the blocks of their place.
+
+    Return new blocks for the places that have no block yet.
+    """
+    extra: dict[Place, Block] = {}
     for line in lines(absent[absent["state"] == REFUSED], ("dataset", "backbone", "arm", "reason")):
-        homes = [block for block in blocks if block.place == _place(line)]
-        for home in homes or [further.setdefault(_place(line), Block(_place(line), {}))]:
-            home.refused.append((line.arm, line.reason))
-    return [further[place] for place in sorted(further)]
+        same_place = [other for other in blocks if other.place == _place(line)]
+        for block in same_place or [extra.setdefault(_place(line), Block(_place(line), {}))]:
+            block.refused.append((line.arm, line.reason))
+    return [extra[place] for place in sorted(extra)]

@@ -1,7 +1,7 @@
-"""What reports are handed: the frames, and the words that belong to them.
+"""The input of every report: the frames, and the text that belongs to them.
 
-A report reads the lines of the leaderboard frame and the captions; where it shows single records it reads the frames
-of scores and curves. It computes no number of its own.
+A report reads the lines of the leaderboard frame and the captions. To show single records, it reads the frames of
+scores and curves. It computes no numbers itself.
 """
 
 import re
@@ -21,15 +21,18 @@ from harness.leaderboard.variance import Variance
 
 @dataclass(frozen=True)
 class Block:
-    """The lines of one block of the leaderboard, with the words that belong to them.
+    """The lines of one block of the leaderboard, with its text.
 
-    lines      its lines of the leaderboard, as named tuples of plain values
-    heading    dataset and backbone with what tells the block from others; `data` the dataset alone, and `unlike` the
-               benchmark that its data are not though they have its name
-    factors    the shared factors by name, as far as they are known
-    caption    what its rows share; `findings` what to doubt, with the arms concerned
-    metrics    all of them in order, `shown` those that tables print
-    summaries  what holds for each metric, by its name
+    lines      the lines of the leaderboard, as named tuples of plain values
+    heading    dataset and backbone, with the factors that distinguish the block from others
+    data       the dataset, as a caption names it
+    unlike     the benchmark that the data do not match despite their name; "" if they match
+    factors    the known shared factors by name
+    caption    sentences on what the rows share
+    findings   warnings, with the arms they concern
+    metrics    all metrics in order
+    shown      the metrics that tables print
+    summaries  the summary of each metric, by its name
     """
 
     number: int
@@ -49,32 +52,32 @@ class Block:
     @cached_property
     def _by_row(self) -> dict[int, dict[str, Any]]:
         """{row: {metric: line}}"""
-        found: dict[int, dict[str, Any]] = {}
+        by_row: dict[int, dict[str, Any]] = {}
         for line in self.lines:
-            found.setdefault(line.row, {})[line.metric] = line
-        return found
+            by_row.setdefault(line.row, {})[line.metric] = line
+        return by_row
 
     @cached_property
     def rows(self) -> tuple[Any, ...]:
-        """One line of each row measured here, for what its lines have in common."""
+        """One line of each row measured here. Use it for columns that do not depend on the metric."""
         return tuple(line for line in self._firsts if line.source == HERE)
 
     @cached_property
     def published(self) -> tuple[Any, ...]:
-        """One line of each row that others published."""
+        """One line of each published row."""
         return tuple(line for line in self._firsts if line.source != HERE)
 
     @property
     def _firsts(self) -> Iterable[Any]:
-        return (next(iter(of_row.values())) for of_row in self._by_row.values())
+        return (next(iter(by_metric.values())) for by_metric in self._by_row.values())
 
     def cell(self, row: Any, metric: str) -> Any | None:
-        """The line of a row and metric; None where the row has no score in it."""
+        """Return the line of a row and metric; None if the row has no score in that metric."""
         line = self._by_row[row.row].get(metric)
         return None if line is None or line.mean is None else line
 
     def scored(self, row: Any) -> bool:
-        """Whether the row has a score in any metric."""
+        """Return whether the row has a score in any metric."""
         return any(line.mean is not None for line in self._by_row[row.row].values())
 
     @property
@@ -87,7 +90,7 @@ class Block:
 
     @property
     def groups(self) -> tuple[tuple[Any, ...], ...]:
-        """The trained rows, one tuple a loss, its baseline first."""
+        """The trained rows: one tuple per loss, its baseline first."""
         groups: list[list[Any]] = []
         for row in self.trained:
             if row.baseline is None:
@@ -97,26 +100,28 @@ class Block:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The sentences of the findings, those that say much the same of many rows in one."""
+        """The sentences of the findings; similar findings about many rows are merged."""
         return notes.condensed(self.findings)
 
     def of_rows(self, rows: Iterable[Any]) -> "Block":
-        """The block with these of its rows alone, in the order of the table."""
-        kept = {row.row for row in rows}
-        return replace(self, lines=tuple(line for line in self.lines if line.row in kept))
+        """Return the block with only these rows, in table order."""
+        numbers = {row.row for row in rows}
+        return replace(self, lines=tuple(line for line in self.lines if line.row in numbers))
 
 
 @dataclass(frozen=True)
 class Board:
-    """A leaderboard ready to be shown.
+    """A leaderboard that is ready for reports.
 
-    frame      the leaderboard; `scores` and `curves` the single records behind it, `absent` what has no record
-    notes      what holds for all of it, beside the notes of its blocks
-    partial    trials that should be there are not: `done` of `total` are
-    variance   what moves the first metric over all blocks, where they make a grid
-    commands   for the first record of each row the command that runs its trial again, and whether it is known to be
-               the very trial
-    gallery    pictures of what some arms retrieve, where a report has them
+    frame      the leaderboard
+    scores     the scores of the single records
+    curves     the learning curves of the single records
+    absent     the trials without a record
+    notes      notes on the whole board; each block has its own notes as well
+    partial    whether trials are missing: only `done` of `total` have a record
+    variance   the sources of variance of the first metric over all blocks; None unless the blocks form a grid
+    commands   the command that reruns the first record of each row, and whether it is known to give the same trial
+    gallery    the image gallery of each block; empty if the report has none
     """
 
     title: str
@@ -136,5 +141,5 @@ class Board:
 
 def record_ids(row: Any) -> list[str]:
     """Return the ids of the records behind a row, by seed and fold."""
-    found = re.split(r" (?=\d+:)", row.records) if row.records else []  # an id may hold spaces
-    return [one.partition(":")[2] for one in found]
+    pairs = re.split(r" (?=\d+:)", row.records) if row.records else []  # an id may hold spaces
+    return [pair.partition(":")[2] for pair in pairs]

@@ -1,6 +1,6 @@
-"""The words of a leaderboard: captions that say what its numbers are.
+"""The captions of a leaderboard, which explain its numbers.
 
-Every sentence is made from the lines and records it speaks of, so that none can claim what was not computed.
+Every sentence is built from the lines and records that it describes, so it cannot claim what was not computed.
 """
 
 from collections import defaultdict
@@ -20,10 +20,11 @@ TRACE = "metrix-bench trace RUN ARM"  # the command that leads from a number to 
 
 
 def of_board(board: Board, *, styled: bool = True, published: str = "", every: bool = False) -> tuple[str, ...]:
-    """Return what the numbers and marks of every block are, of those that a format shows.
+    """Return sentences that explain the numbers and marks that a format shows.
 
-    `styled`: it prints bold and underlined; `published`: how it sets the rows of others apart, "" where it has none;
-    `every`: it shows all metrics and not only those that tables print.
+    styled     whether the format prints bold and underlined text
+    published  how the format marks published rows; "" if it shows none
+    every      whether the format shows all metrics, not only those that tables print
     """
     blocks = [replace(block, shown=block.metrics) if every else block for block in board.blocks]
     rows = [row for block in blocks for row in block.rows]
@@ -67,7 +68,7 @@ def ratios(rows: Sequence[Any]) -> bool:
 
 
 def _variance(variance: Variance) -> str:
-    """What moves the score, largest share first; what explains less than one in a hundred is added up."""
+    """Return the sources of variance, largest share first. Shares below 1 % are added up."""
     over = " × ".join(f"{n} {name}s" if not name.endswith("s") else f"{n} {name}es" for name, n in variance.sizes)
     large = [(" × ".join(factors), share) for factors, share in variance.shares if factors and share >= 0.01]
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in large)
@@ -80,9 +81,11 @@ def _variance(variance: Variance) -> str:
 def in_brief(
     blocks: Sequence[Block], *, differences: bool = True, intervals: bool = True, marks: bool = True
 ) -> tuple[str, ...]:
-    """Return what a caption in a paper says of a table with these rows: score, difference, marks, protocol.
+    """Return the caption of a table in a paper: score, difference, marks, protocol.
 
-    `differences`: it has them, with `intervals` or without; `marks`: bold, underlined, † and ‡.
+    differences  whether the table shows differences from the baseline
+    intervals    whether the differences have intervals
+    marks        whether the table shows bold, underlined, † and ‡
     """
     cells = _cells(blocks)
     if not cells:
@@ -107,13 +110,13 @@ def in_brief(
 
 
 def _cells(blocks: Sequence[Block]) -> list[Any]:
-    """The lines that are printed."""
+    """Return the lines that are printed."""
     cells = (block.cell(row, metric) for block in blocks for row in block.rows for metric in block.shown)
     return [cell for cell in cells if cell is not None]
 
 
 def _marks(blocks: Sequence[Block], styled: bool = True) -> Iterator[str]:
-    """What bold, underlined, † and ‡ mean, each where it stands somewhere; why not, where none stands anywhere."""
+    """Yield the meaning of each mark that is used, or the reason why no mark is used."""
     cells = _cells(blocks)
     tested = any(cell.difference_p_holm is not None for cell in cells)
     if styled and any(cell.best for cell in cells):
@@ -135,19 +138,19 @@ def _marks(blocks: Sequence[Block], styled: bool = True) -> Iterator[str]:
 
 
 def _below(blocks: Sequence[Block]) -> Iterator[str]:
-    """What ‡ means, where it stands somewhere."""
+    """Yield the meaning of ‡ if any row has it."""
     if any(row.below_start for block in blocks for row in block.rows):
         yield "‡: below its own starting point (FAIR-26)."
 
 
 def _protocol(block: Block) -> tuple[str, Any]:
-    """Name and version of the protocol of a block."""
+    """Return the name and version of the protocol of a block."""
     factors = block.factors
     return str(factors.get("protocol.name") or factors.get("protocol")), factors.get("protocol.version") or 0
 
 
 def _protocols(blocks: Sequence[Block]) -> Iterator[str]:
-    """Each protocol with its version and, where this version is the one known here, what it fixes."""
+    """Yield each protocol with its version, and its rules if this version is the registered one."""
     for name, version in sorted(set(map(_protocol, blocks))):
         known = PROTOCOLS.get(name)
         rule = f": {known.sentence}" if known and known.version == version else ""
@@ -155,7 +158,7 @@ def _protocols(blocks: Sequence[Block]) -> Iterator[str]:
 
 
 def _scores(blocks: Sequence[Block], intervals: bool = True) -> Iterator[str]:
-    """What stands before and after ±, by the methods that were really used (FAIR-13); the difference's if printed."""
+    """Yield the meaning of the numbers before and after ±, from the methods that were used (FAIR-13)."""
     cells = _cells(blocks)
     real = [(cell.interval, cell.n) for cell in cells if cell.half is not None]
     how = _plus_minus(real, "training seeds") or " over n training seeds (too few for an interval)"
@@ -170,7 +173,7 @@ def _scores(blocks: Sequence[Block], intervals: bool = True) -> Iterator[str]:
 
 
 def _folds(blocks: Sequence[Block]) -> str:
-    """`, each the mean over 4 class-disjoint folds`, where that is what the score of a seed is."""
+    """Return `, each the mean over 4 class-disjoint folds`; "" without cross-validation."""
     counts = {block.factors.get("folds") for block in blocks if any(row.records for row in block.rows)}
     if not any(counts):
         return ""
@@ -181,7 +184,7 @@ def _folds(blocks: Sequence[Block]) -> str:
 
 
 def _plus_minus(intervals: Sequence[tuple[str, int]], over: str) -> str:
-    """` ± half width of the 95 % t-interval over n = 3 training seeds`; nothing where no interval exists."""
+    """Return ` ± half width of the 95 % t-interval over n = 3 training seeds`; "" if no interval exists."""
     if not intervals:
         return ""
     methods = sorted({method.partition(" over ")[0] for method, _ in intervals})
@@ -193,12 +196,12 @@ def _plus_minus(intervals: Sequence[tuple[str, int]], over: str) -> str:
 def of_block(
     block: Block, data: Any | None, weights: Sequence[str], normalisation: Mapping[str, Any] | None, tuned: bool
 ) -> tuple[str, ...]:
-    """Return the data, the network and the training that the rows of a block share, and what its seeds can show.
+    """Return sentences on the data, network and training that the rows of a block share, and on its power.
 
-    data           a line of its scores that says how large the splits are; None without any
-    weights        the published weights or files of weights that its records began with
-    normalisation  how its images were prepared, where a record says so
-    tuned          whether a search chose the settings of its arms
+    data           a line with the sizes of the splits; None if there is none
+    weights        the published weights or weight files that training started from
+    normalisation  how images were normalised; None if no record has it
+    tuned          whether a search chose the settings of the arms
     """
     sentences = [] if data is None else [_data(block, data)]
     if "model.dim" in block.factors:
@@ -210,12 +213,12 @@ def of_block(
 
 
 def power(summaries: Sequence[Summary]) -> Iterator[str]:
-    """The least difference that these seeds show, of every printed metric whose differences have a spread."""
-    able = [(s, least, spread) for s in summaries if (least := s.least) and (spread := s.spread)]
-    if able:
-        seeds, family = min(s.seeds for s, *_ in able), max(s.comparisons for s, *_ in able)
-        least = " and ".join(f"{100 * value:.1f} {s.metric} points" for s, value, _ in able)
-        spread = " and ".join(f"{100 * value:.2f}" for *_, value in able)
+    """Yield the smallest difference that these seeds can detect, for each metric whose spread is known."""
+    measurable = [(s, least, spread) for s in summaries if (least := s.least) and (spread := s.spread)]
+    if measurable:
+        seeds, family = min(s.seeds for s, *_ in measurable), max(s.comparisons for s, *_ in measurable)
+        least = " and ".join(f"{100 * value:.1f} {s.metric} points" for s, value, _ in measurable)
+        spread = " and ".join(f"{100 * value:.2f}" for *_, value in measurable)
         yield (
             f"Power: with {seeds} paired seeds, a true difference of at least {least} is detected with 80 % "
             f"probability after Holm for {family} comparison{'s' * (family > 1)} (standard deviation of the "
@@ -224,7 +227,7 @@ def power(summaries: Sequence[Summary]) -> Iterator[str]:
 
 
 def _queries(summaries: Sequence[Summary]) -> Iterator[str]:
-    """What another test set would change, where outcomes of single queries were kept."""
+    """Yield how much scores would vary with other test classes, if the outcomes of queries are known."""
     alone = [(s.metric, s.classes) for s in summaries if s.classes]
     both = [(s.metric, s.both) for s in summaries if s.both]
     if alone:
@@ -253,11 +256,11 @@ def _data(block: Block, data: Any) -> str:
 
 
 def _network(block: Block, weights: Sequence[str], normalisation: Mapping[str, Any] | None) -> str:
-    factors, chosen = block.factors, block.factors["backbone.pretrained"]
+    factors, pretrained = block.factors, block.factors["backbone.pretrained"]
     start = "random initial weights"
-    if chosen:
-        start = " ".join(["pretrained weights" if chosen is True else "weights of the file", *weights])
-    name = block.backbone if chosen is True else block.backbone.partition(".")[0]  # no tag that is not loaded
+    if pretrained:
+        start = " ".join(["pretrained weights" if pretrained is True else "weights of the file", *weights])
+    name = block.backbone if pretrained is True else block.backbone.partition(".")[0]  # no tag that is not loaded
     return (
         f"Network: {name}, {start}{_normalised(factors, normalisation)}, {factors['model.pooling']} pooling to "
         f"{factors['model.dim']} dimensions, BatchNorm {factors['model.norm']}, images of "
@@ -266,7 +269,7 @@ def _network(block: Block, weights: Sequence[str], normalisation: Mapping[str, A
 
 
 def _normalised(factors: Mapping[str, Any], used: Mapping[str, Any] | None) -> str:
-    """How images are prepared for weights that are not timm's own, or where the grid says it."""
+    """Return how images are normalised, for weights that are not timm's or settings from the grid; "" otherwise."""
     own = any(factors.get(f"backbone.{name}") for name in ("mean", "std", "interpolation"))
     if used is None or not (own or isinstance(factors["backbone.pretrained"], str)):
         return ""
@@ -276,14 +279,14 @@ def _normalised(factors: Mapping[str, Any], used: Mapping[str, Any] | None) -> s
 
 
 def _training(block: Block, tuned: bool) -> str:
-    """Shared settings of training; step sizes once, or for each loss where losses differ (FAIR-08)."""
+    """Return the shared settings of training. Step sizes are given per loss if losses differ (FAIR-08)."""
     training = {name.partition(".")[2]: v for name, v in block.factors.items() if name.startswith("training.")}
     drawn = f"{training['examples_per_class']} per class" if training["sampler"] == "balanced" else "shuffled"
     sizes: dict[str, list[str]] = defaultdict(list)
     for row in block.rows:
         if row.level == "baseline" and row.lr is not None:
             sizes[step_sizes(row._asdict())].append(row.arm)
-    steps = "; ".join(how if len(sizes) == 1 else f"{how} ({listed(who)})" for how, who in sorted(sizes.items()))
+    steps = "; ".join(step if len(sizes) == 1 else f"{step} ({listed(arms)})" for step, arms in sorted(sizes.items()))
     if tuned:
         steps = "step sizes and constants chosen for each arm by a search (search/study.json)"
     epochs = f"{training['epochs']} epoch{'s' * (training['epochs'] != 1)}"
@@ -291,12 +294,12 @@ def _training(block: Block, tuned: bool) -> str:
 
 
 def heading(block: Block, network: str, differing: Mapping[str, Any]) -> str:
-    """Return `glyphs · test_resnet`, with the factors that tell it from its neighbours: `(model.dim = 128)`."""
+    """Return `glyphs · test_resnet`, with the factors that distinguish the block: `(model.dim = 128)`."""
     factors = ", ".join(f"{name} = {_short(value)}" for name, value in differing.items())
     return f"{block.data} · {network}" + (f" ({factors})" if factors else "")
 
 
 def _short(value: object) -> str:
-    """A factor's value; of a fingerprint the first twelve digits."""
+    """Return a factor's value as text; only the first twelve digits of a fingerprint."""
     text = str(value)
     return text[:12] if len(text) >= 40 and text.isalnum() else text

@@ -1,4 +1,4 @@
-"""What one or several run folders hold, as one set: conflicts named, filtered, ready to become a leaderboard."""
+"""The contents of one or more run folders as one filtered set, with its conflicts named."""
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,28 +21,31 @@ from harness.runs.errors import RunError
 from harness.runs.record import Failure, Record
 from harness.runs.run import Run
 
-MANY = 2000  # records from which no more queries are read for intervals over test classes: it would take minutes
+MANY = 2000  # above this number of records, queries are not read for intervals over test classes: it takes minutes
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Records, failures, planned trials and refused combinations of several runs; `home`: record id → its run."""
+    """Records, failures, planned trials and refused combinations of several runs.
+
+    run_by_id  the run of each record, by record id
+    """
 
     records: tuple[Record, ...]
     failures: tuple[Failure, ...]
     planned: tuple[Trial, ...]
     refused: tuple[tuple[str, str, str, str], ...]
-    home: dict[str, Run]
+    run_by_id: dict[str, Run]
     notes: tuple[str, ...] = ()
 
     def outcomes(self, id: str, metrics: Sequence[str]) -> outcomes.ByClass | None:
-        """Return what the test queries of a record came to, by class; None where that was not kept.
+        """Return the outcomes of the test queries of a record, by class; None if they were not saved.
 
-        Raises RunError where it cannot be read.
+        Raises RunError if they cannot be read.
         """
         if id not in self.with_queries:
             return None
-        return outcomes.by_class(self.home[id].per_query_path(id), tuple(metrics))
+        return outcomes.by_class(self.run_by_id[id].per_query_path(id), tuple(metrics))
 
     @cached_property
     def by_id(self) -> dict[str, Record]:
@@ -50,35 +53,35 @@ class Collection:
 
     @cached_property
     def with_queries(self) -> frozenset[str]:
-        """The ids of the records whose test read was kept."""
-        kept = {run: run.with_queries() for run in self._runs()}
-        return frozenset(record for record, run in self.home.items() if record in kept[run])
+        """The ids of the records whose test queries were saved."""
+        ids = {run: run.with_queries() for run in self._runs()}
+        return frozenset(record for record, run in self.run_by_id.items() if record in ids[run])
 
     def pull_queries(self) -> None:
-        """Bring what was kept of test reads up to date, where it lies in a bucket."""
+        """Download the saved test queries of runs that are in a bucket."""
         for run in self._runs():
             run.pull_queries()
 
     def _runs(self) -> list[Run]:
-        return list(dict.fromkeys(self.home.values()))
+        return list(dict.fromkeys(self.run_by_id.values()))
 
     def board(self, metrics: Sequence[str] = ()) -> Board:
-        """Return the leaderboard of everything here, with what the fairness rules find in it."""
+        """Return the leaderboard of the whole collection, with the findings of the fairness rules."""
         many = len(self.records) > MANY
         if not many:
             self.pull_queries()
-        read = metrics or FIRST_METRICS[:SHOWN]
+        read_metrics = metrics or FIRST_METRICS[:SHOWN]
         damaged: list[str] = []
 
         def by_class(id: str) -> outcomes.ByClass | None:
             try:
-                return self.outcomes(id, read)
+                return self.outcomes(id, read_metrics)
             except RunError as error:
                 damaged.append(f"{error}. Its row has no interval over test classes.")
                 return None
 
         with _many_objects():
-            found = rules.over_records(self.records, self.failures, self.planned)
+            all_findings = rules.over_records(self.records, self.failures, self.planned)
             board = board_of(
                 self.records,
                 self.failures,
@@ -87,15 +90,15 @@ class Collection:
                 outcomes=None if many else by_class,
                 published=published.load(),
                 metrics=metrics,
-                notes=[*self.notes, *(finding.sentence for finding in found if not finding.records)],
-                findings=found,
+                notes=[*self.notes, *(finding.sentence for finding in all_findings if not finding.records)],
+                findings=all_findings,
             )
         if many:
             gc.freeze()
-        return replace(board, notes=(*board.notes, *dict.fromkeys(damaged), *([_TOO_MANY] if many else [])))
+        return replace(board, notes=(*board.notes, *dict.fromkeys(damaged), *([_NOTE_ON_MANY] if many else [])))
 
 
-_TOO_MANY = (
+_NOTE_ON_MANY = (
     f"Intervals over test classes are left out above {MANY:,} records; a report of fewer records has them, "
     "such as one with --only dataset=…."
 )
@@ -106,43 +109,43 @@ def collect(
     only: Mapping[str, Sequence[str]] | None = None,
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> Collection:
-    """What these run folders hold of `only` ({"dataset": ["cub200"]}, see `filters`).
+    """Return the contents of these run folders that pass the filters `only` ({"dataset": ["cub200"]}, see `filters`).
 
-    One trial in two folders counts once: where its scores differ, the first folder's are used and a note says so.
-    Raises RunError for a folder that is no run folder, ValueError for a filter that nothing fits.
+    A trial in two folders counts once. If its scores differ, those of the first folder are used and a note is added.
+    Raises RunError for a folder that is not a run folder, ValueError for a filter that nothing passes.
     """
     runs = [Run(folder, warn) for folder in folders]
     for run in runs:
         if not run.exists():
             raise RunError(f"{run.place} is not a run folder: it has no records/")
     names = dict(zip(runs, _names([run.address for run in runs]), strict=True))
-    kept: dict[str, Record] = {}
-    home: dict[str, Run] = {}
+    records: dict[str, Record] = {}
+    run_by_id: dict[str, Run] = {}
     notes: list[str] = []
     with _many_objects():
         for run in runs:
             for record in map(_lean, run.each_record()):
-                first = kept.setdefault(record.id, record)
+                first = records.setdefault(record.id, record)
                 if first is record:
-                    home[record.id] = run
+                    run_by_id[record.id] = run
                 elif first.test != record.test:
-                    notes.append(_conflict(first, record, names[home[record.id]], names[run]))
-    if len(kept) > MANY:
+                    notes.append(_conflict(first, record, names[run_by_id[record.id]], names[run]))
+    if len(records) > MANY:
         gc.freeze()  # what was read stays until the process ends: the collector need not walk it
-    asked = [run.requested() for run in runs]
+    requests = [run.requested() for run in runs]
     whole = Collection(
-        records=tuple(kept.values()),
+        records=tuple(records.values()),
         failures=tuple(failure for run in runs for failure in run.failures()),
-        planned=tuple({trial.id: trial for some in asked for trial in some.trials}.values()),
-        refused=tuple(dict.fromkeys(row for some in asked for row in some.refused)),
-        home=home,
-        notes=(*notes, *_protocols(kept.values())),
+        planned=tuple({trial.id: trial for request in requests for trial in request.trials}.values()),
+        refused=tuple(dict.fromkeys(row for request in requests for row in request.refused)),
+        run_by_id=run_by_id,
+        notes=(*notes, *_protocols(records.values())),
     )
     return _narrowed(whole, only) if only else whole
 
 
 def _narrowed(whole: Collection, only: Mapping[str, Sequence[str]]) -> Collection:
-    """The part of a collection that the filters on records let through."""
+    """Return the part of a collection that passes the filters on records."""
     trials = [*(r.trial for r in whole.records), *(f.trial for f in whole.failures), *whole.planned]
     passes = filters.of_trials(only, trials)
     wanted = [(place, set(only[key])) for place, key in enumerate(("dataset", "backbone")) if key in only]
@@ -157,7 +160,7 @@ def _narrowed(whole: Collection, only: Mapping[str, Sequence[str]]) -> Collectio
 
 @contextmanager
 def _many_objects() -> Iterator[None]:
-    """Without the collector of cycles, which would walk all objects again and again: a third of the time."""
+    """Disable the garbage collector, which would walk all objects again and again: a third of the time."""
     gc.disable()
     try:
         yield
@@ -167,7 +170,7 @@ def _many_objects() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """An epoch as reports read it, in a third of the memory: a large collection has hundreds of thousands."""
+    """An epoch as reports read it. It takes a third of the memory: a large collection has hundreds of thousands."""
 
     epoch: int
     loss: float | None
@@ -178,20 +181,20 @@ class Point:
     spread: dict[str, float]
 
 
-_NOTHING: dict[str, float] = {}
+_NO_SPREAD: dict[str, float] = {}
 
 
 def _lean(record: Record) -> Record:
-    """The record with its curve as points."""
+    """Return the record with its curve as points."""
     curve = tuple(
-        Point(e.epoch, e.loss, e.lr, e.validation, e.train_s, e.validation_s, e.spread or _NOTHING)
+        Point(e.epoch, e.loss, e.lr, e.validation, e.train_s, e.validation_s, e.spread or _NO_SPREAD)
         for e in record.curve
     )
     return record.model_copy(update={"curve": curve})
 
 
 def _names(folders: Sequence[str]) -> list[str]:
-    """The last part of each path or URL, longer where two would be the same."""
+    """Return the last part of each path or URL, or more parts if names would collide."""
     parts = [Path(folder).parts for folder in folders]
     for length in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-length:]) for part in parts]
@@ -207,7 +210,7 @@ def _conflict(first: Record, second: Record, where: str, other: str) -> str:
 
 
 def _protocols(records: Iterable[Record]) -> Iterator[str]:
-    """That records of several protocols or evaluators are here, which no table mixes."""
+    """Yield a note if there are several protocols or evaluators, which no table mixes."""
     records = [record for record in records if record.test]
     protocols = sorted({f"{r.protocol.get('name')} version {r.protocol.get('version')}" for r in records})
     evaluators = {edition_of(r.provenance.get("evaluator")) for r in records}
@@ -218,14 +221,14 @@ def _protocols(records: Iterable[Record]) -> Iterator[str]:
 
 
 def trace(collection: Collection, arm: str) -> list[tuple[str, str, str, int, dict[str, Any], str]]:
-    """(dataset, backbone, arm, seed, test scores, file) of every record of an arm: where its numbers come from.
+    """Return (dataset, backbone, arm, seed, test scores, file) of every record of an arm.
 
-    Raises ReportError with near names where no record is of this arm.
+    Raises ReportError with similar names if the arm has no record.
     """
     filters.require("arm", [arm], {record.arm for record in collection.records})
     return [
         (*r.trial.cell, r.trial.seed, r.test, run.where(run.record_path(r.trial)))
         for r in sorted(collection.records, key=lambda r: (r.trial.cell, r.trial.seed, r.trial.fold or 0))
-        for run in [collection.home[r.id]]
+        for run in [collection.run_by_id[r.id]]
         if r.arm == arm
     ]

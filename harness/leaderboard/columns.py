@@ -1,4 +1,4 @@
-"""Every column of the two tables, and what it means: the frames, the files and the schema document agree.
+"""Every column of the two tables with its meaning, shared by the frames, the files and the schema document.
 
 Fractions stay in [0, 1]; only reports print percent. Blank (NA, NaN) means unknown, never zero.
 """
@@ -152,7 +152,7 @@ _DTYPES = {"text": "string", "integer": "Int64", "number": "float64", "truth": "
 
 
 def frame(lines: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> pandas.DataFrame:
-    """Return lines as a DataFrame with these columns in order; what a line lacks is blank."""
+    """Return lines as a DataFrame with these columns in order. Missing values are blank."""
     return pandas.DataFrame({name: typed([line.get(name) for line in lines], c.kind) for name, c in columns.items()})
 
 
@@ -164,7 +164,7 @@ def typed(values: Sequence[Any], kind: str) -> Any:
 
 
 def guessed(values: Sequence[Any]) -> Any:
-    """Return settings as an array of the kind they have: text for tuples, objects where several kinds are mixed."""
+    """Return settings as an array of their kind: text for tuples, objects if kinds are mixed."""
     values = [str(value) if isinstance(value, tuple | list | dict) else value for value in values]
     types = {type(value) for value in values if value is not None}
     kinds = {bool: "truth", int: "integer", float: "number", str: "text"}
@@ -174,46 +174,46 @@ def guessed(values: Sequence[Any]) -> Any:
 
 
 def ordered(values: Sequence[Any], categories: Iterable[Any]) -> pandas.Categorical:
-    """Return values as categories in this order, which sorting, grouping and pivoting keep; None is blank."""
+    """Return values as ordered categories; sorting, grouping and pivoting keep the order. None is blank."""
     present = {value for value in values if value is not None}
-    kept = [category for category in dict.fromkeys(categories) if category in present]
-    return pandas.Categorical(values, categories=kept, ordered=True)
+    used = [category for category in dict.fromkeys(categories) if category in present]
+    return pandas.Categorical(values, categories=used, ordered=True)
 
 
 def lines(table: pandas.DataFrame | Any, names: Sequence[str] = ()) -> list[Any]:
-    """Return the lines of a frame as named tuples of plain values, None where a value is blank."""
+    """Return the lines of a frame as named tuples of plain values; None for a blank."""
     names = list(names or table.columns)
     columns = [plain(table[name]) for name in names]
     return list(map(namedtuple("Line", names)._make, zip(*columns, strict=True))) if len(table) else []
 
 
 def plain(column: pandas.Series | Any) -> list[Any]:
-    """Return a column as a list of plain values, None where a value is blank."""
+    """Return a column as a list of plain values; None for a blank."""
     if column.dtype == "float64":
         return [None if value != value else value for value in column.tolist()]  # NaN differs from itself
     values = column.astype(object)
     return values.where(column.notna(), None).tolist()
 
 
-def as_csv(table: pandas.DataFrame | Any, own: Sequence[str] = ()) -> str:
-    """Return a frame as CSV: what is unknown is blank, truths are 1 and 0, numbers have all their digits.
+def as_csv(table: pandas.DataFrame | Any, varying: Sequence[str] = ()) -> str:
+    """Return a frame as CSV: unknown values are blank, truths are 1 and 0, numbers have full precision.
 
-    own: of scores, the adjacent columns in which the lines of a record differ. The others are written out once per
+    varying: the adjacent columns in which the lines of a record differ. The other columns are formatted once per
     record, which takes a fifth of the time.
     """
     names = list(table)
-    start = names.index(own[0]) if own else 0
-    rows = _rows(table.iloc[:, start : start + len(own)] if own else table)
-    if own:
+    start = names.index(varying[0]) if varying else 0
+    rows = _rows(table.iloc[:, start : start + len(varying)] if varying else table)
+    if varying:
         places, _ = pandas.factorize(table["record"])
         records = table.drop_duplicates("record")
-        before, after = _rows(records.iloc[:, :start]), _rows(records.iloc[:, start + len(own) :])
+        before, after = _rows(records.iloc[:, :start]), _rows(records.iloc[:, start + len(varying) :])
         rows = [f"{before[place]},{row},{after[place]}" for place, row in zip(places.tolist(), rows, strict=True)]
     return "\n".join([*_rows(pandas.DataFrame([names])), *rows, ""])
 
 
 def _rows(table: pandas.DataFrame) -> list[str]:
-    """Each line of a frame as CSV, without an end of line."""
+    """Return each line of a frame as CSV, without a line break."""
     columns = (table[name].astype("Int64") if table[name].dtype == "boolean" else table[name] for name in table)
     text = io.StringIO()
     writer, ends = csv.writer(text, lineterminator=""), [0]

@@ -1,4 +1,4 @@
-"""From records to what reports are handed: the frames, then the words that belong to them."""
+"""Build the board for reports from records: first the frames, then the text."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -33,32 +33,34 @@ def board_of(
     notes: Sequence[str] = (),
     findings: Sequence[Any] = (),
 ) -> Board:
-    """Return the leaderboard of records, in any order, with its words; the same records give the same board.
+    """Return the leaderboard of records with its text. The order of the records does not matter.
 
-    `planned` are the trials that should exist: those without a record make the board partial. `refused` are
-    (dataset, backbone, arm, reason) of combinations without a Metrix form. Without `planned`, a seed that other rows
-    of the block have is expected of every trained row. `notes` are what was found on the way to these records; the
-    rest is as in `leaderboard`. Raises ReportError for a metric that no record has.
+    planned  the trials that should exist. The board is partial if any of them has no record. Without `planned`, every
+             trained row is expected to have all seeds of its block
+    refused  (dataset, backbone, arm, reason) of combinations without a Metrix form
+    notes    notes on how the records were collected
+
+    The other parameters are as in `leaderboard`. Raises ReportError for a metric that no record has.
     """
     tested = {record.id: record for record in sorted(records, key=lambda record: record.id) if record.test}
     failures, planned = tuple(failures), tuple(planned)
     scores = of_records(tested.values())
     trials = [record.trial for record in tested.values()] if failures or planned else None
-    without = absent(scores, failures, planned, refused, trials)
-    frame, parts = compute(scores, without, bool(planned), outcomes, published, metrics, findings)
+    missing = absent(scores, failures, planned, refused, trials)
+    frame, parts = compute(scores, missing, bool(planned), outcomes, published, metrics, findings)
     by_block: dict[int, list[Any]] = {}
     for line in lines(frame):
         by_block.setdefault(line.block, []).append(line)
     blocks = tuple(_block(number, by_block[number], part, tested) for number, part in enumerate(parts, 1))
     done = _trials(scores)
-    total = len(done | _trials(without[without["state"] != REFUSED]) | _all_folds(scores))
+    total = len(done | _trials(missing[missing["state"] != REFUSED]) | _all_folds(scores))
     grids = sorted({str(record.grid["name"]) for record in tested.values() if record.grid.get("name")})
     partial = any(row.state == "partial" for block in blocks for row in block.rows)
     return Board(
         title=title or " and ".join(grids) or "results",
         frame=frame,
         scores=scores,
-        absent=without,
+        absent=missing,
         curves=curves(tested.values()),
         blocks=blocks,
         notes=(*notes, *(() if blocks else ("No trial has finished yet.",))),
@@ -71,14 +73,14 @@ def board_of(
 
 
 def _trials(table: pandas.DataFrame | Any) -> set[tuple[str, int]]:
-    """The trials of a frame: (id that its folds share, fold or 0)."""
+    """Return the trials of a frame as (id that folds share, fold or 0)."""
     return {*zip(table["trial"], table["fold"].fillna(0), strict=True)}
 
 
 def _all_folds(scores: pandas.DataFrame) -> set[tuple[str, int]]:
-    """Every fold of the trials of which one has scores."""
-    of_folds: Any = scores[scores["fold"].notna()]
-    folds = of_folds.drop_duplicates("trial")
+    """Return every fold of the trials that have a score for at least one fold."""
+    with_folds: Any = scores[scores["fold"].notna()]
+    folds = with_folds.drop_duplicates("trial")
     if folds.empty:
         return set()
     return {
@@ -87,7 +89,7 @@ def _all_folds(scores: pandas.DataFrame) -> set[tuple[str, int]]:
 
 
 def _block(number: int, lines: Sequence[Any], part: Part, tested: dict[str, Record]) -> Block:
-    """A block with its words."""
+    """Return a block with its text."""
     dataset, backbone = part.block.place
     block = Block(
         number=number,
@@ -118,6 +120,6 @@ def _block(number: int, lines: Sequence[Any], part: Part, tested: dict[str, Reco
 
 
 def _commands(blocks: Sequence[Block], tested: dict[str, Record]) -> dict[str, tuple[str, bool]]:
-    """The command for the first record of each row."""
+    """Return the command for the first record of each row, by record id."""
     firsts = {ids[0] for block in blocks for row in block.rows if (ids := record_ids(row))}
     return {id: command(tested[id].trial, str(tested[id].grid.get("name", "GRID"))) for id in sorted(firsts)}

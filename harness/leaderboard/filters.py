@@ -1,8 +1,8 @@
-"""Filters, such as `--only dataset=cub200`, on what a report is made of.
+"""Filters for reports, such as `--only dataset=cub200`.
 
-They come in two kinds. Dataset, backbone, protocol and seed choose records before anything is computed. Loss, level
-and arm choose which rows are printed afterwards, so that differences, tests and ranks stay those of the whole table;
-the baseline of a printed row is always printed with it.
+There are two kinds. Dataset, backbone, protocol and seed select records before anything is computed. Loss, level and
+arm select the rows to print afterwards, so differences, tests and ranks stay those of the whole table. The baseline
+of a printed row is always printed with it.
 """
 
 import re
@@ -25,23 +25,23 @@ ROWS = ("loss", "level", "arm")
 
 
 def parse(texts: Iterable[str]) -> dict[str, list[str]]:
-    """Return filters as they are written, `dataset=cub200` or `arm=contrastive,contrastive+input`, as {key: values}.
+    """Return filters such as `dataset=cub200` or `arm=contrastive,contrastive+input` as {key: values}.
 
-    A comma inside brackets belongs to the arm. Raises ReportError for what is no filter.
+    A comma inside brackets belongs to the arm. Raises ReportError for an invalid filter.
     """
-    found: dict[str, list[str]] = {}
+    filters: dict[str, list[str]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
         if not equals or not values:
             raise ReportError(f"--only {text!r} is not written key=value, such as dataset=cub200")
         if key not in (*RECORDS, *ROWS):
             raise ReportError(f"--only {text}: " + registry.unknown("filter", key, (*RECORDS, *ROWS)))
-        found.setdefault(key, []).extend(re.split(r",(?![^\[]*\])", values))
-    return found
+        filters.setdefault(key, []).extend(re.split(r",(?![^\[]*\])", values))
+    return filters
 
 
 def of_trials(only: Mapping[str, Sequence[str]], trials: Iterable[Trial]) -> Callable[[Trial], bool]:
-    """Return what tells whether a trial passes the filters on records.
+    """Return a function that tells whether a trial passes the filters on records.
 
     Raises ReportError for a value that none of `trials` has.
     """
@@ -53,7 +53,7 @@ def of_trials(only: Mapping[str, Sequence[str]], trials: Iterable[Trial]) -> Cal
 
 
 def of_rows(board: Board, only: Mapping[str, Sequence[str]]) -> Board:
-    """Return the board with the rows that pass the filters on rows, and their baselines; the rest is unchanged.
+    """Return the board with only the rows that pass the filters on rows, and their baselines.
 
     Raises ReportError for a value that no row has.
     """
@@ -65,14 +65,14 @@ def of_rows(board: Board, only: Mapping[str, Sequence[str]]) -> Board:
     blocks = tuple(block for block in (_narrowed(block, wanted) for block in board.blocks) if block.rows)
     filters = "; ".join(f"{key} {', '.join(sorted(values))}" for key, values in sorted(wanted.items()))
     note = f"Only {filters}, with baselines: tests, ranks and marks are those of the whole table."
-    kept = {(block.number, line.row) for block in blocks for line in block.lines}
+    visible = {(block.number, line.row) for block in blocks for line in block.lines}
     numbers = zip(board.frame["block"], board.frame["row"], strict=True)
-    frame = board.frame[[number in kept for number in numbers]]
+    frame = board.frame[[number in visible for number in numbers]]
     return replace(board, frame=frame, blocks=blocks, notes=(*board.notes, note))
 
 
 def _narrowed(block: Block, wanted: Mapping[str, set[str]]) -> Block:
-    """The block with the rows that pass, and of its notes and published rows those that concern them."""
+    """Return the block with the rows that pass, and the notes and published rows that concern them."""
     rows = _printed(block, wanted)
     arms, losses = {row.arm for row in rows}, {row.loss for row in rows}
     published = [row for row in block.published if row.loss in losses]
@@ -81,19 +81,19 @@ def _narrowed(block: Block, wanted: Mapping[str, set[str]]) -> Block:
 
 
 def _printed(block: Block, wanted: Mapping[str, set[str]]) -> list[Any]:
-    kept: list[Any] = []
+    printed: list[Any] = []
     baseline = None
     for row in block.rows:
         baseline = row if row.baseline is None else baseline
         if all(getattr(row, key) in values for key, values in wanted.items()):
-            if row.baseline and baseline is not None and baseline not in kept:
-                kept.append(baseline)
-            kept.append(row)
-    return kept
+            if row.baseline and baseline is not None and baseline not in printed:
+                printed.append(baseline)
+            printed.append(row)
+    return printed
 
 
 def require(kind: str, values: Iterable[str], known: set[str], where: str = "") -> None:
-    """Raise ReportError for a value that is not known, with the nearest that are."""
+    """Raise ReportError for an unknown value, with the nearest known ones."""
     for value in sorted(values):
         if value not in known:
             raise ReportError(where + registry.unknown(kind, value, known))

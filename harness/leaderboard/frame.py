@@ -2,9 +2,9 @@
 
     board = harness.leaderboard(harness.scores("results/runs/quick"))
 
-Columns are documented in `columns.LEADERBOARD`. A block holds what may be compared (`blocks`), a row is an arm
-(`rows`), and what the rows say against each other stands in `comparisons`. Numbers that others published follow the
-rows of their block; none of them enters a number of ours.
+Columns are documented in `columns.LEADERBOARD`. A block contains the rows that may be compared (`blocks`), a row is
+an arm (`rows`), and `comparisons` tests the rows against each other. Published numbers come after the rows of their
+block. They never enter our statistics.
 """
 
 import math
@@ -28,21 +28,23 @@ from harness.leaderboard.scores import FIRST_METRICS, arm_order, metric_order, o
 from harness.leaderboard.seeds import by_seed
 from harness.runs.outcomes import ByClass, mean
 
-SHOWN = 2  # metrics that a table has room for, unless others are named
+SHOWN = 2  # metrics that a table shows by default
 Outcomes = Callable[[str], ByClass | None]
 
 
 class ReportError(UserError):
-    """A report that cannot be made as it was asked for."""
+    """A report that cannot be made as requested."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What belongs to one block beside its lines: its factors, notes, and a summary of each metric.
+    """The factors, notes and summaries of one block.
 
-    metrics  those of the block in order, `shown` those that tables print
-    data     details of its first seed, which say how large the splits are; None without any
-    tuned    whether a search chose the settings of its arms
+    data       details of its first seed, with the sizes of the splits; None without any
+    tuned      whether a search chose the settings of its arms
+    metrics    the metrics of the block, in order
+    shown      the metrics that tables print
+    summaries  a summary of each metric
     """
 
     block: Block
@@ -66,14 +68,14 @@ def leaderboard(
 ) -> pandas.DataFrame:
     """Return the leaderboard of scores (see `scores`): one line per block, row and metric.
 
-    absent     what has no record, as `scores.absent` gives it: a row that lacks seeds says so, with the reason
-    planned    whether `absent` lists all that is missing; otherwise each seed of a block is expected of all its rows
-    outcomes   gives the outcomes of the test queries of a record id, for intervals over test classes
-    published  numbers of others, shown beside ours
-    metrics    those that notes look at first (R@1 and MAP@R where none is named)
-    findings   of the fairness rules, each with `sentence`, `severity` and `records`
+    absent     trials without a record, as `scores.absent` returns them: they give the reasons for missing seeds
+    planned    whether `absent` lists all missing trials; otherwise every row is expected to have all seeds
+    outcomes   returns the outcomes of the test queries of a record id, for intervals over test classes
+    published  published rows, shown next to ours
+    metrics    the metrics that tables print and notes describe (default: R@1 and MAP@R)
+    findings   findings of the fairness rules, each with `sentence`, `severity` and `records`
 
-    Of a seed with folds the mean over all its folds counts. Raises ReportError for a metric that no score is of.
+    The score of a seed with folds is the mean over all its folds. Raises ReportError for a metric without any score.
     """
     return compute(scores, absent, planned, outcomes, published, metrics, findings)[0]
 
@@ -87,13 +89,13 @@ def compute(
     metrics: Sequence[str] = (),
     findings: Sequence[Any] = (),
 ) -> tuple[pandas.DataFrame, list[Part]]:
-    """Return the leaderboard, and beside it what belongs to each block (see `leaderboard`)."""
+    """Return the leaderboard and the part of each block (see `leaderboard`)."""
     _check_names(metrics, scores)
     seeds, absent = by_seed(scores, of_absent([]) if absent is None else absent)
-    of_seed = notes.details(seeds)
+    details = notes.details(seeds)
     tested = _by_record(seeds)
     best = _by_record(seeds, "best_test_epoch")
-    found, parts = [], []
+    all_lines, parts = [], []
     for number, block in enumerate(arrange(seeds, absent), 1):
         rows = rows_of(block, planned)
         ids = [entry.record for entry in block.entries if entry.record is not None]
@@ -101,27 +103,32 @@ def compute(
         shown = tuple(metric for metric in metrics if metric in present) or present[:SHOWN]
         lines, summaries = _lines(rows, present, tested, _outcomes_of(rows, outcomes))
         printed = [summary for metric in shown for summary in summaries if summary.metric == metric]
-        arms = {part: e.arm for e in block.entries if e.record is not None for part in e.parts.splitlines()}
-        about_rows = notes.of_block(block.place[0], rows, arms, of_seed, printed, findings)
+        arms = {
+            part: entry.arm
+            for entry in block.entries
+            if entry.record is not None
+            for part in entry.parts.splitlines()
+        }
+        about_rows = notes.of_block(block.place[0], rows, arms, details, printed, findings)
         below = {arm for note in about_rows if note.rule == notes.BELOW for arm in note.arms}
         factors = "; ".join(f"{name}={value}" for name, value in block.differing.items())
         about = {"block": number, "dataset": block.place[0], "backbone": block.place[1], "factors": factors}
-        for row, of_row in zip(rows, lines, strict=True):
+        for row, row_lines in zip(rows, lines, strict=True):
             about |= {"source": HERE, "below_start": row.arm in below}
-            about["findings"] = " ".join(note.sentence for note in about_rows if note.of(row.arm)) or None
-            found += [{**about, **line, **_inflation(row, line["metric"], tested, best)} for line in of_row]
+            about["findings"] = " ".join(note.sentence for note in about_rows if note.concerns(row.arm)) or None
+            all_lines += [{**about, **line, **_inflation(row, line["metric"], tested, best)} for line in row_lines]
         losses = {row.line["baseline"] or row.arm for row in rows}
-        beside = [theirs for theirs in published if theirs.fits(block.place, losses)]
-        for place, theirs in enumerate(beside, len(rows) + 1):
-            found += [{**_about(number, block, place), **line} for line in _published(theirs)]
-        first = next((e for e in block.entries if e.level != "floor"), next(iter(block.entries), None))
-        data = of_seed[ids[0]] if ids else None
+        published_rows = [published_row for published_row in published if published_row.fits(block.place, losses)]
+        for place, published_row in enumerate(published_rows, len(rows) + 1):
+            all_lines += [{**_about(number, block, place), **line} for line in _published(published_row)]
+        first = next((entry for entry in block.entries if entry.level != "floor"), next(iter(block.entries), None))
+        data = details[ids[0]] if ids else None
         parts.append(Part(block, data, bool(first and first.tuned), present, shown, tuple(summaries), about_rows))
-    return _categorised(columns.frame(found, LEADERBOARD)), parts
+    return _categorised(columns.frame(all_lines, LEADERBOARD)), parts
 
 
 def _check_names(metrics: Sequence[str], scores: pandas.DataFrame) -> None:
-    """Refuse the name of a metric that nothing was scored by, and one that is named twice."""
+    """Raise ReportError for a metric without any score, and for a metric that is named twice."""
     if len(set(metrics)) < len(metrics):
         raise ReportError(f"a metric is named twice in {', '.join(metrics)}")
     known = set(scores["metric"].unique())
@@ -131,23 +138,23 @@ def _check_names(metrics: Sequence[str], scores: pandas.DataFrame) -> None:
 
 
 def _by_record(seeds: pandas.DataFrame, column: str = "value") -> dict[str, dict[str, float]]:
-    """{record: {metric: value}}; of columns other than the score, only what is known."""
-    found: dict[str, dict[str, float]] = {}
+    """Return {record: {metric: value}}. In columns other than the score, leave out unknown values."""
+    values: dict[str, dict[str, float]] = {}
     for record, metric, value in zip(seeds["record"], seeds["metric"], seeds[column].tolist(), strict=True):
         if column == "value" or not math.isnan(value):
-            found.setdefault(record, {})[metric] = value
-    return found
+            values.setdefault(record, {})[metric] = value
+    return values
 
 
 def _outcomes_of(rows: Sequence[Row], read: Outcomes | None) -> list[dict[int, ByClass] | None]:
-    """Outcomes by seed of all records that kept them, row by row; None where nothing is to be read."""
+    """Return the saved outcomes of each row, by seed; None for each row without `read`."""
     if read is None:
         return [None] * len(rows)
-    found = []
+    outcomes_by_row = []
     for row in rows:
-        kept = {record.seed: mean([read(part) for part in record.parts.splitlines()]) for record in row.records}
-        found.append({seed: outcomes for seed, outcomes in kept.items() if outcomes is not None})
-    return found
+        by_seed = {record.seed: mean([read(part) for part in record.parts.splitlines()]) for record in row.records}
+        outcomes_by_row.append({seed: outcomes for seed, outcomes in by_seed.items() if outcomes is not None})
+    return outcomes_by_row
 
 
 def _lines(
@@ -156,7 +163,7 @@ def _lines(
     tested: Mapping[str, Mapping[str, float]],
     outcomes: Sequence[Mapping[int, ByClass] | None],
 ) -> tuple[list[list[dict[str, Any]]], list[Summary]]:
-    """The lines of each row, one per metric, and what holds for each metric."""
+    """Return the lines of each row, one per metric, and the summary of each metric."""
     lines: list[list[dict[str, Any]]] = [[] for _ in rows]
     summaries = []
     for metric in metrics:
@@ -179,7 +186,7 @@ def _lines(
 def _inflation(
     row: Row, metric: str, tested: Mapping[str, Mapping[str, float]], best: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
-    """How much the best test epoch would have added, the mean over the records that know it."""
+    """Return how much the best test epoch would have added: the mean over the records that have it."""
     known = [
         best[record.record][metric] - tested[record.record][metric]
         for record in row.records
@@ -192,21 +199,24 @@ def _about(number: int, block: Block, row: int) -> dict[str, Any]:
     return {"block": number, "row": row, "dataset": block.place[0], "backbone": block.place[1]}
 
 
-def _published(theirs: Published) -> list[dict[str, Any]]:
+def _published(row: Published) -> list[dict[str, Any]]:
     about = {
-        "arm": theirs.arm,
-        "name": theirs.arm,
-        "loss": theirs.loss,
-        "level": theirs.level,
-        "source": theirs.source,
+        "arm": row.arm,
+        "name": row.arm,
+        "loss": row.loss,
+        "level": row.level,
+        "source": row.source,
     }
-    return [{**about, "metric": metric, "mean": value} for metric, value in theirs.values.items()]
+    return [{**about, "metric": metric, "mean": value} for metric, value in row.values.items()]
 
 
 def _categorised(table: pandas.DataFrame) -> pandas.DataFrame:
-    """The frame with categories in the order of the tables."""
-    found = columns.lines(table, ("arm", "level", "baseline", "source", "loss"))
-    arms = {(one.arm, one.level, one.baseline or (one.arm if one.source == HERE else one.loss)) for one in found}
+    """Return the frame with its categories in table order."""
+    all_lines = columns.lines(table, ("arm", "level", "baseline", "source", "loss"))
+    arms = {
+        (line.arm, line.level, line.baseline or (line.arm if line.source == HERE else line.loss))
+        for line in all_lines
+    }
     arms = sorted(arms, key=lambda arm: arm_order(*arm))
     levels = sorted({level for _, level, _ in arms} - {*LEVELS, "floor"})
     orders = {

@@ -1,7 +1,7 @@
-"""What to doubt: notes on a block, each a sentence with the rows that it concerns.
+"""Notes on a block: sentences about what to doubt, each with the rows that it concerns.
 
-Most are the findings of the fairness rules, in the words of the rules. Who is best, and what trials noted themselves,
-is said here.
+Most notes are findings of the fairness rules. The notes on the best row, and those that trials recorded themselves,
+are written here.
 """
 
 from collections import defaultdict
@@ -25,10 +25,12 @@ DETAILS = (
 
 @dataclass(frozen=True)
 class Note:
-    """One thing to know before believing a table: a sentence, led by its rule where it has one.
+    """One thing to know before trusting a table.
 
-    `arms` are the rows it concerns, () the whole table; severity E: what it names should not stand here at all;
-    `common`: its rule may say much the same of many rows.
+    sentence  the text, which begins with the name of its rule if it has one
+    arms      the rows that it concerns; () for the whole table
+    severity  E for an error: the rows should not be in the table; W for a warning
+    common    whether the rule may give similar notes for many rows
     """
 
     sentence: str
@@ -38,21 +40,21 @@ class Note:
 
     @property
     def rule(self) -> str:
-        """The fairness rule, FAIR-01 to FAIR-26, or nothing."""
+        """The fairness rule, FAIR-01 to FAIR-26; "" without one."""
         return self.sentence.partition(" ")[0] if self.sentence.startswith("FAIR-") else ""
 
     @property
     def of_all(self) -> bool:
-        """Whether a rule says it of every row of the table."""
+        """Whether a rule applies it to every row of the table."""
         return self.common and not self.arms
 
-    def of(self, arm: str) -> bool:
-        """Whether it is said of this row."""
+    def concerns(self, arm: str) -> bool:
+        """Return whether the note applies to this arm."""
         return self.of_all or arm in self.arms
 
 
 def details(seeds: pandas.DataFrame) -> dict[str, Any]:
-    """Return what trials noted and how large their splits are, by the id of the record."""
+    """Return the notes of trials and the sizes of their splits, by record id."""
     return {line.record: line for line in lines(seeds.drop_duplicates("record"), DETAILS)}
 
 
@@ -60,36 +62,36 @@ def of_block(
     dataset: str,
     rows: Sequence[Row],
     arms: Mapping[str, str],
-    of_seed: Mapping[str, Any],
+    details_by_record: Mapping[str, Any],
     summaries: Sequence[Summary] = (),
     findings: Sequence[Any] = (),
 ) -> tuple[Note, ...]:
-    """Return what to know before believing a block.
+    """Return the notes on a block.
 
-    arms       the arm of each of its records, by id, those that repeat a seed among them
-    of_seed    `details` of its seeds
-    summaries  of the metrics that tables print
-    findings   of the fairness rules
+    arms               the arm of each record, by id, including records that repeat a seed
+    details_by_record  the `details` of its seeds
+    summaries          summaries of the metrics that tables print
+    findings           findings of the fairness rules
     """
-    everywhere = set(arms.values())
-    found = [
+    all_arms = set(arms.values())
+    all_notes = [
         *(_best(dataset, summary) for summary in summaries if _decided(summary)),
-        *_of_trials(rows, of_seed),
+        *_of_trials(rows, details_by_record),
     ]
-    rules = {note.rule for note in found}
+    rules = {note.rule for note in all_notes}
     for finding in findings:
         if finding.sentence.partition(" ")[0] in rules:
-            continue  # the trial has said it itself
+            continue  # the trial recorded it itself
         named = tuple(dict.fromkeys(arms[id] for id in finding.records if id in arms))
         if named:
-            whole = set(named) == everywhere and len(everywhere) > 1
-            note = Note(finding.sentence, () if whole else named, finding.severity)
-            found.append(replace(note, common=note.rule != BELOW))
-    return tuple(dict.fromkeys(found))
+            every_arm = set(named) == all_arms and len(all_arms) > 1
+            note = Note(finding.sentence, () if every_arm else named, finding.severity)
+            all_notes.append(replace(note, common=note.rule != BELOW))
+    return tuple(dict.fromkeys(all_notes))
 
 
 def condensed(notes: Sequence[Note]) -> tuple[str, ...]:
-    """Return the sentences for print: of those in which a rule says much the same of many rows, the first."""
+    """Return the sentences to print. Of similar notes by one rule, return the first with the number of the rest."""
     by_rule: dict[str, list[Note]] = defaultdict(list)
     for note in notes:
         by_rule[note.rule if note.common else note.sentence].append(note)
@@ -100,7 +102,7 @@ def condensed(notes: Sequence[Note]) -> tuple[str, ...]:
 
 
 def _decided(summary: Summary) -> bool:
-    """Whether there is something to say of who is best beyond what the caption says of all columns."""
+    """Return whether the best row needs a note, beyond the general sentence in the caption."""
     return bool(summary.best) or "higher" in summary.unmarked
 
 
@@ -111,21 +113,21 @@ def _best(dataset: str, summary: Summary) -> Note:
     return Note(f"FAIR-14 {dataset} {summary.metric}: best {100 * summary.best_mean:.1f}; {tied}.")
 
 
-def _of_trials(rows: Sequence[Row], of_seed: Mapping[str, Any]) -> Iterator[Note]:
-    """What trials noted themselves, once, with the arms that noted it, and their seeds where not all of them did."""
+def _of_trials(rows: Sequence[Row], details_by_record: Mapping[str, Any]) -> Iterator[Note]:
+    """Yield each note that trials recorded, with its arms, and its seeds unless all seeds have it."""
     noted: dict[str, dict[str, str]] = defaultdict(dict)
     for row in rows:
         seeds: dict[str, list[int]] = defaultdict(list)
         for record in row.records:
-            for note in (of_seed[record.record].notes or "").splitlines():
+            for note in (details_by_record[record.record].notes or "").splitlines():
                 seeds[note.rstrip(".")].append(record.seed)
-        for note, some_seeds in seeds.items():
-            which = "" if len(some_seeds) == len(row.records) else f" seed {', '.join(map(str, some_seeds))}"
-            noted[note][row.arm] = row.arm + which
+        for note, noting_seeds in seeds.items():
+            seed_list = "" if len(noting_seeds) == len(row.records) else f" seed {', '.join(map(str, noting_seeds))}"
+            noted[note][row.arm] = row.arm + seed_list
     for note, arms in sorted(noted.items()):
         yield Note(f"{note} ({listed(arms.values())}).", tuple(arms))
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return the names as a caption has room for them."""
+    """Return the first eight names, with the number of the rest."""
     return first_few(names, 8)

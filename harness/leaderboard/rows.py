@@ -1,7 +1,7 @@
-"""The rows of a block: which arms it has, in which state they are and why, what they cost. Nothing is dropped.
+"""The rows of a block: its arms, with their state, reason and cost. Nothing is dropped.
 
-Rows are grouped by loss, its Metrix variants under it, floors last. What is missing, failed or not applicable has a
-row with its state and reason (FAIR-20).
+Rows are grouped by loss, with Metrix variants after their loss and floors last. Missing, failed and inapplicable arms
+have a row with a state and a reason (FAIR-20).
 """
 
 import json
@@ -20,7 +20,7 @@ from harness.leaderboard.scores import FAILED
 class Row:
     """A row while the leaderboard is computed.
 
-    line      what its lines of the leaderboard have in common, by column
+    line      the values that its lines of the leaderboard share, by column
     records   lines of the scores, one per training seed
     """
 
@@ -37,7 +37,7 @@ class Row:
 
     @property
     def variant(self) -> bool:
-        """Whether the row stands under its baseline."""
+        """Whether the row is a variant of a baseline."""
         return self.line["baseline"] is not None
 
     @property
@@ -46,20 +46,20 @@ class Row:
 
     @property
     def parts(self) -> list[str]:
-        """The ids of the stored records behind the row: of each fold, where a seed has folds."""
+        """The ids of the stored records behind the row, one per seed or fold."""
         return [part for record in self.records for part in record.parts.splitlines()]
 
 
 def rows_of(block: Block, planned: bool) -> list[Row]:
     """Return the rows of a block in order.
 
-    planned: whether every seed that should be there is among the entries; otherwise each seed of the block is
-    expected of every trained row.
+    planned: whether the entries include every expected seed; otherwise every trained row is expected to have all
+    seeds of the block.
     """
     seeds = set() if planned else {entry.seed for entry in block.entries if entry.level != "floor"}
     groups: dict[tuple[str, str], dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for entry in block.entries:
-        shared = {} if entry.tuned else _steps(entry)  # a search may give every arm its own
+        shared = {} if entry.tuned else _steps(entry)  # a search may give every arm different ones
         groups[entry.baseline, json.dumps(shared)][entry.arm].append(entry)
     losses = [loss for loss, _ in groups]
     for arm, _ in block.refused:
@@ -93,20 +93,20 @@ def _group(
     refused: Sequence[tuple[str, str]],
     several: bool,
 ) -> list[Row]:
-    """The rows of one loss with one set of step sizes, or of a floor; `several` sets are told apart in the name."""
+    """Return the rows of a floor, or of one loss and set of step sizes. If `several`, names have step sizes."""
     steps = next((_steps(entries[0]) for entries in arms.values()), {})
     extra = f" ({step_sizes(steps)})" if several else ""
-    made = {arm: _row(entries, extra, seeds) for arm, entries in arms.items()}
-    if loss not in made:
+    rows = {arm: _row(entries, extra, seeds) for arm, entries in arms.items()}
+    if loss not in rows:
         reason = "not run: its variants have no difference" if arms else "not run"
-        made[loss] = Row(_line(loss, loss, "baseline", extra, steps, "--", reason))
+        rows[loss] = Row(_line(loss, loss, "baseline", extra, steps, "--", reason))
     for arm, reason in refused:
-        if arm not in made:
-            made[arm] = Row(_line(arm, loss, Arm.parse(arm).at, extra, steps, "n/a", reason))
-    for row in made.values():
+        if arm not in rows:
+            rows[arm] = Row(_line(arm, loss, Arm.parse(arm).at, extra, steps, "n/a", reason))
+    for row in rows.values():
         if row.variant:
-            row.line |= _relative_costs(row, made[loss])
-    return sorted(made.values(), key=_row_order)
+            row.line |= _relative_costs(row, rows[loss])
+    return sorted(rows.values(), key=_row_order)
 
 
 def _row_order(row: Row) -> tuple[int, str]:
@@ -115,18 +115,18 @@ def _row_order(row: Row) -> tuple[int, str]:
 
 
 def _row(entries: Sequence[Any], extra: str, expected: set[int]) -> Row:
-    """The row of one arm; a second record of a seed is left to the notes."""
+    """Return the row of one arm. A second record of a seed is ignored here and mentioned in the notes."""
     first = entries[0]
     records = {entry.seed: entry for entry in reversed(entries) if entry.record is not None}
-    lost = {entry.seed: entry for entry in reversed(entries) if entry.record is None and entry.seed not in records}
-    failures = {seed: entry for seed, entry in sorted(lost.items()) if entry.state == FAILED}
+    missing = {entry.seed: entry for entry in reversed(entries) if entry.record is None and entry.seed not in records}
+    failures = {seed: entry for seed, entry in sorted(missing.items()) if entry.state == FAILED}
     expected = {*(entry.seed for entry in entries), *(expected if first.level != "floor" else ())}
     lacking = [seed for seed in sorted(expected) if seed not in records and seed not in failures]
     reasons = _reasons(failures)
     if lacking:
-        lacks = {entry.seed: entry.lacks for entry in lost.values() if entry.lacks}
-        named = ", ".join(f"{seed}{lacks.get(seed, '')}" for seed in lacking)
-        reasons.append(("missing" if records or lacks else "not run yet") + f": seed {named}")
+        lacks = {entry.seed: entry.lacks for entry in missing.values() if entry.lacks}
+        seed_list = ", ".join(f"{seed}{lacks.get(seed, '')}" for seed in lacking)
+        reasons.append(("missing" if records or lacks else "not run yet") + f": seed {seed_list}")
     state = "ok" if not reasons else "partial" if records else "fail" if failures else "--"
     line = _line(first.arm, first.baseline, first.level, extra, _steps(first), state, "; ".join(reasons), expected)
     row = Row(line, [records[seed] for seed in sorted(records)])
@@ -145,7 +145,7 @@ def _line(
     reason: str,
     expected: Iterable[int] = (),
 ) -> dict[str, Any]:
-    """What the lines of a row have in common, by column."""
+    """Return the values that the lines of a row share, by column."""
     alone = level in ("baseline", "floor")
     return {
         "arm": arm,
@@ -162,18 +162,18 @@ def _line(
 
 
 def _reasons(failures: dict[int, Any]) -> list[str]:
-    """Why seeds failed, one sentence a reason: `seed 0, 1 failed 3x (out of memory: …)`."""
+    """Return why seeds failed, one sentence per reason: `seed 0, 1 failed 3x (out of memory: …)`."""
     seeds: dict[str, list[str]] = defaultdict(list)
     for seed, failure in failures.items():
         times = f" {failure.attempts}x" if failure.attempts > 1 else ""
-        first = (failure.reason.strip().splitlines() or [""])[0].rstrip(".")
+        first_line = (failure.reason.strip().splitlines() or [""])[0].rstrip(".")
         kind = "" if failure.kind in ("error", "refused") else failure.kind
-        seeds[f"failed{times} ({': '.join(filter(None, (kind, first))) or 'error'})"].append(str(seed))
+        seeds[f"failed{times} ({': '.join(filter(None, (kind, first_line))) or 'error'})"].append(str(seed))
     return [f"seed {', '.join(failed)} {why}" for why, failed in seeds.items()]
 
 
 def _costs(row: Row) -> dict[str, float | None]:
-    """Mean seconds inside training steps and forward passes a step (none of floors), mean peak memory."""
+    """Return mean training seconds and forward passes per step (None for floors), and mean peak memory."""
     trained = [] if row.floor else row.records
     return {
         "train_s": _mean([record.train_s for record in trained]),
@@ -183,7 +183,7 @@ def _costs(row: Row) -> dict[str, float | None]:
 
 
 def _relative_costs(row: Row, baseline: Row) -> dict[str, float | None]:
-    """The costs of a variant over those of its baseline, of the seeds that both have."""
+    """Return the costs of a variant relative to its baseline, over the seeds that both have."""
     own, base = ({record.seed: record for record in each.records} for each in (row, baseline))
     both = sorted(own.keys() & base.keys())
     columns = {"relative_time": "train_s", "relative_passes": "forward_passes_per_step"}
@@ -198,12 +198,12 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _ratio(own: Sequence[float], base: Sequence[float]) -> float | None:
-    """Total over total, None without a positive base."""
+    """Return the ratio of the totals; None unless the base is positive."""
     return math.fsum(own) / math.fsum(base) if math.fsum(base) > 0 else None
 
 
 def first_of(values: Iterable[Any]) -> Any:
-    """Return the first value, None where there is none."""
+    """Return the first value; None if there is none."""
     return next(iter(values), None)
 
 

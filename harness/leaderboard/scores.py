@@ -1,10 +1,10 @@
-"""Records as a tidy DataFrame, one line per record and metric, and two smaller ones beside it.
+"""Records as a tidy DataFrame with one line per record and metric, and two smaller frames.
 
     scores = harness.scores("results/runs/quick")
     scores.query("metric == 'R@1'").pivot_table(index="arm", columns="dataset", values="value")
 
 Columns are documented in `columns.SCORES`; the settings of a record follow them under dotted names (model.dim,
-loss.margin, metrix.weight, provenance.device). `absent` lists what has no record, `curves` has one line per
+loss.margin, metrix.weight, provenance.device). `absent` lists the trials without a record, `curves` has one line per
 record and epoch.
 """
 
@@ -31,14 +31,14 @@ SETTINGS = ("loss.", "metrix.")
 PROVENANCE = "provenance."
 FAILED, MISSING, REFUSED = "failed", "missing", "refused"
 ABSENT = {"state": "text", "kind": "text", "reason": "text", "attempts": "integer", "lacks": "text"}
-OF_A_TRIAL = ("dataset", "backbone", "arm", "loss", "level", "baseline", "seed", "fold", "trial", "tuned")
+TRIAL_COLUMNS = ("dataset", "backbone", "arm", "loss", "level", "baseline", "seed", "fold", "trial", "tuned")
 
 
 def scores(*runs: str | Path) -> pandas.DataFrame:
     """Return the test scores of run folders or buckets, one line per record and metric, in the order of the tables.
 
-    Scores are fractions in [0, 1]. A trial that two runs hold counts once. Raises RunError for a place that is not a
-    run. What is broken in a run is printed to standard error.
+    Scores are fractions in [0, 1]. A trial in two runs counts once. Raises RunError for a place that is not a run.
+    Damaged files of a run are reported on standard error.
     """
     records: dict[str, Record] = {}
     for place in runs:
@@ -51,15 +51,15 @@ def scores(*runs: str | Path) -> pandas.DataFrame:
 
 
 def of_records(records: Iterable[Record]) -> pandas.DataFrame:
-    """Return the scores of records; those without a test score (trials of a search) have no line.
+    """Return the scores of records. Records without a test score (trials of a search) have no line.
 
-    `validation` is NaN where that metric was not computed, `initial_validation` where the curve has no epoch 0.
+    `validation` is NaN if the metric was not computed, `initial_validation` if the curve has no epoch 0.
     """
     tested = sorted((record for record in records if record.test), key=_order)
     known = {name: column.kind for name, column in SCORES.items() if name not in PER_METRIC}
     columns = _columns([_about(record) for record in tested], known)
     columns |= _categories(tested)
-    values = [(place, *one) for place, record in enumerate(tested) for one in _values(record)]
+    values = [(place, *score) for place, record in enumerate(tested) for score in _values(record)]
     places, *measured = zip(*values, strict=True) if values else ((),) * (1 + len(PER_METRIC))
     each = {name: typed(value, SCORES[name].kind) for name, value in zip(PER_METRIC, measured, strict=True)}
     each["metric"] = ordered(measured[0], metric_order(set(measured[0])))
@@ -68,14 +68,14 @@ def of_records(records: Iterable[Record]) -> pandas.DataFrame:
 
 
 def _order(record: Record) -> tuple[Any, ...]:
-    """The order of records in the tables: by place, then by arm, seed and fold."""
+    """Return the key that sorts records as in the tables: by place, then by arm, seed and fold."""
     trial = record.trial
     arm = arm_order(record.arm, record.level, record.baseline)
     return trial.dataset.name, trial.backbone.name, arm, trial.seed, trial.fold or 0, record.id
 
 
 def _categories(records: Sequence[Record]) -> dict[str, Any]:
-    """The columns whose categories have the order of the tables: baseline, its variants, floors last."""
+    """Return the columns whose categories are in table order: baseline, its variants, floors last."""
     arms = sorted({(r.arm, r.level, r.baseline) for r in records}, key=lambda arm: arm_order(*arm))
     levels = sorted({level for _, level, _ in arms} - {*LEVELS, "floor"})
     return {
@@ -87,14 +87,14 @@ def _categories(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _columns(lines: Sequence[Mapping[str, Any]], known: Mapping[str, str]) -> dict[str, Any]:
-    """The lines as columns: those of known kind first, then the dotted ones, family by family."""
+    """Return the lines as columns: those of known kind first, then the dotted ones, family by family."""
     further = dict.fromkeys(key for line in lines for key in line if key not in known)
     columns = {name: typed([line.get(name) for line in lines], kind) for name, kind in known.items()}
     return columns | {name: guessed([line.get(name) for line in lines]) for name in sorted(further, key=_family)}
 
 
 def _values(record: Record) -> Iterable[tuple[Any, ...]]:
-    """What a record says of each metric, as PER_METRIC names it."""
+    """Yield the values of each metric of a record, in the order of PER_METRIC."""
     initial = record.curve[0].validation if record.curve and record.curve[0].epoch == 0 else {}
     best = record.best_test_epoch or {}
     for metric in metric_order(record.test):
@@ -103,7 +103,7 @@ def _values(record: Record) -> Iterable[tuple[Any, ...]]:
 
 
 def _about(record: Record) -> dict[str, Any]:
-    """What holds for all scores of a record, by column."""
+    """Return the values that all scores of a record share, by column."""
     trial, cost, data = record.trial, record.cost, record.data
     line = {
         **_of_trial(trial),
@@ -134,12 +134,12 @@ def _about(record: Record) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """A part of the provenance as text."""
+    """Return a part of the provenance as text."""
     return ", ".join(f"{name} {one}" for name, one in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _of_trial(trial: Trial) -> dict[str, Any]:
-    """What the settings of a trial say, by column; without the shared factors."""
+    """Return the settings of a trial by column, without the shared factors."""
     arm = trial.arm
     steps = {} if arm.at == "floor" else {name: getattr(trial.training, name) for name in SHARED_BY_A_LOSS}
     metrix = {} if arm.metrix is None else arm.metrix.model_dump()
@@ -164,7 +164,7 @@ def _setting(value: Any) -> Any:
 
 
 def _named(factors: Mapping[str, Any]) -> dict[str, Any]:
-    """The shared factors by column; dataset and backbone have theirs already."""
+    """Return the shared factors by column, except dataset and backbone, which have their own columns."""
     return {
         "folds": None,
         **{key: value for key, value in factors.items() if key not in ("dataset.name", "backbone.name")},
@@ -172,12 +172,12 @@ def _named(factors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _family(name: str) -> int:
-    """The place of a dotted column among its like: shared factors, the loss, Metrix, provenance."""
+    """Return the position of the family of a dotted column: shared factors, the loss, Metrix, provenance."""
     return next((n for n, family in enumerate((*SETTINGS, PROVENANCE), 1) if name.startswith(family)), 0)
 
 
 def factors(table: pandas.DataFrame) -> list[str]:
-    """Return the names of the columns that are shared factors: lines may be compared where these agree."""
+    """Return the names of the columns that are shared factors: lines may be compared if these are equal."""
     return [name for name in table if name not in SCORES and name not in (*ABSENT, "parts") and not _family(name)]
 
 
@@ -206,48 +206,48 @@ def absent(
     refused: Iterable[tuple[str, str, str, str]] = (),
     done: Iterable[Trial] | None = None,
 ) -> pandas.DataFrame:
-    """Return what has no line in the scores `table`: one line per trial, and per combination without a Metrix form.
+    """Return one line per trial without scores in `table`, and per combination without a Metrix form.
 
-    done: the trials of the records; without them the ids of the records say which trials are done.
+    done: the trials of the records; by default, they are derived from the ids of the records.
 
     state     failed, missing (planned and not finished) or refused (there is no such Metrix form)
-    reason    why, in a sentence; `kind` and `attempts` say more of a failure
-    lacks     the folds that are missing of a seed that has others, such as ` (fold 2 of 4)`
+    reason    why, in a sentence; `kind` and `attempts` describe a failure
+    lacks     the missing folds of a seed that has other folds, such as ` (fold 2 of 4)`
 
-    Settings and shared factors stand in the same columns as in `table`.
+    Settings and shared factors are in the same columns as in `table`.
     """
     if done is None:
         finished = set(zip(table["trial"], plain(table["fold"]), strict=True))
     else:
         finished = {(trial.whole.id, trial.fold) for trial in done}
     failed = {(f.trial.whole.id, f.trial.fold): f for f in sorted(failures, key=lambda failure: failure.id)}
-    found = []
+    rows = []
     for key, failure in failed.items():
         if key not in finished:
             why = {"kind": failure.kind, "reason": failure.reason, "attempts": failure.attempts}
             about = {**_of_trial(failure.trial), **_named(failure.trial.shared)}
-            found.append({**about, "trial": key[0], "state": FAILED, **why})
+            rows.append({**about, "trial": key[0], "state": FAILED, **why})
     for whole in {trial.whole.id: trial.whole for trial in planned}.values():
         for trial in whole.each_fold():
             if (key := (whole.id, trial.fold)) not in finished and key not in failed:
                 why = {"trial": whole.id, "state": MISSING, "reason": "not run yet"}
-                found.append({**_of_trial(trial), **_named(trial.shared), **why})
+                rows.append({**_of_trial(trial), **_named(trial.shared), **why})
     for dataset, backbone, label, reason in refused:
         arm = Arm.parse(label)
         about = {"dataset": dataset, "backbone": backbone, "arm": label, "loss": arm.loss, "level": arm.at}
-        found.append({**about, "baseline": arm.baseline, "state": REFUSED, "reason": reason})
-    return of_absent(found)
+        rows.append({**about, "baseline": arm.baseline, "state": REFUSED, "reason": reason})
+    return of_absent(rows)
 
 
-def of_absent(found: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
-    """Return lines of what has no record as a frame."""
-    kinds = {name: SCORES[name].kind for name in (*OF_A_TRIAL, *SHARED_BY_A_LOSS)}
+def of_absent(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
+    """Return the lines of trials without a record as a frame."""
+    kinds = {name: SCORES[name].kind for name in (*TRIAL_COLUMNS, *SHARED_BY_A_LOSS)}
     kinds = {name: "text" if kind == "category" else kind for name, kind in kinds.items()}
-    return pandas.DataFrame(_columns(found, kinds | ABSENT))
+    return pandas.DataFrame(_columns(rows, kinds | ABSENT))
 
 
 def curves(records: Iterable[Record]) -> pandas.DataFrame:
-    """Return one line per record and epoch: record, epoch, loss, lr and the validation score that chooses (MAP@R)."""
+    """Return one line per record and epoch: record, epoch, loss, lr and the validation score (MAP@R)."""
     records = [record for record in records if record.curve]
     points = [epoch for record in records for epoch in record.curve]
     codes = [place for place, record in enumerate(records) for _ in record.curve]

@@ -1,7 +1,7 @@
-"""Folds into seeds: under cross-validation the score of a seed is the mean over all its folds, or there is none.
+"""Merge folds into seeds: under cross-validation, the score of a seed is the mean over all its folds.
 
-The tables count training seeds. A seed of which a fold is missing or has failed has no score, whatever the others
-scored: a mean over fewer folds is of other classes. `runs.folds` does the same to records, for the fairness rules.
+The tables count training seeds. A seed with a missing or failed fold has no score, because a mean over fewer folds
+covers other classes. `runs.folds` does the same with records, for the fairness rules.
 """
 
 import math
@@ -15,8 +15,8 @@ from harness.leaderboard.columns import plain
 from harness.leaderboard.scores import FAILED, MISSING, PROVENANCE, of_absent
 
 SCORED = ("value", "validation", "initial_validation", "best_test_epoch")
-ADDED_UP = ("train_s", "wall_s", "steps", "images_seen")
-ALIKE = {  # columns that the folds of a seed must agree in, and what a reader calls them
+SUMMED = ("train_s", "wall_s", "steps", "images_seen")
+EQUAL_IN_FOLDS = {  # columns that must be equal in all folds of a seed, with their names in reasons
     "protocol.name": "protocol",
     "protocol.version": "protocol",
     "evaluator": "the evaluator",
@@ -31,34 +31,39 @@ Line = dict[str, Any]
 
 
 def by_seed(scores: pandas.DataFrame, absent: pandas.DataFrame) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """Return both frames with the folds of each seed as one: scores, and what has none.
+    """Return both frames, scores and absent, with the folds of each seed merged.
 
-    The scores get a column `parts`: the ids of the records behind a line, one a line. A seed of which a fold has
-    failed is failed; one that lacks a fold is missing, and `lacks` names the folds.
+    The scores get a column `parts`: the ids of the records behind a line, one per line. A seed with a failed fold is
+    failed. A seed with a missing fold is missing, and `lacks` names the folds.
     """
     table = scores.assign(parts=scores["record"])
     if bool(scores["fold"].isna().all()) and bool(absent["fold"].isna().all()):
         return table, absent
     whole: Any = table[table["fold"].isna()]
-    lost: Any = absent[absent["fold"].isna()]
-    seeds, without = [], []
+    missing_seeds: Any = absent[absent["fold"].isna()]
+    seeds, unscored = [], []
     failures = _by_trial(absent[absent["fold"].notna() & (absent["state"] == FAILED)])
     finished = _by_trial(table[table["fold"].notna()])
     for trial, lines in finished.items():
         folds: dict[int, list[Line]] = {}
         for line in lines:
             folds.setdefault(line["fold"], []).append(line)
-        folds = {fold: [line for line in own if line["record"] == own[0]["record"]] for fold, own in folds.items()}
-        of = lines[0]["folds"]
-        missing = [fold for fold in range(1, of + 1) if fold not in folds]
+        folds = {
+            fold: [line for line in fold_lines if line["record"] == fold_lines[0]["record"]]
+            for fold, fold_lines in folds.items()
+        }
+        n_folds = lines[0]["folds"]
+        missing = [fold for fold in range(1, n_folds + 1) if fold not in folds]
         firsts = [folds[fold][0] for fold in sorted(folds)]
         if trial in failures:
             continue
         if missing:
-            without.append({**_whole(firsts[0]), "state": MISSING, "lacks": f" ({_listed(missing)} of {of})"})
-        elif unlike := dict.fromkeys(what for name, what in ALIKE.items() if len({f.get(name) for f in firsts}) > 1):
+            unscored.append({**_whole(firsts[0]), "state": MISSING, "lacks": f" ({_listed(missing)} of {n_folds})"})
+        elif unlike := dict.fromkeys(
+            part for name, part in EQUAL_IN_FOLDS.items() if len({first.get(name) for first in firsts}) > 1
+        ):
             why = f"they differ in {' and '.join(unlike)}"
-            without.append(
+            unscored.append(
                 {**_whole(firsts[0]), "state": FAILED, "kind": "unlike folds", "reason": why, "attempts": 1}
             )
         else:
@@ -67,43 +72,46 @@ def by_seed(scores: pandas.DataFrame, absent: pandas.DataFrame) -> tuple[pandas.
         lines = sorted(lines, key=lambda line: line["fold"])
         first, attempts = lines[0], max(line["attempts"] for line in lines)
         reason = f"{_listed(line['fold'] for line in lines)} of {first['folds']}: {first['reason']}"
-        without.append({**_whole(first), "reason": reason, "attempts": attempts})
-    known = {line["trial"] for line in without} | finished.keys()
+        unscored.append({**_whole(first), "reason": reason, "attempts": attempts})
+    listed_trials = {line["trial"] for line in unscored} | finished.keys()
     planned = _by_trial(absent[absent["fold"].notna() & (absent["state"] == MISSING)])
-    without += [_whole(lines[0]) for trial, lines in planned.items() if trial not in known]
+    unscored += [_whole(lines[0]) for trial, lines in planned.items() if trial not in listed_trials]
     if seeds:
         merged = pandas.DataFrame(seeds)[list(table)].astype(table.dtypes.to_dict())
         whole = pandas.concat([whole, merged], ignore_index=True)
-    lost = [dict(zip(lost, line, strict=True)) for line in zip(*(plain(lost[name]) for name in lost), strict=True)]
-    return whole, of_absent([*lost, *without])
+    missing_seeds = [
+        dict(zip(missing_seeds, line, strict=True))
+        for line in zip(*(plain(missing_seeds[name]) for name in missing_seeds), strict=True)
+    ]
+    return whole, of_absent([*missing_seeds, *unscored])
 
 
 def _by_trial(table: pandas.DataFrame | Any) -> dict[str, list[Line]]:
-    """The lines of a frame by their trial, each as a dict of plain values."""
-    found: dict[str, list[Line]] = {}
+    """Return the lines of a frame by trial, each as a dict of plain values."""
+    by_trial: dict[str, list[Line]] = {}
     for values in zip(*(plain(table[name]) for name in table), strict=True):
         line = dict(zip(table, values, strict=True))
-        found.setdefault(line["trial"], []).append(line)
-    return found
+        by_trial.setdefault(line["trial"], []).append(line)
+    return by_trial
 
 
 def _whole(line: Mapping[str, Any]) -> Line:
-    """What a seed without a score keeps of a line of one of its folds."""
-    kept = {name: value for name, value in line.items() if not name.startswith((PROVENANCE, "data."))}
+    """Return the line of a seed without a score, from a line of one of its folds."""
+    shared = {name: value for name, value in line.items() if not name.startswith((PROVENANCE, "data."))}
     for name in ("fold", "evaluator", "weights", "weights_digest", "protocol.name", "protocol.version"):
-        kept.pop(name, None)
-    return {name: value for name, value in kept.items() if value is not None}
+        shared.pop(name, None)
+    return {name: value for name, value in shared.items() if value is not None}
 
 
 def _mean(folds: Sequence[Sequence[Line]]) -> list[Line]:
-    """The lines of a seed from those of all its folds: scores are means, costs add up, memory is the largest.
+    """Return the lines of a seed from those of its folds: mean scores, total costs, largest memory.
 
-    What differs between folds is left out. All training classes train and validate, so they count as training.
+    Values that differ between folds are left out. All training classes train and validate, so they count as training.
     """
     firsts = [lines[0] for lines in folds]
     first = firsts[0]
     line = {name: value if all(f[name] == value for f in firsts) else None for name, value in first.items()}
-    total = {name: sum(f[name] for f in firsts) for name in ADDED_UP}
+    total = {name: sum(f[name] for f in firsts) for name in SUMMED}
     seen = total["images_seen"]
     shares = [f["images_seen"] / seen if seen else 1 / len(firsts) for f in firsts]
     line |= {

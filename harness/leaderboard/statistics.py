@@ -1,9 +1,9 @@
-"""What several seeds say: intervals, paired differences, corrections, power, ranks. Every distribution is scipy's.
+"""Statistics over seeds: intervals, paired differences, corrections, power, ranks. Distributions come from scipy.
 
-The unit of replication is the training seed, so intervals cover what another seed would change and not what another
-test set would; `class_bootstrap` covers the latter, and both together, where outcomes of single queries are known.
-Two seeds give no interval: at n = 2 the t-quantile is 12.7 and the interval says nothing, so n < 3 leaves its bounds
-nan and says so in `method`. Standard deviations have ddof = 1 everywhere.
+The unit of replication is the training seed, so intervals cover the variation over seeds, not over test sets.
+`class_bootstrap` covers test classes, alone or with seeds, if the outcomes of single queries are known. Two seeds
+give no interval: at n = 2 the t-quantile is 12.7 and the interval is useless. With n < 3 the bounds are nan, and
+`method` gives the reason. Standard deviations have ddof = 1 everywhere.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its interval [low, high], half as wide as `half`; nan bounds where there is none."""
+    """A mean and its interval [low, high], of half width `half`; the bounds are nan if there is no interval."""
 
     mean: float
     low: float
@@ -43,10 +43,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of a − b over the seeds both have, its t-interval and the two-sided p of the paired t-test.
+    """Mean of a − b over common seeds, its t-interval and the two-sided p of the paired t-test.
 
-    seeds       the seeds used, in order; left_out: those that only one of the two has
-    p           nan where there is no test: fewer than 3 pairs, or differences without any spread around a mean ≠ 0
+    seeds       the common seeds, in order
+    p           nan without a test: fewer than 3 pairs, or differences without any spread around a mean ≠ 0
+    left_out    the seeds that only one of the two has
     """
 
     mean: float
@@ -73,9 +74,9 @@ class RankInterval:
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95, over: str = "training seeds") -> Interval:
-    """The mean of values (n,) with its t-interval at `level` in (0, 1): mean ± t_{n−1} · std / √n.
+    """Return the mean of values (n,) with its t-interval at `level` in (0, 1): mean ± t_{n−1} · std / √n.
 
-    Raises ValueError where there is no value or one is not finite.
+    Raises ValueError if there is no value or one is not finite.
     """
     values = _finite(values, "values")
     half, method = _half_width(values, level, over)
@@ -86,10 +87,10 @@ def mean_interval(values: Sequence[float], level: float = 0.95, over: str = "tra
 def paired_difference(
     a_by_seed: Mapping[Seed, float], b_by_seed: Mapping[Seed, float], level: float = 0.95
 ) -> PairedDifference:
-    """a − b paired by seed: {seed: score} of two arms that saw the same split, batches and initial weights per seed.
+    """Return a − b paired by seed, for two arms with the same split, batches and initial weights per seed.
 
-    The differences are taken to be normal (the paired t-test's assumption). With n seeds a sign-flip test cannot
-    reach below 2/2ⁿ, 0.0625 at 5, which is why it is not used.
+    Both parameters are {seed: score}. The paired t-test assumes that the differences are normal. A sign-flip test is
+    not used because with n seeds its p is at least 2/2ⁿ, 0.0625 at 5.
 
     Raises ValueError for a score that is not finite. No seed in common gives n = 0 and nan.
     """
@@ -101,7 +102,7 @@ def paired_difference(
     a = _finite([a_by_seed[seed] for seed in seeds], "a_by_seed")
     b = _finite([b_by_seed[seed] for seed in seeds], "b_by_seed")
     differences = [x - y for x, y in zip(a, b, strict=True)]
-    rounding = 1e-12 * max(map(abs, (*a, *b)))  # it is no spread, and no difference
+    rounding = 1e-12 * max(map(abs, (*a, *b)))  # a smaller spread or difference is rounding error
     if max(differences) - min(differences) <= rounding:
         differences = [differences[0] if abs(differences[0]) > rounding else 0.0] * len(differences)
     half, method = _half_width(differences, level, "paired seeds")
@@ -111,10 +112,10 @@ def paired_difference(
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """p-values (m,) adjusted for m comparisons, in the order given; compare them with the level as they are.
+    """Return p-values (m,) adjusted for m comparisons, in the same order, to be compared with the level directly.
 
     Holm 1979 (A Simple Sequentially Rejective Multiple Test Procedure): the i-th smallest times m − i + 1, never
-    decreasing, at most 1. nan (no test was made) stays nan and is no member of the family.
+    decreasing, at most 1. nan (no test) stays nan and does not count towards m.
     """
     p = np.asarray(p_values, float)
     if ((p < 0) | (p > 1)).any():
@@ -134,7 +135,7 @@ def bootstrap_interval(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap over seeds, stratified: {stratum: its scores over seeds}; one stratum is the plain one.
+    """Return the stratified percentile bootstrap over seeds: {stratum: its scores over seeds}.
 
     Seeds are drawn with replacement inside each stratum (a dataset, say), as in Agarwal et al. 2021 (Deep
     Reinforcement Learning at the Edge of the Statistical Precipice). `statistic` gets one array (..., seeds) per
@@ -180,12 +181,12 @@ def class_bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap of a mean over test queries, drawn by class: what another test set would change.
+    """Return the percentile bootstrap of a mean over test queries, drawn by class: the variation over test sets.
 
-    Queries of a class stand or fall together, so whole classes are drawn with replacement (Cameron et al. 2008,
-    Bootstrap-Based Improvements for Inference with Clustered Errors). `over_seeds` draws the training seeds too,
-    independently: two levels, from 5 seeds (fewer give no interval). Equal shapes and `seed` give equal draws, so
-    that rows of a table are compared on the same imagined test sets.
+    Queries of a class are correlated, so whole classes are drawn with replacement (Cameron et al. 2008,
+    Bootstrap-Based Improvements for Inference with Clustered Errors). With `over_seeds`, training seeds are drawn
+    independently as well, from 5 seeds (fewer give no interval). Equal shapes and `seed` give equal draws, so rows of
+    a table are compared on the same resampled test sets.
 
     sums      (seeds, classes): per training seed, the outcomes of a class's queries added up; or, for a difference,
               those of one arm minus those of the other
@@ -213,18 +214,19 @@ def class_bootstrap(
 
 @lru_cache(maxsize=4)
 def _draws(n: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each of n things is drawn, n times with replacement: (resamples, n)."""
+    """Return how often each of n items is drawn in n draws with replacement: (resamples, n)."""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
 
 
 def variance_shares(scores: np.ndarray, factors: Sequence[str], order: int = 2) -> dict[tuple[str, ...], float]:
-    """How much of the variance of a complete grid each factor and interaction explains (η² of a crossed ANOVA).
+    """Return the share of the variance of a complete grid per factor and interaction (η² of a crossed ANOVA).
 
-    scores    one axis a factor, one score a cell, all finite; `factors` names the axes
+    scores    one axis per factor, one score per cell, all finite
+    factors   the names of the axes
     order     interactions of more factors than this, which include chance, are added up under the key ()
 
-    Shares of single factors come first; all add up to 1 (all are nan where every score is equal).
-    Raises ValueError where a cell is missing or the names do not fit.
+    Shares of single factors come first. Shares add up to 1; all are nan if every score is equal.
+    Raises ValueError if a cell is missing or the names do not match the axes.
     """
     scores = np.asarray(scores, float)
     if scores.ndim != len(factors) or not np.isfinite(scores).all() or not scores.size:
@@ -244,10 +246,10 @@ def variance_shares(scores: np.ndarray, factors: Sequence[str], order: int = 2) 
 
 
 def power(difference: float, std: float, n: int, *, level: float = 0.95, comparisons: int = 1) -> float:
-    """The chance that a two-sided paired t-test over n seeds finds a true mean difference, with its right sign.
+    """Return the probability that a two-sided paired t-test over n seeds detects a true difference with its sign.
 
-    difference and std are in the same unit, std that of the paired differences. The error 1 − level is divided by
-    `comparisons`, Holm's first step: the smallest of m p-values has to pass it.
+    difference and std are in the same unit; std is that of the paired differences. The error 1 − level is divided by
+    `comparisons`, as in Holm's first step for the smallest of m p-values.
     """
     from scipy import stats
 
@@ -260,7 +262,10 @@ def power(difference: float, std: float, n: int, *, level: float = 0.95, compari
 
 
 def least_detectable(std: float, n: int, *, level: float = 0.95, target: float = 0.8, comparisons: int = 1) -> float:
-    """The least true difference that n seeds show with probability `target`, in the unit of std; nan from n < 3."""
+    """Return the smallest true difference that n seeds detect with probability `target`, in the unit of std.
+
+    nan if n < 3 or std is not positive. Raises ValueError unless `target` is in (0, 1).
+    """
     from scipy import optimize
 
     if not 0 < target < 1:
@@ -268,24 +273,24 @@ def least_detectable(std: float, n: int, *, level: float = 0.95, target: float =
     if n < LEAST_SEEDS or not std > 0:
         return math.nan
 
-    def missing(effect: float) -> float:
+    def shortfall(effect: float) -> float:
         return power(effect, 1.0, n, level=level, comparisons=comparisons) - target
 
-    enough = 1.0
-    while missing(enough) < 0:
-        enough *= 2
-    if missing(0.0) >= 0:
+    upper = 1.0
+    while shortfall(upper) < 0:
+        upper *= 2
+    if shortfall(0.0) >= 0:
         return 0.0
-    root: Any = optimize.brentq(missing, 0.0, enough)  # scipy types it as if it might be a report, too
+    root: Any = optimize.brentq(shortfall, 0.0, upper)  # scipy types it as if it might be a tuple
     return std * float(root)
 
 
 def seeds_needed(
     difference: float, std: float, *, level: float = 0.95, target: float = 0.8, comparisons: int = 1
 ) -> int:
-    """The fewest seeds, at least 3, with which a true difference is found with probability `target`.
+    """Return the fewest seeds, at least 3, that detect a true difference with probability `target`.
 
-    Raises ValueError where even 100,000 are not enough (a difference of 0 never is).
+    Raises ValueError if 100,000 seeds are not enough, as for a difference of 0.
     """
 
     def enough(n: int) -> bool:
@@ -305,29 +310,29 @@ def seeds_needed(
 
 
 def places(means: Mapping[Name, float]) -> dict[Name, int]:
-    """The place of every mean among the distinct ones: 1 for the highest, 2 for the next lower one, and so on.
+    """Return the place of every mean among the distinct means: 1 for the highest, 2 for the next lower, and so on.
 
-    Means within `NOISE` of each other are equal and share a place: the order in which seeds were added up moves a
-    mean by 1e-16. Every rank, mark and order of a table comes from here.
+    Means within `NOISE` of each other are equal and share a place, because the order of summation changes a mean by
+    1e-16. Every rank, mark and order of a table uses these places.
     """
-    found: dict[Name, int] = {}
+    place_by_name: dict[Name, int] = {}
     place, last = 0, math.inf
     for name in sorted(means, key=lambda name: -means[name]):
         place += last - means[name] > NOISE
-        found[name], last = place, means[name]
-    return {name: found[name] for name in means}
+        place_by_name[name], last = place, means[name]
+    return {name: place_by_name[name] for name in means}
 
 
 def rank_intervals(
     scores_by_row: Mapping[Name, Mapping[Seed, float]], level: float = 0.95
 ) -> dict[Name, RankInterval]:
-    """For every row {seed: score} (more is better) the ranks it may have, all rows together at `level`.
+    """Return the possible ranks of every row {seed: score} (more is better), simultaneously at `level`.
 
-    A row's rank is at least 1 + the rows that are significantly better and at most the number of rows − those that
-    are significantly worse, by paired t-tests of all pairs with Holm's correction: the step-down construction of
-    Mogstad et al. 2024 (Inference for Ranks, Review of Economic Studies 91), with Holm in place of their bootstrap,
-    which needs more seeds than one has. Pairs with fewer than 3 common seeds exclude nothing; a difference that is
-    the same with every seed has no p and does exclude, as it does from the best rows of a table.
+    A rank is at least 1 + the number of significantly better rows. It is at most the number of rows − the number of
+    significantly worse rows. Significance comes from paired t-tests of all pairs with Holm's correction. This is the
+    step-down construction of Mogstad et al. 2024 (Inference for Ranks, Review of Economic Studies 91) with Holm in
+    place of their bootstrap, which needs more seeds. Pairs with fewer than 3 common seeds exclude nothing. A nonzero
+    difference that is equal for every seed has no p, but it counts as significant, as for the best rows of a table.
     """
     _checked_level(level)
     seeds = {seed: i for i, seed in enumerate(dict.fromkeys(s for row in scores_by_row.values() for s in row))}
@@ -363,7 +368,10 @@ def rank_intervals(
 def _paired_p(
     mean: np.ndarray | np.floating, std: np.ndarray | np.floating, n: np.ndarray | np.integer
 ) -> np.ndarray:
-    """Two-sided p of the paired t-test; nan under 3 pairs or without spread around a mean ≠ 0, 1 where all are 0."""
+    """Return the two-sided p of the paired t-test; 1 if all differences are 0.
+
+    nan for fewer than 3 pairs, or without any spread around a mean ≠ 0.
+    """
     from scipy import special
 
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -373,7 +381,7 @@ def _paired_p(
 
 
 def _half_width(values: Sequence[float], level: float, over: str) -> tuple[float, str]:
-    """Half the t-interval of the mean, and what to call it."""
+    """Return the half width of the t-interval of the mean, and its description."""
     _checked_level(level)
     n = len(values)
     if n < LEAST_SEEDS:
@@ -383,7 +391,7 @@ def _half_width(values: Sequence[float], level: float, over: str) -> tuple[float
 
 @lru_cache(maxsize=256)
 def _quantile(level: float, freedom: int) -> float:
-    """The two-sided quantile of Student's t: ± it holds `level` of the mass."""
+    """Return the two-sided quantile of Student's t: ± the quantile covers `level` of the mass."""
     from scipy import stats
 
     return float(stats.t.isf((1 - level) / 2, freedom))
@@ -399,7 +407,7 @@ def _std(values: Sequence[float]) -> float:
 
 
 def _finite(values: Iterable[float], name: str) -> list[float]:
-    """The values as floats: lists, because for a handful of seeds numpy takes ten times as long."""
+    """Return the values as a list of floats. For a handful of seeds, numpy takes ten times as long."""
     values = [float(value) for value in values]
     if not values:
         raise ValueError(f"{name}: no value")

@@ -94,7 +94,7 @@ def _shelf(
     stored, damaged = {}, []
     for arm, record in chosen:
         try:
-            stored[arm] = _Stored.read(collection.home[record.id].per_query(record.id))
+            stored[arm] = _Stored.read(collection.run_by_id[record.id].per_query(record.id))
         except UNREADABLE:
             damaged.append(arm)
     if not stored:

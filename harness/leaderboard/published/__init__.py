@@ -1,7 +1,7 @@
-"""Numbers that others published, as they published them: shown beside ours, never mixed with them (FAIR-24).
+"""Numbers from other publications, shown next to ours and never mixed with them (FAIR-24).
 
-`published.csv` in this folder holds one number a line, in percent; `published.bib` an entry a source, whose field
-`source` is what the lines call it. They are package data: an installed copy has them too.
+`published.csv` in this folder has one number per line, in percent. `published.bib` has one entry per source, whose
+field `source` matches the lines. Both are package data, so an installed copy has them too.
 """
 
 import csv
@@ -17,9 +17,12 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Published:
-    """One row that others measured: `values` are fractions in [0, 1] by metric, `level` the paper's word for it.
+    """One published row.
 
-    `key` is its entry in the bibliography, empty where there is none; `short` what a narrow table calls the source.
+    key     the entry in the bibliography; "" if there is none
+    short   a short name of the source, for narrow tables
+    level   the paper's own word for the level
+    values  scores by metric, fractions in [0, 1]
     """
 
     source: str
@@ -34,11 +37,11 @@ class Published:
 
     @property
     def arm(self) -> str:
-        """The arm as it is written here."""
+        """The arm in our notation."""
         return self.loss if self.level == "baseline" else f"{self.loss}+{self.level}"
 
     def fits(self, place: tuple[str, str], losses: set[str]) -> bool:
-        """Whether it belongs beside a block of (dataset, backbone) that holds `losses`, brackets apart."""
+        """Return whether the row belongs to a block of (dataset, backbone) with `losses`; brackets are ignored."""
         dataset, backbone = place
         return (
             self.dataset == dataset
@@ -52,9 +55,9 @@ class PublishedError(UserError):
 
 
 def load(folder: Path = HERE) -> tuple[Published, ...]:
-    """All published rows, in the order of the file.
+    """Return all published rows, in the order of the file.
 
-    Raises PublishedError naming the line that cannot be read, FileNotFoundError where a file is missing.
+    Raises PublishedError with the line that cannot be read, FileNotFoundError if a file is missing.
     """
     path = folder / "published.csv"
     about = _sources(folder)
@@ -73,35 +76,35 @@ def load(folder: Path = HERE) -> tuple[Published, ...]:
 
 
 def entries(folder: Path = HERE) -> dict[str, dict[str, str]]:
-    """The bibliography: key → fields, of entries that name their `source`."""
+    """Return the bibliography, {key: fields}, of entries with a `source`."""
     path = folder / "published.bib"
-    found = {}
+    fields_by_key = {}
     text = path.read_text(encoding="utf-8")
     for key, body in re.findall(r"^@\w+\{([^,]+),(.*?)^\}", text, re.MULTILINE | re.DOTALL):
         fields = dict(re.findall(r"^\s*(\w+)\s*=\s*\{(.*)\},?$", body, re.MULTILINE))
         if "source" in fields:
-            found[key.strip()] = fields
-    return found
+            fields_by_key[key.strip()] = fields
+    return fields_by_key
 
 
 def key(source: str) -> str:
-    """Return the key of a source in the bibliography, empty where there is none."""
+    """Return the key of a source in the bibliography; "" if there is none."""
     return _sources().get(source, ("", source))[0]
 
 
 def short(source: str) -> str:
-    """Return what a narrow table calls a source."""
+    """Return the short name of a source."""
     return _sources().get(source, ("", source))[1]
 
 
 @functools.cache
 def _sources(folder: Path = HERE) -> dict[str, tuple[str, str]]:
-    """{source: (key, short name)}"""
+    """Return {source: (key, short name)}."""
     return {entry["source"]: (key, entry.get("short", entry["source"])) for key, entry in entries(folder).items()}
 
 
 def bibliography(keys: set[str], folder: Path = HERE) -> str:
-    """The entries of `keys` as a BibTeX file, in alphabetical order, without the fields of our own."""
+    """Return the entries of `keys` as a BibTeX file, in alphabetical order, without our own fields."""
     parts = []
     for key, fields in sorted(entries(folder).items()):
         if key in keys:
