@@ -23,7 +23,7 @@ ABSENT_COLUMNS = (
 
 @dataclass
 class Block:
-    """What one block of the leaderboard contains, in order.
+    """The contents of one block of the leaderboard, in order.
 
     entries    one line per record, and one per trial without a record
     factors    the known shared factors

@@ -51,7 +51,7 @@ class Block:
 
     @cached_property
     def _by_row(self) -> dict[int, dict[str, Any]]:
-        """{row: {metric: line}}"""
+        """The lines as {row: {metric: line}}."""
         by_row: dict[int, dict[str, Any]] = {}
         for line in self.lines:
             by_row.setdefault(line.row, {})[line.metric] = line

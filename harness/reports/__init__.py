@@ -1,9 +1,8 @@
-"""Reports: one file a format, a file of `formats`, found by its name.
+"""Report formats: one module of `formats` per format, found by name.
 
-A report is a module with `SUFFIX` (what its file ends in), `ALWAYS` (whether every report writes it or only one that
-asks for it) and `write(board, folder) -> Path`, which may put further files beside the one it returns; formats
-that are text have `render(board) -> str` too. What is written depends on the leaderboard alone, so the same
-records give the same bytes.
+A format is a module with `SUFFIX` (the ending of its file), `ALWAYS` (whether it is written by default) and
+`write(board, folder) -> Path`, which may write more files than the one it returns. Text formats have
+`render(board) -> str` as well. The output depends only on the leaderboard, so the same records give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,27 +22,30 @@ FORMATS = f"{__name__}.formats"
 
 
 def names() -> tuple[str, ...]:
-    """The formats there are."""
+    """Return the names of the formats."""
     return registry.names(FORMATS)
 
 
 def find(word: str) -> ModuleType:
-    """The report of a format's name or of what its files end in: `latex` or `tex`. RegisterError with near names."""
-    found = {name: registry.entry(FORMATS, name, "report") for name in names()}
-    short = {module.SUFFIX.lstrip("."): module for module in found.values()}
-    if word not in found and word not in short:
-        raise registry.RegisterError(registry.unknown("report format", word, {*found, *short}))
-    return found.get(word) or short[word]
+    """Return the format with this name or file ending, such as `latex` or `tex`.
+
+    Raises RegisterError with similar names if there is none.
+    """
+    modules = {name: registry.entry(FORMATS, name, "report") for name in names()}
+    by_suffix = {module.SUFFIX.lstrip("."): module for module in modules.values()}
+    if word not in modules and word not in by_suffix:
+        raise registry.RegisterError(registry.unknown("report format", word, {*modules, *by_suffix}))
+    return modules.get(word) or by_suffix[word]
 
 
 def write_all(board: Board, folder: str | Path, formats: Iterable[str] = ()) -> list[Path]:
-    """Write reports into `folder`, those of `formats` or the usual ones; the files, each put in place whole."""
-    asked = [find(word) for word in formats] or [find(name) for name in names() if find(name).ALWAYS]
-    return [module.write(board, Path(folder)) for module in asked]
+    """Write reports in `formats`, or in the default formats, into `folder`. Return the files."""
+    modules = [find(word) for word in formats] or [find(name) for name in names() if find(name).ALWAYS]
+    return [module.write(board, Path(folder)) for module in modules]
 
 
 def place(folder: Path, name: str, content: str | bytes) -> Path:
-    """Write `folder/name` aside and rename it into place: readers see all of it or nothing."""
+    """Write `folder/name` atomically: readers see the whole file or none."""
     path, data = folder / name, content.encode() if isinstance(content, str) else content
     files.put(path, lambda aside: aside.write_bytes(data))
     return path

@@ -1,7 +1,7 @@
-"""Figures for papers, drawn from leaderboards and from single trials. matplotlib's door.
+"""Figures for papers, drawn from leaderboards and from single trials. Only this file imports matplotlib.
 
-Colours are Okabe and Ito's, told apart by every kind of eye, and shapes say the same again; fonts are embedded; no
-date is written, so equal records give equal files.
+Colours are from the colour-blind safe palette of Okabe and Ito, and markers repeat the distinction. Fonts are
+embedded. No date is written, so equal records give equal files.
 """
 
 import re
@@ -28,21 +28,21 @@ LEVELS = {  # colour and marker of a level, the same in every figure
 }
 ENDINGS = (".pdf", ".svg", ".png")
 COLUMN_INCHES = 3.25
-WIDTHS = {"1col": COLUMN_INCHES, "2col": 6.75}  # of one column and of a page, as most venues set them
+WIDTHS = {"1col": COLUMN_INCHES, "2col": 6.75}  # one column and a full page at most venues
 ROW_INCHES = 0.155
-MOST_ROWS = 60  # of one figure: more cannot be read
+MOST_ROWS = 60  # per figure: more cannot be read
 
 
 def draw_board(board: Board, folder: Path, endings: Sequence[str] = (".pdf", ".svg")) -> list[Path]:
     """Draw every figure of every block, for one and for two columns, as `<dataset>-<backbone>-<figure>-1col.pdf`.
 
-    A figure is left out where a block has too little for it: no difference for the forest, one level for the heat
+    A figure is left out if a block has too few results for it: no difference for the forest, one level for the heat
     map, one row for the cost. Only the first MOST_ROWS trained rows of a block are drawn.
     """
     paths = []
     for number, block in enumerate(board.blocks, 1):
-        twins = sum((b.dataset, b.backbone) == (block.dataset, block.backbone) for b in board.blocks)
-        place = [block.dataset, block.backbone, *([str(number)] if twins > 1 else [])]
+        same_place = sum((b.dataset, b.backbone) == (block.dataset, block.backbone) for b in board.blocks)
+        place = [block.dataset, block.backbone, *([str(number)] if same_place > 1 else [])]
         for name, draw in FIGURES.items():
             for width, inches in WIDTHS.items():
                 stem = re.sub(r"[^\w+.-]", "_", "-".join([*place, name, width]))
@@ -92,7 +92,7 @@ def draw_trial(record: Record, path: Path) -> Path:
 
 @contextmanager
 def _figure(name: str, inches: float) -> Iterator[Any]:
-    """An empty figure in the house's style, `inches` wide; `name` makes the ids inside an SVG its own."""
+    """Yield an empty figure in our style, `inches` wide. `name` makes the ids inside an SVG unique."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -115,7 +115,7 @@ def _figure(name: str, inches: float) -> Iterator[Any]:
 
 
 def _height(figure: Any, inches: float) -> None:
-    """Make a figure as high as its rows need; a part of one stays as high as it is."""
+    """Set the height that the rows of a figure need. The height of a subfigure does not change."""
     if figure is figure.get_figure(root=True):
         figure.set_figheight(inches)
 
@@ -143,7 +143,7 @@ def _learning(left: Any, right: Any, record: Record) -> None:
 
 
 def _over_epochs(axes: Any) -> None:
-    """Epochs below: whole numbers."""
+    """Label the x axis with epochs, as whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch")
@@ -159,12 +159,15 @@ def _positivity(axes: Any, curve: dict[str, Any]) -> None:
 
 
 def _cells(block: Block, metric: str) -> list[Any]:
-    """The lines of the trained rows that have a score in a metric."""
+    """Return the lines of the trained rows that have a score in a metric."""
     return [cell for row in block.trained if (cell := block.cell(row, metric))][:MOST_ROWS]
 
 
 def forest(figure: Any, block: Block, board: Board) -> bool:
-    """Metrix minus baseline: every variant's paired difference with its interval, filled where it is significant."""
+    """Draw the paired difference of every variant from its baseline with its interval, filled if significant.
+
+    Like every function of FIGURES, return whether there was anything to draw.
+    """
     metric = block.shown[0]
     cells = [cell for cell in _cells(block, metric) if cell.difference is not None][::-1]
     if not cells:
@@ -184,18 +187,18 @@ def forest(figure: Any, block: Block, board: Board) -> bool:
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     axes.set_xlabel(f"Δ {metric}, points")
-    said = []
+    legend = []
     if any(cell.significant for cell in cells):
-        said.append("filled: significant after Holm's correction")
+        legend.append("filled: significant after Holm's correction")
     if any(map(wording.below, cells)):
-        said.append(f"{wording.BELOW}: below its own starting point")
-    if said:
-        figure.supxlabel("; ".join(said), fontsize=6.5, color="0.35")
+        legend.append(f"{wording.BELOW}: below its own starting point")
+    if legend:
+        figure.supxlabel("; ".join(legend), fontsize=6.5, color="0.35")
     return True
 
 
 def heat_map(figure: Any, block: Block, board: Board) -> bool:
-    """Losses by levels: the score of the baseline, then differences to it in points."""
+    """Draw losses by levels: the score of the baseline, then differences from it in points."""
     metric = block.shown[0]
     cells = _cells(block, metric)
     losses = list(dict.fromkeys(cell.baseline or cell.arm for cell in cells))
@@ -232,8 +235,10 @@ def heat_map(figure: Any, block: Block, board: Board) -> bool:
 
 
 def depth(cell: Any) -> float:
-    """How deep a difference is painted, in [0.08, 0.68]: pale within its interval or without one, deepest from four
-    half widths on."""
+    """Return the opacity of a difference, in [0.08, 0.68].
+
+    It is the lowest within the interval or without one, and the highest from four half widths.
+    """
     size, half = abs(cell.difference), cell.difference_half
     if half is None or size <= half:
         return 0.08
@@ -247,7 +252,7 @@ def _tile(x: int, y: int, color: str, depth: float) -> Any:
 
 
 def cost(figure: Any, block: Block, board: Board) -> bool:
-    """Score against training time, with the line of what nothing cheaper beats."""
+    """Draw the score against training time, with the Pareto front."""
     metric = block.shown[0]
     cells = [cell for cell in _cells(block, metric) if cell.train_s]
     if len(cells) < 2:
@@ -281,7 +286,7 @@ def cost(figure: Any, block: Block, board: Board) -> bool:
 
 
 def recall_curves(figure: Any, block: Block, board: Board) -> bool:
-    """R@K over K, a line a row."""
+    """Draw R@K over K, one line per row."""
     at = {int(metric[2:]): metric for metric in block.metrics if re.fullmatch(r"R@\d+", metric)}
     ks = sorted(at)
     rows = [row for row in block.trained if all(block.cell(row, at[k]) for k in ks)][:MOST_ROWS]
@@ -300,7 +305,7 @@ def recall_curves(figure: Any, block: Block, board: Board) -> bool:
 
 
 def learning_curves(figure: Any, block: Block, board: Board) -> bool:
-    """Validation score over epochs, the mean over the seeds of a row."""
+    """Draw the validation score over epochs, as the mean over the seeds of a row."""
     axes, drawn = figure.subplots(), []
     for row in block.trained[:MOST_ROWS]:
         curves: Any = board.curves[board.curves["record"].isin(record_ids(row))]
@@ -320,7 +325,7 @@ def learning_curves(figure: Any, block: Block, board: Board) -> bool:
 
 
 def validation_against_test(figure: Any, block: Block, board: Board) -> bool:
-    """The validation score that chose a checkpoint against the test score it got, a point a run."""
+    """Draw the validation score of the selected checkpoint against its test score, one point per run."""
     rows = _cells(block, FAIR.metric)
     axes, points = figure.subplots(), 0
     for row in rows:
@@ -337,7 +342,7 @@ def validation_against_test(figure: Any, block: Block, board: Board) -> bool:
 
 
 def _legend(axes: Any, rows: Iterable[Any], lines: bool = False) -> None:
-    """The levels that are drawn, in their order."""
+    """Add a legend of the levels that are drawn, in order."""
     from matplotlib.lines import Line2D
 
     here = [level for level in LEVELS if any(row.level == level for row in rows)]

@@ -1,7 +1,7 @@
-"""What arms retrieve, as pictures: people look before they read.
+"""Image galleries of the nearest neighbours that arms retrieve.
 
-From the embeddings that trials kept: for a sample of test queries, the same for every arm, the nearest other images
-with right and wrong marked. Images are shown where the dataset can be opened, names elsewhere.
+A gallery is computed from the embeddings that trials saved. It shows the nearest images to a sample of test queries,
+the same for every arm, with correct and wrong ones marked. If the dataset cannot be opened, it shows names.
 """
 
 import base64
@@ -25,22 +25,24 @@ from harness.reports import wording
 from harness.runs.outcomes import UNREADABLE
 from harness.runs.record import Record
 
-QUERIES = 8  # of a block
-NEIGHBOURS = 8  # of a query
-MOST_ARMS = 16  # of a block: more than anyone compares at once
-MOST_IMAGES = 700  # of a page, about a megabyte; later blocks show names
+QUERIES = 8  # per block
+NEIGHBOURS = 8  # per query
+MOST_ARMS = 16  # per block: more than anyone compares at once
+MOST_IMAGES = 700  # per page, about a megabyte; later blocks show names
 SIDE_PX = 56
-SMALL_PX = 64  # drawings up to this size are kept exactly, photographs as JPEG
+SMALL_PX = 64  # images up to this size are stored losslessly, larger ones as JPEG
 
 
 @dataclass(frozen=True)
-class Shelf:
+class BlockGallery:
     """The gallery of one block.
 
     block     the number of the block on its leaderboard
-    arms      those shown, all of training seed `seed`, and of one of its folds where it has several
-    queries   (image, for each arm ((image, right), …) nearest first), images by their number
-    names     of the images; images: as data URIs, empty where they cannot be read
+    seed      the training seed of all arms; with cross-validation, one fold of it is shown
+    arms      the arms shown
+    queries   (image, for each arm ((image, correct), …) nearest first), with images by number
+    names     the names of the images
+    images    the images as data URIs, "" if they cannot be read
     """
 
     block: int
@@ -52,11 +54,14 @@ class Shelf:
     note: str
 
     def content(self) -> dict[str, Any]:
-        """What a page holds of it."""
+        """Return the data of the gallery for the page."""
         return {
             "block": self.block,
             "arms": self.arms,
-            "queries": [[asked, [[[i, int(r)] for i, r in near] for near in found]] for asked, found in self.queries],
+            "queries": [
+                [query, [[[i, int(r)] for i, r in neighbours] for neighbours in neighbours_by_arm]]
+                for query, neighbours_by_arm in self.queries
+            ],
             "names": self.names,
             "images": self.images,
             "note": self.note,
@@ -64,45 +69,51 @@ class Shelf:
 
 
 def with_gallery(board: Board, collection: Collection, data: Path | None = None, cache: Path | None = None) -> Board:
-    """The leaderboard with a gallery for each block whose trials kept their embeddings.
+    """Return the leaderboard with a gallery for each block whose trials saved their embeddings.
 
-    data: folder of the dataset, for those that are not embedded; cache: where datasets keep what they compute.
+    data   the folder of the dataset, if the dataset needs one
+    cache  the cache folder of datasets
     """
-    found, room = [], MOST_IMAGES
+    galleries, images_left = [], MOST_IMAGES
     for number, block in enumerate(board.blocks):
-        shelf = _shelf(number, block, collection, data, cache, room)
-        if shelf is not None:
-            found.append(shelf)
-            room -= sum(map(bool, shelf.images))
-    return replace(board, gallery=tuple(found))
+        gallery = _gallery_of(number, block, collection, data, cache, images_left)
+        if gallery is not None:
+            galleries.append(gallery)
+            images_left -= sum(map(bool, gallery.images))
+    return replace(board, gallery=tuple(galleries))
 
 
-def _shelf(
-    number: int, block: Block, collection: Collection, data: Path | None, cache: Path | None, room: int
-) -> Shelf | None:
-    """The gallery of a block; None where no trained trial kept embeddings."""
-    kept: dict[tuple[int, int], dict[str, Record]] = {}
+def _gallery_of(
+    number: int, block: Block, collection: Collection, data: Path | None, cache: Path | None, images_left: int
+) -> BlockGallery | None:
+    """Return the gallery of a block; None if no trained trial saved embeddings."""
+    records_by_seed: dict[tuple[int, int], dict[str, Record]] = {}
     for row in block.rows:
         for id in record_ids(row):
             if id in collection.with_queries:
                 record = collection.by_id[id]
-                kept.setdefault((record.trial.seed, record.trial.fold or 0), {})[wording.full(row)] = record
-    if not any(record.level != "floor" for records in kept.values() for record in records.values()):
+                records_by_seed.setdefault((record.trial.seed, record.trial.fold or 0), {})[wording.full(row)] = (
+                    record
+                )
+    if not any(record.level != "floor" for records in records_by_seed.values() for record in records.values()):
         return None
-    seed, fold = max(kept, key=lambda one: (len(kept[one]), -one[0], -one[1]))
-    chosen = list(kept[seed, fold].items())[:MOST_ARMS]
+    seed, fold = max(
+        records_by_seed,
+        key=lambda seed_and_fold: (len(records_by_seed[seed_and_fold]), -seed_and_fold[0], -seed_and_fold[1]),
+    )
+    chosen = list(records_by_seed[seed, fold].items())[:MOST_ARMS]
     stored, damaged = {}, []
     for arm, record in chosen:
         try:
-            stored[arm] = _Stored.read(collection.run_by_id[record.id].per_query(record.id))
+            stored[arm] = _Embeddings.read(collection.run_by_id[record.id].per_query(record.id))
         except UNREADABLE:
             damaged.append(arm)
     if not stored:
         return None
     first = next(iter(stored.values()))
-    stored = {arm: kept for arm, kept in stored.items() if np.array_equal(kept.ids, first.ids)}
-    asked = _sample(first, block.dataset)
-    near = {arm: kept.nearest(asked) for arm, kept in stored.items()}
+    stored = {arm: one for arm, one in stored.items() if np.array_equal(one.ids, first.ids)}
+    sampled = _sample(first, block.dataset)
+    neighbours = {arm: one.nearest(sampled) for arm, one in stored.items()}
     numbers: dict[int, int] = {}
     queries = tuple(
         (
@@ -110,25 +121,32 @@ def _shelf(
             tuple(
                 tuple(
                     (numbers.setdefault(int(i), len(numbers)), bool(first.labels[i] == first.labels[image]))
-                    for i in near[arm][place]
+                    for i in neighbours[arm][place]
                 )
                 for arm in stored
             ),
         )
-        for place, image in enumerate(asked)
+        for place, image in enumerate(sampled)
     )
     names = tuple(str(first.ids[i]) for i in numbers)
     trial = chosen[0][1].trial
-    images, why = _pictures(trial.dataset, names, data, cache, room)
-    note = f"{len(queries)} random test queries, the same for all arms; training {trial.seed_and_fold}.{why}"
+    images, reason = _pictures(trial.dataset, names, data, cache, images_left)
+    note = f"{len(queries)} random test queries, the same for all arms; training {trial.seed_and_fold}.{reason}"
     if damaged:
         note += f" Left out, because the file of their embeddings is damaged: {first_few(damaged)}."
-    return Shelf(number, seed, tuple(stored), queries, names, images, note)
+    return BlockGallery(number, seed, tuple(stored), queries, names, images, note)
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """What a trial kept of its one test read: normalised embeddings (n, d), ids, labels, which may ask and answer."""
+class _Embeddings:
+    """The test embeddings of a trial.
+
+    embeddings  normalised, (n, d)
+    ids         the names of the images, (n,)
+    labels      their classes, (n,)
+    queries     the indices of images that are queries
+    gallery     the indices of images that may be retrieved
+    """
 
     embeddings: np.ndarray
     ids: np.ndarray
@@ -137,25 +155,25 @@ class _Stored:
     gallery: np.ndarray
 
     @classmethod
-    def read(cls, path: Path) -> "_Stored":
+    def read(cls, path: Path) -> "_Embeddings":
         with np.load(path, allow_pickle=False) as stored:
             embeddings = stored["embeddings"].astype(np.float32)
             ids, labels, queries = stored["ids"], stored["labels"], stored["queries"]
             roles = stored.get("roles")
         embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-        answering = np.arange(len(ids)) if roles is None else np.flatnonzero(roles == "gallery")
-        return cls(embeddings, ids, labels, np.flatnonzero(np.isin(ids, queries)), answering)
+        gallery = np.arange(len(ids)) if roles is None else np.flatnonzero(roles == "gallery")
+        return cls(embeddings, ids, labels, np.flatnonzero(np.isin(ids, queries)), gallery)
 
-    def nearest(self, asked: Sequence[int]) -> np.ndarray:
-        """The NEIGHBOURS nearest images (asked, k) of each image `asked`, itself left out by its index."""
-        similarities = self.embeddings[asked] @ self.embeddings[self.gallery].T
-        similarities[np.asarray(asked)[:, None] == self.gallery] = -np.inf
-        k = min(NEIGHBOURS, len(self.gallery) - int(np.isin(asked, self.gallery).any()))
+    def nearest(self, queries: Sequence[int]) -> np.ndarray:
+        """Return the k ≤ NEIGHBOURS nearest images of each query, (queries, k). A query is excluded by its index."""
+        similarities = self.embeddings[queries] @ self.embeddings[self.gallery].T
+        similarities[np.asarray(queries)[:, None] == self.gallery] = -np.inf
+        k = min(NEIGHBOURS, len(self.gallery) - int(np.isin(queries, self.gallery).any()))
         return self.gallery[np.argsort(-similarities, axis=1, kind="stable")[:, :k]]
 
 
-def _sample(stored: _Stored, dataset: str) -> list[int]:
-    """Queries of as many different classes, drawn by the dataset's name alone: the same for all arms and runs."""
+def _sample(stored: _Embeddings, dataset: str) -> list[int]:
+    """Return random queries of different classes. The seed is the name of the dataset, so all arms and runs agree."""
     seed = int.from_bytes(hashlib.sha256(f"gallery/{dataset}".encode()).digest()[:8], "big")
     order = np.random.default_rng(seed).permutation(stored.queries)
     _, first = np.unique(stored.labels[order], return_index=True)
@@ -163,10 +181,10 @@ def _sample(stored: _Stored, dataset: str) -> list[int]:
 
 
 def _pictures(
-    choice: Choice, names: Sequence[str], data: Path | None, cache: Path | None, room: int
+    choice: Choice, names: Sequence[str], data: Path | None, cache: Path | None, images_left: int
 ) -> tuple[tuple[str, ...], str]:
-    """Each image as a data URI, and why there is none where there is none."""
-    if len(names) > room:
+    """Return each image as a data URI, and the reason if there are no images."""
+    if len(names) > images_left:
         return ("",) * len(names), " Images are left out because the page has many tables; --only shows them for one."
     if datasets.describe(choice.name).needs_data and data is None:
         return ("",) * len(names), " To show images, pass their folder: --data FOLDER."

@@ -1,4 +1,4 @@
-"""The tables of the LaTeX report, one function a kind; each gives its table environments as text."""
+"""The tables of the LaTeX report, one function per kind of table. Each returns its table environments as text."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from harness.leaderboard.board import Block, Board, record_ids
 from harness.leaderboard.columns import plain
 from harness.reports import wording
 
-LATIN = 0x180  # the letters that any LaTeX of today prints without a further package
+LATIN = 0x180  # letters below it print in any current LaTeX without packages
 SPECIAL = {
     **{character: f"\\{character}" for character in "&%#_{}"},
     "$": r"$\$$",  # in text it would come from a bitmap font where T1 fonts are missing
@@ -36,15 +36,20 @@ SPECIAL = {
     "\u00a0": "~",
     "…": r"\ldots{}",
 }
-MOST_ROWS = 42  # of one table: what a page holds
-MOST_METRICS = 4  # column groups that a page has room for
-LONGEST_NAME = 34  # characters of a name that stands in one line
+MOST_ROWS = 42  # per table: as many as fit on a page
+MOST_METRICS = 4  # column groups that fit on a page
+LONGEST_NAME = 34  # characters of a name that fit on one line
 GREY = r"\color{gray}"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns that belong together: their preamble with siunitx and without, and how many they are."""
+    """A group of columns.
+
+    aligned  the preamble with siunitx
+    plain    the preamble without siunitx
+    number   the number of columns
+    """
 
     aligned: str
     plain: str
@@ -53,7 +58,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table before it is text. `body` holds groups of lines, `parts` what stands between rules."""
+    """A table before it is rendered. `parts` are separated by rules; each part has groups of lines."""
 
     title: str
     label: str
@@ -66,21 +71,21 @@ class Sheet:
 
 
 def joint(board: Board) -> list[str]:
-    """For each network with several datasets, one table with a column group for each dataset."""
-    found = []
+    """Return one table for each network with several datasets, with a column group for each dataset."""
+    tables = []
     for backbone in dict.fromkeys(block.backbone for block in board.blocks):
         blocks = [block for block in board.blocks if block.backbone == backbone and block.trained]
         places = [block.dataset for block in blocks]
         blocks = [block for block in blocks if places.count(block.dataset) == 1]
-        each = 2 if len(blocks) == 2 else 1
+        n_metrics = 2 if len(blocks) == 2 else 1
         for start in range(0, len(blocks), MOST_METRICS):
-            some = blocks[start : start + MOST_METRICS]
-            if len(some) > 1:
-                found += _joint(board, backbone, some, each)
-    return found
+            chunk = blocks[start : start + MOST_METRICS]
+            if len(chunk) > 1:
+                tables += _joint(board, backbone, chunk, n_metrics)
+    return tables
 
 
-def _joint(board: Board, backbone: str, blocks: Sequence[Block], each: int) -> list[str]:
+def _joint(board: Board, backbone: str, blocks: Sequence[Block], n_metrics: int) -> list[str]:
     groups: dict[tuple, dict[str, list[Any]]] = {}
     for number, block in enumerate(blocks):
         for group in (*block.groups, block.floors):
@@ -88,16 +93,16 @@ def _joint(board: Board, backbone: str, blocks: Sequence[Block], each: int) -> l
                 floor = row.level == "floor"
                 rows = groups.setdefault((floor, "" if floor else row.baseline or row.arm), {})
                 rows.setdefault(row.arm + row.name, [None] * len(blocks))[number] = row
-    shown = [block.shown[:each] for block in blocks]
-    digits = [{m: wording.decimals(block, m) for m in some} for block, some in zip(blocks, shown, strict=True)]
-    columns = [_metric(block, m) for block, some in zip(blocks, shown, strict=True) for m in some]
+    shown = [block.shown[:n_metrics] for block in blocks]
+    digits = [{m: wording.decimals(block, m) for m in metrics} for block, metrics in zip(blocks, shown, strict=True)]
+    columns = [_metric(block, m) for block, metrics in zip(blocks, shown, strict=True) for m in metrics]
 
     def line(rows: Sequence[Any]) -> str:
         first = next(row for row in rows if row is not None)
         cells = [
             part
-            for block, row, some, places in zip(blocks, rows, shown, digits, strict=True)
-            for m in some
+            for block, row, metrics, places in zip(blocks, rows, shown, digits, strict=True)
+            for m in metrics
             for part in _cells(
                 block, row, m, places[m], interval=False, first=True, sign=wording.below(row) if row else ""
             )
@@ -105,29 +110,32 @@ def _joint(board: Board, backbone: str, blocks: Sequence[Block], each: int) -> l
         return _line(name(first), cells)
 
     titles, rules, at = [], [], 2
-    for block, some in zip(blocks, shown, strict=True):
-        width = 3 * len(some)
+    for block, metrics in zip(blocks, shown, strict=True):
+        width = 3 * len(metrics)
         titles.append(rf"\multicolumn{{{width}}}{{c}}{{{escape(block.data)}}}")
         rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
         at += width
-    heads = [" & ".join(["", *titles]) + r" \\", " ".join(rules), _heads([m for some in shown for m in some])]
+    heads = [" & ".join(["", *titles]) + r" \\", " ".join(rules), _heads([m for metrics in shown for m in metrics])]
     body = {key: [line(rows) for rows in arms.values()] for key, arms in sorted(groups.items())}
     parts = [[lines for (floor, _), lines in body.items() if floor is wanted] for wanted in (False, True)]
-    said = [
+    caption = [
         f"{', '.join(block.dataset for block in blocks)} · {backbone}.",
         *captions.in_brief(
-            [replace(b.of_rows(b.rows), shown=some) for b, some in zip(blocks, shown, strict=True)], intervals=False
+            [replace(b.of_rows(b.rows), shown=metrics) for b, metrics in zip(blocks, shown, strict=True)],
+            intervals=False,
         ),
     ]
     printed = zip(blocks, shown, strict=True)
-    notes = [f"{b.dataset}: {text}" for b, some in printed for text in captions.power([b.summaries[m] for m in some])]
+    notes = [
+        f"{b.dataset}: {text}" for b, metrics in printed for text in captions.power([b.summaries[m] for m in metrics])
+    ]
     label = _label(board, *(block.dataset for block in blocks), backbone)
-    return _written(Sheet(backbone, label, said, columns, heads, parts, notes))
+    return _pages(Sheet(backbone, label, caption, columns, heads, parts, notes))
 
 
 def single(board: Board) -> list[str]:
-    """A table for each block: every printed metric with its interval and difference, and what it cost."""
-    found = []
+    """Return a table for each block: every printed metric with its interval and difference, and the costs."""
+    tables = []
     for number, block in enumerate(board.blocks, 1):
         shown = block.shown[:MOST_METRICS]
         digits = {m: wording.decimals(block, m) for m in shown}
@@ -136,10 +144,10 @@ def single(board: Board) -> list[str]:
             cells = [part for m in shown for part in _cells(block, row, m, digits[m], first=m == shown[0])]
             return _line(name(row, wording.below(row)), [*cells, *map(escape, _costs(row))])
 
-        def theirs(row: Any, block=block, shown=shown) -> str:
+        def published_line(row: Any, block=block, shown=shown) -> str:
             key = published.key(row.source)
             source = rf" \cite{{{key}}}" if key else f" ({escape(published.short(row.source))})"
-            cells = [part for m in shown for part in _theirs(block.cell(row, m))]
+            cells = [part for m in shown for part in _published_cells(block.cell(row, m))]
             return _line(rf"{GREY} {escape(wording.arm_title(row.arm))}{source}", [*cells, "", "", "", ""])
 
         heads = [_heads(shown)[: -len(r" \\")] + r" & time & passes & GB & $n$ \\"]
@@ -147,20 +155,20 @@ def single(board: Board) -> list[str]:
         parts = [
             [[line(row) for row in group] for group in block.groups],
             [[line(row) for row in block.floors]],
-            [[theirs(row) for row in block.published]],
+            [[published_line(row) for row in block.published]],
         ]
-        twins = [b for b in board.blocks if (b.dataset, b.backbone) == (block.dataset, block.backbone)]
-        label = _label(board, block.dataset, block.backbone, *([str(number)] if len(twins) > 1 else []))
+        same_place = [b for b in board.blocks if (b.dataset, b.backbone) == (block.dataset, block.backbone)]
+        label = _label(board, block.dataset, block.backbone, *([str(number)] if len(same_place) > 1 else []))
         title = block.heading
         costs = [
             *(["time and passes: relative to its own baseline"] if captions.ratios(block.rows) else []),
             *(["GB: peak memory"] if any(_costs(row)[2] for row in block.rows) else []),
         ]
-        said = [f"{title}.", *captions.in_brief([replace(block, shown=shown)])]
-        said += [f"{text[0].upper()}{text[1:]}." for text in ["; ".join(costs)] if text]
+        caption = [f"{title}.", *captions.in_brief([replace(block, shown=shown)])]
+        caption += [f"{text[0].upper()}{text[1:]}." for text in ["; ".join(costs)] if text]
         notes = [" ".join(block.caption), *wording.footnotes(block)]
-        found += _written(Sheet(title, label, said, columns, heads, parts, notes, _names(block.rows)))
-    return found
+        tables += _pages(Sheet(title, label, caption, columns, heads, parts, notes, _names(block.rows)))
+    return tables
 
 
 SETTINGS = ("at", "stage", "pairs", "weight", "alpha", "hardest", "renormalize", "lambda_per", "max_mixed")
@@ -168,14 +176,14 @@ SETTING_TITLES = {"at": "level", "weight": "$w$", "alpha": r"$\alpha$", "hardest
 
 
 def ablations(board: Board) -> list[str]:
-    """For each loss with variants of other than default settings, a table of the settings in which they differ."""
-    found = []
+    """Return a table for each loss whose variants have non-default settings, with the settings that differ."""
+    tables = []
     for block in board.blocks:
         for group in block.groups:
             rows = [row for row in group if row.baseline and row.level != "longer" and row.records]
             if any("[" in row.name for row in rows):
-                found += _ablation(board, block, group[0], rows)
-    return found
+                tables += _ablation(board, block, group[0], rows)
+    return tables
 
 
 def _ablation(board: Board, block: Block, baseline: Any, rows: Sequence[Any]) -> list[str]:
@@ -200,15 +208,15 @@ def _ablation(board: Board, block: Block, baseline: Any, rows: Sequence[Any]) ->
     title = f"{wording.title(baseline)} on {block.heading}"
     first = [line(baseline, ["no Metrix", *[None] * (len(varied) - 1)])]
     printed = replace(block.of_rows([baseline, *rows]), shown=shown)
-    said = [f"Ablation of Metrix: {title}.", *captions.in_brief([printed])]
+    caption = [f"Ablation of Metrix: {title}.", *captions.in_brief([printed])]
     label = _label(board, "ablation", block.dataset, block.backbone, baseline.arm)
-    return _written(Sheet(title, label, said, columns, head, [[first], [lines]]))
+    return _pages(Sheet(title, label, caption, columns, head, [[first], [lines]]))
 
 
 def _settings(board: Board, records: Sequence[str]) -> list[dict[str, Any]]:
-    """How Metrix mixes in each of these records."""
-    every: Any = board.scores[board.scores["record"].isin(records)]
-    scores = every.drop_duplicates("record")
+    """Return the Metrix settings of each of these records."""
+    lines: Any = board.scores[board.scores["record"].isin(records)]
+    scores = lines.drop_duplicates("record")
     columns = [plain(scores[f"metrix.{key}"]) for key in SETTINGS]
     settings: dict[str, dict[str, Any]] = {
         id: dict(zip(SETTINGS, values, strict=True)) for id, *values in zip(scores["record"], *columns, strict=True)
@@ -217,50 +225,54 @@ def _settings(board: Board, records: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def reproduced(board: Board) -> list[str]:
-    """What others published beside the same arm here, for blocks that have such rows; no difference is taken."""
-    found = []
+    """Return tables of published rows next to our results for the same arm. No difference is computed."""
+    tables = []
     for block in board.blocks:
         pairs = list(wording.counterparts(block))
-        metrics = [m for m in block.metrics if any(block.cell(theirs, m) for theirs, _ in pairs)][:MOST_METRICS]
+        metrics = [m for m in block.metrics if any(block.cell(other, m) for other, _ in pairs)][:MOST_METRICS]
         if not pairs or not metrics:
             continue
-        inflations = [wording.inflation(block.cell(ours, metrics[0])) for _, ours in pairs]
+        inflations = [wording.inflation(block.cell(own_row, metrics[0])) for _, own_row in pairs]
         known = any(text != wording.MISSING for text in inflations)
         lines = [
             _line(
-                f"{escape(wording.arm_title(theirs.arm))} {GREY}\\cite{{{published.key(theirs.source)}}}",
-                [part for m in metrics for part in _beside(block.cell(theirs, m), block.cell(ours, m), block, m)]
+                f"{escape(wording.arm_title(other.arm))} {GREY}\\cite{{{published.key(other.source)}}}",
+                [
+                    part
+                    for m in metrics
+                    for part in _reproduced_cells(block.cell(other, m), block.cell(own_row, m), block, m)
+                ]
                 + ([escape(text)] if known else []),
             )
-            for (theirs, ours), text in zip(pairs, inflations, strict=True)
+            for (other, own_row), text in zip(pairs, inflations, strict=True)
         ]
-        each = Columns("rr@{\\,}l", "rr@{\\,}l", 3)
+        group = Columns("rr@{\\,}l", "rr@{\\,}l", 3)
         titles = " & ".join(rf"\multicolumn{{3}}{{c}}{{{escape(m)}}}" for m in metrics)
         rules = " ".join(rf"\cmidrule(lr){{{2 + 3 * i}-{4 + 3 * i}}}" for i in range(len(metrics)))
         under = " & ".join(rf"{GREY} theirs & \multicolumn{{2}}{{c}}{{here}}" for _ in metrics)
         last = (" &", " & inflation") if known else ("", "")
         head = [rf" & {titles}{last[0]} \\", rules, rf" & {under}{last[1]} \\"]
-        printed = replace(block.of_rows(ours for _, ours in pairs), shown=tuple(metrics))
-        said = [
+        printed = replace(block.of_rows(own_row for _, own_row in pairs), shown=tuple(metrics))
+        caption = [
             f"Published and reproduced: {block.heading}.",
             "Theirs: as published, under their own protocols.",
             *([wording.INFLATION.format(metrics[0])] if known else []),
             *captions.in_brief([printed], differences=False, marks=False),
         ]
         label = _label(board, "published", block.dataset, block.backbone)
-        columns = [*(each for _ in metrics), *([Columns("r", "r", 1)] if known else [])]
-        found += _written(Sheet("published and reproduced", label, said, columns, head, [[lines]]))
-    return found
+        columns = [*(group for _ in metrics), *([Columns("r", "r", 1)] if known else [])]
+        tables += _pages(Sheet("published and reproduced", label, caption, columns, head, [[lines]]))
+    return tables
 
 
-def _beside(theirs: Any | None, ours: Any | None, block: Block, metric: str) -> list[str]:
-    plain = ours and ours._replace(best=False, second=False)
-    mean, half, _ = _numbers(plain, wording.decimals(block, metric)) if plain else (wording.MISSING, "", "")
-    return [_theirs(theirs)[0], mean, half]
+def _reproduced_cells(published_cell: Any | None, own_cell: Any | None, block: Block, metric: str) -> list[str]:
+    unmarked = own_cell and own_cell._replace(best=False, second=False)
+    mean, half, _ = _numbers(unmarked, wording.decimals(block, metric)) if unmarked else (wording.MISSING, "", "")
+    return [_published_cells(published_cell)[0], mean, half]
 
 
 def _metric(block: Block, metric: str) -> Columns:
-    """Mean, half width and difference of a metric; digits before the point as its largest score has."""
+    """Return the columns of a metric: mean, half width and difference, sized for its largest score."""
     scores = [cell.mean for row in block.rows if (cell := block.cell(row, metric))]
     front = 3 if max(scores, default=0) >= 0.9995 else 2
     look = f"table-format={front}.{wording.decimals(block, metric)},detect-weight=true,mode=text"
@@ -269,7 +281,7 @@ def _metric(block: Block, metric: str) -> Columns:
 
 
 def _heads(metrics: Iterable[str]) -> str:
-    """The heading of metrics: the name over mean and half width, a small Δ over the difference."""
+    """Return the heading of metrics: the name over mean and half width, a small Δ over the difference."""
     parts = [rf"\multicolumn{{2}}{{c}}{{{escape(m)}}} & {{\scriptsize $\Delta$}}" for m in metrics]
     return " & ".join(["", *parts]) + r" \\"
 
@@ -283,9 +295,9 @@ def _cells(
     first: bool = False,
     sign: str = "",
 ) -> list[str]:
-    """Mean, half width and difference as LaTeX; a state in place of a first score that is not there.
+    """Return mean, half width and difference as LaTeX. A state replaces a missing first score.
 
-    `sign` stands behind the mean, in tables whose names cannot have it.
+    `sign` is printed after the mean, in tables whose names cannot have it.
     """
     cell = block.cell(row, metric) if row else None
     if cell is None:
@@ -302,32 +314,32 @@ def _cells(
 
 
 def _numbers(cell: Any, digits: int) -> tuple[str, str, str]:
-    """Marked mean, small half width, bare difference."""
+    """Return the marked mean, the small half width and the bare difference."""
     mean = f"{100 * cell.mean:.{digits}f}"
     bold = r"\bfseries " if cell.best else ""
     mean = rf"{{{bold}\underline{{{mean}}}}}" if cell.second else bold + mean
     half = "" if cell.half is None else rf"{{\scriptsize $\pm$\,{100 * cell.half:.{digits}f}}}"
-    apart = "" if cell.difference is None else f"{100 * cell.difference:+z.{digits}f}"
-    return mean, half, re.sub(r"^([+-])", r"$\1$", apart)
+    difference = "" if cell.difference is None else f"{100 * cell.difference:+z.{digits}f}"
+    return mean, half, re.sub(r"^([+-])", r"$\1$", difference)
 
 
-def _theirs(cell: Any | None) -> list[str]:
+def _published_cells(cell: Any | None) -> list[str]:
     return ["" if cell is None else f"{GREY} {100 * cell.mean:.1f}", "", ""]
 
 
 def _costs(row: Any) -> list[str]:
-    """Time, forward passes, peak memory, seeds."""
+    """Return time, forward passes, peak memory and number of seeds."""
     memory = "" if row.peak_gb is None or row.level == "floor" else f"{row.peak_gb:.1f}"
     return [wording.time(row), wording.passes(row), memory, wording.seeds(row)]
 
 
 def name(row: Any, sign: str = "") -> str:
-    """A row's name as a paper writes it, variants indented under their loss, with its sign behind it."""
+    """Return the name of a row in paper style, indented for variants, followed by `sign`."""
     return (r"\quad " if row.baseline else "") + _breakable(escape(wording.title(row))) + escape(sign)
 
 
 def _breakable(text: str) -> str:
-    """A name that may go on in the next line behind its signs."""
+    """Return a name in which long names may break after punctuation."""
     return re.sub(r"(?<=[,\[+])", r"\\allowbreak{}", text) if len(text) > LONGEST_NAME else text
 
 
@@ -341,32 +353,32 @@ def _line(first: str, cells: Sequence[str]) -> str:
     return " & ".join([first, *cells]) + r" \\"
 
 
-def _written(sheet: Sheet) -> list[str]:
-    """The table, or several where a page cannot hold all of its rows; groups stay together where they fit."""
+def _pages(sheet: Sheet) -> list[str]:
+    """Return the table, split into several if its rows do not fit on a page. Groups are kept together if they fit."""
     pages: list[list[list[list[str]]]] = [[[] for _ in sheet.parts]]
     for number, part in enumerate(sheet.parts):
         for group in part:
             for start in range(0, len(group), MOST_ROWS):
-                some = group[start : start + MOST_ROWS]
-                if sum(len(g) for p in pages[-1] for g in p) + len(some) > MOST_ROWS:
+                chunk = group[start : start + MOST_ROWS]
+                if sum(len(g) for p in pages[-1] for g in p) + len(chunk) > MOST_ROWS:
                     pages.append([[] for _ in sheet.parts])
-                pages[-1][number].append(list(some))
+                pages[-1][number].append(list(chunk))
     return [_environment(sheet, page, number, len(pages)) for number, page in enumerate(pages, 1)]
 
 
 def _environment(sheet: Sheet, parts: Sequence[Sequence[Sequence[str]]], number: int, pages: int) -> str:
-    """One table environment; notes stand under the last of several."""
+    """Return one table environment. Notes are printed below the last part."""
     aligned, plain = (
         "".join(getattr(columns, kind) for columns in (sheet.names, *sheet.columns)) for kind in ("aligned", "plain")
     )
-    said = [f"{' '.join(sheet.caption)}{f' Part {number} of {pages}.' if pages > 1 else ''}"]
+    caption = [f"{' '.join(sheet.caption)}{f' Part {number} of {pages}.' if pages > 1 else ''}"]
     rows = [
         "\n    \\addlinespace\n".join("\n".join(f"    {line}" for line in group) for group in part)
         for part in parts
         if any(part)
     ]
     notes = sheet.notes if number == pages else ()
-    under = [
+    notes_below = [
         r"  \par\smallskip",
         r"  \begin{minipage}{\linewidth}\scriptsize\raggedright",
         *(f"    {sentence(note)}\\par" for note in notes),
@@ -376,7 +388,7 @@ def _environment(sheet: Sheet, parts: Sequence[Sequence[Sequence[str]]], number:
         [
             r"\begin{table}[tp]",
             r"  \centering\footnotesize\setlength{\tabcolsep}{4pt}",
-            rf"  \caption[{{{escape(sheet.title)}}}]{{{' '.join(map(sentence, said))}}}",
+            rf"  \caption[{{{escape(sheet.title)}}}]{{{' '.join(map(sentence, caption))}}}",
             rf"  \label{{{sheet.label}{f'-{number}' if pages > 1 else ''}}}",
             r"  \smallskip",
             rf"  \ifdefined\sisetup\def\numbers{{\begin{{tabular}}{{@{{}}{aligned}@{{}}}}}}%",
@@ -388,24 +400,24 @@ def _environment(sheet: Sheet, parts: Sequence[Sequence[Sequence[str]]], number:
             "\n    \\midrule\n".join(rows),
             r"    \bottomrule",
             r"  \end{tabular}",
-            *(under if notes else []),
+            *(notes_below if notes else []),
             r"\end{table}",
         ]
     )
 
 
 def _label(board: Board, *parts: str) -> str:
-    """`tab:quick-glyphs-test-resnet`"""
+    """Return a label such as `tab:quick-glyphs-test-resnet`."""
     return "tab:" + "-".join(re.findall(r"[a-z0-9]+", " ".join([board.title, *parts]).lower()))
 
 
 def escape(text: str) -> str:
-    """Text as LaTeX prints it literally; characters that its own fonts lack stand as `U+4E2D`."""
+    """Escape text so that LaTeX prints it literally. Characters that its fonts lack become `U+4E2D`."""
     return "".join(SPECIAL.get(c, c if ord(c) < LATIN else f"U+{ord(c):04X}") for c in text)
 
 
 def sentence(text: str) -> str:
-    """A sentence of a caption: escaped, with spaces that do not break, n in italics, commands in typewriter."""
+    """Return a sentence of a caption: escaped, with non-breaking spaces, n in italics, commands in typewriter."""
     text = escape(text.replace(" %", "\u00a0%").replace("± ", "±\u00a0")).replace(r"~\%", r"\,\%")
     text = re.sub(r"\bn = (\d+(?: to \d+)?)", r"$n = \1$", text)
     return text.replace(captions.TRACE, rf"\texttt{{{captions.TRACE}}}")

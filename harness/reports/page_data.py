@@ -1,7 +1,8 @@
-"""What the leaderboard page holds, as compact JSON: the page draws tables and figures from it when they are seen.
+"""The data of the leaderboard page as compact JSON, from which the page draws tables and figures on demand.
 
-Scores are percent, rounded so that the page prints what the tables print. Curves are strings: two characters a point,
-64² steps between the least and the largest value of the curve; long ones are thinned until the page is small enough.
+Scores are in percent, rounded so that the page and the tables print the same digits. Curves are strings with two
+characters per point: 64² steps between the smallest and the largest value. Long curves are thinned until the page is
+small enough.
 """
 
 import functools
@@ -22,14 +23,18 @@ from harness.reports import wording
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
 HEIGHTS = len(ALPHABET) ** 2 - 1
-BYTES_BESIDE_POINTS = 48  # of a record's curves: their ends and signs
-MOST_POINTS = 240  # of one curve: more than its drawing has pixels to tell apart
-MOST_BYTES = 4_600_000  # of all data; what is left to the 5 MB of a page is the page itself
-UNREAD = {"step": (), "constant": ("step_epochs", "gamma"), "cosine": ("step_epochs", "gamma")}  # by a schedule
+BYTES_BESIDE_POINTS = 48  # overhead of the curves of a record
+MOST_POINTS = 240  # per curve: more than its drawing can resolve
+MOST_BYTES = 4_600_000  # all data; the rest of the 5 MB of a page is for the page itself
+UNREAD = {
+    "step": (),
+    "constant": ("step_epochs", "gamma"),
+    "cosine": ("step_epochs", "gamma"),
+}  # step settings that a schedule does not use
 
 
 def page_data(board: Board, caption: Sequence[str] = ()) -> dict[str, Any]:
-    """Everything the page shows, ready for `json.dumps`; at most MOST_BYTES of it, if thinner curves can do that."""
+    """Return the data of the page for `json.dumps`: at most MOST_BYTES, if thinning the curves is enough."""
     page: dict[str, Any] = {
         "title": board.title,
         "progress": wording.progress(board),
@@ -41,7 +46,7 @@ def page_data(board: Board, caption: Sequence[str] = ()) -> dict[str, Any]:
         "epochs": [],
         "blocks": [],
         "variance": _variance(board),
-        "gallery": [shelf.content() for shelf in board.gallery],
+        "gallery": [gallery.content() for gallery in board.gallery],
     }
     records = _Records(board, _Shared(page["provenance"]), _Shared(page["settings"]))
     page["blocks"] = [_block(block, records) for block in board.blocks]
@@ -56,12 +61,12 @@ def page_data(board: Board, caption: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def dumps(content: Any) -> str:
-    """Compact JSON that may stand inside a script element."""
+    """Return compact JSON that is safe inside a script element."""
     return json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
 
 
 class _Shared:
-    """A list of things that many rows have in common; a row holds the place in it."""
+    """A list of values that many rows share. A row has the index of its value."""
 
     def __init__(self, things: list[Any]):
         self._things, self._places = things, {}
@@ -77,8 +82,9 @@ class _Shared:
 class _Records:
     """The single records behind a board, read from the scores frame, by id.
 
-    tested       {id: {metric: score}}; validation: {id: the score that chose the checkpoint}
-    provenance   {id: place in the page's list}
+    tested       {id: {metric: score}}
+    validation   {id: validation score of the selected checkpoint}
+    provenance   {id: index in the list of the page}
     """
 
     def __init__(self, board: Board, origins: _Shared, settings: _Shared):
@@ -99,21 +105,21 @@ class _Records:
         self.settings = {**_settings_of(board.absent, "arm"), **_settings_of(table, "record")}
 
     def place_of_settings(self, row: Any) -> int:
-        """The place of the settings of a row in the page's list."""
+        """Return the index of the settings of a row in the list of the page."""
         ids = record_ids(row)
         known = self.settings.get(ids[0] if ids else (row.dataset, row.backbone, row.arm), {})
         return self._settings.place(_settings(row, known) if row.state not in ("--", "n/a") else [])
 
 
 def _settings_of(table: Any, key: str) -> dict[Any, dict[str, Any]]:
-    """{record, or (dataset, backbone, arm): what the arm is}, as far as it is set."""
+    """Return {record, or (dataset, backbone, arm): settings of the arm}, without blanks."""
     names = [name for name in table if name.startswith(SETTINGS)]
     keys = table["record"] if key == "record" else zip(table["dataset"], table["backbone"], table["arm"], strict=True)
     values = zip(*(plain(table[name]) for name in names), strict=True) if names else itertools.repeat(())
     named = [name.removeprefix("loss.") for name in names]
     return {
-        key: {name: value for name, value in zip(named, own, strict=True) if value is not None}
-        for key, own in zip(keys, values, strict=False)
+        key: {name: value for name, value in zip(named, row_values, strict=True) if value is not None}
+        for key, row_values in zip(keys, values, strict=False)
     }
 
 
@@ -154,13 +160,13 @@ def _block(block: Block, records: _Records) -> dict[str, Any]:
 
 
 def _fair(block: Block, protocol: str) -> bool:
-    """Whether the protocol reads the test once, and the data are those that their name says (FAIR-01)."""
+    """Return whether the protocol reads the test once and the data match their name (FAIR-01)."""
     known = PROTOCOLS.get(protocol)
     return not (known and known.watches_test) and not block.unlike
 
 
 def _rows(block: Block, records: _Records, notes: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
-    """What the rows are, one list a column."""
+    """Return the rows, one list per column."""
     rows = block.rows
     return {
         "arm": [row.arm for row in rows],
@@ -188,13 +194,13 @@ def _rows(block: Block, records: _Records, notes: Sequence[Sequence[int]]) -> di
 
 
 def _prefix(ids: Sequence[str]) -> str:
-    """What the ids of a row's records begin with, all of them."""
+    """Return the common prefix of the ids of a row's records."""
     first, last = min(ids, default=""), max(ids, default="")
     return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
 def _records_of(block: Block, row: Any, records: _Records) -> list[list[Any]]:
-    """Of each record seed, end of the id, test scores, validation, chosen epoch, seconds of training, provenance."""
+    """Return seed, end of the id, test scores, validation, chosen epoch, training seconds, provenance per record."""
     ids = record_ids(row)
     prefix = len(_prefix(ids))
     return [
@@ -212,7 +218,7 @@ def _records_of(block: Block, row: Any, records: _Records) -> list[list[Any]]:
 
 
 def _cells(block: Block, metric: str, digits: int) -> dict[str, list[Any]]:
-    """One metric of all rows, one list a column; columns without any value are left out."""
+    """Return one metric of all rows, one list per column, without empty columns."""
     cells = [block.cell(row, metric) for row in block.rows]
     place = statistics.places({number: cell.mean for number, cell in enumerate(cells) if cell})
     signs = (("b", "best"), ("s", "second"), ("d", "significant"))
@@ -246,7 +252,7 @@ def _cells(block: Block, metric: str, digits: int) -> dict[str, list[Any]]:
 
 
 def _settings(row: Any, known: Mapping[str, Any]) -> list[list[str]]:
-    """What the arm is: its hyperparameters, the step sizes that its schedule reads, and how Metrix mixes."""
+    """Return the settings of an arm: hyperparameters, step sizes that its schedule uses, Metrix settings."""
     losses = {name: value for name, value in known.items() if not name.startswith("metrix.")}
     shown = {**losses, **{name: getattr(row, name) for name in STEPS}, **known}
     unread = UNREAD.get(row.schedule, ())
@@ -258,7 +264,7 @@ def _settings(row: Any, known: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _command(row: Any, records: _Records) -> list[Any] | None:
-    """The command for the row's first record, its seed left out, and whether it is known to be the very trial."""
+    """Return the command for the first record without its seed, and whether it is known to give the same trial."""
     if not (ids := record_ids(row)):
         return None
     words, known = records.commands[ids[0]]
@@ -271,13 +277,13 @@ def _inflation(cell: Any | None) -> str:
 
 
 def _origin(names: Sequence[str], grid: str, *values: str | None) -> list[list[str]]:
-    """Where a record's numbers come from; what differs from seed to seed is left to the record itself."""
-    found = {"grid": grid}
+    """Return the provenance of a record, without the values that differ between seeds."""
+    values_by_name = {"grid": grid}
     for name, value in zip(names, values, strict=True):
         key = name.removeprefix(PROVENANCE)
         if value is not None and key not in ("initial_weights", "tested_weights"):
-            found[key] = value[:16] if key == "evaluator" else value
-    return [[key, value] for key, value in found.items()]
+            values_by_name[key] = value[:16] if key == "evaluator" else value
+    return [[key, value] for key, value in values_by_name.items()]
 
 
 def _variance(board: Board) -> dict[str, Any] | None:
@@ -292,7 +298,7 @@ def _variance(board: Board) -> dict[str, Any] | None:
 
 
 def _curves_of(board: Board) -> dict[str, tuple[list[Any], ...]]:
-    """{record: its epochs, losses and validation scores}"""
+    """Return {record: (epochs, losses, validation scores)}."""
     curves = board.curves
     columns = [plain(curves[name]) for name in ("epoch", "loss", "validation")]
     starts = curves["record"].cat.codes.diff().ne(0).to_numpy().nonzero()[0].tolist()
@@ -305,7 +311,7 @@ def _curves_of(board: Board) -> dict[str, tuple[list[Any], ...]]:
 
 
 def _curves(curve: tuple[list[Any], ...] | None, points: int, epochs: _Shared) -> list[Any] | None:
-    """[place of the epochs, loss, validation], each curve as `encoded` has it; None where nothing was trained."""
+    """Return [index of the epochs, loss, validation] with curves as in `encoded`; None without training."""
     if curve is None:
         return None
     epoch, loss, validation = (thinned(values, points) for values in curve)
@@ -313,14 +319,14 @@ def _curves(curve: tuple[list[Any], ...] | None, points: int, epochs: _Shared) -
 
 
 def thinned(curve: Sequence[Any], points: int) -> Sequence[Any]:
-    """At most `points` epochs: the first, the last, and others evenly between."""
+    """Return at most `points` epochs: the first, the last, and evenly spaced ones between them."""
     if len(curve) <= points:
         return curve
     return [curve[round(i * (len(curve) - 1) / (points - 1))] for i in range(points)]
 
 
 def encoded(values: Iterable[float | None], factor: float = 1) -> list[Any] | None:
-    """[least, largest, two characters a value]; `..` stands for no value; None where there is none at all."""
+    """Return [smallest, largest, two characters per value]; `..` for no value; None if there are no values."""
     values = [None if v is None or not math.isfinite(v) else factor * v for v in values]
     known = [value for value in values if value is not None]
     if not known:
@@ -333,7 +339,10 @@ def encoded(values: Iterable[float | None], factor: float = 1) -> list[Any] | No
 
 
 def _rounded(value: float | None, digits: int) -> float | None:
-    """A fraction in percent, in as few digits as print alike: the page rounds halves up, Python to even."""
+    """Return a fraction in percent, with the fewest digits that the page prints as Python does.
+
+    The page rounds halves up, Python rounds them to even.
+    """
     if value is None or not math.isfinite(value):
         return None
     value *= 100
@@ -346,5 +355,5 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def _short(value: float | None) -> float | None:
-    """Five significant digits: enough to draw and to sort by."""
+    """Return five significant digits, enough to draw and to sort."""
     return None if value is None else float(f"{value:.5g}")

@@ -1,7 +1,7 @@
-"""What a person sees in a terminal: the leaderboard, plain tables, and a run while it goes on.
+"""Terminal output: the leaderboard, plain tables, and a live view of a run.
 
-On a terminal the run is a panel that redraws itself four times a second; anywhere else it is one line an event.
-NO_COLOR is respected, and nothing that is printed is read as markup.
+On a terminal, a run is shown in a panel that is redrawn four times a second. Elsewhere, each event is one line.
+NO_COLOR is respected, and printed text is never interpreted as markup.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from harness.runs.live import Running, Tally
 if TYPE_CHECKING:  # at run time it would import pandas, which most commands do without
     from harness.leaderboard.board import Block, Board
 
-WIDEST = 100  # columns a leaderboard needs at most
+WIDEST = 100  # maximum width of a leaderboard, in characters
 REFRESHES_PER_S = 4
 RECENT = 5  # finished and failed trials that stay in the panel
 MARK_STYLES = {"best": "bold", "second": "underline"}
 STATE_STYLES = {"fail": "red", "n/a": "dim", "--": "yellow"}
-LINE_EVERY_S = 30  # at most one line of progress in this time for each trial, where lines are printed
+LINE_EVERY_S = 30  # minimum time between two progress lines of a trial, without a panel
 
 
 def console(stream: TextIO | None = None) -> Console:
-    """A console on `stream` (None: standard output) that prints words as they are.
+    """Return a console on `stream` (None: standard output) that prints text literally.
 
-    Where no person watches, lines are as long as they need to be, so that they can be searched and cut.
+    If the stream is not a terminal, lines are not wrapped, so that other programs can process them.
     """
     stream = stream or sys.stdout
     watched = _Console(file=stream, highlight=False, markup=False, emoji=False)
@@ -50,32 +50,32 @@ def console(stream: TextIO | None = None) -> Console:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Let the command line say that nobody reads: rich would end the program as if it had failed."""
+        """Let the command line handle a closed pipe: rich would exit as if the program had failed."""
         raise BrokenPipeError
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], on: Console | None = None) -> None:
-    """Print a plain table; columns that hold nothing but numbers are set to the right."""
+    """Print a plain table. Columns with only numbers are aligned to the right."""
     on = on or console()
     rows = [tuple("" if value is None else str(value) for value in row) for row in rows]
     sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(columns):
-        held = [row[number] for row in rows if number < len(row)]
-        sheet.add_column(Text(name), justify="right" if _numbers(held) else "left", overflow="fold")
+        values = [row[number] for row in rows if number < len(row)]
+        sheet.add_column(Text(name), justify="right" if _numbers(values) else "left", overflow="fold")
     for row in rows:
         sheet.add_row(*map(Text, row))
-    on.print(Text(title, "bold"))  # by itself: the title of a table is folded to the width of its columns
+    on.print(Text(title, "bold"))  # not as a table title, which rich wraps to the width of the columns
     on.print(sheet if rows else Text("nothing", "dim"))
 
 
 def _numbers(values: Sequence[str]) -> bool:
-    """Whether what is filled in can all be read as numbers, a unit or % behind them allowed."""
+    """Return whether all values that are not empty are numbers, with an optional unit or %."""
     filled = [value.split()[0].rstrip("%×").replace(",", "") for value in values if value.strip()]
     return bool(filled) and all(value.removeprefix("-").replace(".", "", 1).isdigit() for value in filled)
 
 
 def show(board: Board, on: Console | None = None) -> None:
-    """Print a leaderboard: a table per block, its notes, and at the end what the numbers are."""
+    """Print a leaderboard: a table per block with its notes, then the caption."""
     from harness.leaderboard import captions
 
     on = on or console()
@@ -98,7 +98,7 @@ def show(board: Board, on: Console | None = None) -> None:
 
 def _sheet(block: Block) -> Table:
     lines = [wording.values(block, row) for row in block.rows]
-    room = [_room(*column) for column in zip(wording.columns(block), *lines, strict=True)]
+    room = [_column_widths(*column) for column in zip(wording.columns(block), *lines, strict=True)]
     sheet = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     sheet.add_column(overflow="fold", min_width=14)
     for name, (front, behind) in zip(wording.columns(block), room, strict=True):
@@ -115,15 +115,15 @@ def _sheet(block: Block) -> Table:
     return sheet
 
 
-def _room(name: str, *values: str) -> tuple[int, int]:
-    """The room a column needs for its numbers, and behind them for ± and what follows it."""
+def _column_widths(name: str, *values: str) -> tuple[int, int]:
+    """Return the width of the numbers of a column, and of the ± part after them."""
     parts = [value.partition(" ± ") for value in values]
     behind = max((len(sign + half) for _, sign, half in parts), default=0)
     return max(len(name) - behind, *(len(number) for number, _, _ in parts), 0), behind
 
 
 def _line(block: Block, row: Any, room: Sequence[tuple[int, int]]) -> list[RenderableType]:
-    """The cells of a row, means under each other: interval and cost stand back, states stand out."""
+    """Return the cells of a row with aligned means. Intervals and costs are dim, states are highlighted."""
     name = Text(row.name + wording.below(row), "" if row.baseline or row.level == "floor" else "bold")
     line: list[RenderableType] = [Padding(name, (0, 0, 0, 2 * bool(row.baseline)))]
     printed = (wording.columns(block), wording.values(block, row), wording.marks(block, row), room)
@@ -138,9 +138,9 @@ def _line(block: Block, row: Any, room: Sequence[tuple[int, int]]) -> list[Rende
 
 @contextmanager
 def progress(title: str, on: Console | None = None) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work that goes on: what is given is called with (done, in all), as often as one likes.
+    """Show a progress bar and yield a function to call with (done, total), as often as needed.
 
-    Where no person watches, a line is printed at every tenth.
+    If the output is not a terminal, print a line at every tenth.
     """
     on, shown = on or console(), {"at": 0.0, "tenths": 0}
     bar = Progress(
@@ -169,16 +169,15 @@ def progress(title: str, on: Console | None = None) -> Iterator[Callable[[int, i
 
 
 def view(stream: TextIO | None = None) -> View:
-    """A view of a run on `stream` (None: standard output): a live panel on a terminal, lines otherwise."""
+    """Return a view of a run on `stream` (None: standard output): a live panel on a terminal, lines otherwise."""
     return View(console(stream))
 
 
 class View(Tally):
-    """A run while it goes on. Every call returns at once and may come from any thread.
+    """A live view of a run. Every call returns at once and may come from any thread.
 
-    Scores are fractions in [0, 1]: validation MAP@R while a trial runs (None without validation), and the
-    `metric` that is named, such as R@1 on test, when it has finished.
-    `end` puts the terminal back in order; call it whatever happened.
+    Scores are fractions in [0, 1]: validation MAP@R while a trial runs (None without validation), and `metric` on the
+    test split, such as R@1, when it has finished. Always call `end`, also after an error: it restores the terminal.
     """
 
     def __init__(self, on: Console, clock: Callable[[], float] = time.monotonic):
@@ -189,7 +188,7 @@ class View(Tally):
         self._live: Live | None = None
 
     def begin(self, total: int, done: int, slots: int) -> None:
-        """`total` trials, `done` of them before this run; `slots` run at a time."""
+        """Start the view: `total` trials, `done` of them before this run, `slots` at a time."""
         super().begin(total, done, slots)
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(
@@ -204,7 +203,7 @@ class View(Tally):
             self._print(Text(f"{total} trials, {done} already done, {slots} at a time"))
 
     def started(self, trial: Trial, where: str, attempt: int) -> None:
-        """A trial begins at `where` (a node or GPU, may be empty) for the `attempt`-th time."""
+        """Show that a trial started at `where` (a node or GPU, may be empty) for the `attempt`-th time."""
         with self.lock:
             super().started(trial, where, attempt)
             self._seen[trial.id] = self.running[trial.id]
@@ -212,7 +211,7 @@ class View(Tally):
         self._line("started", trial.id, again + (f"  on {where}" if where else ""))
 
     def progress(self, trial_id: str, epoch: int, epochs: int, loss: float, score: float | None) -> None:
-        """A trial has finished an epoch."""
+        """Show that a trial finished an epoch."""
         with self.lock:
             super().progress(trial_id, epoch, epochs, loss, score)
             if (running := self.running.get(trial_id)) is None:
@@ -226,7 +225,7 @@ class View(Tally):
             self._line("running", trial_id, f"  epoch {epoch}/{epochs}  loss {loss:.4g}{validated}")
 
     def finished(self, trial_id: str, score: float, seconds: float, metric: str = "R@1") -> None:
-        """A trial has its record; `score` is its `metric`, `seconds` what it took."""
+        """Show that a trial finished with this score in `metric` after `seconds`."""
         text = f"  {metric} {100 * score:.1f} in {wording.seconds(seconds)}"
         with self.lock:
             super().finished(trial_id, score, seconds, metric)
@@ -235,7 +234,7 @@ class View(Tally):
         self._line("finished", trial_id, text + count)
 
     def failed(self, trial_id: str, reason: str, attempt: int, will_retry: bool) -> None:
-        """A trial stopped with an error; it starts again later, or is given up."""
+        """Show that a trial failed, and whether it will be retried."""
         reason = (reason.strip().splitlines() or ["no reason given"])[0]
         with self.lock:
             super().failed(trial_id, reason, attempt, will_retry)
@@ -245,11 +244,11 @@ class View(Tally):
         self._line("failed", trial_id, f"  attempt {attempt}: {reason}{again}")
 
     def note(self, sentence: str) -> None:
-        """Say something that stays on the screen."""
+        """Print a sentence that stays on the screen."""
         self._print(Text(sentence, "yellow"))
 
     def end(self, interrupted: bool) -> None:
-        """The run is over: leave the last state of the panel, and say in a sentence how it went."""
+        """Close the view: keep the last state of the panel, and print a summary of the run."""
         with self.lock:
             live, self._live = self._live, None
             given_up = dict(self.given_up)
@@ -264,21 +263,25 @@ class View(Tally):
         self._print(Text(text, "bold"))
 
     def _name(self, trial_id: str) -> str:
-        """A trial in words: place, arm, seed; its id where it was never seen to start."""
+        """Return the name of a trial: place, arm, seed; its id if it never started."""
         seen = self._seen.get(trial_id)
         return f"{seen.place} {seen.name}" if seen else trial_id
 
-    def _remember(self, sign: str, style: str, trial_id: str, happened: str) -> None:
+    def _remember(self, sign: str, style: str, trial_id: str, text: str) -> None:
         """Keep an event for the panel."""
-        self._recent.append((sign, style, trial_id, happened))
+        self._recent.append((sign, style, trial_id, text))
 
     def _line(self, word: str, trial_id: str, text: str) -> None:
-        """One line for one event, where no panel shows it."""
+        """Print one line for one event, unless a panel shows it."""
         if self._live is None:
             self._print(Text(f"{word:9} {self._name(trial_id)}{text}"))
 
     def _print(self, text: Text) -> None:
-        """Print, above a panel if there is one; never under the lock, which the panel's thread takes in its own."""
+        """Print above the panel, if there is one.
+
+        Never call it while holding the lock: the thread of the panel takes our lock inside its own, so it would
+        deadlock.
+        """
         self._console.print(text)
 
     def _panel(self) -> Panel:
@@ -291,7 +294,7 @@ class View(Tally):
             return Panel(Group(*parts), title=Text("metrix-bench", "bold"), border_style="dim", padding=(0, 1))
 
     def _event(self, sign: str, style: str, trial_id: str, text: str) -> Text:
-        """An event in a line; where all trials share dataset and backbone, these are left out."""
+        """Return an event as one line, without dataset and backbone if all trials share them."""
         seen = self._seen.get(trial_id)
         name = seen.name if seen and len(self._places) == 1 else self._name(trial_id)
         return Text(f"{sign} ", style).append(name).append(text, "dim")
@@ -322,29 +325,29 @@ class View(Tally):
         return head
 
     def _table(self) -> Table:
-        running = sorted(self.running.values(), key=lambda one: one.since)
+        running = sorted(self.running.values(), key=lambda trial: trial.since)
         room = max(self._console.height - RECENT - 9, 3)
         several = len(self._places) > 1
-        somewhere = any(one.where for one in running)
+        somewhere = any(trial.where for trial in running)
         sheet = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim", pad_edge=False)
         sheet.add_column("running", ratio=1, no_wrap=True, overflow="ellipsis")
         for name in ("epoch", "loss", "val. MAP@R", "time"):
             sheet.add_column(name, justify="right", no_wrap=True)
         if somewhere:
             sheet.add_column("where", no_wrap=True)
-        for one in running[:room]:
-            name = Text(one.name)
+        for trial in running[:room]:
+            name = Text(trial.name)
             if several:
-                name = Text.assemble((f"{one.place} ", "dim"), one.name)
-            if one.attempt > 1:
-                name.append(f" (attempt {one.attempt})", "yellow")
+                name = Text.assemble((f"{trial.place} ", "dim"), trial.name)
+            if trial.attempt > 1:
+                name.append(f" (attempt {trial.attempt})", "yellow")
             sheet.add_row(
                 name,
-                f"{one.epoch}/{one.epochs}" if one.epochs else "",
-                "" if one.loss is None else f"{one.loss:.4g}",
-                "" if one.score is None else f"{100 * one.score:.1f}",
-                Text(_clock_time(self.clock() - one.since), "dim"),
-                *([Text(one.where, "dim")] if somewhere else []),
+                f"{trial.epoch}/{trial.epochs}" if trial.epochs else "",
+                "" if trial.loss is None else f"{trial.loss:.4g}",
+                "" if trial.score is None else f"{100 * trial.score:.1f}",
+                Text(_clock_time(self.clock() - trial.since), "dim"),
+                *([Text(trial.where, "dim")] if somewhere else []),
             )
         if len(running) > room:
             sheet.add_row(Text(f"and {len(running) - room} more", "dim"))
@@ -352,7 +355,7 @@ class View(Tally):
 
 
 def _clock_time(value: float) -> str:
-    """`0:07`, `12:31`, `1:02:09`"""
+    """Return a duration such as `0:07`, `12:31` or `1:02:09`."""
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,6 +1,7 @@
-"""How every report and the terminal print a number: percent, points, ratios, seconds, seeds.
+"""Number formats shared by every report and the terminal: percent, points, ratios, seconds, seeds.
 
-A `row` is a line of the leaderboard read for what its row has in common, a `cell` one read for its metric.
+A `row` is any line of a row of the leaderboard; only columns that do not depend on the metric are read from it. A
+`cell` is the line of one row and metric.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ STATES = {"fail": "fail", "--": MISSING, "n/a": "n/a"}
 
 
 def full(row: Any) -> str:
-    """The name of a row where it does not stand under its loss: the arm, and its step sizes where several have it."""
+    """Return the full name of a row, with the loss, and the step sizes if several rows share the arm."""
     return row.baseline + row.name if row.baseline else row.name
 
 
 def title(row: Any) -> str:
-    """A row as a paper names it: `Multi-similarity`, `+ Metrix, input [weight=0.2]`, or as it is written."""
+    """Return the name of a row in paper style: `Multi-similarity`, `+ Metrix, input [weight=0.2]`."""
     level = row.level
     if row.baseline and row.name.startswith(f"+{level}"):
         return f"+ Metrix, {level} {row.name[len(level) + 1 :]}".strip()
@@ -40,7 +41,7 @@ def title(row: Any) -> str:
 
 
 def arm_title(arm: str) -> str:
-    """An arm as a paper names it: `Multi-similarity + Metrix, input`; published methods keep their own word."""
+    """Return an arm in paper style: `Multi-similarity + Metrix, input`. Published methods keep their own words."""
     loss, sign, level = arm.partition("+")
     word = re.sub(r"\W.*", "", loss, flags=re.DOTALL)
     rest = loss.removeprefix(word)
@@ -51,7 +52,7 @@ def arm_title(arm: str) -> str:
 
 @functools.cache
 def _title(loss: str) -> str:
-    """The title of a loss, or its name where no such loss is registered."""
+    """Return the title of a loss, or its name if it is not registered."""
     try:
         return registry.loss(loss).title
     except ValueError:
@@ -59,46 +60,46 @@ def _title(loss: str) -> str:
 
 
 def below(row: Any) -> str:
-    """What stands behind the name of a row that training left below its own starting point: ‡, or nothing."""
+    """Return ‡ for a row that ended below its own starting point, "" otherwise."""
     return BELOW * bool(row.below_start)
 
 
 def counterparts(block: Block) -> Iterator[tuple[Any, Any]]:
-    """Published rows with the row here that is the same arm at default settings."""
+    """Yield each published row with our row of the same arm at default settings."""
     rows = {row.arm: row for row in block.rows if block.scored(row)}
-    for theirs in block.published:
-        if theirs.arm in rows:
-            yield theirs, rows[theirs.arm]
+    for published_row in block.published:
+        if published_row.arm in rows:
+            yield published_row, rows[published_row.arm]
 
 
 def inflation(cell: Any | None) -> str:
-    """`0.8 (n = 5)`: best test epoch minus the reported one, in points, of records that know it; `--` of none."""
+    """Return `0.8 (n = 5)`: best test epoch minus the reported one, in points; `--` if no record has it."""
     if cell is None or cell.inflation is None:
         return MISSING
     return f"{100 * cell.inflation:.1f} (n = {cell.inflation_n})"
 
 
 def progress(board: Board) -> str:
-    """`36 trials` or `partial: 23 of 36 trials`."""
+    """Return `36 trials` or `partial: 23 of 36 trials`."""
     if board.done == board.total and not board.partial:
         return f"{board.total} trial{'s' * (board.total != 1)}"
     return f"partial: {board.done} of {board.total} trials"
 
 
 def decimals(block: Block, metric: str) -> int:
-    """Digits after the point for a metric in percent: one, or two where an interval would print as ± 0.0."""
+    """Return the decimals for a metric in percent: one, or two if an interval would print as ± 0.0."""
     cells = [cell for row in block.trained if (cell := block.cell(row, metric))]
     halves = [half for cell in cells for half in (cell.half, cell.difference_half) if half]
     return 2 if halves and min(halves) < 0.0005 else 1
 
 
 def score(cell: Any, digits: int = 1) -> str:
-    """`48.3 ± 0.6`, percent; without an interval `48.3`."""
+    """Return `48.3 ± 0.6` in percent; without an interval `48.3`."""
     return f"{100 * cell.mean:.{digits}f}" + _plus_minus(cell.half, digits)
 
 
 def difference(cell: Any, digits: int = 1) -> str:
-    """`+1.2 ± 0.8`, points; empty where there is no baseline to differ from."""
+    """Return `+1.2 ± 0.8` in points; "" without a baseline."""
     if cell.difference is None:
         return ""
     number = f"{100 * cell.difference:+z.{digits}f}".replace("-", "−")
@@ -110,55 +111,55 @@ def _plus_minus(half: float | None, digits: int) -> str:
 
 
 def time(row: Any) -> str:
-    """A baseline's seconds, a variant's ratio to it."""
+    """Return the training time of a baseline, or the ratio of a variant to its baseline."""
     if row.baseline and row.relative_time is not None:
         return ratio(row.relative_time)
     return "" if row.train_s is None else seconds(row.train_s)
 
 
 def passes(row: Any) -> str:
-    """Forward passes a step relative to the own baseline, which is 1."""
+    """Return the forward passes per step relative to the row's own baseline, which is 1."""
     if row.relative_passes is not None:
         return ratio(row.relative_passes)
     return "" if row.baseline or row.forward_passes_per_step is None else ratio(1.0)
 
 
 def ratio(value: float) -> str:
-    """`1.18×`"""
+    """Return a ratio such as `1.18×`."""
     return f"{value:.2f}×"
 
 
 def seconds(value: float) -> str:
-    """`0.4 s`, `24 s`, `3.2 min`, `1.4 h`: two figures are enough to compare."""
+    """Return a duration such as `0.4 s`, `24 s`, `3.2 min` or `1.4 h`."""
     if value < 99.5:
         return f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"
     return f"{value / 60:.1f} min" if value < 5970 else f"{value / 3600:.1f} h"
 
 
 def count(row: Any) -> int:
-    """How many training seeds of a row have a record."""
+    """Return how many training seeds of a row have a record."""
     return len((row.seeds or "").split())
 
 
 def seeds(row: Any) -> str:
-    """The number of seeds measured, `2/3` while some are missing; nothing where none is expected."""
+    """Return the number of measured seeds, `2/3` if some are missing; "" if none is expected."""
     if not row.expected_n:
         return ""
     return str(count(row)) if count(row) == row.expected_n else f"{count(row)}/{row.expected_n}"
 
 
 def columns(block: Block) -> tuple[str, ...]:
-    """The headings that go with `values`."""
+    """Return the headings of `values`."""
     return (*(name for metric in block.shown for name in (metric, f"Δ {metric}")), "time", "passes", "n")
 
 
 def state(row: Any) -> str:
-    """What stands in place of a score: fail, n/a or --."""
+    """Return what is printed instead of a score: fail, n/a or --."""
     return STATES.get(row.state, MISSING)
 
 
 def values(block: Block, row: Any) -> Sequence[str]:
-    """What a row prints under `columns`; a row without a score shows its state instead."""
+    """Return the values of a row for `columns`. A row without a score shows its state instead."""
     if not block.scored(row):
         blank = [""] * (2 * len(block.shown) + 2)
         return [state(row), *blank[1:], seeds(row)]
@@ -171,7 +172,7 @@ def values(block: Block, row: Any) -> Sequence[str]:
 
 
 def marks(block: Block, row: Any) -> Sequence[tuple[str, ...]]:
-    """What marks the values of a row (best, second), one tuple a column; differences carry their dagger."""
+    """Return the marks of the values of a row (best, second), one tuple per column. Daggers are in the values."""
     printed: list[tuple[str, ...]] = []
     for metric in block.shown:
         cell = block.cell(row, metric)
@@ -180,5 +181,5 @@ def marks(block: Block, row: Any) -> Sequence[tuple[str, ...]]:
 
 
 def footnotes(block: Block) -> list[str]:
-    """The notes of a block, then why rows of it are not complete, for formats without room beside them."""
+    """Return the notes of a block, then the reasons of incomplete rows, for formats that print them as footnotes."""
     return [*block.notes, *(f"{row.arm}: {row.state}, {row.reason}." for row in block.rows if row.reason)]

@@ -1,1 +1,1 @@
-"""The formats that a report can have, one file each."""
+"""The formats of reports, one file each."""

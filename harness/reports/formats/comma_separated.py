@@ -11,7 +11,7 @@ ALWAYS = True
 
 
 def render(board: Board) -> str:
-    """The text: scores and differences are fractions in [0, 1], lists have spaces, seeds stand as `seed:value`."""
+    """Return the text. Scores and differences are fractions in [0, 1]; lists are `seed:value`, with spaces."""
     return as_csv(board.frame[list(LEADERBOARD)])
 
 

@@ -1,4 +1,4 @@
-"""The figures of the page for papers: figures/*.pdf and *.svg, for one and for two columns."""
+"""The figures for papers: figures/*.pdf and *.svg, for one and for two columns."""
 
 from pathlib import Path
 

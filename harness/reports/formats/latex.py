@@ -1,8 +1,13 @@
 """The leaderboard for a paper: booktabs tables, compiled alone or read with \\input.
 
-The file holds, in this order: for each network with several datasets a table with a column group for each; a table
-for each dataset and network, with costs; an ablation table for each loss whose variants differ in their settings;
-and what others published beside what was reproduced. siunitx aligns the numbers where the document loads it.
+The file contains, in this order:
+
+- a table for each network with several datasets, with a column group for each dataset
+- a table for each dataset and network, with costs
+- an ablation table for each loss whose variants differ in their settings
+- a table of published and reproduced numbers
+
+siunitx aligns the numbers if the document loads it.
 """
 
 from pathlib import Path
@@ -34,7 +39,7 @@ ALONE = r"""\expandafter\ifx\csname @twoclasseserror\endcsname\documentclass\els
 
 
 def render(board: Board) -> str:
-    """The file: ASCII but for letters, every name escaped; \\input it, or compile it as it is."""
+    """Return the file with every name escaped. It can be read with \\input or compiled alone."""
     about = " ".join(board.title.split())
     use = r"For \input: \usepackage{booktabs,xcolor}, and siunitx to align numbers."
     cited = cites(board)
@@ -43,13 +48,13 @@ def render(board: Board) -> str:
         head += f"\n% Published rows: {CITED}."
         head += "\n% A paper that reads this file names leaderboard in its own \\bibliography."
     end = r"\bibliographystyle{plain}\bibliography{leaderboard}" if cited else ""
-    said = " ".join(map(sentence, captions.of_board(board, published="With a citation")))
+    captions_text = " ".join(map(sentence, captions.of_board(board, published="With a citation")))
     notes = [*board.notes] + ([f"{progress(board)}.".capitalize()] if board.partial else [])
     return (
         "\n\n".join(
             [
                 head,
-                ALONE.replace("%(end)s", rf"\clearpage\noindent\small {said}\par{end}"),
+                ALONE.replace("%(end)s", rf"\clearpage\noindent\small {captions_text}\par{end}"),
                 *(f"% {' '.join(note.split())}" for note in notes),
                 *tables.joint(board),
                 *tables.single(board),
@@ -63,12 +68,12 @@ def render(board: Board) -> str:
 
 
 def cites(board: Board) -> bool:
-    """Whether it shows rows that others published, whose sources are in leaderboard.bib."""
+    """Return whether the file shows published rows, whose sources are in leaderboard.bib."""
     return any(block.published for block in board.blocks)
 
 
 def write(board: Board, folder: Path) -> Path:
-    """Write leaderboard.tex and, where published rows are cited, leaderboard.bib."""
+    """Write leaderboard.tex, and leaderboard.bib if published rows are cited."""
     sources = {row.source for block in board.blocks for row in block.published}
     if keys := {key for source in sources if (key := published.key(source))}:
         place(folder, "leaderboard.bib", published.bibliography(keys))

@@ -9,7 +9,7 @@ ALWAYS = False
 
 
 def write(board: Board, folder: Path) -> Path:
-    """Write leaderboard.svg, light and dark pages alike; nothing where no row was measured."""
+    """Write leaderboard.svg, for light and dark pages. Write nothing if no row was measured."""
     from harness.reports.drawing import draw_overview
 
     path = folder / f"leaderboard{SUFFIX}"

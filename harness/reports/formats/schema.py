@@ -1,4 +1,4 @@
-"""What every column of the CSV and Parquet files means: leaderboard.schema.md."""
+"""The meaning of every column of the CSV and Parquet files: leaderboard.schema.md."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ ALWAYS = False
 
 
 def render(board: Board) -> str:
-    """The document; it is the same for every leaderboard of this version."""
+    """Return the document, which is the same for every leaderboard of this version."""
     parts = [
         "# Columns of the leaderboard's files",
         f"Made from records of schema {SCHEMA}. What is unknown is blank (null in Parquet), never zero; scores and "

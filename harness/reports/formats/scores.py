@@ -1,4 +1,4 @@
-"""Every score for programs: scores.csv, one line per record and metric, with its settings and where it comes from."""
+"""Every score for programs: scores.csv, one line per record and metric, with settings and provenance."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ ALWAYS = True
 
 
 def render(board: Board) -> str:
-    """The text: scores are fractions in [0, 1], what is unknown is blank."""
+    """Return the text. Scores are fractions in [0, 1]; unknown values are blank."""
     return as_csv(board.scores, PER_METRIC)
 
 

@@ -1,4 +1,4 @@
-"""The leaderboard as one web page: no network; sorted, filtered, unfolded and drawn in the browser from its data."""
+"""The leaderboard as one web page that needs no network. The browser sorts, filters and draws its data."""
 
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ SCRIPTS = ("state", "table", "detail", "figures", "gallery", "downloads", "main"
 
 
 def render(board: Board) -> str:
-    """The page. The template escapes every name; the data escape what could end their element."""
+    """Return the page. The template escapes every name, and the data cannot close their script element."""
     from markupsafe import Markup
 
     caption = captions.of_board(board, published="Grey", every=True)
@@ -41,9 +41,9 @@ def write(board: Board, folder: Path) -> Path:
 
 
 def _named(board: Board) -> list[rules.Rule]:
-    """The fairness rules that notes of the leaderboard begin with."""
-    said = [*board.notes, *(note.sentence for block in board.blocks for note in block.findings)]
-    ids = {sentence.partition(" ")[0] for sentence in said}
+    """Return the fairness rules that notes of the leaderboard begin with."""
+    sentences = [*board.notes, *(note.sentence for block in board.blocks for note in block.findings)]
+    ids = {sentence.partition(" ")[0] for sentence in sentences}
     return [rule for rule in rules.all_rules() if rule.id in ids]
 
 

@@ -1,4 +1,4 @@
-// What a row unfolds to: why it is as it is, curves, uncertainty, settings, the records and how to run it again.
+// The detail view of a row: reason, findings, curves, uncertainty, settings, records and the command to rerun it.
 
 const ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
 const CODES = Object.fromEntries([...ALPHABET].map((sign, value) => [sign, value]));
@@ -12,7 +12,7 @@ function decoded(curve) {
   return values;
 }
 
-// Curves of a row, one a seed, or a fold of a seed: {seed, epochs, loss, validation, chosen}.
+// Return the curves of a row, one per seed, or per fold of a seed: {seed, epochs, loss, validation, chosen}.
 function curvesOf(row) {
   return row.curves.map((curve, i) => curve && {
     seed: row.records[i][0],
@@ -51,10 +51,10 @@ function definitions(title, pairs) {
   return `<h3>${title}</h3><dl>${pairs.map(([name, value]) => `<div><dt>${plain(name)}</dt><dd>${plain(value)}</dd></div>`).join("")}</dl>`;
 }
 
-// What others published of this arm, beside it; no difference is taken.
+// List the published scores of this arm. No difference is computed.
 function publishedOf(block, row) {
-  const theirs = block.published.filter(([arm]) => arm === row.arm);
-  const lines = theirs.map(([, , source, values]) => [source, block.metrics.map((name, place) => (values[place] == null ? "" : `${name} ${values[place].toFixed(1)}`)).filter(Boolean).join(", ")]);
+  const publishedForArm = block.published.filter(([arm]) => arm === row.arm);
+  const lines = publishedForArm.map(([, , source, values]) => [source, block.metrics.map((name, place) => (values[place] == null ? "" : `${name} ${values[place].toFixed(1)}`)).filter(Boolean).join(", ")]);
   if (row.inflation) lines.push([`best test epoch minus reported epoch, ${block.metrics[0]}`, row.inflation]);
   return definitions("Published elsewhere, under other protocols", lines);
 }
@@ -84,8 +84,8 @@ function recordsTable(block, row) {
 function commandHtml(row) {
   const [words, known] = row.command;
   const text = `${words} ${row.records[0][0]}`;
-  const said = known ? "Run it again" : "Run it again (the grid does not ship with metrix-bench, or these settings cannot be passed to it: compare them)";
-  return `<h3>${said}</h3><div class="command"><code>${plain(text)}</code><button type="button" class="tool copy">copy</button></div>`;
+  const title = known ? "Run it again" : "Run it again (the grid does not ship with metrix-bench, or these settings cannot be passed to it: compare them)";
+  return `<h3>${title}</h3><div class="command"><code>${plain(text)}</code><button type="button" class="tool copy">copy</button></div>`;
 }
 
 function duration(seconds) {

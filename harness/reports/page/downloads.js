@@ -1,4 +1,4 @@
-// What is shown, as a file: the filtered rows in the order they stand in, the metrics that are printed.
+// Downloads of what is shown: the filtered rows in their current order, with the printed metrics.
 
 const COLUMNS = ["dataset", "backbone", "heading", "protocol", "arm", "baseline", "level", "metric", "state", "reason", "findings", "n", "mean", "half", "difference", "difference_half", "adjusted_p", "best", "second", "significant", "rank", "rank_low", "rank_high", "train_s", "forward_passes_per_step", "peak_gb", "records"];
 
@@ -31,7 +31,7 @@ function asJson() {
 const LATEX = { "$": "$\\$$", "\\": "\\textbackslash{}", "~": "\\~{}", "^": "\\^{}", "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", "±": "$\\pm$", "×": "$\\times$", "−": "$-$", "Δ": "$\\Delta$", "·": "$\\cdot$", "†": "$^\\dagger$", "‡": "$^\\ddagger$", "–": "--" };
 const latex = text => String(text).replace(/[&%#_{}]/g, "\\$&").replace(/\\(?![&%#_{}])|[$~^<>|±×−Δ·†‡–]/g, sign => LATEX[sign] || sign);
 
-// The sentences of the caption without those on marks and rows that this table does not show.
+// Return the caption without the sentences on marks and rows that this table does not show.
 function captionOf(rows, metrics) {
   const marks = rows.flatMap(row => metrics.map(place => (row.cells[place] && row.cells[place].marks) || "")).join("");
   const shown = {
@@ -54,8 +54,8 @@ function asLatex() {
         if (marks.includes("s")) mean = `\\underline{${mean}}`;
         if (marks.includes("b")) mean = `{\\bfseries ${mean}}`;
         const half = cell.half == null ? "" : `{\\scriptsize $\\pm$\\,${cell.half.toFixed(digits)}}`;
-        const apart = cell.difference == null ? "" : `{\\scriptsize ${latex(signed(cell.difference, digits))}${marks.includes("d") ? "\\rlap{$^\\dagger$}" : ""}}`;
-        return `${mean} & ${half} & ${apart}`;
+        const difference = cell.difference == null ? "" : `{\\scriptsize ${latex(signed(cell.difference, digits))}${marks.includes("d") ? "\\rlap{$^\\dagger$}" : ""}}`;
+        return `${mean} & ${half} & ${difference}`;
       });
       const name = (row.indent && !state.sort ? "\\quad " : "") + latex((state.sort && row.indent ? row.arm : row.title) + row.below);
       return `    ${name} & ${cells.join(" & ")} & ${latex(row.seeds)} \\\\`;

@@ -1,5 +1,5 @@
-// Figures of the rows that are shown, as SVG. Colours are levels, told apart without hue by shape; where lines of several
-// losses cross, colours are losses and dashes are levels.
+// Figures of the rows that are shown, as SVG. Colours and shapes are levels. In line figures of several losses, colours
+// are losses and dashes are levels.
 
 const WIDE = 460, HIGH = 250, LEFT = 44, RIGHT = 10, TOP = 8, BOTTOM = 34;
 const MOST_DRAWN = 60;
@@ -9,7 +9,7 @@ const colour = row => row.tint || `var(--${level(row)})`;
 const TINTS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f"];
 const DASHES = { embedding: "7 3", feature: "2 3", input: "9 3 2 3", longer: "1 4" };
 
-// Rows with the colour and dash of their line: by loss and level where several losses are drawn, by level otherwise.
+// Return rows with the colour and dash of their line: by loss and level if several losses are drawn, else by level.
 function tinted(block, rows) {
   const losses = [...new Set(block.rows.filter(row => !row.floor).map(row => row.loss))];
   if (new Set(rows.map(row => row.loss)).size < 2) return rows.map(row => ({ ...row, dash: "" }));
@@ -19,7 +19,7 @@ function tinted(block, rows) {
 
 const trace = (row, points) => `<polyline class="trace" style="stroke:${colour(row)}" stroke-dasharray="${row.dash}" points="${points}"><title>${plain(row.full)}</title></polyline>`;
 
-// What colours and dashes stand for: losses and levels where lines are tinted, levels otherwise.
+// Return the legend of colours and dashes: losses and levels if lines are tinted, else levels.
 function lineLegend(rows) {
   const first = [...new Map(rows.filter(row => row.tint).map(row => [row.loss, row])).values()];
   if (!first.length) return legend(rows);
@@ -32,9 +32,9 @@ function ticks(low, high, most = 5, whole = false) {
   const power = 10 ** Math.floor(Math.log10((high - low) / most));
   const fine = [1, 2, 5, 10].map(factor => factor * power).find(size => (high - low) / size <= most);
   const step = whole ? Math.max(fine, 1) : fine;
-  const found = [];
-  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + 1e-9 * step; n++) found.push(Number((n * step).toPrecision(12)));
-  return found;
+  const values = [];
+  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + 1e-9 * step; n++) values.push(Number((n * step).toPrecision(12)));
+  return values;
 }
 
 function widened(values, share = 0.06) {
@@ -46,7 +46,7 @@ function figure(title, inside, height = HIGH, more = "") {
   return `<figure><figcaption>${title}</figcaption><svg viewBox="0 0 ${WIDE} ${height}" role="img" aria-label="${title.replace(/<[^>]*>/g, "")}">${inside}</svg>${more}</figure>`;
 }
 
-// Axes with a grid: {x, y, html}, where x and y turn values into places; `whole`: x counts something, such as epochs.
+// Return axes with a grid: {x, y, html}. x and y map values to positions. `whole`: x has whole numbers, such as epochs.
 function axes([x0, x1], [y0, y1], names, options = {}) {
   const x = value => LEFT + ((WIDE - LEFT - (options.right || RIGHT)) * (value - x0)) / (x1 - x0);
   const y = value => HIGH - BOTTOM - ((HIGH - BOTTOM - TOP) * (value - y0)) / (y1 - y0);
@@ -74,8 +74,8 @@ function dot(x, y, row, title, filled = true) {
 }
 
 function legend(rows) {
-  const here = ORDER.filter(name => rows.some(row => level(row) === name));
-  return `<p class="legend">${here.map(name => `<span><svg viewBox="-6 -6 12 12" style="width:11px;height:11px;display:inline-block;vertical-align:-1px;margin-right:3px">${dot(0, 0, { level: name }, name)}</svg>${name}</span>`).join("")}</p>`;
+  const levels = ORDER.filter(name => rows.some(row => level(row) === name));
+  return `<p class="legend">${levels.map(name => `<span><svg viewBox="-6 -6 12 12" style="width:11px;height:11px;display:inline-block;vertical-align:-1px;margin-right:3px">${dot(0, 0, { level: name }, name)}</svg>${name}</span>`).join("")}</p>`;
 }
 
 function figuresHtml(block, rows) {
@@ -88,15 +88,15 @@ function figuresHtml(block, rows) {
 }
 
 function forest(block, rows, place) {
-  const some = rows.filter(row => row.cells[place] && row.cells[place].difference != null);
-  if (!some.length) return "";
-  const step = 17, left = 168, height = TOP + some.length * step + BOTTOM;
-  const cells = some.map(row => row.cells[place]);
+  const drawn = rows.filter(row => row.cells[place] && row.cells[place].difference != null);
+  if (!drawn.length) return "";
+  const step = 17, left = 168, height = TOP + drawn.length * step + BOTTOM;
+  const cells = drawn.map(row => row.cells[place]);
   const [low, high] = widened([0, ...cells.flatMap(c => [c.difference - (c.differenceHalf || 0), c.difference + (c.differenceHalf || 0)])]);
   const x = value => left + ((WIDE - left - RIGHT) * (value - low)) / (high - low);
   let html = ticks(low, high).map(v => `<line class="grid" x1="${x(v)}" x2="${x(v)}" y1="${TOP}" y2="${height - BOTTOM}"/><text x="${x(v)}" y="${height - BOTTOM + 14}" text-anchor="middle">${String(v).replace("-", "−")}</text>`).join("");
   html += `<line class="zero" x1="${x(0)}" x2="${x(0)}" y1="${TOP}" y2="${height - BOTTOM}"/>`;
-  some.forEach((row, i) => {
+  drawn.forEach((row, i) => {
     const cell = row.cells[place], y = TOP + (i + 0.5) * step, half = cell.differenceHalf;
     const name = row.full.length > 29 ? row.full.slice(0, 28) + "…" : row.full;
     html += `<text class="strong" x="${left - 8}" y="${y + 3.5}" text-anchor="end">${plain(name)}</text>`;
@@ -109,7 +109,7 @@ function forest(block, rows, place) {
   return figure(`<b>Metrix minus baseline</b>, paired by seed${sure ? ", 95 % t-interval" : ""}${filled}`, html, height);
 }
 
-// How dark a difference is painted: pale within its interval or without one, then by how often it is the half width.
+// Return the opacity of a difference: pale within its interval or without one, then by its size in half widths.
 function depth(cell) {
   const size = Math.abs(cell.difference), half = cell.differenceHalf;
   return half == null || size <= half ? 0.08 : 0.2 + 0.48 * Math.min((size / half - 1) / 3, 1);
@@ -137,17 +137,17 @@ function heatMap(block, rows, place) {
 }
 
 function costs(block, rows, place) {
-  const some = rows.filter(row => row.cells[place] && row.time > 0);
-  if (some.length < 2) return "";
-  const least = Math.min(...some.map(row => row.time)), unit = least >= 3600 ? [3600, "h"] : least >= 60 ? [60, "min"] : [1, "s"];
+  const drawn = rows.filter(row => row.cells[place] && row.time > 0);
+  if (drawn.length < 2) return "";
+  const least = Math.min(...drawn.map(row => row.time)), unit = least >= 3600 ? [3600, "h"] : least >= 60 ? [60, "min"] : [1, "s"];
   const at = row => row.time / unit[0];
   const mean = row => row.cells[place].mean, half = row => row.cells[place].half || 0;
-  const frame = axes(widened(some.map(at)), widened(some.flatMap(row => [mean(row) - half(row), mean(row) + half(row)])), [`training time, ${unit[1]}`, `${block.metrics[place]}, percent`]);
+  const frame = axes(widened(drawn.map(at)), widened(drawn.flatMap(row => [mean(row) - half(row), mean(row) + half(row)])), [`training time, ${unit[1]}`, `${block.metrics[place]}, percent`]);
   const front = [];
   const above = (a, b) => a.cells[place].place - b.cells[place].place;
-  for (const row of [...some].sort((a, b) => at(a) - at(b) || above(a, b))) if (!front.length || above(row, front[front.length - 1]) < 0) front.push(row);
+  for (const row of [...drawn].sort((a, b) => at(a) - at(b) || above(a, b))) if (!front.length || above(row, front[front.length - 1]) < 0) front.push(row);
   let html = frame.html + `<path class="pareto" d="${front.map((row, i) => `${i ? "H" + frame.x(at(row)) + "V" : "M" + frame.x(at(row)) + " "}${frame.y(mean(row))}`).join("")}H${WIDE - RIGHT}"/>`;
-  for (const row of some) {
+  for (const row of drawn) {
     const x = frame.x(at(row));
     if (half(row)) html += `<line x1="${x}" x2="${x}" y1="${frame.y(mean(row) - half(row))}" y2="${frame.y(mean(row) + half(row))}" style="stroke:${colour(row)}" opacity=".5"/>`;
     html += dot(x, frame.y(mean(row)), row, `${row.full}: ${mean(row).toFixed(1)} in ${duration(row.time)}`);
@@ -159,7 +159,7 @@ function costs(block, rows, place) {
     written.push([x, y]);
     html += `<text x="${frame.x(at(row)) + (right ? -7 : 7)}" y="${frame.y(mean(row)) - 6}" text-anchor="${right ? "end" : "start"}">${plain(row.full)}</text>`;
   }
-  return figure("<b>Score against training cost</b>; dashed: Pareto front", html, HIGH, legend(some));
+  return figure("<b>Score against training cost</b>; dashed: Pareto front", html, HIGH, legend(drawn));
 }
 
 function recallCurves(block, rows) {
@@ -172,7 +172,7 @@ function recallCurves(block, rows) {
   return figure("<b>Recall at K</b>", frame.html + html, HIGH, lineLegend(lines.map(([row]) => row)));
 }
 
-// The mean over seeds at every epoch that all seeds have.
+// Return the mean over seeds at every epoch that all seeds have.
 function meanCurve(row) {
   const curves = curvesOf(row).filter(curve => curve.validation);
   if (!curves.length) return null;
@@ -213,15 +213,15 @@ function correlation(a, b) {
 
 const MOST_NAMED = 12;
 
-// Where labels stand at heights that some of them share: each at least `least` below the one above it, none below `end`.
+// Return label heights without overlaps: each at least `least` below the one above it, none below `end`.
 function apart(heights, least, end) {
-  const order = heights.map((_, i) => i).sort((a, b) => heights[a] - heights[b]), found = [...heights];
-  order.forEach((i, place) => place && (found[i] = Math.max(found[i], found[order[place - 1]] + least)));
-  order.reverse().forEach((i, place) => (found[i] = Math.min(found[i], end - place * least)));
-  return found;
+  const order = heights.map((_, i) => i).sort((a, b) => heights[a] - heights[b]), spaced = [...heights];
+  order.forEach((i, place) => place && (spaced[i] = Math.max(spaced[i], spaced[order[place - 1]] + least)));
+  order.reverse().forEach((i, place) => (spaced[i] = Math.min(spaced[i], end - place * least)));
+  return spaced;
 }
 
-// Curves of the seeds of one row, in its colour from light to strong, `behind` those of its baseline.
+// Draw the curves of the seeds of one row, from light to strong, in front of those of its baseline (`behind`).
 function learning(title, row, curves, behind, what) {
   const drawn = curves.filter(curve => curve[what]), before = behind.filter(curve => curve[what]);
   const all = [...drawn, ...before];

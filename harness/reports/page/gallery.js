@@ -1,24 +1,24 @@
-// What the arms retrieve: for some test images the nearest others, right and wrong ones marked, an arm under the other.
+// Image galleries: the nearest images to a sample of test queries, correct and wrong ones marked, one strip per arm.
 
 const MOST_STRIPS = 5;
 
 function galleryOf(block) {
-  return DATA.gallery.find(shelf => shelf.block === block.number);
+  return DATA.gallery.find(gallery => gallery.block === block.number);
 }
 
 function galleryHtml(block, rows) {
-  const shelf = galleryOf(block);
-  const wanted = rows.map(row => row.full).filter(arm => shelf.arms.includes(arm));
-  const arms = wanted.slice(0, MOST_STRIPS);
+  const gallery = galleryOf(block);
+  const visible = rows.map(row => row.full).filter(arm => gallery.arms.includes(arm));
+  const arms = visible.slice(0, MOST_STRIPS);
   if (!arms.length) return '<p class="key">No visible row has saved embeddings.</p>';
   const tile = (image, kind) => {
-    const inside = shelf.images[image] ? `<img src="${shelf.images[image]}" alt="">` : plain(shelf.names[image].split("/").pop());
-    return `<span class="tile ${kind}" role="img" aria-label="${kind}: ${plain(shelf.names[image])}" title="${plain(shelf.names[image])}">${inside}</span>`;
+    const content = gallery.images[image] ? `<img src="${gallery.images[image]}" alt="">` : plain(gallery.names[image].split("/").pop());
+    return `<span class="tile ${kind}" role="img" aria-label="${kind}: ${plain(gallery.names[image])}" title="${plain(gallery.names[image])}">${content}</span>`;
   };
-  const strips = shelf.queries.map(([asked, found]) => `<div class="shelf">${arms.map(arm => {
-    const near = found[shelf.arms.indexOf(arm)];
-    return `<div class="strip"><span class="who" title="${plain(arm)}">${plain(arm)}</span>${tile(asked, "asked")}${near.map(([image, right]) => tile(image, right ? "right" : "wrong")).join("")}</div>`;
+  const strips = gallery.queries.map(([query, neighboursByArm]) => `<div class="shelf">${arms.map(arm => {
+    const neighbours = neighboursByArm[gallery.arms.indexOf(arm)];
+    return `<div class="strip"><span class="who" title="${plain(arm)}">${plain(arm)}</span>${tile(query, "asked")}${neighbours.map(([image, right]) => tile(image, right ? "right" : "wrong")).join("")}</div>`;
   }).join("")}</div>`);
-  const cut = wanted.length > arms.length ? ` The first ${arms.length} of ${wanted.length} arms: filter to see others.` : "";
-  return `<p class="key">${plain(shelf.note)} Left: the query; then its nearest images, nearest first; green: correct, red with ×: wrong.${cut}</p>${strips.join("")}`;
+  const hiddenNote = visible.length > arms.length ? ` The first ${arms.length} of ${visible.length} arms: filter to see others.` : "";
+  return `<p class="key">${plain(gallery.note)} Left: the query; then its nearest images, nearest first; green: correct, red with ×: wrong.${hiddenNote}</p>${strips.join("")}`;
 }

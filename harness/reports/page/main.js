@@ -1,4 +1,4 @@
-// From a reader's act to the page: every act changes the state, and `apply` draws what follows from it.
+// Event handling: every event changes the state, and `apply` redraws the page.
 
 function apply() {
   state.words = state.query.toLowerCase().split(/\s+/).filter(Boolean);
@@ -32,11 +32,11 @@ function drawFacets() {
   parts.push(toggleHtml("fair", "fair only", "rows on the standard data, under a protocol that reads the test once, with nothing refused"));
   parts.push(toggleHtml("clean", "unmarked only", "rows that no fairness rule has anything to say of"));
   const open = find("facets").querySelector("details[open]");
-  const kept = open && open.dataset.facet;
+  const openFacet = open && open.dataset.facet;
   const scrolled = open && open.lastElementChild.scrollTop, focused = document.activeElement && document.activeElement.value;
   find("facets").innerHTML = parts.join("");
-  if (!kept) return;
-  const again = find("facets").querySelector(`[data-facet="${kept}"]`);
+  if (!openFacet) return;
+  const again = find("facets").querySelector(`[data-facet="${openFacet}"]`);
   if (again) {
     again.open = true;
     again.lastElementChild.scrollTop = scrolled;
@@ -136,12 +136,12 @@ function pressed(event) {
 }
 
 function varianceHtml() {
-  const found = DATA.variance;
-  if (!found) return "";
-  const sizes = found.sizes.map(([name, n]) => `${n} ${name}${n > 1 ? (name.endsWith("s") ? "es" : "s") : ""}`).join(", ");
-  const lines = found.shares.filter(([name, share]) => share >= 0.05 || !name).map(([name, share]) => `<tr><td>${plain(name || "higher interactions and chance")}</td><td class="r">${share.toFixed(1)} %</td><td><span class="scale"><i style="width:${share}%"></i></span></td></tr>`);
-  const left = found.left_out.length ? ` Left out, for the grid to be complete: ${found.left_out.map(plain).join("; ")}.` : "";
-  return `<h2>What moves ${plain(found.metric)}</h2><table><tbody>${lines.join("")}</tbody></table><p class="fine">Share of the variance over the complete grid of ${sizes} (η² of a crossed analysis of variance); interactions below 0.05 % are not listed.${left}</p>`;
+  const variance = DATA.variance;
+  if (!variance) return "";
+  const sizes = variance.sizes.map(([name, n]) => `${n} ${name}${n > 1 ? (name.endsWith("s") ? "es" : "s") : ""}`).join(", ");
+  const lines = variance.shares.filter(([name, share]) => share >= 0.05 || !name).map(([name, share]) => `<tr><td>${plain(name || "higher interactions and chance")}</td><td class="r">${share.toFixed(1)} %</td><td><span class="scale"><i style="width:${share}%"></i></span></td></tr>`);
+  const left = variance.left_out.length ? ` Left out, for the grid to be complete: ${variance.left_out.map(plain).join("; ")}.` : "";
+  return `<h2>What moves ${plain(variance.metric)}</h2><table><tbody>${lines.join("")}</tbody></table><p class="fine">Share of the variance over the complete grid of ${sizes} (η² of a crossed analysis of variance); interactions below 0.05 % are not listed.${left}</p>`;
 }
 
 function theme(name) {

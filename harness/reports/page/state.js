@@ -1,5 +1,5 @@
 "use strict";
-// What the page knows, what its reader asked for, and both in the address: a link shows what its sender saw.
+// The data of the page and its state. The state is kept in the address, so a link shows what its sender saw.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const ORDER = ["baseline", "embedding", "feature", "input", "longer", "floor"];
@@ -13,7 +13,7 @@ const signed = (value, digits) => {
   return (value < 0 && Number(text) ? "−" : "+") + text;
 };
 
-// Rows as objects; the data hold one list a column.
+// Turn rows into objects; the data have one list per column.
 DATA.blocks.forEach((block, number) => {
   const columns = Object.entries(block.rows);
   block.number = number;
@@ -50,8 +50,8 @@ const state = { query: "", sort: "", order: "", fair: false, clean: false, metri
 for (const name in FACETS) state[name] = new Set();
 
 function shownMetrics(block) {
-  const asked = block.metrics.map((name, place) => place).filter(place => state.metrics.has(block.metrics[place]));
-  return asked.length ? asked : block.shown;
+  const selected = block.metrics.map((name, place) => place).filter(place => state.metrics.has(block.metrics[place]));
+  return selected.length ? selected : block.shown;
 }
 
 function fits(block, row) {
@@ -61,7 +61,7 @@ function fits(block, row) {
   return state.words.every(word => row.words.includes(word));
 }
 
-// The rows of a block that the filters let through, in the order asked for; what has no value is last.
+// Return the rows of a block that pass the filters, in the selected order; rows without a value are last.
 function listed(block) {
   const rows = block.rows.filter(row => fits(block, row));
   const key = sortKey(block);
@@ -106,6 +106,6 @@ function writeAddress() {
   for (const name of ["fair", "clean"]) if (state[name]) given.set(name, "1");
   if (state.theme) given.set("theme", state.theme);
   const hash = "#" + given;
-  if (hash === "#" && find(location.hash.slice(1))) return; // an address that leads to a rule
+  if (hash === "#" && find(location.hash.slice(1))) return; // the address links to a rule
   if (hash !== (location.hash || "#")) history.replaceState(null, "", hash);
 }

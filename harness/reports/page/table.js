@@ -1,4 +1,4 @@
-// The tables: one a block, drawn when it comes near the window, its rows in portions.
+// The tables: one per block, drawn when it comes near the viewport, with its rows in portions.
 
 const PORTION = 80;
 const COSTS = [["time", "time"], ["passes", "passes"], ["peak", "peak GB"], ["n", "n"]];
@@ -24,7 +24,7 @@ function scoreCell(block, row, place, scale) {
   const cell = row.cells[place], digits = block.digits[place];
   if (!cell) return '<td class="r"></td><td class="r"></td>';
   const at = value => (value - scale.low) / (scale.high - scale.low);
-  const apart = value => 0.5 + (0.5 * value) / scale.span;
+  const position = value => 0.5 + (0.5 * value) / scale.span;
   const base = row.baseline && row.baseline.cells[place];
   const marks = cell.marks || "";
   const classes = `r${marks.includes("b") ? " best" : ""}${marks.includes("s") ? " second" : ""}`;
@@ -35,13 +35,13 @@ function scoreCell(block, row, place, scale) {
   if (cell.difference == null) return html + '<td class="r"></td>';
   const reach = cell.differenceHalf;
   const dagger = `<span class="dagger">${marks.includes("d") ? "†" : ""}</span>`;
-  const ends = reach == null ? [null, null] : [apart(cell.difference - reach), apart(cell.difference + reach)];
+  const ends = reach == null ? [null, null] : [position(cell.difference - reach), position(cell.difference + reach)];
   html += `<td class="r delta"><span class="num">${signed(cell.difference, digits)}</span>`;
   html += `<span class="half">${reach == null ? "" : "±\u2009" + reach.toFixed(digits)}</span>${dagger}`;
-  return html + bar(apart(cell.difference), ...ends, 0.5) + "</td>";
+  return html + bar(position(cell.difference), ...ends, 0.5) + "</td>";
 }
 
-// A rule by its name, which leads to what it demands and why; "note": what a trial noted itself.
+// Return a rule as a link to its explanation. Notes that trials recorded themselves are labelled "note".
 function ruleHtml(rule, look) {
   return find(rule) ? `<a class="rule ${look}" href="#${rule}">${rule}</a>` : `<span class="${look}">${plain(rule) || "note"}</span>`;
 }
@@ -81,8 +81,8 @@ function rowHtml(block, row, metrics, scales, under, edge) {
 
 function publishedRows(block, metrics) {
   if (state.words.length || state.sort || state.clean) return "";
-  const wanted = name => !state.loss.size || state.loss.has(name);
-  return block.published.filter(row => wanted(row[0].split("+")[0])).map(([arm, short, source, values], place) => {
+  const lossSelected = name => !state.loss.size || state.loss.has(name);
+  return block.published.filter(row => lossSelected(row[0].split("+")[0])).map(([arm, short, source, values], place) => {
     const cells = metrics.map(m => `<td class="r">${values[m] == null ? "" : values[m].toFixed(1)}<span class="half"></span></td><td></td>`);
     const blank = "<td></td>".repeat(1 + COSTS.length);
     return `<tr class="published${place ? "" : " edge"}"><td class="name" title="${plain(source)}">${breakable(arm)} <span class="source">${plain(short)}</span></td>${cells.join("")}${blank}</tr>`;
@@ -106,11 +106,11 @@ function headHtml(block, metrics) {
 function rowsHtml(block, rows, from, to) {
   const metrics = shownMetrics(block);
   const scales = metrics.map(place => scaleOf(block, place));
-  const here = new Set(rows);
+  const visible = new Set(rows);
   return rows.slice(from, to).map((row, i) => {
     const before = rows[from + i - 1];
     const edge = !state.sort && row.floor && before && !before.floor;
-    return rowHtml(block, row, metrics, scales, !state.sort && here.has(row.baseline), edge);
+    return rowHtml(block, row, metrics, scales, !state.sort && visible.has(row.baseline), edge);
   }).join("");
 }
 
@@ -122,8 +122,8 @@ function tableHtml(block, rows, to) {
 }
 
 function sectionHtml(block) {
-  const said = [`protocol ${block.protocol}`, block.unlike].filter(Boolean).join(", ");
-  const chip = `<span class="chip${block.fair ? "" : " unfair"}">${plain(said)}</span>${block.marks.map(rule => ruleHtml(rule, "chip unfair")).join("")}`;
+  const labels = [`protocol ${block.protocol}`, block.unlike].filter(Boolean).join(", ");
+  const chip = `<span class="chip${block.fair ? "" : " unfair"}">${plain(labels)}</span>${block.marks.map(rule => ruleHtml(rule, "chip unfair")).join("")}`;
   const notes = block.footnotes.map(note => `<li${note.startsWith("FAIR") ? ' class="fair"' : ""}>${linked(note)}</li>`);
   return `<h2>${plain(block.heading)}${chip}</h2><p class="swipe" hidden>Scroll the table sideways for more columns →</p><div class="card scroll" tabindex="0"></div>`
     + `<details class="figures"${DATA.blocks.length < 7 ? " open" : ""}><summary>Figures</summary><div></div></details>`
@@ -147,13 +147,13 @@ function draw(section) {
   if (section.inside) drawInside(section);
 }
 
-// Says that a table goes on to the right, where it does.
+// Show the hint to scroll sideways if the table is wider than its card.
 function hint({ element }) {
   const card = element.querySelector(".card");
   if (card) element.querySelector(".swipe").hidden = card.scrollWidth <= card.clientWidth;
 }
 
-// Figures and pictures: drawn when they are open and in sight, and again when the rows they show have changed.
+// Draw figures and galleries when they are open and in view, and again when their rows have changed.
 function drawInside(section) {
   if (section.drawn || !section.fresh) return;
   section.drawn = true;
