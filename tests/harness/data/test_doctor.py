@@ -149,7 +149,7 @@ def test_options_of_the_commands(capsys, tmp_path):
     cub200.write(tmp_path)
     with pytest.raises(SystemExit):
         cli.main(["doctor", "cub200", "--option", "resolution"])
-    assert "'resolution' is not written KEY=VALUE" in capsys.readouterr().err
+    assert "'resolution' is not of the form KEY=VALUE" in capsys.readouterr().err
     for name, words, sentence in (
         (
             "inshop",
