@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pdoc
+import pdoc.docstrings
 import pdoc.render
 
 PACKAGES = ("baselines", "metrix", "harness")
@@ -30,8 +31,22 @@ def modules() -> list[str]:
     return found
 
 
+def listed(docstring: str) -> str:
+    """Return a docstring with its aligned tables of arguments (name, two spaces, meaning) as Markdown lists."""
+    paragraphs = docstring.split("\n\n")
+    for place, paragraph in enumerate(paragraphs):
+        lines = paragraph.strip("\n").split("\n")
+        rows = [re.fullmatch(r"([a-z_][\w, ]*?) {2,}(\S.*)", line) for line in lines]
+        if rows[0] and all(row or line.startswith("   ") for row, line in zip(rows, lines, strict=True)):
+            items = [f"- **{row[1]}**: {row[2]}" if row else line for row, line in zip(rows, lines, strict=True)]
+            paragraphs[place] = "\n".join(items)
+    return "\n\n".join(paragraphs)
+
+
 def build(target: Path) -> None:
     """Write one page for each module without an underscore, and the index."""
+    google = pdoc.docstrings.google
+    pdoc.docstrings.google = lambda docstring: google(listed(docstring))
     # pdoc only sees attributes that exist, and some are imported on first use.
     for package in map(import_module, PACKAGES):
         for name in package.__all__:
