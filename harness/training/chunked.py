@@ -17,7 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from harness.training.embedder import Network, Wrapped, batch_norms
 
-NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # in a plain RuntimeError
+NO_MEMORY = (  # in a plain RuntimeError
+    *("can't allocate memory", "out of memory", "ALLOC_FAILED"),
+    *("could not create a primitive", "could not create a memory"),  # oneDNN, whose message names no cause
+)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -138,6 +138,7 @@ def test_which_errors_mean_out_of_memory():
     assert out_of_memory(caught.value)
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert out_of_memory(MemoryError())
+    assert out_of_memory(RuntimeError("could not create a primitive"))
     assert not out_of_memory(RuntimeError("shape mismatch"))
     assert not out_of_memory(ValueError("out of memory"))
 
