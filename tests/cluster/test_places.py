@@ -55,7 +55,7 @@ import ray
 ray.init(sys.argv[1], log_to_driver=False)
 words, files = remote.portable(["run", *sys.argv[2:], "--address", "auto"], texts(sys.argv[2]))
 head = ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})(remote.Command)
-sys.exit(remote._followed(ray, head.remote(words, files), sys.stdout))
+sys.exit(remote._print_lines(ray, head.remote(words, files), sys.stdout))
 """
 
 
