@@ -70,6 +70,7 @@ def without_weights(
 
 
 def on_meta(backbone: str, options: Mapping[str, Any], num_classes: int = 0) -> Backbone:
+    """Build a network without weights on the meta device. Raise ModelError if timm refuses it."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return _timm().create_model(backbone, pretrained=False, num_classes=num_classes, **options).eval()
 
@@ -101,10 +102,12 @@ def _build_failure(backbone: str, options: Mapping[str, Any], error: Exception) 
 
 
 def first_line(error: Exception) -> str:
+    """Return the first line of an error, or its type if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def published_file(config: Mapping[str, Any]) -> Path:
+    """Return the file of published weights, downloaded if it is not in the cache of the hub."""
     hub_id = config.get("hf_hub_id")
     if not hub_id:
         return Path(_timm().models._hub.download_cached_file(config["url"]))
