@@ -70,7 +70,7 @@ def without_weights(
 
 
 def on_meta(backbone: str, options: Mapping[str, Any], num_classes: int = 0) -> Backbone:
-    """Build a network without weights on the meta device. Raise ModelError if timm refuses it."""
+    """Build a network without weights on the meta device, in evaluation mode. timm's errors are passed on."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return _timm().create_model(backbone, pretrained=False, num_classes=num_classes, **options).eval()
 
