@@ -56,7 +56,7 @@ readme:  ## copy the leaderboard of OUT into README.md, with its captions folded
 	@sed -i -e '/results:begin/r README.md.part' README.md && rm README.md.part
 
 # JOBS test files run at a time. Tests of whole clusters use all cores themselves.
-test: $(STAMP)  ## run the tests (under ten minutes on 2 cores; ARGS='-m slow' runs those of whole clusters, twenty minutes more)
+test: $(STAMP)  ## run the tests (seven minutes on 2 cores; ARGS='-m slow' runs those of whole clusters, twenty minutes more)
 	@$(PY) -m pytest $(if $(findstring slow,$(ARGS)),,-n $(JOBS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 lowest:  ## run the tests of computations with the oldest versions that pyproject.toml allows, in a separate environment
