@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from harness.training.embedder import Network, Wrapped, batch_norms
 
 NO_MEMORY = (  # in a plain RuntimeError
-    *("can't allocate memory", "out of memory", "ALLOC_FAILED"),
+    *("can't allocate memory", "Cannot allocate memory", "out of memory", "ALLOC_FAILED"),
     *("could not create a primitive", "could not create a memory"),  # oneDNN, whose message names no cause
 )
 
