@@ -74,7 +74,10 @@ def without_weights(
 
 
 def on_meta(backbone: str, options: Mapping[str, Any], num_classes: int = 0, pretrained: bool = False) -> Backbone:
-    """Build a network without weights on the meta device, in evaluation mode. timm's errors are passed on."""
+    """Build a network without weights on the meta device, in evaluation mode. timm's errors are passed on.
+
+    With `pretrained`, timm calls its loader too.
+    """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return _timm().create_model(backbone, pretrained=pretrained, num_classes=num_classes, **options).eval()
 
