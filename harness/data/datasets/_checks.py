@@ -8,7 +8,7 @@ import numpy as np
 
 from harness.data.datasets import _labels
 from harness.data.datasets._dataset import ROLES, SPLITS, Dataset, DatasetError
-from harness.data.scorable import Scope
+from harness.data.scope import Scope
 from harness.errors import first_few
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from harness import cli
 from harness.data import doctor, scorable
 from harness.data.datasets import DatasetError
-from harness.data.scorable import Scope
+from harness.data.scope import Scope
 from harness.errors import GridError
 from harness.grid import Grid
 from harness.launch.plan import make_plan

@@ -143,7 +143,7 @@ def rising(tmp_path, make_record, trials, settings=SETTINGS):
 def test_every_loss_is_searched_at_every_level(tmp_path, make_trial, make_record, loss, level):
     """Without training: proposed, built, recorded, chosen, checked by the rules and shown in a table."""
     first = make_trial(loss if level == "baseline" else f"{loss}+{level}")
-    if reason := no_metrix_reason(first.arm):
+    if reason := no_metrix_reason(first):
         assert first.arm.metrix is not None, reason
         return
     final, tried, run = rising(tmp_path, make_record, [first])

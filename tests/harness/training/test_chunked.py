@@ -17,7 +17,8 @@ import baselines
 import metrix
 from harness.config import Choice, Images, Model
 from harness.runs.run import Run
-from harness.training import bench, checkpoint
+from harness.training import checkpoint
+from harness.training import network as networks
 from harness.training.chunked import Chunked, out_of_memory
 from harness.training.embedder import Embedder, batch_norms
 from harness.training.pictures import Sources
@@ -177,7 +178,7 @@ def small_memory(monkeypatch):
                     raise torch.OutOfMemoryError(f"no memory for {len(images)} rows")
                 return super().forward(images)
 
-        monkeypatch.setattr(bench, "Embedder", Small)
+        monkeypatch.setattr(networks, "Embedder", Small)
         return made
 
     return limit
