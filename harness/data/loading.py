@@ -149,7 +149,7 @@ class Augmentation:
     def evaluate(self, images: Batch) -> Tensor:
         """Resize and centrally crop b uint8 images: (b, 3, side_px, side_px) float32."""
         if isinstance(images, Unread):
-            return self._from_files(images, lambda i: self._centred(images.read(i)))
+            return self._from_files(images, lambda i: self.centred(images.read(i)))
         if isinstance(images, Tensor):
             return self._normalised(self._centre(images))
         return self._normalised(torch.cat([self._centre(image.unsqueeze(0)) for image in images]))
@@ -176,8 +176,8 @@ class Augmentation:
         image = vision.resized_crop(image, *crop[:, 0].tolist(), [self.side_px] * 2, mode, antialias=True)
         return vision.pil_to_tensor(vision.hflip(image) if self.flip and uniform[22] < 0.5 else image)
 
-    def _centred(self, image: Image.Image) -> Tensor:
-        """Return a test image of the classical path, (3, side_px, side_px) uint8."""
+    def centred(self, image: Image.Image) -> Tensor:
+        """Return a test image of the classical path, from one in RGB: (3, side_px, side_px) uint8."""
         vision, mode = _torchvision(self.interpolation)
         resized = vision.resize(image, [self._resized_px], mode, antialias=True)
         return vision.pil_to_tensor(vision.center_crop(resized, [self.side_px] * 2))
