@@ -79,6 +79,18 @@ def tensors(path: Path | str) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
+def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a plain safetensors file, atomically: each tensor under its name, contiguous, for other programs.
+
+    Raises CheckpointError if the disk is not writable or stays full until retries end.
+    """
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        files.put(Path(path), lambda aside: save_file(plain, aside, dict(metadata)))
+    except (OSError, SafetensorError, StorageError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
 def remove(folder: Path | str) -> None:
     """Delete the checkpoints in `folder`, and the folder if it is then empty; do nothing if it does not exist."""
     folder = Path(folder)

@@ -139,7 +139,9 @@ def test_which_errors_mean_out_of_memory():
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert out_of_memory(MemoryError())
     assert out_of_memory(RuntimeError("could not create a primitive"))
-    assert out_of_memory(RuntimeError("unable to mmap 12 bytes from file <best.safetensors>: Cannot allocate memory (12)"))
+    assert out_of_memory(
+        RuntimeError("unable to mmap 12 bytes from file <best.safetensors>: Cannot allocate memory (12)")
+    )
     assert not out_of_memory(RuntimeError("shape mismatch"))
     assert not out_of_memory(ValueError("out of memory"))
 
