@@ -155,14 +155,14 @@ class Augmentation:
         return self._normalised(torch.cat([self._centre(image.unsqueeze(0)) for image in images]))
 
     @property
-    def _resized_px(self) -> int:
+    def resized_px(self) -> int:
         """Return the shorter side before the central crop."""
         return round(self.side_px / self.centre_share)
 
     def _centre(self, images: Tensor) -> Tensor:
         """Resize (b, 3, h, w) uint8 if necessary and crop its centre: (b, 3, side_px, side_px)."""
         height, width = images.shape[2:]
-        resized = [self._resized_px * extent // min(height, width) for extent in (height, width)]
+        resized = [self.resized_px * extent // min(height, width) for extent in (height, width)]
         if resized != [height, width]:
             pixels = images if images.device.type == "cpu" else images.float()  # CUDA has no 8-bit resize
             images = functional.interpolate(pixels, size=resized, mode=self.interpolation, antialias=True)
@@ -179,7 +179,7 @@ class Augmentation:
     def centred(self, image: Image.Image) -> Tensor:
         """Return a test image of the classical path, from one in RGB: (3, side_px, side_px) uint8."""
         vision, mode = _torchvision(self.interpolation)
-        resized = vision.resize(image, [self._resized_px], mode, antialias=True)
+        resized = vision.resize(image, [self.resized_px], mode, antialias=True)
         return vision.pil_to_tensor(vision.center_crop(resized, [self.side_px] * 2))
 
     def _from_files(self, images: Unread, transform: Callable[[int], Tensor]) -> Tensor:
