@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as as_bytes
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -86,7 +87,8 @@ def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapp
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
-        files.put(Path(path), lambda aside: save_file(plain, aside, dict(metadata)))
+        # The format's own writer makes files that only their owner can read.
+        files.put(Path(path), lambda aside: aside.write_bytes(as_bytes(plain, dict(metadata))))
     except (OSError, SafetensorError, StorageError) as error:
         raise CheckpointError(f"cannot write {path}: {error}") from error
 

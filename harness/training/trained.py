@@ -25,6 +25,7 @@ from harness.data.loading import Augmentation
 from harness.data.loose import open_image
 from harness.errors import UserError, unknown
 from harness.runs.errors import RunError
+from harness.runs.provenance import provenance
 from harness.runs.record import Record
 from harness.runs.run import Run
 from harness.training import checkpoint
@@ -98,6 +99,17 @@ class Trained:
             if progress is not None:
                 progress(min(start + batch, len(images)), len(images))
         return embeddings
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What embeddings of it are, in one line: the trial, its tested weights and the program."""
+        origin = provenance()
+        return {
+            "trial": self.record.id,
+            "weights": self.record.provenance.get("tested_weights"),
+            "dim": self.network.dim,
+            "program": f"metrix-bench {origin['packages']['metrix-bench']}",
+        }
 
     @property
     def augmentation(self) -> Augmentation:
