@@ -18,6 +18,7 @@ from harness.training import checkpoint, trained
 from harness.training.backbones import ModelError
 from harness.training.bench import Bench, Sources
 from harness.training.embedder import Embedder
+from harness.training.export import export
 from harness.training.trained import NotKept
 from harness.training.trial import run_trial
 
@@ -228,3 +229,12 @@ def test_another_backbone_than_the_frozen_one_is_refused(run, frozen):
     sentence = refused(run, kind=ModelError)
     assert before in sentence
     assert checkpoint.digest(body) in sentence
+
+
+def test_a_frozen_trial_exports_backbone_and_head_together(run, frozen, tmp_path):
+    whole, _ = frozen
+    export(harness.load(run, "contrastive-s0", device="cpu"), tmp_path / "exported")
+    tensors = checkpoint.tensors(tmp_path / "exported/model.safetensors")
+    assert len(tensors) == len(whole.state_dict())
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in whole.backbone.state_dict().items())
+    assert any(torch.equal(tensor, whole.head.weight) for tensor in tensors.values())
