@@ -2,9 +2,9 @@
 
 VENV    ?= .venv
 PYTHON  ?= python3
-GRID    ?= quick
 DATA    ?=
 WEIGHTS ?=
+GRID    ?= $(if $(DATA),photos,quick)
 OUT     ?= results/runs/$(shell basename -- $(call quoted,$(GRID)) | sed 's/\.[^.]*$$//')
 ADDRESS ?=
 ARGS    ?=
@@ -31,7 +31,7 @@ BENCH := $(PY) -m harness.cli
 help:  ## explain the targets (what `make` alone does)
 	@echo "metrix-bench: a fair benchmark of deep metric learning"; echo
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo; echo "  GRID=quick  DATA=folder  OUT=results/runs/quick  VENV=.venv  ARGS='--seeds 0 --set epochs=2'"
+	@echo; echo "  GRID=quick  DATA=folder  WEIGHTS=file  OUT=results/runs/quick  VENV=.venv  ARGS='--seeds 0 --set epochs=2'"
 	@echo "  ADDRESS=auto, host:port or ray://host:10001 runs it on a ray cluster: clusters/README.md"
 	@echo "  grids: $(notdir $(basename $(wildcard harness/grids/*.yaml)))"
 
@@ -42,9 +42,9 @@ $(STAMP):
 	$(call quoted,$(BIN)/python) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,tune]"
 	touch $(call quoted,$(STAMP))
 
-benchmark: $(STAMP)  ## run GRID (default: quick, ten minutes on 2 cores) and write its leaderboard to OUT
+benchmark: $(STAMP)  ## run GRID (default: quick, or photos with DATA; ten minutes on 2 cores), write its leaderboard to OUT
 	@$(BENCH) run $(call quoted,$(GRID)) --out $(call quoted,$(OUT)) $(if $(DATA),--data $(call quoted,$(DATA))) \
-		$(if $(ADDRESS),--address $(call quoted,$(ADDRESS))) $(ARGS)
+		$(if $(WEIGHTS),--weights $(call quoted,$(WEIGHTS))) $(if $(ADDRESS),--address $(call quoted,$(ADDRESS))) $(ARGS)
 
 report: $(STAMP)  ## rewrite the leaderboard of OUT from its records
 	@$(BENCH) report $(call quoted,$(OUT)) $(ARGS)

@@ -19,7 +19,8 @@ from harness.errors import GridError, unknown
 from harness.grids import notation
 from harness.grids.validation import sentences, shown
 
-FLOORS = ("untrained", "pixels")
+FEATURES, UNTRAINED, PIXELS = FLOORS = ("features", "untrained", "pixels")
+SEEDLESS = (FEATURES, PIXELS)  # floors in which nothing is random
 LEVELS = ("baseline", "embedding", "feature", "input")
 CENTRE_SHARE = 224 / 256  # the usual test crop
 THUMBNAIL_PX = 64  # up to this side the test crop is the whole image
@@ -44,7 +45,7 @@ class Value(BaseModel):
     def _json(self) -> str:
         """The content as JSON with sorted keys, cached because the trials of a grid share most of their settings."""
         content = self.model_dump(mode="json")
-        content = {name: value for name, value in content.items() if value is not None or name not in LATER}
+        content = {name: value for name, value in content.items() if name not in LATER or value != LATER[name]}
         return json.dumps(content, sort_keys=True)
 
     def model_copy(self, **changes: Any) -> Self:
@@ -120,9 +121,16 @@ class Level(Mixing[Literal["embedding", "feature", "input"]]):
 
 
 class Model(Value):
-    """The embedder around the backbone: pooling, a linear head to `dim`, l2-normalisation."""
+    """The embedder around the backbone: pooling, a linear head to `dim`, l2-normalisation.
 
+    `backbone` frozen trains only the head, on the pooled features of a pretrained network. They are computed once for
+    all trials, in evaluation mode. `hidden` is the width of a hidden layer (ReLU) in the head; none means that the
+    head is linear. `norm` frozen keeps the running statistics of BatchNorm in a backbone that trains.
+    """
+
+    backbone: Literal["trained", "frozen"] = "trained"
     dim: int = Field(default=512, ge=1, le=2**16)
+    hidden: int | None = Field(default=None, ge=1, le=2**16)
     pooling: Literal["avg", "max", "avg+max", "token"] = "avg"
     norm: Literal["train", "frozen"] = "train"
 
@@ -134,6 +142,8 @@ class Images(Value):
     `cache_side_px`. `classical`: from the files, which are decoded and transformed one by one every time.
     `cache_side_px` none means 8/7 of `side_px`, such as 256 for 224; up to 64 px, the size of characters and
     thumbnails, it means `side_px`. `flip` auto means yes, unless mirroring changes the class, as with characters.
+    `views` is for a frozen backbone: how many views of each image it computes features of. The first is the test
+    crop; the others are random crops and flips, of which training draws one of all views in each step.
     """
 
     path: Literal["cache", "classical"] = "cache"
@@ -142,6 +152,7 @@ class Images(Value):
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
     flip: bool | Literal["auto"] = "auto"
+    views: int = Field(default=1, ge=1, le=1000)
 
     @property
     def stored_px(self) -> int:
@@ -364,9 +375,11 @@ class Trial(Value):
     @property
     def digest(self) -> str:
         """The sha256 of the content in hexadecimal, without `keep` and `analysis`, which change no score."""
-        # A setting that is not set is left out, so records from before it existed keep their names.
+        # A later setting with its default is left out, so records from before it existed keep their names.
         values = ((name, getattr(self, name)) for name in _DECISIVE)
-        content = [f'"{name}": {_as_json(value)}' for name, value in values if value is not None or name not in LATER]
+        content = [
+            f'"{name}": {_as_json(value)}' for name, value in values if name not in LATER or value != LATER[name]
+        ]
         return hashlib.sha256(f"{{{', '.join(content)}}}".encode()).hexdigest()
 
     @property
@@ -427,7 +440,10 @@ class Trial(Value):
         return dict(_flat(content))
 
 
-LATER = ("fold", "folds", "ks", "mean", "std", "interpolation")  # settings that older records lack
+LATER = {  # settings that older records lack, with the value that those trials had
+    **dict.fromkeys(("fold", "folds", "ks", "mean", "std", "interpolation", "hidden")),
+    **{"backbone": "trained", "views": 1},
+}
 _DECISIVE = tuple(sorted(Trial.model_fields.keys() - {"keep", "analysis"}))  # the content of a trial's digest
 
 

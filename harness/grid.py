@@ -13,8 +13,10 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from harness import grids, registry
 from harness.config import (
+    FEATURES,
     FLOORS,
     LEVELS,
+    SEEDLESS,
     SHARED_BY_A_LOSS,
     Arm,
     Backbone,
@@ -59,7 +61,10 @@ class Grid(Value):
     as many forward passes. `analysis` adds alignment, uniformity, utilization and positivity to the records. `folds`
     runs every cell and seed that many times, each time with other training classes for validation; the score of the
     seed is the mean (Musgrave et al. 2020, A Metric Learning Reality Check). Without it there is one fixed validation
-    split. `ks` are the K of R@K, such as [1, 10]; the default is what is usual for the dataset.
+    split. `floors` are rows without training: `untrained` (the network with its random head), `pixels`, and
+    `features` (the pooled features of a pretrained network, without a head), which is in every table of such a
+    network unless `floors` is empty. `ks` are the K of R@K, such as [1, 10]; the default is what is usual for the
+    dataset.
     A file with `include: [grid, …]` runs several grids as one, its `parts`: names that ship, or paths from the folder
     of the including file. Such a file sets only `name`, `version`, `about` and `resources`; the parts set the rest.
     """
@@ -73,7 +78,7 @@ class Grid(Value):
     losses: tuple[Annotated[Loss, BeforeValidator(named)], ...] = ()
     levels: tuple[ListedLevel, ...] = Field(default=LEVELS, validate_default=True)
     arms: tuple[str, ...] = ()
-    floors: tuple[Literal["untrained", "pixels"], ...] = FLOORS
+    floors: tuple[Literal["features", "untrained", "pixels"], ...] = FLOORS
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(default=(0, 1, 2), min_length=1)
     folds: int | None = Field(default=None, ge=2)
     metrix: Level = Level()
@@ -202,6 +207,23 @@ class Grid(Value):
                 f"folds: {self.folds} folds for validation, but protocol paper has no validation; choose protocol "
                 "fair or tuned, or remove folds"
             )
+        random = [backbone.name for backbone in self.backbones if backbone.pretrained is False]
+        if self.model.backbone == "frozen" and random:
+            problems.append(
+                f"model.backbone: frozen, but {', '.join(random)} has no pretrained weights; in backbones, set "
+                "pretrained to true or to a file"
+            )
+        gpus = self.resources.gpus_per_trial
+        if self.model.backbone == "frozen" and gpus != "auto" and gpus > 1:
+            problems.append(
+                f"resources.gpus_per_trial: {gpus:g} GPUs for a frozen backbone, which trains only a head, on one "
+                "device; use at most 1"
+            )
+        if self.model.backbone == "trained" and self.images.views > 1:
+            problems.append(
+                f"images.views: {self.images.views} views are for a frozen backbone; a trained one sees new crops in "
+                "every step. Set model.backbone to frozen, or remove views"
+            )
         if self.metrix.at != "embedding":
             problems.append("metrix.at: the levels of a grid are listed in `levels`; remove metrix.at")
         return problems
@@ -243,12 +265,12 @@ class Grid(Value):
             )
             for number, seed in enumerate(self.seeds)
             for dataset, backbone, arm, training in cells
-            if arm.loss != "pixels" or number == 0  # raw pixels depend on no seed
+            if number == 0 or arm.loss not in SEEDLESS
         ]
         return [trial for whole in wholes for trial in whole.each_fold()]
 
     def _arms(self, backbone: Backbone) -> list[tuple[Arm, Training]]:
-        arms = [(Arm.of(floor, {}), self._training(None, backbone)) for floor in self.floors]
+        arms = [(Arm.of(floor, {}), self._training(None, backbone)) for floor in self._floors(backbone)]
         for loss, level in itertools.product(self.losses, self.levels):
             metrix = None
             if level.at != "baseline":
@@ -260,6 +282,11 @@ class Grid(Value):
             arm = Arm.parse(text)
             arms.append((arm, self._training(chosen.get(arm.loss), backbone)))
         return arms
+
+    def _floors(self, backbone: Backbone) -> tuple[str, ...]:
+        """Return the floors of a network. If there are any, the features of a pretrained one are among them."""
+        others = tuple(floor for floor in self.floors if floor != FEATURES)
+        return (FEATURES, *others) if self.floors and backbone.pretrained else others
 
     def _training(self, loss: Loss | None, backbone: Backbone) -> Training:
         own = {k: v for k in SHARED_BY_A_LOSS if loss and (v := getattr(loss, k)) is not None}

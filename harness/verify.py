@@ -27,9 +27,10 @@ from harness.runs.outcomes import UNREADABLE
 from harness.runs.record import Record
 from harness.runs.run import Run
 from harness.training import checkpoint
-from harness.training.bench import Bench, Sources
+from harness.training.bench import Bench
 from harness.training.devices import device_name
 from harness.training.origin import load_best
+from harness.training.pictures import Sources
 from harness.training.scoring import read_test, score_test
 from harness.training.trial import REFUSED
 

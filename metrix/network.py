@@ -110,10 +110,16 @@ def staged(model: nn.Module | None) -> Staged:
 
 
 def find_stage(stage: str | int | None, model: Staged) -> tuple[str, bool]:
-    """Return the name of a stage of the model (None: its last) and whether it is the last; ValueError if unknown."""
+    """Return the name of a stage of the model (None: its last) and whether it is the last; ValueError if unknown.
+
+    A model may know more stages than it lists: `resolve_stage(stage)`, if it has that method, returns their names.
+    """
     stages = model.stages()
     if stage is None:
         return stages[-1], True
+    if resolve := getattr(model, "resolve_stage", None):
+        name = cast(str, resolve(stage))
+        return name, name == stages[-1]
     if isinstance(stage, int) and -len(stages) <= stage < len(stages):
         stage = stages[stage]
     if not isinstance(stage, str) or stage not in stages:

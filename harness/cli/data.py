@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.cli.options import CACHE, DATA, FAILED, OK, add_command, option, whole
+from harness.cli.options import CACHE, DATA, DEVICE, FAILED, OK, WEIGHTS, add_command, option, whole
 from harness.errors import UserError
 
 SIDE_PX = 256  # the default of grids, `Images().stored_px`, which takes long to import
@@ -18,8 +18,17 @@ def add_commands(commands) -> None:
         "--thorough", action="store_true", help="find duplicates by their pixels, not only equal files"
     )
 
-    command = add_command(commands, prepare, "prepare", "decode the images of a dataset once, for all trials")
-    _add_dataset(command)
+    command = add_command(
+        commands, prepare, "prepare", "decode the images of a dataset once, for all trials, and compute features"
+    )
+    _add_dataset(command, "?")
+    command.add_argument(
+        "--grid",
+        metavar="GRID",
+        help="prepare what this grid needs instead: images, and the features of frozen networks",
+    )
+    command.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS)
+    command.add_argument("--device", help=DEVICE)
     command.add_argument(
         "--side",
         type=whole(1),
@@ -29,8 +38,8 @@ def add_commands(commands) -> None:
     )
 
 
-def _add_dataset(command) -> None:
-    command.add_argument("dataset", help="name of the dataset (see metrix-bench list datasets)")
+def _add_dataset(command, number: str | None = None) -> None:
+    command.add_argument("dataset", nargs=number, help="name of the dataset (see metrix-bench list datasets)")
     command.add_argument("--data", type=Path, metavar="FOLDER", help=DATA)
     command.add_argument("--cache", type=Path, metavar="FOLDER", help=CACHE)
     command.add_argument(
@@ -85,17 +94,53 @@ def doctor(
 
 
 def prepare(
-    dataset: str, data: Path | None, cache: Path | None, options: Sequence[tuple[str, Any]], side: int
+    dataset: str | None,
+    data: Path | None,
+    cache: Path | None,
+    options: Sequence[tuple[str, Any]],
+    side: int,
+    grid: str | None,
+    weights: Path | None,
+    device: str | None,
 ) -> int:
-    """Decode a dataset into the cache, so that no trial waits for it."""
+    """Decode a dataset into the cache, and compute the features of a grid, so that no trial waits for them."""
     from harness.data import datasets
     from harness.data.cache import default_folder
     from harness.data.images import open_images
     from harness.reports import terminal
 
+    if (dataset is None) == (grid is None):
+        raise UserError("prepare needs the name of a dataset, or --grid with a grid, and not both")
+    if grid is not None:
+        return _prepare_grid(grid, data, cache, weights, device)
+    assert dataset is not None
     loaded = datasets.load(dataset, data, cache, **_options(dataset, data, options))
     with terminal.progress(f"decoding {loaded.name}") as progress:
         images = open_images(loaded, side, cache or default_folder(), progress, announce=print)
-    size = f"{images.path.stat().st_size / 1e9:.2f} GB"
-    print(f"{len(images)} image{'s' * (len(images) != 1)} in {images.path}, {size}")
+    _print_size(len(images), "image", images.path)
     return OK
+
+
+def _prepare_grid(grid: str, data: Path | None, cache: Path | None, weights: Path | None, device: str | None) -> int:
+    from harness.cli.running import load_grid
+    from harness.data.images import Originals
+    from harness.launch.plan import make_plan
+    from harness.reports import terminal
+    from harness.training.features import Features
+    from harness.training.pictures import Sources, images_of, open_dataset, pictures_of, same_pictures
+
+    sources = Sources("", data, cache, device)
+    for trial in same_pictures(make_plan(load_grid(grid, (), {}, weights), data, cache).trials):
+        dataset = open_dataset(trial.dataset, data, cache)
+        with terminal.progress(f"decoding {dataset.name}") as progress:
+            images_of(trial, dataset, sources, print, progress)
+        with terminal.progress(f"features of {dataset.name} from {trial.backbone.name}") as progress:
+            pictures = pictures_of(trial, dataset, sources, print, progress)
+        if not isinstance(pictures, Originals):
+            what = "feature" if isinstance(pictures, Features) else "image"
+            _print_size(len(pictures), what, pictures.path)
+    return OK
+
+
+def _print_size(count: int, what: str, path: Path) -> None:
+    print(f"{count} {what}{'s' * (count != 1)} in {path}, {path.stat().st_size / 1e9:.2f} GB")

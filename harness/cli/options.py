@@ -16,6 +16,7 @@ LISTS = ("losses", "levels", "backbones", "datasets", "arms", "seeds")
 CACHE = "folder for decoded images (default: ~/.cache/metrix-bench)"
 DATA = "folder of the dataset; not needed for an embedded one"
 DEVICE = "cpu, cuda, cuda:1, … (default: a GPU if there is one)"
+WEIGHTS = "file of weights for the grid's pretrained network, in place of the published ones"
 RUN = "run folder, or s3://bucket/prefix (default: results/runs/GRID)"
 
 
@@ -53,10 +54,11 @@ def add_command(commands, function: Callable[..., int], name: str, words: str) -
 
 
 def add_grid(command: argparse.ArgumentParser) -> None:
-    """Add a grid and the options that change it: parameters `grid`, `overrides`, `only`, `data`, `cache`."""
+    """Add a grid and the options that change it: `grid`, `overrides`, `only`, `data`, `cache`, `weights`."""
     command.add_argument("grid", help=f"YAML file, or one of {', '.join(shipped())}")
     command.add_argument("--data", type=Path, metavar="FOLDER", help=DATA)
     command.add_argument("--cache", type=Path, metavar="FOLDER", help=CACHE)
+    command.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS)
     command.add_argument(
         "--set",
         dest="overrides",

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from harness.launch.plan import Plan
     from harness.runs.record import Record
     from harness.runs.run import Run
-    from harness.training.bench import Sources
+    from harness.training.pictures import Sources
 
 
 def add_commands(commands) -> None:
@@ -82,15 +82,32 @@ def add_commands(commands) -> None:
     add_cluster(command)
 
 
-def load_grid(grid: str, overrides: Sequence[str], only: dict[str, list[str]]) -> "Grid":
-    """Return the grid that a command line describes. Raise GridError with all of its problems."""
+def load_grid(grid: str, overrides: Sequence[str], only: dict[str, list[str]], weights: Path | None = None) -> "Grid":
+    """Return the grid that a command line describes. Raise GridError with all of its problems.
+
+    `weights` is the file for its pretrained network, in place of what the grid names.
+    """
     from harness.grid import Grid
     from harness.grids.overrides import conflicts
     from harness.launch.plan import unfair
 
     if problems := conflicts(overrides, Grid):
         raise GridError(grid, problems)
-    return Grid.load(grid, overrides, only, check=unfair)
+    loaded = Grid.load(grid, overrides, only, check=unfair)
+    return loaded if weights is None else _weighted(loaded, weights)
+
+
+def _weighted(grid: "Grid", weights: Path) -> "Grid":
+    """Return the grid with a file of weights for its only pretrained network. Raise GridError if there is none."""
+    parts = tuple(_weighted(part, weights) for part in grid.parts)
+    pretrained = [backbone.name for backbone in grid.backbones if backbone.pretrained]
+    if len(pretrained) != 1:
+        problem = f"has {len(pretrained)} pretrained networks, {', '.join(pretrained)}; choose one with --backbones"
+        problem = problem if pretrained else "has no pretrained network (pretrained: true in backbones)"
+        raise GridError(grid.name, [f"--weights {weights}: the grid {problem}"])
+    changed = {"pretrained": str(weights)}
+    backbones = tuple(b.model_copy(update=changed) if b.pretrained else b for b in grid.backbones)
+    return grid.model_copy(update={"backbones": backbones, "parts": parts})
 
 
 def _folder(out: str | Path | None, grid: "Grid") -> str | Path:
@@ -104,6 +121,7 @@ def run(
     only: dict[str, list[str]],
     data: Path | None,
     cache: Path | None,
+    weights: Path | None,
     out: str | Path | None,
     track: Sequence[str],
     address: str | None,
@@ -117,7 +135,7 @@ def run(
         from harness.launch import run_grid
         from harness.reports import terminal
 
-        loaded = load_grid(grid, overrides, only)
+        loaded = load_grid(grid, overrides, only, weights)
         folder = _folder(out, loaded)
         outcome = run_grid(
             loaded, folder, data, cache, watch=terminal.view, track=track, address=address, device=device
@@ -125,7 +143,9 @@ def run(
         return _finish(outcome, loaded, folder, data, cache)
 
     if remote.is_remote(address):
-        return remote.relay(address, remote.words_there(words, out, data, cache), texts(grid))
+        return remote.relay(
+            address, remote.words_there(words, out, data=data, cache=cache, weights=weights), texts(grid)
+        )
     return supervised(here, words, address)
 
 
@@ -145,7 +165,7 @@ def retry(
     if not failed and not only:
         raise UserError("retry needs --failed, or --only with part of an id")
     if remote.is_remote(address):
-        return remote.relay(address, remote.words_there(words, run, data, cache), {})
+        return remote.relay(address, remote.words_there(words, run, data=data, cache=cache), {})
     return supervised(lambda: _retry(run, only, data, cache, address, device), words, address)
 
 
@@ -237,6 +257,7 @@ def plan(
     only: dict[str, list[str]],
     data: Path | None,
     cache: Path | None,
+    weights: Path | None,
     out: str | Path | None,
 ) -> int:
     """Print the trials of a grid, which of them are done, and how long the others will take."""
@@ -245,7 +266,7 @@ def plan(
     from harness.reports import terminal, wording
     from harness.runs.run import Run
 
-    loaded = load_grid(grid, overrides, only)
+    loaded = load_grid(grid, overrides, only, weights)
     run = Run(_folder(out, loaded), warn=warn)
     run.require_own()
     planned = make_plan(loaded, data, cache)
@@ -275,6 +296,7 @@ def trial(
     only: dict[str, list[str]],
     data: Path | None,
     cache: Path | None,
+    weights: Path | None,
     out: str | Path | None,
     arm: str,
     seed: int,
@@ -284,18 +306,17 @@ def trial(
 ) -> int:
     """Run one arm of a grid in this process, print its scores, and write its records to the grid's run folder."""
     from harness.fairness.comparability import differences
-    from harness.grid import Grid
     from harness.launch import comparable_records
     from harness.runs.errors import RunError
     from harness.runs.run import Run
-    from harness.training.bench import Sources
     from harness.training.devices import rank_devices
+    from harness.training.pictures import Sources
 
     rank_devices(ranks, device)
-    loaded = load_grid(grid, overrides, only)
+    loaded = load_grid(grid, overrides, only, weights)
     plan = _plan_of_arm(loaded, arm, seed, fold, data, cache)
     run = Run(_folder(out, loaded), warn=print)
-    if out is None and (changes := differences(Grid.load(grid).trials(), plan.trials)):
+    if out is None and (changes := differences(load_grid(grid, (), {}, weights).trials(), plan.trials)):
         listed = "\n  ".join(changes)
         raise RunError(
             f"{run.place} is for grid {loaded.name} without changes:\n  {listed}\nName another folder with --out"

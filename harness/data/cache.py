@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,13 +26,23 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metrix-bench"
 
 
+def require_room(folder: Path, needed: int, what: str) -> str:
+    """Return how many bytes `what` takes and how many are free in `folder`; raise CacheError if they do not fit."""
+    free = shutil.disk_usage(folder).free
+    takes = f"{what} takes about {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB left"
+    if free < needed:
+        raise CacheError(f"{takes}: free some space there, or choose another folder for the cache")
+    return takes
+
+
 @contextmanager
-def building(path: Path) -> Iterator[Path]:
+def building(path: Path, continued: bool = False) -> Iterator[Path]:
     """Lock `path` for this process and yield a scratch path that is renamed to `path` on success.
 
     Waits while another process builds the same file, so check `path` again inside: the other process may have built
-    it. Nothing is renamed if the scratch file was not written or the block raises. The lock belongs to the kernel
-    (flock), so a killed process leaves none behind.
+    it. Nothing is renamed if the scratch file was not written or the block raises. With `continued`, the scratch file
+    of an interrupted build is kept, and the next one continues it. The lock belongs to the kernel (flock), so a
+    killed process leaves none behind.
 
     Raises CacheError if the folder cannot be written or the disk is full.
     """
@@ -44,7 +55,8 @@ def building(path: Path) -> Iterator[Path]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            scratch.unlink(missing_ok=True)  # left by a killed process
+            if not continued:
+                scratch.unlink(missing_ok=True)  # left by a killed process
             yield scratch
             if scratch.exists():
                 flush(scratch)
@@ -54,7 +66,8 @@ def building(path: Path) -> Iterator[Path]:
                 raise
             raise _cannot_write(path.parent, error) from error
         finally:
-            scratch.unlink(missing_ok=True)
+            if not continued:
+                scratch.unlink(missing_ok=True)
     finally:
         os.close(lock)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import struct
 import zlib
 from collections import deque
@@ -26,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.data.cache import CacheError, building, remembered
+from harness.data.cache import building, remembered, require_room
 from harness.data.datasets import Dataset, DatasetError
 
 LAYOUT = b"images-3"  # changes with the format of the file, or with the decoding of the same images
@@ -203,12 +202,7 @@ def disk_bytes(dataset: Dataset, side_px: int) -> int:
 
 
 def _require_room(dataset: Dataset, side_px: int, folder: Path, announce: Callable[[str], None] | None) -> None:
-    needed, free = disk_bytes(dataset, side_px), shutil.disk_usage(folder).free
-    takes = (
-        f"{dataset.name} at {side_px} px takes about {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB left"
-    )
-    if free < needed:
-        raise CacheError(f"{takes}: free some space there, or choose another folder for the cache")
+    takes = require_room(folder, disk_bytes(dataset, side_px), f"{dataset.name} at {side_px} px")
     if announce is not None:
         announce(f"{takes}: decoding {len(dataset)} images")
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from harness.launch.cluster import Cluster
     from harness.launch.plan import Plan
     from harness.runs.lease import Lease
-    from harness.training.bench import Sources
+    from harness.training.pictures import Sources
 
 __all__ = ["Outcome", "SilentView", "View", "run_grid", "supervised"]
 
@@ -99,7 +99,7 @@ def run_grid(
         from harness.launch import adapters, signals
         from harness.launch.engine import Engine
         from harness.launch.plan import Plan, make_plan
-        from harness.training.bench import Sources
+        from harness.training.pictures import Sources
 
         tracked = adapters.trackers(track)
         data, cache = (Path(path) if path else None for path in (data, cache))

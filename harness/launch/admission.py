@@ -12,7 +12,9 @@ from harness.launch.queue import Bundle
 from harness.launch.supervise import Unreachable
 from harness.runs.errors import RunError
 from harness.runs.run import Run
-from harness.training.bench import Sources, training_classes
+from harness.training import pictures
+from harness.training.bench import training_classes
+from harness.training.pictures import Sources
 
 NODES_WITHIN_S = 300.0  # in a cluster that has just started, the head comes first
 Note = Callable[[str], None]
@@ -24,11 +26,12 @@ def admission(trials: Sequence[Trial], sources: Sources) -> Admission:
     weights = sorted({t.backbone.pretrained for t in trials if isinstance(t.backbone.pretrained, str)})
     arguments = (choices, sources, sources.identity, weights)
     here = preflight.facts(*arguments)
-    images = list({(t.dataset.model_dump_json(), t.images): t for t in trials}.values())
+    seen = pictures.same_pictures(trials)
+    frozen = any(trial.model.backbone == "frozen" for trial in trials)  # its features are faster on a GPU
     return Admission(
         check=Call(preflight.facts, arguments, about_the_node=lambda node: {"counted_gpus": node.gpus}),
         judge=lambda there: preflight.mismatches(here, there),
-        prepare=Call(preflight.prepare_here, (images, sources)),
+        prepare=Call(preflight.prepare_here, (seen, sources), whole=frozen, apart=frozen),
     )
 
 
@@ -72,10 +75,9 @@ def _working_nodes(cluster: Cluster, note: Note) -> list[Node]:
 def prepare_images(
     cluster: Cluster, trials: Sequence[Trial], sources: Sources, required: Admission | None, note: Note
 ) -> None:
-    """Decode on every admitted node what its trials will need, before the first of them starts."""
+    """Prepare the images and features that trials need on every admitted node, before the first trial starts."""
     if required is None:
-        for sentence in preflight.prepare_here(trials, sources):
-            note(sentence)
+        pictures.prepare_images(trials, sources, note)
         return
     nodes = list(cluster.fit.values())
     answers = cluster.on_each(nodes, required.prepare)

@@ -23,7 +23,7 @@ from harness.launch.signals import Stop, stoppable
 from harness.runs.errors import RunError
 from harness.runs.live import View
 from harness.runs.run import Run
-from harness.training.bench import Sources
+from harness.training.pictures import Sources
 
 CRASHES = 3  # of Tune's controller, without a trial that ended in between, after which the run ends
 

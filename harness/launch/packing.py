@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from harness.config import Resources, Trial
+from harness.config import PIXELS, Resources, Trial
 from harness.launch.queue import Bundle
-from harness.training.bench import EMBEDDING_BATCH, build_criterion, build_embedder
+from harness.training.bench import build_criterion
+from harness.training.network import on_noise
+from harness.training.pictures import EMBEDDING_BATCH
 
 HEADROOM = 1.15  # over the measured peak, for other group sizes in a batch and for fragmentation
 CONTEXT_BYTES = 600 * 2**20  # of a process with CUDA, before its first tensor
@@ -50,7 +52,7 @@ def measure(trial: Trial, classes: int, device: str | None = None) -> int:
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
-    if trial.arm.loss != "pixels":
+    if trial.arm.loss != PIXELS:
         _work(trial, where, classes)
     if where.type == "cuda":
         return torch.cuda.max_memory_reserved(where) + CONTEXT_BYTES
@@ -58,8 +60,8 @@ def measure(trial: Trial, classes: int, device: str | None = None) -> int:
 
 
 def _work(trial: Trial, where: torch.device, classes: int) -> None:
-    model = build_embedder(trial).to(where)
-    side, settings = trial.images.side_px, trial.training
+    model, row = on_noise(trial)
+    model, settings = model.to(where), trial.training
     if trial.arm.at != "floor":
         criterion = build_criterion(trial, classes).to(where).train()
         parameters = [*model.parameters(), *criterion.parameters()]
@@ -67,14 +69,14 @@ def _work(trial: Trial, where: torch.device, classes: int) -> None:
         each = settings.examples_per_class if settings.sampler == "balanced" else 2
         labels = torch.arange(settings.batch_size, device=where) // each % classes
         for _ in range(STEPS):
-            images = torch.rand(settings.batch_size, 3, side, side, device=where)
+            images = torch.rand(settings.batch_size, *row, device=where)
             with torch.autocast(where.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 loss = criterion.objective(model.train(), images, labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
     with torch.inference_mode():
-        model.eval()(torch.rand(EMBEDDING_BATCH, 3, side, side, device=where))
+        model.eval()(torch.rand(EMBEDDING_BATCH, *row, device=where))
 
 
 def per_gpu(peak_bytes: int, total_bytes: int) -> int:

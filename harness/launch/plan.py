@@ -15,7 +15,7 @@ import torch
 
 import metrix
 from harness import registry
-from harness.config import Arm, Backbone, Model, Trial
+from harness.config import PIXELS, Arm, Backbone, Model, Trial
 from harness.data import datasets
 from harness.data.cache import default_folder, remembered
 from harness.errors import GridError, UserError
@@ -25,16 +25,11 @@ from harness.grid import Grid
 from harness.runs.provenance import code_digest, provenance
 from harness.runs.record import Record
 from harness.training import anatomy, backbones, embedder, weights
-from harness.training.bench import (
-    build_criterion,
-    build_embedder,
-    evaluator_faults,
-    open_dataset,
-    scores_of,
-    split_of,
-    splits_of,
-)
+from harness.training.bench import build_criterion, evaluator_faults, scores_of, split_of, splits_of
 from harness.training.devices import device_name
+from harness.training.head import frozen_problem
+from harness.training.network import on_noise
+from harness.training.pictures import open_dataset
 
 CODE = code_digest()  # of the imported code, even if the files change afterwards
 UNKNOWN_CLASSES = 2  # the number that a loss is built with if the data cannot be opened
@@ -61,7 +56,7 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
     """
     trials = grid.trials()
     cells = same_but_seed(trials)
-    reasons = [no_metrix_reason(cell[0].arm) for cell in cells]
+    reasons = [no_metrix_reason(cell[0]) for cell in cells]
     refused = [(*cell[0].cell, reason) for cell, reason in zip(cells, reasons, strict=True) if reason]
     fit = [cell[0] for cell, reason in zip(cells, reasons, strict=True) if not reason]
     why = {arm: reason for _, _, arm, reason in refused}
@@ -100,14 +95,15 @@ def same_but_seed(trials: Sequence[Trial]) -> list[list[Trial]]:
     return list(groups.values())
 
 
-def no_metrix_reason(arm: Arm) -> str | None:
-    """Return why an arm has no Metrix form; None if it has one, or does not use Metrix."""
+def no_metrix_reason(trial: Trial) -> str | None:
+    """Return why an arm has no Metrix form with this network; None if it has one, or does not use Metrix."""
+    arm = trial.arm
     if arm.metrix is None:
         return None
     about = registry.loss(arm.loss)
     if not about.metrix:
         return f"{arm.loss} has no Metrix form: {about.why_no_metrix}"
-    return metrix.refusal(arm.loss, **arm.metrix.model_dump())
+    return frozen_problem(trial) or metrix.refusal(arm.loss, **arm.metrix.model_dump())
 
 
 def _network_problems(trials: list[Trial], cache: Path | None) -> tuple[list[str], list[str]]:
@@ -118,8 +114,9 @@ def _network_problems(trials: list[Trial], cache: Path | None) -> tuple[list[str
     """
     networks = {}
     for t in trials:
-        if t.arm.loss != "pixels":
-            level = t.arm.metrix if t.arm.at == "feature" else None
+        if t.arm.loss != PIXELS:
+            frozen = t.model.backbone == "frozen"  # whose one stage `frozen_problem` checks
+            level = t.arm.metrix if t.arm.at == "feature" and not frozen else None
             stage, hardest = (level.stage, level.hardest) if level else (None, None)
             key = (t.backbone.model_dump_json(), t.model, t.images.side_px, stage, hardest)
             networks.setdefault(key, (t.backbone, t.model, t.images.side_px, stage, hardest))
@@ -267,7 +264,7 @@ def _operations(trial: Trial, data: Path | None, cache: Path | None) -> float:
     dataset = open_dataset(trial.dataset, data, cache)
     split = split_of(dataset, PROTOCOLS[trial.protocol], trial.fold, trial.folds)
     images = {name: int((split == name).sum()) for name in ("train", "validation", "test")}
-    if trial.arm.loss == "pixels":
+    if trial.arm.loss == PIXELS:
         return float(images["test"])
     pass_flops, _ = _flops(trial, None, cache)
     if trial.arm.at == "floor":
@@ -287,7 +284,8 @@ def _flops(trial: Trial, stage: str | None, cache: Path | None) -> tuple[float, 
 
     options = network.model_dump(mode="json")["options"]
     key = ["flops", *_builders(), network.name, options, side_px, dim, stage]
-    return tuple(remembered(cache or default_folder(), key, count))
+    total, after = remembered(cache or default_folder(), key, count)
+    return (after, after) if trial.model.backbone == "frozen" else (total, after)
 
 
 def estimate(
@@ -312,9 +310,9 @@ def estimate(
             each = {t.id: float(np.median(done[trial.cell])) for t in cell}
         else:
             name = trial.backbone.name
-            if trial.arm.loss != "pixels" and name not in speeds:
+            if trial.arm.loss != PIXELS and name not in speeds:
                 speeds[name] = [_pace(trial, cache)]
-            speed = float(np.median(speeds[name])) if trial.arm.loss != "pixels" else 0.0
+            speed = float(np.median(speeds[name])) if trial.arm.loss != PIXELS else 0.0
             each = {t.id: costs[t.id] * speed for t in cell}
         seconds |= each
     return seconds
@@ -329,8 +327,9 @@ def _pace(trial: Trial, cache: Path | None) -> float:
     side, size = trial.images.side_px, min(trial.training.batch_size, 32)
 
     def measure() -> float:
-        network, times = build_embedder(trial).to(device).train(), []
-        images = torch.rand(size, 3, side, side, device=device)
+        network, row = on_noise(trial)
+        network, times = network.to(device).train(), []
+        images = torch.rand(size, *row, device=device)
         for _ in range(4):
             began = time.perf_counter()
             network(images).square().sum().backward()

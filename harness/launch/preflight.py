@@ -19,7 +19,7 @@ from harness.data.datasets import DatasetError
 from harness.runs.provenance import PACKAGES, code_digest, provenance
 from harness.runs.run import Run
 from harness.training import checkpoint
-from harness.training.bench import Sources, open_dataset, prepare_images
+from harness.training.pictures import Sources, open_dataset, prepare_images
 
 LEAST_FREE_GB = 1.0  # in the run folder and the cache, for a checkpoint
 

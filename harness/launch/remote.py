@@ -28,10 +28,11 @@ def is_remote(address: str | None) -> TypeGuard[str]:
     return address is not None and address.startswith(environment.CLIENT)
 
 
-def words_there(words: Sequence[str], place: str | Path | None, data: Path | None, cache: Path | None) -> list[str]:
+def words_there(words: Sequence[str], place: str | Path | None, **paths: Path | None) -> list[str]:
     """Return the words of a command line as the head of a cluster runs it: on its own cluster.
 
-    Raise UserError where the run folder `place`, `data` or `cache` is a path that depends on where the command runs.
+    `paths` are those of other options, by name. Raise UserError where one of them, or the run folder `place`, depends
+    on where the command runs.
     """
     words = list(words)
     at = next(i for i, word in enumerate(words) if word.startswith("--address"))
@@ -41,7 +42,7 @@ def words_there(words: Sequence[str], place: str | Path | None, data: Path | Non
             f"the run folder {place or 'results/runs/…'} would be looked up on the head of the cluster: give an "
             "absolute path there, or a bucket"
         )
-    for option, path in (("data", data), ("cache", cache)):
+    for option, path in paths.items():
         if path is not None and not path.is_absolute():
             raise UserError(f"--{option} {path} is looked up on the head of the cluster: give an absolute path there")
     return words

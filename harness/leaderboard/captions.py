@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from harness.config import FEATURES, PIXELS, UNTRAINED
 from harness.fairness.protocols import PROTOCOLS
 from harness.leaderboard.board import Block, Board
 from harness.leaderboard.comparisons import ALPHA, Summary
@@ -44,9 +45,11 @@ def of_board(board: Board, *, styled: bool = True, published: str = "", every: b
         )
     sentences.append("Ties count against the model; a query is excluded from its own neighbours by its index.")
     sentences += _marks(blocks, styled)
-    if any(row.arm == "untrained" for row in rows):
+    if any(row.arm == FEATURES for row in rows):
+        sentences.append(_zero_shot(blocks))
+    if any(row.arm == UNTRAINED for row in rows):
         sentences.append("untrained: the same network with its initial weights.")
-    if any(row.arm == "pixels" for row in rows):
+    if any(row.arm == PIXELS for row in rows):
         sentences.append("pixels: cosine similarity of the raw images; nothing is random, so n = 1.")
     if published and any(block.published for block in blocks):
         sentences.append(
@@ -65,6 +68,24 @@ def ratios(rows: Sequence[Any]) -> bool:
         for row in rows
     )
     return any(ratio is not None for ratios in printed for ratio in ratios)
+
+
+def _zero_shot(blocks: Sequence[Block]) -> str:
+    """Return what the floor `features` is, and how many trained rows score below it in each metric."""
+    sentence = (
+        f"{FEATURES}: the pooled features of the pretrained network at unit length, without a head (zero-shot); "
+        "nothing is random, so n = 1"
+    )
+    counts: dict[str, list[bool]] = defaultdict(list)
+    for block in blocks:
+        floor = next((row for row in block.floors if row.arm == FEATURES), None)
+        for metric in block.shown if floor is not None else ():
+            start = block.cell(floor, metric)
+            cells = [block.cell(row, metric) for row in block.rows if row.level != "floor"]
+            if start is not None:
+                counts[metric] += [cell.mean < start.mean for cell in cells if cell is not None]
+    below = [f"{sum(lower)} of {len(lower)} trained rows in {metric}" for metric, lower in counts.items() if lower]
+    return f"{sentence}. Below it: {', '.join(below)}." if below else f"{sentence}."
 
 
 def _variance(variance: Variance) -> str:
@@ -261,10 +282,15 @@ def _network(block: Block, weights: Sequence[str], normalisation: Mapping[str, A
     if pretrained:
         start = " ".join(["pretrained weights" if pretrained is True else "weights of the file", *weights])
     name = block.backbone if pretrained is True else block.backbone.partition(".")[0]  # no tag that is not loaded
+    frozen = factors.get("model.backbone") == "frozen"
+    trains = "frozen: only the head trains, on the features of "
+    trains += "the test crop" if (factors.get("images.views") or 1) == 1 else f"{factors['images.views']} views"
+    how = f", {trains if frozen else 'fine-tuned as a whole'}" if pretrained else ""
+    head = f" through {factors['model.hidden']} hidden units" if factors.get("model.hidden") else ""
+    norm = "" if frozen else f", BatchNorm {factors['model.norm']}"
     return (
-        f"Network: {name}, {start}{_normalised(factors, normalisation)}, {factors['model.pooling']} pooling to "
-        f"{factors['model.dim']} dimensions, BatchNorm {factors['model.norm']}, images of "
-        f"{factors['images.side_px']} px."
+        f"Network: {name}, {start}{_normalised(factors, normalisation)}{how}, {factors['model.pooling']} pooling to "
+        f"{factors['model.dim']} dimensions{head}{norm}, images of {factors['images.side_px']} px."
     )
 
 

@@ -4,8 +4,10 @@ This is the only file that imports timm and huggingface_hub.
 """
 
 import inspect
+import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 
 from harness import registry
 from harness.errors import UserError
+
+Converter = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]  # from names of other authors to those of a network
 
 RESERVED = ("num_classes", "in_chans", "pretrained", "features_only", "checkpoint_path", "pretrained_cfg")
 
@@ -69,10 +73,45 @@ def without_weights(
     return network, options
 
 
-def on_meta(backbone: str, options: Mapping[str, Any], num_classes: int = 0) -> Backbone:
-    """Build a network without weights on the meta device, in evaluation mode. timm's errors are passed on."""
+def on_meta(backbone: str, options: Mapping[str, Any], num_classes: int = 0, pretrained: bool = False) -> Backbone:
+    """Build a network without weights on the meta device, in evaluation mode. timm's errors are passed on.
+
+    With `pretrained`, timm calls its loader too.
+    """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return _timm().create_model(backbone, pretrained=False, num_classes=num_classes, **options).eval()
+        return _timm().create_model(backbone, pretrained=pretrained, num_classes=num_classes, **options).eval()
+
+
+def conversion(backbone: str, options: Mapping[str, Any], network: nn.Module) -> tuple[frozenset[str], Converter]:
+    """Return the names of the classifier that `network` lacks, and timm's conversion of other names to its own.
+
+    The conversion is known only to the loader that timm calls when it builds a network with weights. For the time of
+    one call the loader is replaced by one that keeps the conversion, for networks on the meta device only.
+    """
+    builder, kept = _timm().models._builder, []
+    load = builder.load_pretrained
+
+    def keep(model: nn.Module, *args: Any, filter_fn: Any = None, **more: Any) -> None:
+        if not next(model.parameters()).is_meta:
+            load(model, *args, filter_fn=filter_fn, **more)
+        elif filter_fn is not None:
+            kept.append(filter_fn)
+
+    builder.load_pretrained = keep
+    try:
+        classifying = on_meta(backbone, options, num_classes=1000, pretrained=True)
+    finally:
+        builder.load_pretrained = load
+
+    def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        converted = dict(tensors)
+        for convert in kept:
+            arguments = (converted, network)[: len(inspect.signature(convert).parameters)]
+            with redirect_stdout(io.StringIO()):  # some conversions print
+                converted = convert(*arguments)
+        return converted
+
+    return frozenset(classifying.state_dict()) - set(network.state_dict()), convert
 
 
 def _check_name(backbone: str) -> None:

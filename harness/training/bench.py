@@ -8,16 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import baselines
 import metrix
 from baselines.form import Loss
-from harness.config import Choice, Trial
-from harness.data import datasets, scorable, splits
-from harness.data.cache import default_folder
+from harness.config import Trial
+from harness.data import scorable, splits
 from harness.data.datasets import Dataset, DatasetError
-from harness.data.images import Images, Originals, contents, open_images
 from harness.data.loading import Augmentation
 from harness.errors import UserError
 from harness.evaluation import retrieval
@@ -27,36 +25,18 @@ from harness.fairness import rules
 from harness.fairness.protocols import PROTOCOLS, Protocol
 from harness.streams import stream
 from harness.training import parallel, pml
+from harness.training.backbones import ModelError
 from harness.training.chunked import Chunked
 from harness.training.devices import rank_devices
-from harness.training.embedder import Embedder, Network
-from harness.training.loop import Diverged, Progress, train
-
-EMBEDDING_BATCH = 256
+from harness.training.embedder import Network
+from harness.training.head import frozen_problem
+from harness.training.loop import Diverged, Progress, Transform, train
+from harness.training.network import Pixels, network_of
+from harness.training.pictures import EMBEDDING_BATCH, Pictures, Sources, open_dataset, pictures_of
 
 
 class Unfair(UserError):
     """Raised for a trial that a fairness rule forbids; the message is the rule's finding."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where a trial reads its data, writes its results and runs. None of it changes what the trial computes.
-
-    `ranks` is the number of GPUs (cuda:0, cuda:1, …) or processes of this machine that share a batch. `chunk_rows` is
-    the number of rows that go through the network at a time; None means all, and fewer after memory ran out.
-    `gpu_share` is the share of a GPU that the trial has, for the record: trials that share a GPU are slower.
-    """
-
-    out: str | Path
-    data: Path | None = None
-    cache: Path | None = None
-    device: str | None = None
-    grid: tuple[tuple[str, Any], ...] = ()
-    identity: str | None = None  # of the run folder that `out` must be; None accepts any
-    ranks: int = 1
-    chunk_rows: int | None = None
-    gpu_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,18 +45,6 @@ class SplitImages:
 
     indices: Tensor
     labels: np.ndarray
-
-
-class Pixels(nn.Flatten):
-    """Flatten images (n, 3, side, side) in [0, 1] to vectors, for the floor that compares pixels by cosine.
-
-    A black image has no direction and counts as evenly grey, the limit of ever darker grey.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return vectors (n, 3·side²), none of them zero."""
-        vectors = super().forward(input)
-        return torch.where(vectors.any(dim=1, keepdim=True), vectors, 1.0)
 
 
 Criterion = Loss | metrix.Metrix | pml.LibraryLoss
@@ -89,9 +57,9 @@ class Bench:
     trial: Trial
     dataset: Dataset
     split: np.ndarray
-    images: Images | Originals
+    images: Pictures
     model: Network | Pixels
-    augmentation: Augmentation
+    augmentation: Transform
     device: torch.device
     embedding_batch: int = EMBEDDING_BATCH
     scored: scorable.Scores = field(default_factory=partial(scorable.Scores, {}))
@@ -100,16 +68,18 @@ class Bench:
     def of(cls, trial: Trial, sources: Sources, chunked: tuple[int, int] | None = None, rank: int = 0) -> "Bench":
         """Open the data, build the network and choose the device. Raise UserError if settings or data are wrong."""
         torch.set_num_threads(trial.training.threads)
+        if problem := frozen_problem(trial):
+            raise ModelError(problem)
         device = rank_devices(sources.ranks, sources.device)[rank]
         dataset = open_dataset(trial.dataset, sources.data, sources.cache)
-        images = images_of(trial, dataset, sources)
+        pictures = pictures_of(trial, dataset, sources)
         split = split_of(dataset, PROTOCOLS[trial.protocol], trial.fold, trial.folds)
         raise_errors(rules.over_data(dataset, split))
         scores = scores_of(trial, dataset, split)
         if scores.problems:
             raise DatasetError("\n  ".join(scores.problems))
-        model = Pixels() if trial.arm.loss == "pixels" else build_embedder(trial).to(device)
-        bench = cls(trial, dataset, split, images, model, augmentation(trial, model, dataset), device, scored=scores)
+        model, transform = network_of(trial, pictures, dataset)
+        bench = cls(trial, dataset, split, pictures, model.to(device), transform, device, scored=scores)
         if chunked is None:
             return bench
         _, rows = chunked
@@ -118,6 +88,7 @@ class Bench:
 
     def divided(self) -> "Bench":
         """Return a copy that divides its rows and files among the ranks, all of which must make the same calls."""
+        assert isinstance(self.augmentation, Augmentation)  # a head on features is not divided
         augmentation = parallel.Divided(**vars(self.augmentation))
         return replace(self, model=parallel.Parallel(self.network), augmentation=augmentation)
 
@@ -194,36 +165,6 @@ def raise_errors(findings: Sequence[rules.Finding]) -> None:
         raise Unfair("\n  ".join(errors))
 
 
-@lru_cache(maxsize=4)
-def _dataset(name: str, options: tuple[tuple[str, Any], ...], data: Path | None, cache: Path | None) -> Dataset:
-    return datasets.load(name, data=data, cache=cache, **dict(options))
-
-
-def open_dataset(choice: Choice, data: Path | None = None, cache: Path | None = None) -> Dataset:
-    """Open and check a dataset, once per process for all of its trials."""
-    return _dataset(choice.name, tuple(sorted(choice.options.items())), data, cache)
-
-
-def images_of(
-    trial: Trial, dataset: Dataset, sources: Sources, announce: Callable[[str], None] | None = None
-) -> Images | Originals:
-    """Return the images of a trial: decoded (now, if they are not in the cache), or as files."""
-    cache = sources.cache or default_folder()
-    if trial.images.path == "classical":
-        return Originals(dataset, contents(dataset, cache))
-    return open_images(dataset, trial.images.stored_px, cache, announce=announce)
-
-
-def prepare_images(trials: Sequence[Trial], sources: Sources, announce: Callable[[str], None]) -> None:
-    """Decode the images that these trials need and this machine lacks, so that no trial waits for another.
-
-    `announce` is called with the disk space needed before it is used. Raises DatasetError naming every unreadable
-    image, and CacheError if the decoded images do not fit on the disk.
-    """
-    for trial in {(t.dataset.model_dump_json(), t.images): t for t in trials}.values():
-        images_of(trial, open_dataset(trial.dataset, sources.data, sources.cache), sources, announce)
-
-
 def split_of(dataset: Dataset, protocol: Protocol, fold: int | None = None, folds: int | None = None) -> np.ndarray:
     """Return the split (n,) of a dataset under a protocol: train, test, and validation if it selects an epoch.
 
@@ -254,26 +195,6 @@ def splits_of(dataset: Dataset, trials: Sequence[Trial]) -> Iterator[tuple[list[
         yield same, split_of(dataset, PROTOCOLS[protocol], fold, folds)
 
 
-def build_embedder(trial: Trial) -> Embedder:
-    """Build the network of a trial. Its initial weights depend on seed, dataset and backbone, never on the arm."""
-    generator = torch.Generator().manual_seed(
-        stream(trial.seed, trial.dataset.name, trial.backbone.name, "initial weights")
-    )
-    return Embedder(
-        trial.backbone.name,
-        dim=trial.model.dim,
-        pooling=trial.model.pooling,
-        norm=trial.model.norm,
-        pretrained=trial.backbone.pretrained,
-        options=trial.backbone.options,
-        mean=trial.backbone.mean,
-        std=trial.backbone.std,
-        interpolation=trial.backbone.interpolation,
-        side_px=trial.images.side_px,
-        generator=generator,
-    )
-
-
 def training_classes(trial: Trial, sources: Sources) -> int:
     """Return how many classes a trial trains on."""
     dataset = open_dataset(trial.dataset, sources.data, sources.cache)
@@ -296,22 +217,3 @@ def build_criterion(trial: Trial, num_classes: int) -> Criterion:
     assert isinstance(loss, Loss)  # losses of the library have no Metrix form
     generator = torch.Generator().manual_seed(stream(seed, "metrix"))
     return metrix.Metrix(loss, **arm.metrix.model_dump(), generator=generator)
-
-
-def augmentation(trial: Trial, model: Network | Pixels, dataset: Dataset) -> Augmentation:
-    """Return the crops and flips of a trial, normalised for its weights; plain images in [0, 1] for `pixels`."""
-    images = trial.images
-    if isinstance(model, Pixels):
-        return Augmentation(
-            images.side_px, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), centre_share=images.centre_share
-        )
-    return Augmentation(
-        images.side_px,
-        mean=model.mean,
-        std=model.std,
-        interpolation=model.interpolation,
-        crop_scale=images.crop_scale,
-        crop_ratio=images.crop_ratio,
-        flip=dataset.mirrored if images.flip == "auto" else images.flip,
-        centre_share=images.centre_share,
-    )

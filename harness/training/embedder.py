@@ -4,19 +4,19 @@ The differences between backbones are determined once, without weights (see `ana
 before anything is downloaded or trained, and a training step only runs the network.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.training import checkpoint, weights
 from harness.training.anatomy import Anatomy, NotMixable, anatomy, more_rows
 from harness.training.backbones import ModelError, Unavailable
+from harness.training.head import FrozenEmbedder, build_head, unit
+from harness.training.seeding import random_from
 
 POOLINGS = ("avg", "max", "avg+max", "token")
 NORMS = ("train", "frozen")
@@ -75,9 +75,9 @@ class Embedder(nn.Module):
                 takes the value from timm's configuration of the name
     options     keyword arguments for timm, such as {"drop_path_rate": 0.1}
     side_px     side of the images; needed if the backbone has a fixed size (most transformers) other than this one
+    hidden      width of a hidden layer in the head (see `build_head`); None for a linear head
     generator   source of random initial weights (a torch generator or a seed), which leaves torch's own generator
-                unchanged. The head is initialised as in Kim et al. 2020: normal weights with fan-out, and a trained
-                bias that starts at 0.
+                unchanged
 
     Attributes: `weights` (timm's tag of published weights such as "resnet50.tv_in1k", the name of a file, or None for
     initial weights), `weights_read` (what was unwrapped from a file, or None), `weights_digest` (sha256 of the file,
@@ -100,6 +100,7 @@ class Embedder(nn.Module):
         std: Sequence[float] | None = None,
         interpolation: str | None = None,
         side_px: int | None = None,
+        hidden: int | None = None,
         generator: torch.Generator | int | None = None,
     ):
         super().__init__()
@@ -111,7 +112,7 @@ class Embedder(nn.Module):
             raise (Unavailable if missing else ModelError)("; ".join(faults))
         body = anatomy(backbone, options, side_px)
         self.name, self.options, self.side_px = backbone, dict(options or {}), body.side_px
-        self.dim, self.pooling, self.norm = dim, pooling, norm
+        self.dim, self.hidden, self.pooling, self.norm = dim, hidden, pooling, norm
         self.tag, self.width = body.tag, body.width
         self.mean, self.std = _of_channels(mean or body.mean), _of_channels(std or body.std)
         self.interpolation, self.input_px = interpolation or body.interpolation, body.input_px
@@ -121,12 +122,10 @@ class Embedder(nn.Module):
         self._layout = torch.channels_last if body.axes == (2, 3) else torch.contiguous_format
         file = weights.file_of(body, pretrained)
         self.weights = body.tag if pretrained is True else file and file.name
-        with _random_from(generator):
+        with random_from(generator):
             self.backbone, unwrapped = weights.build(body, file, published=pretrained is True)
             _lay_out(self.backbone, self._layout)
-            self.head = nn.Linear(self.width, dim)
-            nn.init.kaiming_normal_(self.head.weight, mode="fan_out")
-            nn.init.zeros_(self.head.bias)
+            self.head = build_head(self.width, dim, hidden)
         self.weights_read = unwrapped or None
         self.weights_digest = checkpoint.digest(file) if file else checkpoint.state_digest(self.state_dict())
         self._trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
@@ -146,6 +145,10 @@ class Embedder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return unit embeddings (n, dim) of normalised images (n, 3, side, side)."""
         return self._embed(self._features(images))
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Return pooled features (n, width) of normalised images, which the head maps to embeddings."""
+        return self._pool(self._features(images))
 
     def train(self, mode: bool = True) -> "Embedder":
         """Set the training mode of everything but frozen BatchNorm, which stays in evaluation mode."""
@@ -168,6 +171,10 @@ class Embedder(nn.Module):
     def stages(self) -> tuple[str, ...]:
         """Return the stages at which rows can be mixed, first to last; the last is the last feature map."""
         return self._anatomy.stages()
+
+    def resolve_stage(self, stage: str | int) -> str:
+        """Return the name of a stage, or of another module at which rows can be mixed; ModelError for any other."""
+        return self._anatomy.resolve(stage)
 
     def forward_to(self, stage: str | int, images: Tensor) -> Tensor:
         """Return the last feature map of the images, before pooling, in the backbone's own layout.
@@ -215,7 +222,7 @@ class Embedder(nn.Module):
     def share(self, stage: str | int, side_px: int | None = None) -> float:
         """Return the share, in [0, 1], of a forward pass's floating-point operations after `stage`, head included."""
         before, after = anatomy(self.name, self.options, side_px or self.side_px).flops(stage)
-        head = 2 * self.width * self.dim
+        head = 2 * sum(layer.weight.numel() for layer in self.head.modules() if isinstance(layer, nn.Linear))
         return (after + head) / (before + after + head)
 
     def last_map_is_1x1(self, side_px: int | None = None) -> bool:
@@ -228,7 +235,7 @@ class Embedder(nn.Module):
 
     def mixes_like_embeddings(self, side_px: int | None = None) -> bool:
         """Return whether pooling and head, all that follows the last feature map, are linear."""
-        return self.pooling in ("avg", "token") or self.last_map_is_1x1(side_px)
+        return self.hidden is None and (self.pooling in ("avg", "token") or self.last_map_is_1x1(side_px))
 
     @property
     def _anatomy(self) -> Anatomy:
@@ -246,11 +253,7 @@ class Embedder(nn.Module):
         return self.backbone.forward_features(images.contiguous(memory_format=self._layout))
 
     def _embed(self, features: Tensor) -> Tensor:
-        embeddings = self.head(self._pool(features))
-        if embeddings.dtype != torch.float64:
-            embeddings = embeddings.float()
-        # eps is far below the norm of any trained embedding; at zero it keeps the gradient finite.
-        return F.normalize(embeddings, dim=1, eps=1e-6)
+        return unit(self.head(self._pool(features)))
 
     def _pool(self, features: Tensor) -> Tensor:
         if self.pooling == "token":
@@ -289,7 +292,7 @@ class Wrapped(nn.Module):
         return self.model.load_state_dict(state, *args, **kwargs)
 
 
-Network = Embedder | Wrapped
+Network = Embedder | FrozenEmbedder | Wrapped
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -300,19 +303,6 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 def _of_channels(values: Sequence[float]) -> tuple[float, float, float]:
     red, green, blue = values
     return red, green, blue
-
-
-@contextmanager
-def _random_from(generator: torch.Generator | int | None) -> Iterator[None]:
-    """Seed torch's own generator from `generator` for a while, then restore it; do nothing for None."""
-    if generator is None:
-        yield
-        return
-    if isinstance(generator, torch.Generator):
-        generator = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator)  # torch.manual_seed would seed the GPUs' generators as well
-        yield
 
 
 def _lay_out(network: nn.Module, layout: torch.memory_format) -> None:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from baselines.form import NotFinite
 from harness.config import Training, Trial
-from harness.data.images import Images, Originals
-from harness.data.loading import Augmentation, batches
+from harness.data.loading import batches
 from harness.runs.record import Epoch
 from harness.streams import stream
 from harness.training import checkpoint, memory
 from harness.training.embedder import Network
+from harness.training.seeding import seed_torch
 
 CHECK_EVERY = 50  # steps between two checks of the losses: each check waits for the device
 
@@ -83,6 +83,19 @@ class Progress:
         return progress
 
 
+class Inputs(Protocol):
+    """What a network sees of a dataset: images, or the features of a frozen backbone."""
+
+    def batch(self, indices: Tensor, device: torch.device) -> Any: ...
+
+
+class Transform(Protocol):
+    """What turns a batch of `Inputs` into the rows that the network gets, in training and in tests."""
+
+    def train(self, batch: Any, generator: torch.Generator, /) -> Tensor: ...
+    def evaluate(self, batch: Any, /) -> Tensor: ...
+
+
 class Objective(Protocol):
     """What the loop needs of a loss, plain or mixed: an `nn.Module` with an objective."""
 
@@ -118,10 +131,10 @@ def train(
     trial: Trial,
     model: Network,
     criterion: Objective,
-    images: Images | Originals,
+    images: Inputs,
     indices: Tensor,
     labels: Tensor,
-    augmentation: Augmentation,
+    augmentation: Transform,
     validate: Callable[[], tuple[dict[str, float], dict[str, float]]],
     choose: Callable[[Sequence[Epoch]], int],
     folder: Path,
@@ -187,10 +200,10 @@ def _validated(validate: Callable[[], tuple[dict[str, float], dict[str, float]]]
 def _batches(
     trial: Trial,
     epoch: int,
-    images: Images | Originals,
+    images: Inputs,
     indices: Tensor,
     labels: Tensor,
-    augmentation: Augmentation,
+    augmentation: Transform,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield augmented images and their classes, batch by batch, for one epoch; the same for every arm.
@@ -208,7 +221,7 @@ def _batches(
         seed_of_epoch=stream(trial.seed, *name, "batches", epoch),
     )
     for step, batch in enumerate(map(torch.as_tensor, plan)):
-        torch.manual_seed(stream(trial.seed, *name, "step", epoch, step))
+        seed_torch(stream(trial.seed, *name, "step", epoch, step), device)
         generator.manual_seed(stream(trial.seed, *name, "augmentation", epoch, step))
         yield augmentation.train(images.batch(indices[batch], device), generator), labels[batch].to(device)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from harness.config import Trial
+from harness.config import PIXELS, Trial
 from harness.data import splits
 from harness.fairness.protocols import PROTOCOLS
 from harness.runs.provenance import training_versions
@@ -16,7 +16,9 @@ from harness.runs.record import Epoch, Record
 from harness.runs.run import Run
 from harness.training import checkpoint, weights
 from harness.training.backbones import ModelError
-from harness.training.bench import Sources, images_of, open_dataset, split_of
+from harness.training.bench import split_of
+from harness.training.features import Features
+from harness.training.pictures import Sources, images_of, open_dataset, pictures_of
 
 
 def origin_of(trial: Trial, sources: Sources) -> dict[str, str]:
@@ -29,10 +31,11 @@ def origin_of(trial: Trial, sources: Sources) -> dict[str, str]:
     """
     dataset = open_dataset(trial.dataset, sources.data, sources.cache)
     split = split_of(dataset, PROTOCOLS[trial.protocol], trial.fold, trial.folds)
+    pictures = pictures_of(trial, dataset, sources)
     return {
         "split": splits.fingerprint(dataset, split),
-        "images": images_of(trial, dataset, sources).fingerprint,
-        "weights": weights_digest(trial),
+        "images": pictures.fingerprint,
+        "weights": pictures.about["weights_digest"] if isinstance(pictures, Features) else weights_digest(trial),
         **training_versions(),
     }
 
@@ -51,9 +54,7 @@ def other_origins(records: Iterable[Record], trials: Sequence[Trial], sources: S
         trial = planned.get((old.dataset.name, old.backbone.name))
         if trial is None or trial.dataset != old.dataset:
             continue
-        key = repr(
-            (old.dataset, old.backbone, old.images, old.protocol, old.fold, old.folds, old.arm.loss == "pixels")
-        )
+        key = repr((old.dataset, old.backbone, old.images, old.protocol, old.fold, old.folds, old.arm.loss == PIXELS))
         key += f"{data.source_stamp} {data.content_fingerprint is None}"
         if key not in origins:
             origins[key] = _origin_now(record, trial, sources)
@@ -74,7 +75,7 @@ def _origin_now(record: Record, trial: Trial, sources: Sources) -> dict[str, str
     origin["split"] = splits.fingerprint(dataset, split_of(dataset, PROTOCOLS[old.protocol], old.fold, old.folds))
     if record.data.content_fingerprint and record.data.source_stamp != dataset.stamp:
         origin["images"] = images_of(old, dataset, sources).fingerprint
-    if old.arm.loss != "pixels" and old.backbone == trial.backbone and old.backbone.pretrained:
+    if old.arm.loss != PIXELS and old.backbone == trial.backbone and old.backbone.pretrained:
         with suppress(ModelError):  # the plan reports weights that are unavailable
             origin["weights"] = weights_digest(old)
     return origin

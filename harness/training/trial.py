@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.form import Loss
-from harness.config import Trial
+from harness.config import PIXELS, Trial
 from harness.data import splits
 from harness.data.datasets import DatasetError
 from harness.errors import GridError
@@ -33,11 +33,12 @@ from harness.runs.record import Cost, Data, Record, now
 from harness.runs.run import Run
 from harness.training import checkpoint, memory, parallel
 from harness.training.backbones import ModelError, Unavailable
-from harness.training.bench import Bench, Criterion, Sources, Unfair, evaluator_faults, raise_errors
+from harness.training.bench import Bench, Criterion, Unfair, evaluator_faults, raise_errors
 from harness.training.chunked import out_of_memory
 from harness.training.devices import DeviceError, device_name, driver_version, rank_devices
 from harness.training.loop import Diverged, Progress
 from harness.training.origin import load_best, origin_of, resumable
+from harness.training.pictures import Sources
 from harness.training.ranks import Ranks
 from harness.training.scoring import TestCurve, TestRead, keep_test, read_test
 from metrix import Metrix
@@ -89,6 +90,8 @@ def steps(
             f"ranks = {sources.ranks} cannot share a batch: batch_size = {trial.schedule.batch_size}, and each needs "
             "at least one row"
         )
+    if sources.ranks > 1 and trial.model.backbone == "frozen":
+        raise DeviceError(f"ranks = {sources.ranks}: a frozen backbone trains only a head, on one device; use 1")
     raise_errors(evaluator_faults())
     progress = fresh = Progress()
     if trial.arm.at != "floor":
@@ -220,7 +223,7 @@ def _record(
         validation=validation,
         test=test.values if test else {},
         best_test_epoch=test_curve.best,
-        test_spread=test.spread if test and trial.arm.loss != "pixels" else {},
+        test_spread=test.spread if test and trial.arm.loss != PIXELS else {},
         test_checkpoints=test.checkpoints if test else 1,
         curve=tuple(progress.curve),
         cost=_cost(bench, progress),

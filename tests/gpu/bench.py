@@ -12,7 +12,9 @@ from torch import Tensor
 from harness.config import Trial
 from harness.data.images import Images, Originals
 from harness.runs.record import Epoch
-from harness.training.bench import Bench, augmentation, build_embedder, images_of, open_dataset
+from harness.training.bench import Bench
+from harness.training.network import augmentation, build_embedder
+from harness.training.pictures import images_of, open_dataset
 from tests.gpu.place import Place
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from harness.config import Trial
-from harness.training.bench import Sources
+from harness.training.pictures import Sources
 from harness.training.trial import steps
 
 GIGABYTE = 2**30

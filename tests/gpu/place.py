@@ -18,7 +18,7 @@ from PIL import ImageDraw, ImageFont
 from harness.config import Arm, Backbone, Choice, Images, Model, Training, Trial
 from harness.runs.record import Record
 from harness.runs.run import Run
-from harness.training.bench import Sources
+from harness.training.pictures import Sources
 from harness.training.trial import steps
 from tests.performance._clock import Spread
 from tests.performance._pictures import photograph

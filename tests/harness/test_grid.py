@@ -330,5 +330,5 @@ def test_shared_settings_may_be_unused_by_one_level(load):
 
 def test_a_key_that_is_no_text_is_no_setting(load):
     assert problems(load, GOOD + "model: {1: 2}\n") == (
-        "model.1: no setting named '1'; there are: dim, norm, pooling",
+        "model.1: no setting named '1'; there are: backbone, dim, hidden, norm, pooling",
     )

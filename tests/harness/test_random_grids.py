@@ -15,8 +15,8 @@ from harness.data.cache import default_folder
 from harness.errors import UserError
 from harness.grid import Grid
 from harness.launch.plan import make_plan
-from harness.training.bench import Sources, prepare_images
 from harness.training.loop import Diverged
+from harness.training.pictures import Sources, prepare_images
 from harness.training.trial import run_trial
 from tests.harness import random_grids, random_inputs
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from harness.grid import Grid
-from harness.training.bench import build_embedder
+from harness.training.network import build_embedder
 from harness.training.trial import run_trial
 
 AIM = 0.85

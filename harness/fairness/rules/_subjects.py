@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from harness.config import FLOORS, Trial
+from harness.config import UNTRAINED, Trial
 from harness.fairness.comparability import Comparable, Entry, Place, comparable_tables, factors_of, place_of
 from harness.fairness.protocols import PROTOCOLS
 from harness.runs.folds import by_seed
@@ -16,8 +16,6 @@ from harness.runs.record import Failure, Record
 
 if TYPE_CHECKING:
     from harness.fairness.ledger import Ledger
-
-UNTRAINED = FLOORS[0]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from harness.config import FLOORS
+from harness.config import PIXELS
 from harness.errors import first_few
 from harness.evaluation import NOISE
 from harness.fairness.protocols import FAIR
@@ -204,9 +204,9 @@ def _lacking(record: Record) -> Iterator[str]:
     elif origin.get("revision") and "uncommitted" not in origin:
         yield "whether the code had uncommitted changes"
     yield from (name.replace("_", " ") for name in ORIGINS if not origin.get(name))
-    if not origin.get("initial_weights") and record.trial.arm.loss != FLOORS[1]:
+    if not origin.get("initial_weights") and record.trial.arm.loss != PIXELS:
         yield "initial weights"
-    if record.trial.backbone.pretrained and not record.weights and record.trial.arm.loss != FLOORS[1]:
+    if record.trial.backbone.pretrained and not record.weights and record.trial.arm.loss != PIXELS:
         yield "which weights were loaded"
     if "driver" not in origin:
         yield "driver"

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.config import Arm, Backbone, Choice, Images, Model, Training, Trial
-from harness.training.bench import Sources, prepare_images
+from harness.training.pictures import Sources, prepare_images
 from harness.training.trial import run_trial
 from tests.harness.data.datasets.sources import cub200
 

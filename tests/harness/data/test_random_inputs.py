@@ -18,7 +18,7 @@ from harness.grid import Grid
 from harness.launch.plan import make_plan
 from harness.leaderboard import collection
 from harness.reports import gallery
-from harness.training.bench import Sources, prepare_images
+from harness.training.pictures import Sources, prepare_images
 from harness.training.trial import run_trial
 from tests.harness import random_inputs
 

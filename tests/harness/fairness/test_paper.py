@@ -9,7 +9,7 @@ from harness.grid import Grid
 from harness.launch.plan import make_plan
 from harness.leaderboard import compose
 from harness.runs.run import Run
-from harness.training.bench import Sources
+from harness.training.pictures import Sources
 from harness.training.trial import steps
 
 SMALL = [

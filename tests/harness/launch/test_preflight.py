@@ -8,7 +8,7 @@ import pytest
 from harness.config import Choice
 from harness.launch.preflight import facts, mismatches
 from harness.runs.run import Run
-from harness.training.bench import Sources
+from harness.training.pictures import Sources
 
 
 @pytest.fixture

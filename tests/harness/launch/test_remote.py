@@ -75,9 +75,9 @@ def test_a_command_for_another_machine_joins_the_cluster_there():
     assert not any(map(is_remote, (None, "auto", "head:6379")))
     for address in (["--address", "ray://head:10001"], ["--address=ray://head:10001"]):
         words = ["run", "quick", *address, "--out", "/share/run"]
-        there = words_there(words, Path("/share/run"), Path("/data"), None)
+        there = words_there(words, Path("/share/run"), data=Path("/data"))
         assert there == ["run", "quick", "--address", "auto", "--out", "/share/run"]
-    assert words_there(["run", "--address", "ray://x"], "s3://bucket/run", None, None) == ["run", "--address", "auto"]
+    assert words_there(["run", "--address", "ray://x"], "s3://bucket/run") == ["run", "--address", "auto"]
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,4 @@ def test_a_command_for_another_machine_joins_the_cluster_there():
 )
 def test_a_path_that_differs_on_the_head_is_rejected(place, data, sentence):
     with pytest.raises(UserError, match=sentence):
-        words_there(["run", "--address", "ray://x"], place, data, None)
+        words_there(["run", "--address", "ray://x"], place, data=data)

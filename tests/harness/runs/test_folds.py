@@ -18,7 +18,8 @@ from harness.runs import outcomes
 from harness.runs.folds import by_seed, named
 from harness.runs.record import Cost, Failure
 from harness.runs.run import Run
-from harness.training.bench import open_dataset, splits_of
+from harness.training.bench import splits_of
+from harness.training.pictures import open_dataset
 from harness.verify import verify
 
 ARM, VARIANT = "contrastive", "contrastive+input"

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.config import Choice
-from harness.training import bench
+from harness.training import pictures
 from tests.harness.pictures import class_folders
 
 
@@ -19,6 +19,6 @@ def folder_trial(make_trial):
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     """A folder of images that a test may change: each trial looks at it anew, as another process would."""
-    monkeypatch.setattr(bench, "_dataset", bench._dataset.__wrapped__)
+    monkeypatch.setattr(pictures, "_dataset", pictures._dataset.__wrapped__)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return class_folders(tmp_path / "data", classes=12, images=5)

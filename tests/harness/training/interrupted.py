@@ -1,6 +1,6 @@
 """Trials that are stopped half way, and what is left of them."""
 
-from harness.training.bench import Sources
+from harness.training.pictures import Sources
 from harness.training.trial import steps
 
 

@@ -18,9 +18,9 @@ import metrix
 from harness.config import Choice, Images, Model
 from harness.runs.run import Run
 from harness.training import bench, checkpoint
-from harness.training.bench import Sources
 from harness.training.chunked import Chunked, out_of_memory
 from harness.training.embedder import Embedder, batch_norms
+from harness.training.pictures import Sources
 from harness.training.trial import run_trial, steps
 
 LEVELS = {

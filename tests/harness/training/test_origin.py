@@ -17,8 +17,9 @@ from harness.runs.errors import RunError
 from harness.runs.run import Run
 from harness.training import checkpoint, weights
 from harness.training.backbones import ModelError, Unavailable
-from harness.training.bench import Sources, build_embedder
+from harness.training.network import build_embedder
 from harness.training.origin import origin_of, other_origins, weights_digest
+from harness.training.pictures import Sources
 from harness.training.trial import kind_of, run_trial, steps
 from harness.verify import verify
 from tests.harness.pictures import class_folders

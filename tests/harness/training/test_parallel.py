@@ -14,10 +14,10 @@ from harness.config import Choice
 from harness.data.images import Originals
 from harness.data.loading import Augmentation
 from harness.training import parallel
-from harness.training.bench import open_dataset
 from harness.training.chunked import Chunked
 from harness.training.embedder import Embedder
 from harness.training.parallel import Parallel
+from harness.training.pictures import open_dataset
 from harness.training.ranks import Ranks
 
 CPU = torch.device("cpu")

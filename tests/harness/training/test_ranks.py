@@ -15,8 +15,8 @@ from torch import nn
 from harness.config import Choice, Model
 from harness.runs.run import Run
 from harness.training import checkpoint
-from harness.training.bench import Sources
 from harness.training.parallel import Parallel
+from harness.training.pictures import Sources
 from harness.training.ranks import RankFailed, Ranks
 from harness.training.trial import run_trial, steps
 

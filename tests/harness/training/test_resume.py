@@ -12,8 +12,10 @@ from harness.runs.run import Run
 from harness.training import checkpoint, memory, scoring
 from harness.training import loop as train
 from harness.training import trial as trials
-from harness.training.bench import Bench, Sources, build_criterion, build_embedder
+from harness.training.bench import Bench, build_criterion
+from harness.training.network import build_embedder
 from harness.training.origin import load_best
+from harness.training.pictures import Sources
 from harness.training.trial import run_trial, steps
 from harness.verify import verify
 from tests.harness.pictures import class_folders

@@ -12,7 +12,8 @@ from harness.runs.record import Epoch
 from harness.runs.run import Run
 from harness.training import checkpoint
 from harness.training import loop as train
-from harness.training.bench import Pixels, Sources, open_dataset
+from harness.training.network import Pixels
+from harness.training.pictures import Sources, open_dataset
 from harness.training.trial import run_trial, steps
 from tests.harness.pictures import class_folders
 
@@ -77,7 +78,7 @@ def test_every_arm_of_a_seed_sees_the_same_batches_and_augmentations(tiny, tmp_p
             shown[name].append((pixels.sum().item(), torch.initial_seed()))
             return pixels
 
-    monkeypatch.setattr("harness.training.bench.Augmentation", Watched)
+    monkeypatch.setattr("harness.training.network.Augmentation", Watched)
     for name in ("contrastive", "proxy_anchor", "multi_similarity+input", "contrastive+embedding"):
         shown[name] = []
         run_trial(tiny(name), tmp_path)
@@ -196,7 +197,7 @@ def test_schedules():
 
 def test_head_warm_up_leaves_the_backbone_as_it_was(tiny, tmp_path):
     trial = tiny(epochs=2, warmup_epochs=1)
-    from harness.training.bench import build_embedder
+    from harness.training.network import build_embedder
 
     initial = build_embedder(trial).state_dict()
     running = steps(trial, Sources(tmp_path))

@@ -6,7 +6,7 @@ import io
 import re
 import tarfile
 import zipfile
-from argparse import Namespace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -80,22 +80,22 @@ FILES = {
     "is an archive of numpy arrays (a.npy), not torch weights": lambda path, state: np.savez(
         path.open("wb"), a=np.zeros(1)
     ),
-    "is a TorchScript program, not weights: save the state_dict": lambda path, state: torch.jit.script(
-        torch.nn.Linear(1, 1)
-    ).save(path),
+    "is a TorchScript program, not weights: save the state_dict of the module, if you trust": lambda path, state: (
+        torch.jit.script(torch.nn.Linear(1, 1)).save(path)
+    ),
     "is a gzip archive: unpack it": lambda path, state: path.write_bytes(b"\x1f\x8b\x08\0\0"),
     "is an HDF5 file, as Keras writes them": lambda path, state: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)),
     "is text, not weights; it begins with 'not found'": lambda path, state: path.write_text("not found"),
-    "is a pickle that would run code (argparse.Namespace) when it is read": lambda path, state: torch.save(
-        {"state_dict": state, "args": Namespace(lr=1)}, path
+    "is a pickle that would run code (fractions.Fraction) when it is read": lambda path, state: torch.save(
+        {"state_dict": state, "lr": Fraction(1)}, path
     ),
     "is cut off: it has": lambda path, state: cut(path, state, 0.5),
     "contains no tensors, but epoch": lambda path, state: torch.save({"epoch": 3}, path),
-    "contains this network 2 times, under 'teacher' and 'student': save the one": lambda path, state: torch.save(
-        {"teacher": state, "student": state}, path
+    "contains this network 2 times, under 'first' and 'second': save the one": lambda path, state: torch.save(
+        {"first": state, "second": state}, path
     ),
-    "2 times, under 'module.encoder_q.' and 'module.encoder_k.'": lambda path, state: torch.save(
-        under("module.encoder_q.", state) | under("module.encoder_k.", state), path
+    "2 times, under 'module.left.' and 'module.right.'": lambda path, state: torch.save(
+        under("module.left.", state) | under("module.right.", state), path
     ),
     "none of the 75 tensors of this network is in it; its names are x.a: the weights of another network": (
         lambda path, state: torch.save({"x.a": torch.zeros(1)}, path)
@@ -139,7 +139,7 @@ def test_a_cut_safetensors_file_says_how_much_is_there(tmp_path, state):
         (lambda state: under("module.", state), "prefix 'module.' stripped"),
         (lambda state: under("module._orig_mod.backbone.", state), "prefix 'module._orig_mod.backbone.' stripped"),
         (lambda state: {"model": {"net": state}}, "read from 'model.net'"),
-        (lambda state: {"state_dict": state, "state_dict_ema": state}, "read from 'state_dict'"),
+        (lambda state: {"averaged": state, "state_dict": state}, "read from 'state_dict', preferred to 'averaged'"),
         (
             lambda state: {**under("encoder.", state), "head.weight": torch.zeros(3), "head.bias": torch.zeros(3)},
             "prefix 'encoder.' stripped, 2 other tensors left out (head.weight, head.bias)",
@@ -219,8 +219,8 @@ training: {{epochs: 1, batch_size: 8, examples_per_class: 2, lr: 1.0e-3, schedul
 
 @pytest.fixture
 def recorded(tmp_path, state, drawn):
-    def recorded(pretrained, more=""):
-        (tmp_path / "g.yaml").write_text(GRID.format(path=pretrained, more=more))
+    def recorded(pretrained, more="", keep=""):
+        (tmp_path / "g.yaml").write_text(GRID.format(path=pretrained, more=more) + keep)
         (trial,) = Grid.load(tmp_path / "g.yaml").trials()
         return run_trial(trial, tmp_path / "run", cache=drawn)
 
@@ -254,6 +254,16 @@ def test_a_record_names_the_file_and_how_its_images_were_prepared(recorded, tmp_
     assert not any("which weights" in f.sentence for f in found)
     lost = record.model_copy(update={"provenance": {**origin, "initial_weights": None}})
     assert any("which weights were loaded is not recorded" in f.sentence for f in rules.over_records([lost]))
+
+
+def test_a_network_of_another_run_is_trained_further(recorded, tmp_path):
+    """Its backbone is the initial one; head and proxies stay behind, and the record says so."""
+    first = recorded("false", keep="keep: weights\n")
+    (path,) = (tmp_path / "run" / "checkpoints").rglob("best.safetensors")
+    record = recorded(path)
+    assert record.provenance["weights_read"].startswith("read from 'model', prefix 'backbone.' stripped, 2 other")
+    assert record.provenance["initial_weights"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert record.validation != first.validation
 
 
 def test_an_untrained_network_has_no_weights_tag(recorded):
