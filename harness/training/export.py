@@ -77,7 +77,7 @@ def export(trained: Trained, folder: Path) -> Exported:
             "options": anatomy(network.name, network.options, network.side_px).options,
             "pooling": network.pooling,
             "dim": network.dim,
-            "hidden": getattr(network, "hidden", None),
+            "hidden": network.hidden,
             "normalised": True,
         },
         "onnx": None if without_onnx else {"file": "model.onnx", "input": "images", "output": "embeddings"},

@@ -30,10 +30,11 @@ from harness.runs.record import Record
 from harness.runs.run import Run
 from harness.training import checkpoint
 from harness.training.backbones import ModelError
-from harness.training.bench import EMBEDDING_BATCH, build_embedder
 from harness.training.devices import rank_devices
 from harness.training.embedder import Embedder
+from harness.training.network import build_embedder
 from harness.training.origin import weights_digest
+from harness.training.pictures import EMBEDDING_BATCH
 
 Picture = str | Path | Image.Image
 MOST_LISTED = 20  # trials in a message
@@ -161,7 +162,7 @@ def load(run: str | Path | Run, trial: str, device: str | None = None, weights: 
     where = rank_devices(1, device)[0]
     record = find_record(source, trial)
     state = _kept_state(source, record)
-    if is_frozen(record.trial):
+    if record.trial.model.backbone == "frozen":
         network = build_embedder(_with_backbone(record, pretrained=_frozen_weights(record, weights)))
         state = {f"backbone.{name}": tensor for name, tensor in network.backbone.state_dict().items()} | state
     elif weights is not None:
@@ -202,11 +203,6 @@ def find_record(run: Run, trial: str) -> Record:
         raise UserError(f"{run.place} has no finished trial")
     names = {record.id for record in records} | {f"{record.arm}-{record.trial.repetition}" for record in records}
     raise UserError(f"{run.place} has {unknown('finished trial', trial, names)}")
-
-
-def is_frozen(trial: Trial) -> bool:
-    """Return whether a trial trained only its head, so that the run folder does not contain its backbone."""
-    return getattr(trial.model, "backbone", "trained") == "frozen"
 
 
 def _kept_state(run: Run, record: Record) -> dict[str, Tensor]:

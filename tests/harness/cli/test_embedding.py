@@ -16,7 +16,7 @@ from PIL import Image
 
 from harness.cli import embedding, main
 from harness.reports import neighbours
-from harness.training.bench import EMBEDDING_BATCH
+from harness.training.pictures import EMBEDDING_BATCH
 from tests.harness.pictures import class_folders
 
 ROOT = Path(__file__).parents[3]

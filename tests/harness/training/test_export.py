@@ -48,11 +48,9 @@ def trained(make_trial, make_record):
             options=options,
             pretrained=False,
             side_px=images.side_px,
+            hidden=hidden,
             generator=0,
         )
-        if hidden:
-            layers = torch.nn.Linear(network.width, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 8)
-            setattr(network, "head", torch.nn.Sequential(*layers))  # noqa: B010 (its type is that of a linear head)
         trial = make_trial(backbone=backbone).model_copy(update={"images": images})
         return Trained(network.requires_grad_(False).eval(), make_record(trial), torch.device("cpu"))
 

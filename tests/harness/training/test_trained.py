@@ -13,12 +13,12 @@ from harness.data.datasets import DatasetError
 from harness.errors import UserError
 from harness.runs.record import write_json
 from harness.runs.run import Run
-from harness.training import bench as benches
-from harness.training import checkpoint, trained
+from harness.training import checkpoint, pictures, trained
 from harness.training.backbones import ModelError
-from harness.training.bench import Bench, Sources
+from harness.training.bench import Bench
 from harness.training.embedder import Embedder
 from harness.training.export import export
+from harness.training.pictures import Sources
 from harness.training.trained import NotKept
 from harness.training.trial import run_trial
 
@@ -40,6 +40,19 @@ def photographs(folder):
     return folder
 
 
+def small(arm):
+    """Return a trial on the photographs that keeps its weights."""
+    return Trial(
+        dataset=Choice(name="folder"),
+        backbone=Backbone(name="test_resnet"),
+        model=Model(dim=16),
+        images=Images(side_px=32, crop_scale=(0.6, 1.0)),
+        training=Training(epochs=1, batch_size=8, examples_per_class=2, lr=1e-3, schedule="constant"),
+        arm=Arm.parse(arm),
+        keep="weights",
+    )
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return photographs(tmp_path_factory.mktemp("photographs"))
@@ -50,16 +63,7 @@ def finished(data, tmp_path_factory):
     """A run of three arms, in each of which the weights were kept."""
     folder = tmp_path_factory.mktemp("finished")
     for arm in ARMS:
-        trial = Trial(
-            dataset=Choice(name="folder"),
-            backbone=Backbone(name="test_resnet"),
-            model=Model(dim=16),
-            images=Images(side_px=32, crop_scale=(0.6, 1.0)),
-            training=Training(epochs=1, batch_size=8, examples_per_class=2, lr=1e-3, schedule="constant"),
-            arm=Arm.parse(arm),
-            keep="weights",
-        )
-        run_trial(trial, folder, data=data)
+        run_trial(small(arm), folder, data=data)
     return folder
 
 
@@ -156,7 +160,7 @@ def began_with(run, record, weights, **provenance):
 
 def test_neither_the_data_nor_the_initial_weights_are_needed(run, record, monkeypatch):
     began_with(run, record, "gone.safetensors")
-    monkeypatch.setattr(benches, "open_dataset", None)
+    monkeypatch.setattr(pictures, "open_dataset", None)
     images = torch.randn(2, 3, 32, 32)
     assert harness.load(run, record.id)(images).norm(dim=1).allclose(torch.ones(2))
 
@@ -196,45 +200,49 @@ def test_weights_of_another_trial_are_refused(run, record):
     assert "were tested: it belongs to another run" in refused(run, kind=checkpoint.CheckpointError)
 
 
-@pytest.fixture
-def frozen(run, record, tmp_path, monkeypatch):
-    """The trial with a frozen backbone: its checkpoint has only the head, its backbone is that of a file."""
-    whole = harness.load(run, record.id).network
+@pytest.fixture(params=[None, 12], ids=["linear", "hidden"])
+def frozen(request, data, tmp_path):
+    """A run with a trial whose backbone was frozen, and the file of that backbone."""
     body = tmp_path / "body.safetensors"
-    checkpoint.save_tensors(body, whole.backbone.state_dict(), {})
-    head = {name: tensor for name, tensor in whole.state_dict().items() if name.startswith("head.")}
-    best = run.checkpoints(record.trial) / "best.safetensors"
-    checkpoint.save(best, {"model": head}, checkpoint.load(best)[1])
-    digests = {"tested_weights": checkpoint.state_digest(head), "initial_weights": checkpoint.digest(body)}
-    began_with(run, record, body, **digests)
-    monkeypatch.setattr(trained, "is_frozen", lambda trial: True)
-    return whole, body
+    backbone = Embedder("test_resnet", dim=1, pretrained=False, side_px=32, generator=1).backbone
+    checkpoint.save_tensors(body, backbone.state_dict(), {})
+    trial = small("contrastive").model_copy(
+        update={
+            "model": Model(dim=16, backbone="frozen", hidden=request.param),
+            "backbone": Backbone(name="test_resnet", pretrained=str(body)),
+        }
+    )
+    run_trial(trial, tmp_path / "frozen", data=data, cache=tmp_path / "cache")
+    return Run(tmp_path / "frozen"), body
 
 
-def test_a_frozen_backbone_is_read_again(run, frozen, tmp_path):
-    whole, body = frozen
-    images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(harness.load(run, "contrastive-s0")(images), whole(images))
+def test_a_frozen_backbone_is_read_again(frozen, data, tmp_path):
+    run, body = frozen
+    (record,) = run.records()
+    with np.load(run.per_query(record.id)) as kept:
+        stored, files = kept["embeddings"].astype(np.float32), [data / name for name in kept["ids"]]
+    np.testing.assert_allclose(harness.load(run, "contrastive-s0").embed(files), stored, atol=1e-3)
     moved = body.rename(tmp_path / "moved.safetensors")
     sentence = refused(run, kind=ModelError)
     assert f"the weights {body} cannot be read" in sentence
     assert "--weights FILE" in sentence
-    assert torch.equal(harness.load(run, "contrastive-s0", weights=moved)(images), whole(images))
+    np.testing.assert_allclose(harness.load(run, "contrastive-s0", weights=moved).embed(files), stored, atol=1e-3)
 
 
-def test_another_backbone_than_the_frozen_one_is_refused(run, frozen):
-    whole, body = frozen
+def test_another_backbone_than_the_frozen_one_is_refused(frozen):
+    run, body = frozen
     before = checkpoint.digest(body)
-    checkpoint.save_tensors(body, {name: tensor + 1 for name, tensor in whole.backbone.state_dict().items()}, {})
+    checkpoint.save_tensors(body, {name: tensor + 1 for name, tensor in checkpoint.tensors(body).items()}, {})
     sentence = refused(run, kind=ModelError)
     assert before in sentence
     assert checkpoint.digest(body) in sentence
 
 
-def test_a_frozen_trial_exports_backbone_and_head_together(run, frozen, tmp_path):
-    whole, _ = frozen
-    export(harness.load(run, "contrastive-s0", device="cpu"), tmp_path / "exported")
+def test_a_frozen_trial_exports_backbone_and_head_together(frozen, tmp_path):
+    run, body = frozen
+    embedder = harness.load(run, "contrastive-s0", device="cpu")
+    export(embedder, tmp_path / "exported")
     tensors = checkpoint.tensors(tmp_path / "exported/model.safetensors")
-    assert len(tensors) == len(whole.state_dict())
-    assert all(torch.equal(tensors[name], tensor) for name, tensor in whole.backbone.state_dict().items())
-    assert any(torch.equal(tensor, whole.head.weight) for tensor in tensors.values())
+    assert len(tensors) == len(embedder.network.state_dict())
+    prefix = "backbone." if embedder.network.hidden else ""
+    assert all(torch.equal(tensors[prefix + name], tensor) for name, tensor in checkpoint.tensors(body).items())
