@@ -12,6 +12,7 @@ from typing import Any
 _HOME = {
     "Grid": "harness.grid",
     "Trial": "harness.config",
+    "load": "harness.training.trained",
     "run_trial": "harness.training.trial",
     "run_grid": "harness.launch",
     "evaluate": "harness.evaluation.retrieval",
@@ -20,7 +21,7 @@ _HOME = {
     "leaderboard": "harness.leaderboard.frame",
 }
 
-__all__ = ["Embedder", "Grid", "Trial", "evaluate", "leaderboard", "run_grid", "run_trial", "scores"]  # pyright: ignore[reportUnsupportedDunderAll] (imported on first use)
+__all__ = ["Embedder", "Grid", "Trial", "evaluate", "leaderboard", "load", "run_grid", "run_trial", "scores"]  # pyright: ignore[reportUnsupportedDunderAll] (imported on first use)
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 import harness
+from harness.cli import main
 from harness.data import datasets
 from harness.data.splits import fair_validation
 
@@ -65,7 +66,7 @@ def trained(clone, tmp_path_factory):
     The command is the printed one, limited to one seed, one epoch and no floors.
     """
     printed = re.findall(r"`make benchmark ARGS='(.*?)'`", section("Adding a loss"))[0]
-    assert "`--set keep=weights`" in section("In your own code")
+    assert "`--set keep=weights`" in section("After the benchmark")
     short = ["--seeds", "0", "--set", "epochs=1", "--set", "floors=[]"]
     words = [*shlex.split(printed), *short, "--set", "keep=weights"]
     folder = tmp_path_factory.mktemp("run") / "run"
@@ -179,7 +180,7 @@ def test_the_scores_are_the_printed_ones(tmp_path, monkeypatch, capsys):
 def test_embeddings_are_evaluated():
     generator = np.random.default_rng(0)
     given = {"embeddings": generator.normal(size=(40, 8)), "labels": np.repeat(np.arange(8), 5)}
-    evaluate, _, _ = blocks("In your own code", "python")
+    evaluate, _ = blocks("In your own code", "python")
     exec(evaluate, given)
     scores = given["scores"]
     printed = re.findall(r"# (\{.*\})", evaluate)[0]
@@ -197,22 +198,30 @@ def test_the_training_loop():
         "model": model,
         "embeddings": model(images),
     }
-    _, train, _ = blocks("In your own code", "python")
+    _, train = blocks("In your own code", "python")
     exec(train, given)
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
     assert given["model"].backbone.conv1.weight.grad.abs().sum() > 0
 
 
-def test_the_kept_weights_are_loaded(trained):
+def test_a_kept_network_embeds_photos_and_is_exported(trained, tmp_path, monkeypatch):
     _, run = trained
-    (file,) = run.glob("checkpoints/*+embedding-*/best.safetensors")
-    _, _, load = blocks("In your own code", "python")
-    printed = "results/runs/quick/checkpoints/TRIAL/best.safetensors"
-    assert printed in load
+    shutil.copytree(run, tmp_path / "results/runs/quick")
+    for number in range(1, 10):
+        photo(tmp_path / f"photos/{number}.jpg")
+    monkeypatch.chdir(tmp_path)
+    (commands,) = blocks("After the benchmark", "sh")
+    for line in commands.splitlines():
+        assert main(shlex.split(line)[1:]) == 0
+    written = re.findall(r"`(\w+\.(?:npz|json|safetensors))`", section("After the benchmark"))
+    assert {name for name in written if (tmp_path / name).exists() or (tmp_path / "exported" / name).exists()} == set(
+        written
+    )
+    (load,) = blocks("After the benchmark", "python")
     given = {}
-    exec(load.replace(printed, str(file)), given)
-    kept = given["sections"]["model"]
-    assert all(torch.equal(kept[name], tensor) for name, tensor in given["model"].state_dict().items())
+    exec(load, given)
+    with np.load("embeddings.npz") as stored:
+        np.testing.assert_allclose(given["embeddings"], stored["embeddings"][:2], atol=1e-5)
 
 
 def test_what_is_sent_to_a_colleague_is_enough_for_the_same_tables(trained, clone, tmp_path):

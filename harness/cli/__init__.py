@@ -3,6 +3,7 @@
     running   run, plan, trial, retry
     reading   status, logs, stop, report, power, trace, audit, verify, draw
     data      doctor, prepare
+    embedding embed, export
     lists     list
     options   what several commands share
 
@@ -22,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from harness.cli import data, lists, reading, running
+from harness.cli import data, embedding, lists, reading, running
 from harness.cli.options import CLOSED, FAILED, INTERRUPTED, OK, WRONG_INPUT
 from harness.errors import UserError, unknown
 
@@ -66,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="metrix-bench", description="A fair benchmark of deep metric learning.")
     top.add_argument("--debug", action="store_true", help="show where in the program an error was raised")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for family in (running, reading, data, lists):
+    for family in (running, reading, embedding, data, lists):
         family.add_commands(commands)
     return top
 

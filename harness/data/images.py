@@ -11,12 +11,13 @@ import os
 import struct
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import PIL
@@ -33,6 +34,8 @@ CHECKED_IMAGES = 64  # whose checksums are compared when a file is opened
 SAMPLED_IMAGES = 64  # from which the size of the file is estimated
 MAX_NAMED = 20  # unreadable images in a message
 MAX_RATIO = 4  # of longer to shorter side; longer images are cropped
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -256,10 +259,7 @@ def _require_readable(dataset: Dataset, unreadable: list[str]) -> None:
 
 
 def _decoded(dataset: Dataset, side_px: int) -> Iterator[tuple[np.ndarray, int] | tuple[None, str]]:
-    """Yield pixels and crc32 of every image in order, or None and why it cannot be read, with few in memory.
-
-    Threads suffice, because Pillow releases the interpreter lock to decode and resize.
-    """
+    """Yield pixels and crc32 of every image in order, or None and why it cannot be read."""
 
     def decode(i: int) -> tuple[np.ndarray, int] | tuple[None, str]:
         try:
@@ -268,13 +268,21 @@ def _decoded(dataset: Dataset, side_px: int) -> Iterator[tuple[np.ndarray, int] 
             return None, str(error)
         return pixels, zlib.crc32(pixels.data)
 
+    return read_ahead(decode, range(len(dataset)))
+
+
+def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield read(item) of each item in order, read in threads some items ahead, with few results in memory.
+
+    Threads suffice, because Pillow releases the interpreter lock to decode and resize.
+    """
     cores = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(cores) as threads:
-        numbers = iter(range(len(dataset)))
-        waiting = deque(threads.submit(decode, i) for i in islice(numbers, 8 * cores))
+        items = iter(items)
+        waiting = deque(threads.submit(read, item) for item in islice(items, 8 * cores))
         while waiting:
             yield waiting.popleft().result()
-            waiting.extend(threads.submit(decode, i) for i in islice(numbers, 1))
+            waiting.extend(threads.submit(read, item) for item in islice(items, 1))
 
 
 def resized(image: Image.Image, side_px: int) -> np.ndarray:

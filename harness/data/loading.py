@@ -149,20 +149,20 @@ class Augmentation:
     def evaluate(self, images: Batch) -> Tensor:
         """Resize and centrally crop b uint8 images: (b, 3, side_px, side_px) float32."""
         if isinstance(images, Unread):
-            return self._from_files(images, lambda i: self._centred(images.read(i)))
+            return self._from_files(images, lambda i: self.centred(images.read(i)))
         if isinstance(images, Tensor):
             return self._normalised(self._centre(images))
         return self._normalised(torch.cat([self._centre(image.unsqueeze(0)) for image in images]))
 
     @property
-    def _resized_px(self) -> int:
+    def resized_px(self) -> int:
         """Return the shorter side before the central crop."""
         return round(self.side_px / self.centre_share)
 
     def _centre(self, images: Tensor) -> Tensor:
         """Resize (b, 3, h, w) uint8 if necessary and crop its centre: (b, 3, side_px, side_px)."""
         height, width = images.shape[2:]
-        resized = [self._resized_px * extent // min(height, width) for extent in (height, width)]
+        resized = [self.resized_px * extent // min(height, width) for extent in (height, width)]
         if resized != [height, width]:
             pixels = images if images.device.type == "cpu" else images.float()  # CUDA has no 8-bit resize
             images = functional.interpolate(pixels, size=resized, mode=self.interpolation, antialias=True)
@@ -176,10 +176,10 @@ class Augmentation:
         image = vision.resized_crop(image, *crop[:, 0].tolist(), [self.side_px] * 2, mode, antialias=True)
         return vision.pil_to_tensor(vision.hflip(image) if self.flip and uniform[22] < 0.5 else image)
 
-    def _centred(self, image: Image.Image) -> Tensor:
-        """Return a test image of the classical path, (3, side_px, side_px) uint8."""
+    def centred(self, image: Image.Image) -> Tensor:
+        """Return a test image of the classical path, from one in RGB: (3, side_px, side_px) uint8."""
         vision, mode = _torchvision(self.interpolation)
-        resized = vision.resize(image, [self._resized_px], mode, antialias=True)
+        resized = vision.resize(image, [self.resized_px], mode, antialias=True)
         return vision.pil_to_tensor(vision.center_crop(resized, [self.side_px] * 2))
 
     def _from_files(self, images: Unread, transform: Callable[[int], Tensor]) -> Tensor:

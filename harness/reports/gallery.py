@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from harness.config import Choice
 from harness.data import datasets
-from harness.data.datasets import Dataset, DatasetError
+from harness.data.datasets import DatasetError
 from harness.errors import first_few
 from harness.leaderboard.board import Block, Board, record_ids
 from harness.leaderboard.collection import Collection
@@ -191,18 +191,18 @@ def _pictures(
     try:
         dataset = datasets.load(choice.name, data=data, cache=cache, **choice.options)
         places = {key: place for place, key in enumerate(dataset.keys)}
-        return tuple(_thumbnail(dataset, places[name]) for name in names), ""
+        return tuple(thumbnail(dataset.read(places[name])) for name in names), ""
     except (DatasetError, OSError) as error:
         return ("",) * len(names), f" Images cannot be shown: {error}."
     except KeyError as error:
         return ("",) * len(names), f" Images cannot be shown: this copy of {choice.name} has no {error}."
 
 
-def _thumbnail(dataset: Dataset, place: int) -> str:
-    image = dataset.read(place)
+def thumbnail(image: Image.Image, side_px: int = SIDE_PX) -> str:
+    """Return an image as a data URI: as it is if it is small, else as a square of this side."""
     kind = "png" if max(image.size) <= SMALL_PX else "jpeg"
     if kind == "jpeg":
-        image = ImageOps.fit(image.convert("RGB"), (SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)
+        image = ImageOps.fit(image.convert("RGB"), (side_px, side_px), Image.Resampling.BILINEAR)
     file = io.BytesIO()
     image.save(file, kind, **({"optimize": True} if kind == "png" else {"quality": 72}))
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -182,3 +182,12 @@ def create(backbone: str, options: Mapping[str, Any], overlay: Mapping[str, Any]
     return _timm().create_model(
         backbone, pretrained=True, pretrained_cfg_overlay=dict(overlay), num_classes=0, **options
     )
+
+
+def from_file(backbone: str, options: Mapping[str, Any], num_classes: int, file: Path) -> nn.Module:
+    """Build a network with timm's own pooling and classifier from a file of all its weights, in evaluation mode.
+
+    timm's errors are passed on.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return _timm().create_model(backbone, num_classes=num_classes, checkpoint_path=str(file), **options).eval()

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as as_bytes
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -77,6 +78,19 @@ def tensors(path: Path | str) -> dict[str, Tensor]:
     """Return the tensors of any safetensors file, on the CPU. Raise SafetensorError for any other file."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a plain safetensors file, atomically: each tensor under its name, contiguous, for other programs.
+
+    Raises CheckpointError if the disk is not writable or stays full until retries end.
+    """
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        # The format's own writer makes files that only their owner can read.
+        files.put(Path(path), lambda aside: aside.write_bytes(as_bytes(plain, dict(metadata))))
+    except (OSError, SafetensorError, StorageError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
 def remove(folder: Path | str) -> None:

@@ -30,8 +30,8 @@ ROTATIONS = {
 KEY_SCALE = {"L;2": 85, "L;4": 17}  # factor from a grey value of 2 or 4 bits, as in a colour key, to 8
 
 
-def decode(source: str | Path | BinaryIO, key: str) -> Image.Image:
-    """Decode one image file to 8-bit RGB, or L if it is grey.
+def decode(source: str | Path | BinaryIO | Image.Image, key: str) -> Image.Image:
+    """Decode one image file, or an image that Pillow opened, to 8-bit RGB, or L if it is grey.
 
     The image is rotated by its EXIF orientation. Transparency, as a channel or a colour key, is blended with white.
     16-bit grey is divided by 257. Of an animation, the first frame is used. Colour profiles are not applied, and CMYK
@@ -48,19 +48,28 @@ def decode(source: str | Path | BinaryIO, key: str) -> Image.Image:
             "smaller size; networks see a few hundred pixels per side"
         ) from error
     except Exception as error:  # Pillow's decoders raise anything from SyntaxError to struct.error on bad bytes
-        with suppress(Exception):
-            return _decoded(_without_metadata(source))
+        if not isinstance(source, Image.Image):
+            with suppress(Exception):
+                return _decoded(_without_metadata(source))
         raise DatasetError(f"{key}: {type(error).__name__}: {error}") from error
 
 
-def _decoded(source: str | Path | BinaryIO) -> Image.Image:
+def _decoded(source: str | Path | BinaryIO | Image.Image) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return _upright(source)
     with Image.open(source) as image:
-        raw = image.tile[0][3] if image.tile else None  # Pillow clears this once the pixels are loaded
-        image.load()
-        rotation = ROTATIONS.get(_orientation(image))
-        upright = image if rotation is None else image.transpose(rotation)
-        upright.info = image.info
-        return _eight_bit(upright, raw)
+        return _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return the image in L or RGB, rotated by its EXIF orientation."""
+    tiles = getattr(image, "tile", None)  # Pillow clears them once the pixels are loaded
+    raw = tiles[0][3] if tiles else None
+    image.load()
+    rotation = ROTATIONS.get(_orientation(image))
+    upright = image if rotation is None else image.transpose(rotation)
+    upright.info = image.info
+    return _eight_bit(upright, raw)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -20,7 +20,7 @@ def render(board: Board) -> str:
     from markupsafe import Markup
 
     caption = captions.of_board(board, published="Grey", every=True)
-    return _template().render(
+    return template("page.html").render(
         title=board.title,
         progress=wording.progress(board),
         partial=board.partial,
@@ -52,7 +52,8 @@ def _part(name: str) -> str:
 
 
 @cache
-def _template():
+def template(name: str):
+    """Return the template of this name in `reports/page/`; it escapes what it is given."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -62,4 +63,4 @@ def _template():
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.from_string(_part("page.html") + "\n")
+    return environment.from_string(_part(name) + "\n")

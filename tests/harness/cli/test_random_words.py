@@ -60,6 +60,9 @@ OPTIONS = {  # option → its values
     "--format": st.sampled_from(["csv", "latex,csv", "markdown", "pdff", ""]) | WORDS,
     "--metrics": st.sampled_from(["R@1", "R@3", "MAP@R,R@1", "r@1", ""]) | WORDS,
     "--to": st.sampled_from(["NEW/x.svg", "RUN", "/x.doc", "NEW"]),
+    "--neighbours": st.sampled_from(["1", "0", "x", "999999"]),
+    "--batch": st.sampled_from(["7", "0", "x"]),
+    "--weights": PLACES,
     "--side": st.sampled_from(["8", "0", "-1", "x"]),
     "--option": st.sampled_from(["test_share=0.5", "test_share=2", "test_share=nan", "x=1", "=", "test_share=[1]"])
     | SETS,
@@ -83,6 +86,8 @@ COMMANDS = {
     "audit": (PLACES, []),
     "verify": (PLACES, ["--only", "--data", "--device"]),
     "draw": (PLACES, ["--to"]),
+    "embed": (PLACES, ["--out", "--device", "--neighbours", "--batch", "--weights"]),
+    "export": (PLACES, ["--weights"]),
     "doctor": (st.sampled_from(["folder", "manifest", "omniglot", "cub200", "foldr", ""]), ["--data", "--option"]),
     "prepare": (st.sampled_from(["folder", "manifest", "foldr"]), ["--data", "--option", "--side"]),
     "list": (st.sampled_from(["losses", "datasets", "stages", "grids", "backbones", "x"]), []),
@@ -100,6 +105,8 @@ def command_lines(draw):
     if command in ("logs", "trace", "draw", "list"):
         words += draw(st.lists(WORDS | ARMS, max_size=1))
     always = [name for name in ("--arm", "--data") if name in options]
+    if command in ("embed", "export"):
+        words += [draw(WORDS | ARMS), draw(st.just("NEW") | st.just("DATA" if command == "embed" else "NEW"))]
     if command in ("plan", "trial"):
         words += ["--out", draw(st.sampled_from(["RUN", "NEW", "NEW"]))]
     for option in [*always, *draw(st.lists(st.sampled_from(options), max_size=3) if options else st.just([]))]:
@@ -117,6 +124,7 @@ def ready(tmp_path_factory):
     (place / "GRID").write_text(GRID)
     (place / "BROKEN").write_bytes(b"name: [\xff")
     words = ["trial", "GRID", "--arm", "contrastive", "--data", "DATA", "--cache", CACHE, "--out", "RUN"]
+    words += ["--set", "keep=weights"]
     assert run_command(place, words)[0] == 0
     assert len(Run(place / "RUN").records()) == 1
     return place
