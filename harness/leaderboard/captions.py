@@ -320,8 +320,14 @@ def _training(block: Block, tuned: bool) -> str:
 
 
 def heading(block: Block, network: str, differing: Mapping[str, Any]) -> str:
-    """Return `glyphs · test_resnet`, with the factors that distinguish the block: `(model.dim = 128)`."""
-    factors = ", ".join(f"{name} = {_short(value)}" for name, value in differing.items())
+    """Return `glyphs · test_resnet`, with the factors that distinguish the block: `(model.dim = 128)`.
+
+    A pretrained network is called frozen or fine-tuned.
+    """
+    others = {name: value for name, value in differing.items() if name != "model.backbone"}
+    factors = ", ".join(f"{name} = {_short(value)}" for name, value in others.items())
+    kind = "frozen" if block.factors.get("model.backbone") == "frozen" else "fine-tuned"
+    network += f", {kind}" if block.factors.get("backbone.pretrained") else ""
     return f"{block.data} · {network}" + (f" ({factors})" if factors else "")
 
 
