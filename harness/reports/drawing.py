@@ -309,7 +309,8 @@ def learning_curves(figure: Any, block: Block, board: Board) -> bool:
     axes, drawn = figure.subplots(), []
     for row in block.trained[:MOST_ROWS]:
         curves: Any = board.curves[board.curves["record"].isin(record_ids(row))]
-        each = curves.pivot_table(index="epoch", columns="record", values="validation", dropna=False)
+        plain = curves.astype({"record": object})  # pandas cannot pivot a part of more than 127 categories
+        each = plain.pivot(index="epoch", columns="record", values="validation")
         shared = each.dropna()
         if len(shared) < 2 or curves["validation"].isna().any():
             continue

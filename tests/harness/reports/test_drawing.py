@@ -97,6 +97,14 @@ def test_learning_curves_are_the_mean_at_each_epoch_that_all_seeds_have(make_tri
     assert figures.draw_trial(newer, tmp_path / "one.svg").exists()
 
 
+def test_learning_curves_of_a_large_board(make_trial, make_record):
+    """With more than 127 records pandas numbers their categories with 16 bits, and those of one row with 8."""
+    arms = ("contrastive", "contrastive+embedding")
+    board = board_of([make_record(make_trial(arm, seed=seed), 0.5) for arm in arms for seed in range(70)])
+    with figures._figure("test", 3.0) as figure:
+        assert figures.learning_curves(figure, board.blocks[0], board)
+
+
 def test_a_board_with_too_little_for_a_figure_has_none(make_trial, make_record, tmp_path):
     alone = board_of([make_record(make_trial(), 0.5, curve=(), selected_epoch=None)])
     assert draw_board(alone, tmp_path, (".png",)) == [
