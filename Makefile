@@ -49,11 +49,11 @@ benchmark: $(STAMP)  ## run GRID (default: quick, or photos with DATA; ten minut
 report: $(STAMP)  ## rewrite the leaderboard of OUT from its records
 	@$(BENCH) report $(call quoted,$(OUT)) $(ARGS)
 
-readme:  ## copy the leaderboard of OUT into README.md, with its captions folded
-	@sed -i -e '/results:begin/,/results:end/{//!d}' README.md
+readme:  ## copy the leaderboard of OUT into the section of GRID in README.md, with its captions folded
+	@sed -i -e '/results:$(GRID):begin/,/results:$(GRID):end/{//!d}' README.md
 	@sed -e '/^# /d' -e 's/^## /### /' $(call quoted,$(OUT)/leaderboard.md) | awk -v folded='<details><summary>Settings, notes and statistics of this table</summary>' \
 		'/^#/ && open {print "</details>\n"; open = 0} /^[^|#]/ && !open {print folded "\n"; open = 1} {print} END {if (open) print "\n</details>"}' > README.md.part
-	@sed -i -e '/results:begin/r README.md.part' README.md && rm README.md.part
+	@sed -i -e '/results:$(GRID):begin/r README.md.part' README.md && rm README.md.part
 
 # JOBS test files run at a time. Tests of whole clusters use all cores themselves.
 test: $(STAMP)  ## run the tests (seven minutes on 2 cores; ARGS='-m slow' runs those of whole clusters, twenty minutes more)

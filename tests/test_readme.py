@@ -73,27 +73,28 @@ def trained(clone, tmp_path_factory):
     return clone("harness.cli", "run", "quick", "--out", folder, *words), folder
 
 
-def make_readme(folder: Path, readme: str, board: str) -> str:
+def make_readme(folder: Path, readme: str, board: str, grid) -> str:
     """Return a README after `make readme` with the leaderboard of a run."""
     (folder / "README.md").write_text(readme, encoding="utf-8")
     (folder / "leaderboard.md").write_text(board, encoding="utf-8")
-    words = ["make", "--makefile", ROOT / "Makefile", "readme", "OUT=."]
+    words = ["make", "--makefile", ROOT / "Makefile", "readme", f"GRID={grid}", "OUT=."]
     subprocess.run(words, cwd=folder, check=True)
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_table_is_the_committed_board(tmp_path):
-    figure = re.findall(r"\]\((results/.*?)\.svg\)", README)[0]
+@pytest.mark.parametrize("grid", ["photos", "quick"])
+def test_the_table_is_the_committed_board(grid, tmp_path):
+    (figure,) = re.findall(rf"\]\((results/{grid}-.*?)\.svg\)", README)
     board = (ROOT / f"{figure}.md").read_text(encoding="utf-8")
-    empty = re.sub(r"(results:begin -->\n).*(?=<!-- results:end)", r"\1", README, flags=re.S)
+    empty = re.sub(rf"(results:{grid}:begin -->\n).*(?=<!-- results:{grid}:end)", r"\1", README, flags=re.S)
     assert len(empty) < len(README)
-    assert make_readme(tmp_path, empty, board) == README
-    assert make_readme(tmp_path, README, board) == README
+    assert make_readme(tmp_path, empty, board, grid) == README
+    assert make_readme(tmp_path, README, board, grid) == README
 
 
 def test_the_captions_of_every_table_are_folded(tmp_path):
     board = "# two\n\n## a\n\n| x |\n| --- |\n\nData.\n\n- Note.\n\n## b\n\n| y |\n| --- |\n\nMore.\n"
-    made = make_readme(tmp_path, "<!-- results:begin -->\n<!-- results:end -->\n", board)
+    made = make_readme(tmp_path, "<!-- results:quick:begin -->\n<!-- results:quick:end -->\n", board, "quick")
     fold = "<details><summary>Settings, notes and statistics of this table</summary>"
     assert [line for line in made.splitlines() if line][1:-1] == [
         *("### a", "| x |", "| --- |", fold, "Data.", "- Note.", "</details>"),
