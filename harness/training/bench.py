@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,11 @@ class Bench:
         assert isinstance(self.augmentation, Augmentation)  # a head on features is not divided
         augmentation = parallel.Divided(**vars(self.augmentation))
         return replace(self, model=parallel.Parallel(self.network), augmentation=augmentation)
+
+    @cached_property
+    def split_fingerprint(self) -> str:
+        """Return the fingerprint of the split: names, classes and splits of all images."""
+        return splits.fingerprint(self.dataset, self.split)
 
     @property
     def network(self) -> Network:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from baselines.form import Loss
 from harness.config import PIXELS, Trial
-from harness.data import splits
 from harness.data.datasets import DatasetError
 from harness.errors import GridError
 from harness.evaluation.analysis import analyse
@@ -311,7 +310,7 @@ def _data(bench: Bench, test: TestRead | None) -> Data:
         pixel_fingerprint=dataset.pixel_fingerprint,
         content_fingerprint=bench.images.fingerprint,
         source_stamp=dataset.stamp,
-        split_fingerprint=splits.fingerprint(dataset, split),
+        split_fingerprint=bench.split_fingerprint,
         images={name: int((split == name).sum()) for name in names},
         classes={name: len(np.unique(dataset.labels[split == name])) for name in names},
         test_queries=len(test.result.queries) if test else 0,
