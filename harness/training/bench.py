@@ -34,6 +34,8 @@ from harness.training.loop import Diverged, Progress, Transform, train
 from harness.training.network import Pixels, network_of
 from harness.training.pictures import EMBEDDING_BATCH, Pictures, Sources, open_dataset, pictures_of
 
+SAVE_EVERY_S = 5.0  # of a head alone, whose epochs take a tenth of a second
+
 
 class Unfair(UserError):
     """Raised for a trial that a fairness rule forbids; the message is the rule's finding."""
@@ -110,8 +112,13 @@ class Bench:
     def train(
         self, criterion: Criterion, validate: Callable[[], Any], folder: Path, **options: Any
     ) -> Iterator[Progress]:
-        """Train on the images of the training split; `options` are those of `harness.training.loop.train`."""
-        training = self.split_images("train")
+        """Train on the images of the training split; `options` are those of `harness.training.loop.train`.
+
+        A frozen trial is saved every few seconds, any other after each epoch. Where the test is scored after each
+        epoch, so is the trial: an epoch that was scored is not repeated.
+        """
+        training, protocol = self.split_images("train"), PROTOCOLS[self.trial.protocol]
+        often = self.trial.model.backbone != "frozen" or protocol.watches_test
         return train(
             self.trial,
             self.network,
@@ -121,9 +128,10 @@ class Bench:
             torch.as_tensor(training.labels),
             self.augmentation,
             validate,
-            PROTOCOLS[self.trial.protocol].choose,
+            protocol.choose,
             folder,
             self.device,
+            save_every_s=0.0 if often else SAVE_EVERY_S,
             **options,
         )
 

@@ -162,9 +162,10 @@ def _train_and_test(trial: Trial, sources: Sources, run: Run, fresh: Progress) -
                 if protocol.watches_test:
                     weights = checkpoint.state_digest(bench.model.state_dict())
                     test_curve.add(progress.epoch, weights, lambda: read_test(bench, run).values)
-                pushing = time.perf_counter()
-                run.push_checkpoints(trial)
-                progress.checkpoint_s += time.perf_counter() - pushing
+                if progress.saved == progress.epoch:
+                    pushing = time.perf_counter()
+                    run.push_checkpoints(trial)
+                    progress.checkpoint_s += time.perf_counter() - pushing
                 yield progress
     run.finish(_record(bench, run, progress, criterion, test_curve, sources))
     if trial.keep != "weights":
