@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from harness.training.head import frozen_problem
 from harness.training.loop import Diverged, Progress, Transform, train
 from harness.training.network import Pixels, network_of
 from harness.training.pictures import EMBEDDING_BATCH, Pictures, Sources, open_dataset, pictures_of
+
+SAVE_EVERY_S = 5.0  # of a head alone, whose epochs take a tenth of a second
 
 
 class Unfair(UserError):
@@ -92,6 +94,11 @@ class Bench:
         augmentation = parallel.Divided(**vars(self.augmentation))
         return replace(self, model=parallel.Parallel(self.network), augmentation=augmentation)
 
+    @cached_property
+    def split_fingerprint(self) -> str:
+        """Return the fingerprint of the split: names, classes and splits of all images."""
+        return splits.fingerprint(self.dataset, self.split)
+
     @property
     def network(self) -> Network:
         """The network, of any trial but that of the pixel floor."""
@@ -105,8 +112,13 @@ class Bench:
     def train(
         self, criterion: Criterion, validate: Callable[[], Any], folder: Path, **options: Any
     ) -> Iterator[Progress]:
-        """Train on the images of the training split; `options` are those of `harness.training.loop.train`."""
-        training = self.split_images("train")
+        """Train on the images of the training split; `options` are those of `harness.training.loop.train`.
+
+        A frozen trial is saved every few seconds, any other after each epoch. Where the test is scored after each
+        epoch, so is the trial: an epoch that was scored is not repeated.
+        """
+        training, protocol = self.split_images("train"), PROTOCOLS[self.trial.protocol]
+        often = self.trial.model.backbone != "frozen" or protocol.watches_test
         return train(
             self.trial,
             self.network,
@@ -116,9 +128,10 @@ class Bench:
             torch.as_tensor(training.labels),
             self.augmentation,
             validate,
-            PROTOCOLS[self.trial.protocol].choose,
+            protocol.choose,
             folder,
             self.device,
+            save_every_s=0.0 if often else SAVE_EVERY_S,
             **options,
         )
 

@@ -8,8 +8,10 @@ file that imports safetensors.
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +107,16 @@ def remove(folder: Path | str) -> None:
 
 
 def digest(path: Path | str) -> str:
-    """Return the sha256 of the file's bytes in hexadecimal, as sha256sum prints it."""
+    """Return the sha256 of the file's bytes in hexadecimal, as sha256sum prints it.
+
+    This process remembers it until the file, its size or its times change.
+    """
+    status = os.stat(path)
+    return _digest(os.path.abspath(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@lru_cache(maxsize=64)
+def _digest(path: str, *stamp: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

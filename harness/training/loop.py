@@ -3,6 +3,7 @@
 The test split is not an argument. For validation the loop gets a function that scores the model.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ class Progress:
     origin     what must not change during this training (see `origin.origin_of`)
     earlier_s  seconds of earlier attempts, as far as checkpoints record them
     devices    the devices of all attempts, each once, in order
+    saved      the last epoch that a checkpoint contains; 0 before the first
     began      when this attempt began, on the clock `time.perf_counter`
     """
 
@@ -50,6 +52,7 @@ class Progress:
     earlier_s: float = 0.0
     peak_gb: float | None = 0.0
     devices: list[str] = field(default_factory=list)
+    saved: int = 0
     began: float = field(default_factory=lambda: time.perf_counter())
 
     @property
@@ -108,6 +111,9 @@ class Objective(Protocol):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
 
 
+Learned = dict[str, Mapping[str, Any]]  # the states of a network and its objective
+
+
 def save(
     folder: Path,
     model: nn.Module,
@@ -115,16 +121,25 @@ def save(
     optimizer: torch.optim.Optimizer,
     now: Progress,
     choose: Callable[[Sequence[Epoch]], int],
+    unsaved: Learned | None = None,
 ) -> None:
-    """Save the state to resume from, then the weights of this epoch if it is the chosen one.
+    """Save the state to resume from, then the weights of the chosen epoch if it is this one or is `unsaved`.
 
-    In this order an epoch whose weights were saved is never repeated. If a crash came between the two, `train` saves
+    `unsaved` is what an earlier epoch had learned that was chosen and not saved; the state contains it too. In this
+    order an epoch whose weights were saved is never repeated. If a crash came between the two files, `train` saves
     the chosen weights again from the state.
     """
-    learned = {"model": model.state_dict(), "criterion": criterion.state_dict()}
-    checkpoint.save(folder / "last.safetensors", {**learned, "optimizer": optimizer.state_dict()}, now.content())
-    if choose(now.curve) == now.epoch:
-        checkpoint.save(folder / "best.safetensors", learned, {"epoch": now.epoch})
+    now.saved, chosen, learned = now.epoch, choose(now.curve), _learned(model, criterion)
+    state = {**learned, "optimizer": optimizer.state_dict()}
+    if chosen != now.epoch and unsaved:
+        state["chosen"] = learned = unsaved
+    checkpoint.save(folder / "last.safetensors", state, now.content())
+    if chosen == now.epoch or unsaved:
+        checkpoint.save(folder / "best.safetensors", learned, {"epoch": chosen})
+
+
+def _learned(model: nn.Module, criterion: Objective) -> Learned:
+    return {"model": model.state_dict(), "criterion": criterion.state_dict()}
 
 
 def train(
@@ -142,6 +157,7 @@ def train(
     *,
     backward: Callable[[Tensor], None] = Tensor.backward,
     save: Callable[..., None] = save,
+    save_every_s: float = 0.0,
     fresh: Progress | None = None,
 ) -> Iterator[Progress]:
     """Train `model` under `criterion` on images[indices] with `labels` (n,) in 0 … classes−1; yield after each epoch.
@@ -150,21 +166,27 @@ def train(
     first yields the state it continues from. The weights of the epoch that `choose` selects from the curve are saved
     in `folder`/best.safetensors. `validate` returns scores and spread of the validation embeddings; the curve starts
     with those before the first step. `criterion` has `objective(model, images, labels) -> scalar`. `backward`
-    computes the gradients of a loss, `save` saves an epoch, and `fresh` is the progress of a new training. Raises
-    Diverged if the loss is not finite.
+    computes the gradients of a loss, `save` saves an epoch, and `fresh` is the progress of a new training.
+
+    The first and the last epoch of an attempt are saved, and any that ends `save_every_s` seconds or more after the
+    last save. So a crash loses no more than these seconds and the running epoch; 0 saves every epoch.
+
+    Raises Diverged if the loss is not finite.
     """
     settings = trial.schedule
     groups = [{"params": list(model.parameters()), "lr": settings.lr}, *criterion.parameter_groups(settings.lr)]
     optimizer = OPTIMIZERS[settings.optimizer](groups, settings.lr, weight_decay=settings.weight_decay, fused=True)
     base = [group["lr"] for group in optimizer.param_groups]
-    progress = _resume(folder, model, criterion, optimizer, fresh or Progress())
+    progress, unsaved = _resume(folder, model, criterion, optimizer, fresh or Progress())
     if progress.curve:
-        if choose(progress.curve) == progress.epoch:
+        if unsaved or choose(progress.curve) == progress.epoch:
             # The last attempt may have stopped between the two files.
-            save(folder, model, criterion, optimizer, progress, choose)
+            save(folder, model, criterion, optimizer, progress, choose, unsaved)
+            unsaved = None
         yield progress
     else:
         progress.curve.append(_validated(validate, epoch=0, loss=None, lr=0.0, train_s=0.0))
+    saved_at = -math.inf
     for epoch in range(progress.epoch + 1, settings.epochs + 1):
         began, scale = time.perf_counter(), step_size(settings, epoch)
         for group, lr in zip(optimizer.param_groups, base, strict=True):
@@ -185,7 +207,11 @@ def train(
         progress.curve.append(_validated(validate, **known, train_s=time.perf_counter() - began))
         progress.note_peak(memory.peak_gb(device))
         saving = time.perf_counter()
-        save(folder, model, criterion, optimizer, progress, choose)
+        if epoch == settings.epochs or saving - saved_at >= save_every_s:
+            save(folder, model, criterion, optimizer, progress, choose, unsaved)
+            unsaved, saved_at = None, time.perf_counter()
+        elif choose(progress.curve) == epoch:
+            unsaved = copy.deepcopy(_learned(model, criterion))
         progress.checkpoint_s += time.perf_counter() - saving
         yield progress
 
@@ -273,11 +299,12 @@ def _require_finite(losses: Tensor, epoch: int) -> None:
 
 def _resume(
     folder: Path, model: nn.Module, criterion: Objective, optimizer: torch.optim.Optimizer, fresh: Progress
-) -> Progress:
+) -> tuple[Progress, Learned | None]:
+    """Load the last state, if there is one; return its progress, and the chosen weights that it contains."""
     if not (folder / "last.safetensors").exists():
-        return fresh
+        return fresh, None
     sections, meta = checkpoint.load(folder / "last.safetensors")
     model.load_state_dict(sections["model"])
     criterion.load_state_dict(sections["criterion"])
     optimizer.load_state_dict(sections["optimizer"])
-    return fresh.resumed(meta)
+    return fresh.resumed(meta), sections.get("chosen")

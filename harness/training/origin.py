@@ -109,9 +109,10 @@ def resumable(trial: Trial, run: Run, origin: Mapping[str, str]) -> dict[str, An
     if not (folder / "last.safetensors").exists():
         return {}
     try:
-        _, meta = checkpoint.load(folder / "last.safetensors")
+        sections, meta = checkpoint.load(folder / "last.safetensors")
         curve = [Epoch(**epoch) for epoch in meta["curve"]]
-        if (chosen := PROTOCOLS[trial.protocol].choose(curve)) != curve[-1].epoch:
+        chosen = PROTOCOLS[trial.protocol].choose(curve)
+        if chosen != curve[-1].epoch and "chosen" not in sections:
             _chosen_weights(folder, chosen)
     except checkpoint.CheckpointError as error:
         run.set_aside(folder, f"{error}; the trial starts again")

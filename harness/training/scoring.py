@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from harness.data import splits
 from harness.evaluation import retrieval
 from harness.evaluation.editions import evaluator_digest
 from harness.evaluation.spread import spread
@@ -90,7 +89,7 @@ def read_test(bench: Bench, run: Run) -> TestRead:
     entry = Ledger.of(run).read(
         cell="/".join((*trial.cell, trial.repetition)),
         checkpoint=checkpoint.state_digest(bench.model.state_dict()),
-        split=splits.fingerprint(dataset, bench.split),
+        split=bench.split_fingerprint,
         evaluator=evaluator_digest(),
     )
     embeddings, ids = bench.embed(test.indices), np.array([dataset.keys[i] for i in test.indices])

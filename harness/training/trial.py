@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from baselines.form import Loss
 from harness.config import PIXELS, Trial
-from harness.data import splits
 from harness.data.datasets import DatasetError
 from harness.errors import GridError
 from harness.evaluation.analysis import analyse
@@ -163,9 +162,10 @@ def _train_and_test(trial: Trial, sources: Sources, run: Run, fresh: Progress) -
                 if protocol.watches_test:
                     weights = checkpoint.state_digest(bench.model.state_dict())
                     test_curve.add(progress.epoch, weights, lambda: read_test(bench, run).values)
-                pushing = time.perf_counter()
-                run.push_checkpoints(trial)
-                progress.checkpoint_s += time.perf_counter() - pushing
+                if progress.saved == progress.epoch:
+                    pushing = time.perf_counter()
+                    run.push_checkpoints(trial)
+                    progress.checkpoint_s += time.perf_counter() - pushing
                 yield progress
     run.finish(_record(bench, run, progress, criterion, test_curve, sources))
     if trial.keep != "weights":
@@ -311,7 +311,7 @@ def _data(bench: Bench, test: TestRead | None) -> Data:
         pixel_fingerprint=dataset.pixel_fingerprint,
         content_fingerprint=bench.images.fingerprint,
         source_stamp=dataset.stamp,
-        split_fingerprint=splits.fingerprint(dataset, split),
+        split_fingerprint=bench.split_fingerprint,
         images={name: int((split == name).sum()) for name in names},
         classes={name: len(np.unique(dataset.labels[split == name])) for name in names},
         test_queries=len(test.result.queries) if test else 0,

@@ -9,6 +9,7 @@ import torch
 from harness.runs import files, storage
 from harness.runs.bucket import Bucket
 from harness.runs.run import Run
+from harness.training import bench as benches
 from harness.training import checkpoint, memory, scoring
 from harness.training import loop as train
 from harness.training import trial as trials
@@ -26,6 +27,23 @@ class Killed(BaseException):
     """The process ends here."""
 
 
+class Clock(list):
+    """The seconds that it shows, in a list of one."""
+
+    def ticked(self, scores):
+        self[0] += 10
+        return scores
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass in scoring alone, ten a time."""
+    clock, scores = Clock([0.0]), Bench.scores
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(Bench, "scores", lambda bench, name: clock.ticked(scores(bench, name)))
+    return clock
+
+
 # the moment of the crash
 
 
@@ -40,17 +58,21 @@ class LocalBucket(Bucket):
         super()._put(key, content)
 
 
+RISING = tuple(i / 100 for i in range(10, 50))
+
+
 class Lives:
     """A process that is killed before it writes (in a bucket: stores) its n-th checkpoint, and is started again.
 
     In a bucket it is another machine that starts it.
 
-    In its first life every epoch scores more than the one before, in the second less than any: what the first had
-    chosen and lost is not chosen again. The images differ a little too, as the bits of a GPU do.
+    In its first life every epoch scores more than the one before, or as `scores` says, in the second less than any:
+    what the first had chosen and lost is not chosen again. The images differ a little too, as the bits of a GPU do.
     """
 
-    def __init__(self, monkeypatch, place, bucket):
+    def __init__(self, monkeypatch, place, bucket, scores=RISING):
         self.life, self.writes, self.kill_before, self.weights = 0, 0, 0, {}
+        self.first_scores = scores
         self.place = place
         self._batches = train._batches
         monkeypatch.setattr(Bench, "scores", lambda bench, name: self.scores(bench))
@@ -81,7 +103,7 @@ class Lives:
             yield pixels + 0.01 * self.life, labels
 
     def scores(self, bench):
-        score = (10 + len(self.weights)) / 100 if self.life == 0 else 1 / (100 + len(self.weights))
+        score = self.first_scores[len(self.weights)] if self.life == 0 else 1 / (100 + len(self.weights))
         self.weights[score] = checkpoint.state_digest(bench.model.state_dict())
         return {"MAP@R": score, "R@1": 0.5}, {}
 
@@ -122,6 +144,55 @@ def test_the_chosen_weights_match_the_curve_wherever_a_process_dies(
 
 
 WRITES = {"fair": 4, "paper": 6}  # state and chosen weights of two epochs, and their test scores
+
+
+@pytest.mark.parametrize("bucket", [False, True], ids=["folder", "bucket"])
+def test_the_chosen_weights_match_the_curve_if_not_every_epoch_is_saved(
+    bucket, folder_trial, data, tmp_path, monkeypatch, clock
+):
+    """Epochs take ten seconds. The first, third and last are saved, and the second and fourth score best."""
+    trial, scores = folder_trial(epochs=5), (0.1, 0.2, 0.5, 0.3, 0.6, 0.4)
+    monkeypatch.setattr(benches, "train", lambda *of, **how: train.train(*of, **{**how, "save_every_s": 15}))
+    found = {}
+    for kill_before in range(1, 99):
+        with monkeypatch.context() as patch:
+            place = tmp_path / f"run{kill_before}"
+            lives = Lives(patch, place, bucket, scores)
+            patch.setattr(Bench, "scores", lambda bench, name, lives=lives: clock.ticked(lives.scores(bench)))
+            lives.kill_before = kill_before
+            out, messages = f"file://{place}" if bucket else place, []
+            try:
+                run_trial(trial, out, data)
+                break
+            except Killed:
+                lives.life = 1
+            list(steps(trial, Sources(out, data), messages.append))
+            record = Run(out).record(trial)
+            assert record is not None
+            assert record.selected_epoch is not None
+            assert messages == [], kill_before
+            by_epoch = {epoch.epoch: epoch.validation["MAP@R"] for epoch in record.curve}
+            assert list(by_epoch) == [0, 1, 2, 3, 4, 5]
+            assert record.provenance["tested_weights"] == lives.weights[by_epoch[record.selected_epoch]], kill_before
+            found[kill_before] = (record.selected_epoch, sum(by_epoch[epoch] > 0.01 for epoch in range(1, 6)))
+    # the chosen epoch, and how many epochs of the first life are left
+    assert found == {1: (1, 0), 2: (1, 1), 3: (1, 1), 4: (2, 3), 5: (2, 3), 6: (4, 5)}
+
+
+def test_an_interrupted_trial_that_saves_some_epochs_ends_in_the_same_bits(
+    folder_trial, data, tmp_path, monkeypatch, clock
+):
+    monkeypatch.setattr(benches, "train", lambda *of, **how: train.train(*of, **{**how, "save_every_s": 15}))
+    trial = folder_trial("proxy_anchor", epochs=6)
+    whole = run_trial(trial, tmp_path / "whole", data)
+    for stop, last in ((2, 1), (4, 4)):  # the second attempt begins with epoch 1 and saves epochs 2 and 4
+        assert begun(trial, tmp_path / "parts", data, stop) == []
+        _, meta = checkpoint.load(Run(tmp_path / "parts").checkpoints(trial) / "last.safetensors")
+        assert (meta["saved"], len(meta["curve"])) == (last, last + 1)
+    parts = run_trial(trial, tmp_path / "parts", data)
+    assert outcome(parts) == outcome(whole)
+    assert parts.provenance["tested_weights"] == whole.provenance["tested_weights"]
+    assert parts.cost.steps == whole.cost.steps
 
 
 def test_a_checkpoint_in_a_bucket_is_not_continued_on_other_data(folder_trial, data, tmp_path, monkeypatch):
@@ -173,20 +244,6 @@ def test_a_checkpoint_that_cannot_be_continued_is_set_aside(broken, folder_trial
 
 
 # what it took
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Seconds that pass in scoring alone, ten a time; the list holds what the clock shows."""
-    clock, scores = [0.0], Bench.scores
-
-    def slow(bench, name):
-        clock[0] += 10
-        return scores(bench, name)
-
-    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(Bench, "scores", slow)
-    return clock
 
 
 def test_the_time_of_earlier_attempts_counts(folder_trial, data, tmp_path, clock):
