@@ -136,6 +136,14 @@ def _unreadable(path: Path, error: Exception) -> str:
     return f"cannot be read ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
 
 
+def digest(file: str | Path) -> str:
+    """Return the sha256 of a file of weights. Raise Unavailable if it cannot be read."""
+    try:
+        return checkpoint.digest(file)
+    except OSError as error:
+        raise Unavailable(f"the weights {file} cannot be read: {error.strerror}") from error
+
+
 def fetch(
     backbone: str,
     pretrained: bool | str | Path = True,
