@@ -63,13 +63,13 @@ def test_it_has_one_stage_at_which_features_are_mixed(hidden):
 
 @pytest.mark.parametrize("hidden", [None, 7])
 def test_metrix_at_the_features_mixes_them_by_hand(hidden, monkeypatch):
-    """With λ = 0.3: every mixed row is one of 0.3 a positive and 0.7 a negative, and the loss is theirs."""
+    """With λ = 0.3: every mixed row is one of 0.3 a positive and 0.7 a negative."""
     monkeypatch.setattr("metrix.pairs.draw_lambda", lambda *_: torch.tensor(0.3))
     network, features, seen = head(hidden), rows(), []
     network.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     loss = baselines.create("contrastive", num_classes=4, dim=5)
     criterion = metrix.Metrix(loss, at="feature", pairs="pos-neg", hardest="all", weight=1.0)
-    total = criterion.objective(network, features, LABELS)
+    terms = criterion.terms(network, features, LABELS)
     clean, mixed = seen
     assert torch.equal(clean, features)
     assert len(mixed) == criterion.mixed_rows > 0
@@ -82,7 +82,7 @@ def test_metrix_at_the_features_mixes_them_by_hand(hidden, monkeypatch):
         z = layers(network)[0](features)
         after = torch.stack([0.3 * z[i] + 0.7 * z[j] for i, j in pairs])[nearest.indices]
         torch.testing.assert_close(network(mixed), F.normalize(after, dim=1))
-    assert total.item() > loss(network(features), LABELS).item()
+    assert terms["clean"].item() == pytest.approx(loss(network(features), LABELS).item())
 
 
 def test_why_a_trial_cannot_freeze_its_backbone(frozen, make_trial):
