@@ -212,5 +212,5 @@ def file_of(body: Anatomy, pretrained: bool | str | Path) -> Path | None:
     except Exception as error:  # network, proxy, hub and disk raise different errors
         raise Unavailable(
             f"the published weights of {body.tag} are not on this machine and cannot be fetched "
-            f"({first_line(error)}); go online, or set pretrained to false or to a file of weights"
+            f"({first_line(error)}); go online, name a file with --weights, or set pretrained to a file or to false"
         ) from error

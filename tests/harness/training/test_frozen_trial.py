@@ -17,8 +17,10 @@ from harness.config import Backbone
 from harness.data.datasets import DatasetError
 from harness.runs.run import Run
 from harness.training import backbones, checkpoint
+from harness.training.bench import Bench
 from harness.training.devices import DeviceError
-from harness.training.pictures import Sources, features_of, open_dataset
+from harness.training.network import augmentation, build_embedder
+from harness.training.pictures import Sources, features_of, images_of, open_dataset
 from harness.training.trial import run_trial, steps
 from harness.verify import verify
 from tests.harness.training.interrupted import begun, outcome
@@ -185,3 +187,19 @@ def test_images_of_one_colour_and_classes_that_look_alike_are_scored(frozen, dat
         Image.new("RGB", (16, 16), (9, 9, 9)).save(path)
     record = run_trial(frozen(), tmp_path / "run", data)
     assert record.test["R@1"] == 0.0
+
+
+def test_its_weights_fill_the_head_of_a_whole_network(frozen, data, tmp_path):
+    trial = frozen(lr=1e-2)
+    run_trial(trial, tmp_path / "run", data)
+    bench = Bench.of(trial, Sources(tmp_path / "run", data))
+    folder = Run(tmp_path / "run").checkpoints(trial)
+    state = checkpoint.load(folder / "best.safetensors")[0]["model"]
+    bench.network.load_state_dict(state)
+    whole = build_embedder(trial).eval()
+    missing, unexpected = whole.load_state_dict(state, strict=False)
+    assert (unexpected, all(name.startswith("backbone.") for name in missing)) == ([], True)
+    images = images_of(trial, bench.dataset, Sources("", data)).batch(np.arange(4))
+    with torch.inference_mode():
+        embeddings = whole(augmentation(trial, whole, bench.dataset).evaluate(images))
+    torch.testing.assert_close(embeddings, bench.embed(torch.arange(4)), atol=1e-5, rtol=0)
