@@ -45,7 +45,7 @@ WRONG = {
     "metrix-bench": "the following arguments are required: COMMAND",
     "rnu quick": "invalid choice: 'rnu' (choose from 'run', 'plan', 'trial', 'retry', 'status',",
     "plan qick": "qick: cannot run:\n  no grid or grid file named 'qick'; did you mean 'quick'?",
-    "plan nowhere.yaml": "no grid or grid file named 'nowhere.yaml'; there are: losses, omniglot, paper-all,",
+    "plan nowhere.yaml": "no grid or grid file named 'nowhere.yaml'; there are: frozen-all, frozen-cars,",
     "plan empty": "empty: cannot run:\n  this is a folder; a grid is a YAML file",
     "plan file": "file: cannot run:\n  the file contains no settings; see the shipped grids for examples",
     "plan mine.yaml more": "unexpected argument 'more'",

@@ -241,7 +241,7 @@ def test_a_record_names_the_file_and_how_its_images_were_prepared(recorded, tmp_
     network = next(sentence for sentence in block.caption if sentence.startswith("Network"))
     assert network.startswith(
         f"Network: test_resnet, weights of the file {record.weights}, images normalised by mean 0.5 0.5 0.5 and std "
-        "0.25 0.5 0.5, bicubic, avg pooling"
+        "0.25 0.5 0.5, bicubic, fine-tuned as a whole, avg pooling"
     )
     assert block.heading == "glyphs · test_resnet", "no tag that was not loaded"
     plain = recorded(path)
