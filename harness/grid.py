@@ -196,7 +196,7 @@ class Grid(Value):
         for field in ("seeds", "levels", "floors", "arms"):
             values = list(map(str, getattr(self, field)))
             problems += [f"{field}: {v} is listed twice" for v in sorted({v for v in values if values.count(v) > 1})]
-        if not (self.losses or self.arms or self.floors):
+        if not (self.losses or self.arms or any(map(self._floors, self.backbones))):
             problems.append("losses: there is no loss, arm or floor to run")
         if self.protocol == "tuned" and self.search.search_seed in self.seeds:
             problems.append(
@@ -210,8 +210,8 @@ class Grid(Value):
         random = [backbone.name for backbone in self.backbones if backbone.pretrained is False]
         if self.model.backbone == "frozen" and random:
             problems.append(
-                f"model.backbone: frozen, but {', '.join(random)} has no pretrained weights; in backbones, set "
-                "pretrained to true or to a file"
+                f"model.backbone: frozen, but {', '.join(random)} {'has' if len(random) == 1 else 'have'} no "
+                "pretrained weights; in backbones, set pretrained to true or to a file"
             )
         gpus = self.resources.gpus_per_trial
         if self.model.backbone == "frozen" and gpus != "auto" and gpus > 1:

@@ -45,6 +45,14 @@ def test_spaces_and_quotes_reach_the_program_and_an_old_stamp_installs_nothing(m
     assert make("report", "OUT=a b") == ["-m", "harness.cli", "report", "a b"]
 
 
+def test_photographs_choose_the_grid_and_weights_reach_the_program(make):
+    run = ["-m", "harness.cli", "run"]
+    assert make("benchmark", "DATA=x") == [*run, "photos", "--out", "results/runs/photos", "--data", "x"]
+    assert make("benchmark", "DATA=x", "GRID=quick")[3] == "quick"
+    words = make("benchmark", "DATA=my photos", "WEIGHTS=its file.safetensors", "OUT=there")
+    assert words[3:] == ["photos", "--out", "there", "--data", "my photos", "--weights", "its file.safetensors"]
+
+
 def test_an_environment_with_a_space_in_its_name_is_refused(make):
     assert "name a folder without spaces" in make("benchmark", "VENV=a b")
 

@@ -111,6 +111,10 @@ def prepare(
 
     if (dataset is None) == (grid is None):
         raise UserError("prepare needs the name of a dataset, or --grid with a grid, and not both")
+    if grid is not None and options:
+        raise UserError(f"--option {options[0][0]}: the options of a dataset are in the grid; leave it out")
+    if grid is None and (weights is not None or device is not None):
+        raise UserError("--weights and --device are for the features of a grid; add --grid, or leave them out")
     if grid is not None:
         return _prepare_grid(grid, data, cache, weights, device)
     assert dataset is not None

@@ -15,7 +15,7 @@ import torch
 
 import metrix
 from harness import registry
-from harness.config import PIXELS, Arm, Backbone, Model, Trial
+from harness.config import FEATURES, PIXELS, Arm, Backbone, Model, Trial
 from harness.data import datasets
 from harness.data.cache import default_folder, remembered
 from harness.errors import GridError, UserError
@@ -67,6 +67,12 @@ def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -
         f"arms: {trial.arm.label}: {trial.arm.longer:g} × {trial.training.epochs} epochs are less than one"
         for trial in fit
         if trial.schedule.epochs < 1
+    )
+    problems += dict.fromkeys(
+        f"arms: {FEATURES}: {trial.backbone.name} has no pretrained weights, whose features could be compared; in "
+        "backbones, set pretrained to true or to a file"
+        for trial in fit
+        if trial.arm.loss == FEATURES and not trial.backbone.pretrained
     )
     problems += [finding.sentence for finding in evaluator_faults()]
     unfit, notes = _data_problems(fit, data, cache)
@@ -274,18 +280,24 @@ def _operations(trial: Trial, data: Path | None, cache: Path | None) -> float:
 
 
 def _flops(trial: Trial, stage: str | None, cache: Path | None) -> tuple[float, float]:
-    """Return the operations of backbone and head on one image: all, and those after `stage` (None: the last)."""
-    network, side_px, dim = trial.backbone, trial.images.side_px, trial.model.dim
+    """Return the operations on one image: all, and those after `stage` (None: the last).
+
+    They are those of backbone and head, or of the head alone on the features of a frozen backbone.
+    """
+    network, side_px, model = trial.backbone, trial.images.side_px, trial.model
 
     def count() -> tuple[float, float]:
         body = anatomy.anatomy(network.name, network.options, side_px)
-        head = 2 * body.width * dim
+        head = 2 * (body.width * model.dim if model.hidden is None else model.hidden * (body.width + model.dim))
+        if model.backbone == "frozen":
+            return head, head
         return sum(body.flops(body.last)) + head, body.flops(stage or body.last)[1] + head
 
     options = network.model_dump(mode="json")["options"]
-    key = ["flops", *_builders(), network.name, options, side_px, dim, stage]
-    total, after = remembered(cache or default_folder(), key, count)
-    return (after, after) if trial.model.backbone == "frozen" else (total, after)
+    sizes = [side_px, model.backbone, model.dim, model.hidden]
+    return tuple(
+        remembered(cache or default_folder(), ["flops", *_builders(), network.name, options, *sizes, stage], count)
+    )
 
 
 def estimate(

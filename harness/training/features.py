@@ -25,9 +25,9 @@ from harness.data.cache import building, require_room
 from harness.data.datasets import Dataset, DatasetError
 from harness.data.images import images_path
 from harness.runs.provenance import provenance
-from harness.training import checkpoint
+from harness.training import weights
 
-LAYOUT = b"FEATURES1"
+LAYOUT = b"FEATURES2"
 FOOTER = struct.Struct("<16sQQQQ")  # layout, images, views, width, bytes of the description
 CHECKED = 64  # rows whose checksums are compared on opening
 COMPUTED_WITH = ("torch", "timm")
@@ -93,15 +93,16 @@ class Source:
 def features_path(trial: Trial, dataset: Dataset, cache: Path) -> Path:
     """Return the file of a trial's features, named by what determines its numbers.
 
-    Published weights are named by their network and by timm's version, because only timm knows their file.
+    Published weights are named by their network and by timm's version, because only timm knows their file. Raises
+    Unavailable if a file of weights cannot be read.
     """
     network, images = trial.backbone, trial.images
-    weights = network.pretrained if isinstance(network.pretrained, bool) else checkpoint.digest(network.pretrained)
+    start = network.pretrained if isinstance(network.pretrained, bool) else weights.digest(network.pretrained)
     packages = [provenance()["packages"].get(name) for name in COMPUTED_WITH]
     views = [images.views, images.crop_scale, images.crop_ratio, images.flip] if images.views > 1 else 1
     content = [
         *(LAYOUT.decode(), packages, images_path(dataset, images.stored_px, cache).name, images.path),
-        *(images.side_px, images.centre_share, views, trial.model.pooling, weights),
+        *(images.side_px, images.centre_share, views, trial.model.pooling, start),
         network.model_dump(mode="json", include={"name", "options", "mean", "std", "interpolation"}),
     ]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -139,7 +140,7 @@ def open_features(
 def _compute(
     scratch: Path, count: int, source: Source, announce: Announce | None, progress: Callable[[int, int], None] | None
 ) -> None:
-    """Write all rows, then a crc32 of each image, the description and the footer."""
+    """Write all rows, then a crc32 of each image and of the description, the description and the footer."""
     width = source.about["width"]
     size = source.views * width * NUMBER.itemsize
     with open(scratch, "a+b") as file:
@@ -156,8 +157,8 @@ def _compute(
             file.flush()
             os.fsync(file.fileno())
         file.seek(0)
-        sums = np.array([zlib.crc32(file.read(size)) for _ in range(count)], dtype="<u4")
         about = json.dumps(dict(source.about)).encode()
+        sums = np.array([*(zlib.crc32(file.read(size)) for _ in range(count)), zlib.crc32(about)], dtype="<u4")
         file.write(sums.tobytes() + about + FOOTER.pack(LAYOUT, count, source.views, width, len(about)))
 
 
@@ -184,16 +185,16 @@ def _stored(path: Path, count: int) -> Features | None:
             file.seek(-FOOTER.size, os.SEEK_END)
             layout, images, views, width, described = FOOTER.unpack(file.read())
             length = images * views * width * NUMBER.itemsize
-            whole = length + 4 * images + described + FOOTER.size
+            whole = length + 4 * (images + 1) + described + FOOTER.size
             if (layout.rstrip(b"\0"), images) != (LAYOUT, count) or os.fstat(file.fileno()).st_size != whole:
                 return None
             file.seek(length)
-            sums = np.fromfile(file, dtype="<u4", count=count)
-            about = json.loads(file.read(described))
+            sums = np.fromfile(file, dtype="<u4", count=count + 1)
+            about = file.read(described)
         array = np.memmap(path, dtype=NUMBER, mode="r", shape=(count, views, width))
     except (OSError, ValueError, struct.error):
         return None
-    for i in np.unique(np.linspace(0, count - 1, CHECKED).astype(int)):
-        if zlib.crc32(array[i].data) != sums[i]:
-            return None
-    return Features(np.asarray(array), about, path)
+    checked = np.unique(np.linspace(0, count - 1, CHECKED).astype(int))
+    if zlib.crc32(about) != sums[-1] or any(zlib.crc32(array[i].data) != sums[i] for i in checked):
+        return None
+    return Features(np.asarray(array), json.loads(about), path)

@@ -84,7 +84,7 @@ def _origin_now(record: Record, trial: Trial, sources: Sources) -> dict[str, str
 def weights_digest(trial: Trial) -> str:
     """Return the sha256 of a trial's file of initial weights, or "initial" if they are random.
 
-    Raises ModelError if the file cannot be read, Unavailable if published weights cannot be fetched.
+    Raises Unavailable if the file cannot be read or published weights cannot be fetched.
     """
     backbone = trial.backbone
     if backbone.pretrained is False:
@@ -93,10 +93,7 @@ def weights_digest(trial: Trial) -> str:
         file = weights.fetch(backbone.name, True, backbone.options, trial.images.side_px)
         assert file is not None  # published weights are a file
         return checkpoint.digest(file)
-    try:
-        return checkpoint.digest(backbone.pretrained)
-    except OSError as error:
-        raise ModelError(f"the weights {backbone.pretrained} cannot be read: {error.strerror}") from error
+    return weights.digest(backbone.pretrained)
 
 
 def resumable(trial: Trial, run: Run, origin: Mapping[str, str]) -> dict[str, Any]:

@@ -136,6 +136,14 @@ def _unreadable(path: Path, error: Exception) -> str:
     return f"cannot be read ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
 
 
+def digest(file: str | Path) -> str:
+    """Return the sha256 of a file of weights. Raise Unavailable if it cannot be read."""
+    try:
+        return checkpoint.digest(file)
+    except OSError as error:
+        raise Unavailable(f"the weights {file} cannot be read: {error.strerror}") from error
+
+
 def fetch(
     backbone: str,
     pretrained: bool | str | Path = True,
@@ -204,5 +212,5 @@ def file_of(body: Anatomy, pretrained: bool | str | Path) -> Path | None:
     except Exception as error:  # network, proxy, hub and disk raise different errors
         raise Unavailable(
             f"the published weights of {body.tag} are not on this machine and cannot be fetched "
-            f"({first_line(error)}); go online, or set pretrained to false or to a file of weights"
+            f"({first_line(error)}); go online, name a file with --weights, or set pretrained to a file or to false"
         ) from error

@@ -59,3 +59,42 @@ def make_record():
         return Record(**{**content, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def weights_of(tmp_path_factory):
+    """Return a function that returns a file of weights of a small network, the same for the same name and seed."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("weights")
+
+    def weights_of(name="test_resnet", seed=0):
+        path = folder / f"{name}-{seed}.safetensors"
+        if not path.exists():
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                state = timm.create_model(name).state_dict()
+            save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, path)
+        return str(path)
+
+    return weights_of
+
+
+@pytest.fixture
+def frozen(make_trial, weights_of):
+    """Return a function that makes a trial of a folder of images with a frozen backbone."""
+
+    def frozen(arm="contrastive", seed=0, network="test_resnet", images=None, model=None, **training):
+        trial = make_trial(arm, seed, **{"epochs": 3, "examples_per_class": 2, "batch_size": 8, **training})
+        changes = {
+            "dataset": Choice(name="folder"),
+            "backbone": Backbone(name=network, pretrained=weights_of(network)),
+            "model": Model(**{"backbone": "frozen", "dim": 16, **(model or {})}),
+            "images": Images(**{"side_px": 64, **(images or {})}),
+            "keep": "weights",
+        }
+        return trial.model_copy(update=changes)
+
+    return frozen

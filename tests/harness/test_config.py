@@ -1,11 +1,13 @@
 """The values of an experiment: arms and trials, their notation and digests."""
 
+import json
 import pickle
 
 import pytest
 
 from harness.config import Arm, Level, Trial
 from harness.errors import GridError
+from harness.grid import Grid
 
 
 def test_a_trial_survives_json_and_its_id_ends_in_the_hash_of_its_content(make_trial):
@@ -35,6 +37,40 @@ def test_a_trial_without_folds_has_the_id_it_had_before_there_were_folds(make_tr
     assert trial.digest == "7e41e47343ffa9a983bca2031b24a03ad7f97b79e1c1407fc2592dceee65dfae"
     assert not {"fold", "folds"} & trial.shared.keys()
     assert (trial.each_fold(), trial.whole) == ([trial], trial)
+
+
+IDS = {
+    "quick": "glyphs-test_resnet-untrained-s0-7ffd9207",
+    "omniglot": "omniglot-test_vit-proxy_anchor+input-s2-bd9f5d79",
+    "paper-cub": "cub200-resnet50.tv_in1k-proxy_anchor+input-s2-f3ab4ec9",
+}
+
+
+@pytest.mark.parametrize("grid", IDS)
+def test_trials_have_the_ids_they_had_before_backbones_could_be_frozen(grid):
+    assert IDS[grid] in [trial.id for trial in Grid.load(grid).trials()]
+
+
+def test_a_record_from_before_backbones_could_be_frozen_is_of_the_same_trial(make_trial):
+    trial = make_trial("contrastive+feature")
+    content = trial.model_dump(mode="json")
+    del content["model"]["backbone"], content["model"]["hidden"], content["images"]["views"]
+    before = Trial.model_validate_json(json.dumps(content))
+    assert (before, before.id) == (trial, trial.id)
+    assert before.without_seed == trial.without_seed
+    assert before.shared == trial.shared
+
+
+def test_each_new_setting_makes_another_trial(make_trial):
+    trial = make_trial()
+    model, images = trial.model, trial.images
+    others = [
+        trial.model_copy(update={"model": model.model_copy(update={"hidden": 8})}),
+        trial.model_copy(update={"model": model.model_copy(update={"backbone": "frozen"})}),
+        trial.model_copy(update={"images": images.model_copy(update={"views": 2})}),
+    ]
+    assert len({each.id for each in (trial, *others)}) == 4
+    assert all(each.shared != trial.shared for each in others)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,77 @@ def test_a_network_may_scale_every_learning_rate(load):
     assert {t.training.lr for t in trials if t.arm.loss in ("contrastive", "untrained")} == {1e-4}
 
 
+def floors(load, text):
+    return [f"{t.backbone.name} {t.arm.loss} s{t.seed}" for t in load(text).trials() if t.arm.at == "floor"]
+
+
+PRETRAINED = GOOD.replace("stage: layer3", "pretrained: true")
+
+
+def test_the_features_of_a_pretrained_network_are_a_floor_once_whether_it_trains_or_not(load):
+    once = [
+        "test_resnet features s0",
+        "test_resnet untrained s0",
+        "test_resnet pixels s0",
+        "test_resnet untrained s1",
+    ]
+    assert floors(load, PRETRAINED) == once
+    assert floors(load, PRETRAINED + "model: {backbone: frozen}\n") == once
+    assert floors(load, PRETRAINED + "floors: [pixels]\n") == [once[0], once[2]]
+    assert floors(load, PRETRAINED + "floors: [pixels, features]\n") == [once[0], once[2]]
+    assert floors(load, PRETRAINED + "floors: []\n") == []
+    assert len(floors(load, PRETRAINED + "folds: 3\nfloors: [features]\n")) == 3  # one for each fold
+
+
+def test_a_random_network_has_no_features_to_start_from(load):
+    assert floors(load, GOOD) == ["test_resnet untrained s0", "test_resnet pixels s0", "test_resnet untrained s1"]
+    both = GOOD.replace("[{name: test_resnet, stage: layer3}]", "[test_vit, {name: test_resnet, pretrained: true}]")
+    assert [name for name in floors(load, both) if "features" in name] == ["test_resnet features s0"]
+
+
+def test_tables_of_trained_and_frozen_networks_do_not_mix(load):
+    trained, frozen = (load(PRETRAINED, f"model.backbone={word}").trials() for word in ("trained", "frozen"))
+    assert not {t.id for t in trained} & {t.id for t in frozen}
+    assert {t.shared["model.backbone"] for t in frozen} == {"frozen"}
+    assert trained[-1].shared != frozen[-1].shared
+
+
+FROZEN = {
+    "backbones: [test_vit, test_resnet]\nmodel: {backbone: frozen}": (
+        "model.backbone: frozen, but test_vit, test_resnet have no pretrained weights; in backbones, set pretrained "
+        "to true or to a file"
+    ),
+    "backbones: [{name: test_vit, pretrained: true}, test_resnet]\nmodel: {backbone: frozen}": (
+        "model.backbone: frozen, but test_resnet has no pretrained weights; in backbones, set pretrained to true or "
+        "to a file"
+    ),
+    "images: {views: 2}": (
+        "images.views: 2 views are for a frozen backbone; a trained one sees new crops in every step. Set "
+        "model.backbone to frozen, or remove views"
+    ),
+    "backbones: [{name: test_vit, pretrained: true}]\nmodel: {backbone: frozen}\nresources: {gpus_per_trial: 2}": (
+        "resources.gpus_per_trial: 2 GPUs for a frozen backbone, which trains only a head, on one device; use at "
+        "most 1"
+    ),
+    "images: {views: 0}": "images.views: 0 is not valid: it should be greater than or equal to 1",
+    "model: {hidden: 0}": "model.hidden: 0 is not valid: it should be greater than or equal to 1",
+    "model: {backbone: frosen}": "model.backbone: no backbone named 'frosen'; did you mean 'frozen'?",
+    "losses: []\nfloors: [features]": "losses: there is no loss, arm or floor to run",
+}
+
+
+@pytest.mark.parametrize("change", FROZEN)
+def test_what_a_frozen_backbone_cannot_do(load, change):
+    keys = tuple(f"{line.partition(':')[0]}:" for line in change.splitlines())
+    text = "\n".join(line for line in GOOD.splitlines() if not line.startswith(keys))
+    assert problems(load, f"{text}\n{change}\n") == (FROZEN[change],)
+
+
+def test_a_share_of_a_gpu_is_enough_for_a_frozen_backbone(load):
+    for gpus in ("auto", "0.5", "1", "0"):
+        assert load(PRETRAINED, "model.backbone=frozen", "images.views=3", f"gpus_per_trial={gpus}").trials()
+
+
 def test_a_level_may_have_settings_of_its_own(load):
     text = GOOD + "metrix: {weight: 0.2}\nlevels: [baseline, embedding, {at: input, hardest: 3, weight: 0.5}]\n"
     grid = load(text)

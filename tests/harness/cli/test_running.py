@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from harness.cli import main
+from harness.cli.running import load_grid
+from harness.errors import GridError
 from harness.runs import storage
 from harness.runs.run import Run
 
@@ -216,3 +218,71 @@ def test_a_bucket_with_other_objects_is_refused(command, bucket):
         code, text = command(*words, "--out", bucket)
         assert code == 2
         assert f"{bucket} is not a run and contains other files (thesis.tex): name a new or empty folder\n" in text
+
+
+WITH_WEIGHTS = {
+    "one": "[{name: test_resnet, pretrained: true}]",
+    "other": "[{name: test_vit, pretrained: true}, test_resnet]",
+    "none": "[test_resnet]",
+    "two": "[{name: test_resnet, pretrained: true}, {name: test_vit, pretrained: true}]",
+}
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    """Return a function that loads a grid with a file of weights, and returns what each network starts from."""
+    for name, networks in WITH_WEIGHTS.items():
+        dataset = "omniglot" if name == "other" else "glyphs"
+        text = f"name: {name}\ndatasets: [{dataset}]\nbackbones: {networks}\nlosses: [contrastive]\n"
+        (tmp_path / f"{name}.yaml").write_text(text)
+
+    def loaded(*names, **only):
+        path = tmp_path / f"{names[0]}.yaml"
+        if len(names) > 1:
+            path = tmp_path / "all.yaml"
+            path.write_text(f"name: all\ninclude: [{', '.join(f'{name}.yaml' for name in names)}]\n")
+        trials = load_grid(str(path), (), only, Path("w.pth")).trials()
+        return {(t.dataset.name, t.backbone.name): t.backbone.pretrained for t in trials}
+
+    return loaded
+
+
+def test_a_file_of_weights_replaces_the_published_ones(loaded):
+    resnet, vit = ("glyphs", "test_resnet"), ("omniglot", "test_vit")
+    assert loaded("one") == {resnet: "w.pth"}
+    assert loaded("other") == {vit: "w.pth", ("omniglot", "test_resnet"): False}
+    assert loaded("one", "other") == {resnet: "w.pth", vit: "w.pth", ("omniglot", "test_resnet"): False}
+    assert loaded("two", backbones=["test_resnet"]) == {resnet: "w.pth"}
+
+
+def test_a_file_of_weights_needs_one_network(loaded):
+    for names in (("none",), ("other", "none")):
+        with pytest.raises(GridError) as error:
+            loaded(*names)
+        assert error.value.problems == (
+            "--weights w.pth: the grid has no pretrained network (pretrained: true in backbones)",
+        )
+    with pytest.raises(GridError, match="has 2 pretrained networks, test_resnet, test_vit; choose one with --backbo"):
+        loaded("two")
+
+
+FROZEN = (
+    *("--set", "model.backbone=frozen", "--set", "examples_per_class=2", "--set", "batch_size=8"),
+    *("--set", "levels=[baseline,feature]", "--set", "backbones=[{name: test_resnet, pretrained: true}]"),
+)
+
+
+def test_the_features_and_a_frozen_trial_run_from_the_command_line(command, tmp_path, weights_of):
+    words = ("trial", "mine.yaml", *FROZEN, "--weights", weights_of(), "--device", "cpu", "--out", "out")
+    for arm in ("features", "contrastive+feature", "contrastive"):
+        code, text = command(*words, "--arm", arm)
+        assert code == 0, text
+    records = {record.arm: record for record in Run(tmp_path / "out").records()}
+    assert records["features"].curve == ()
+    assert {record.trial.backbone.pretrained for record in records.values()} == {weights_of()}
+    code, text = command(*words, "--arm", "contrastive+input")
+    assert (code, "there is no mixed image to compute them of" in text) == (2, True)
+    code, text = command(*words, "--arm", "contrastive", "--ranks", "2", "--seed", "1")
+    assert (code, "ranks = 2: a frozen backbone trains only a head" in text) == (2, True)
+    code, text = command("trial", "mine.yaml", "--arm", "features", "--out", "other")
+    assert (code, "test_resnet has no pretrained weights, whose features could be compared" in text) == (2, True)

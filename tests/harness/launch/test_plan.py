@@ -183,3 +183,65 @@ def test_an_arm_that_would_train_for_no_epoch_is_refused(drawn):
     with pytest.raises(GridError) as caught:
         make_plan(grid, cache=drawn)
     assert caught.value.problems == ("arms: triplet@0.1x: 0.1 × 3 epochs are less than one",)
+
+
+@pytest.fixture
+def frozen_plan(weights_of, drawn):
+    """Return a function that plans a grid with a frozen network."""
+
+    def plan(*changes, network="test_resnet", stage=None):
+        backbone = f"{{name: {network}, pretrained: {weights_of(network)}, stage: {stage or 'null'}}}"
+        common = ["model.backbone=frozen", "floors=[]", f"backbones=[{backbone}]", *changes]
+        return make_plan(Grid.load("quick", [*SMALL, *common]), cache=drawn)
+
+    return plan
+
+
+NO_INPUT = (
+    "a frozen backbone computes the features of each image once, so there is no mixed image to compute them of: mix "
+    "at embedding or feature, or set model.backbone to trained"
+)
+
+
+def test_input_mixing_is_not_applicable_to_a_frozen_backbone(frozen_plan):
+    plan = frozen_plan()
+    assert plan.refused == (("glyphs", "test_resnet", "contrastive+input", NO_INPUT),)
+    assert {t.arm.at for t in plan.trials} == {"baseline", "embedding", "feature", "longer"}
+    with pytest.raises(GridError) as error:
+        frozen_plan("arms=[contrastive+input]", "losses=[]")
+    assert error.value.problems == (f"arms: contrastive+input: {NO_INPUT}",)
+
+
+def test_a_stage_of_a_frozen_backbone_is_refused_with_the_one_there_is(frozen_plan):
+    reason = "a frozen backbone has one stage to mix at, 'pooled', not 'layer3'; remove the stage"
+    plan = frozen_plan(stage="layer3")
+    assert ("glyphs", "test_resnet", "contrastive+feature[stage=layer3]", reason) in plan.refused
+    with pytest.raises(GridError) as error:
+        frozen_plan("arms=['contrastive+feature[stage=layer3]']", "losses=[]")
+    assert error.value.problems == (f"arms: contrastive+feature[stage=layer3]: {reason}",)
+
+
+def test_the_stage_of_a_frozen_backbone_may_be_named(frozen_plan):
+    """It costs as much as the default, which is that stage."""
+    plan = frozen_plan("arms=['contrastive+feature[stage=pooled]', contrastive+feature]", "losses=[]")
+    costs = relative_costs([t for t in plan.trials if t.arm.at == "feature"])
+    assert len(costs) == 2
+    assert len(set(costs.values())) == 1
+
+
+def test_a_frozen_trial_costs_what_its_head_costs(frozen_plan):
+    """96 · dim multiplications and additions a row, whatever the size of the images."""
+    alone = ("levels=[baseline]", "compute_matched=false")
+    small, large = (relative_costs(frozen_plan(*alone, f"side_px={side}").trials).values() for side in (32, 64))
+    assert list(small) == list(large)
+    (wide,) = relative_costs(frozen_plan(*alone, "dim=1024").trials).values()
+    assert wide / next(iter(small)) == pytest.approx(1024 / Grid.load("quick").model.dim)
+
+
+def test_the_features_are_no_arm_of_a_random_network(drawn):
+    with pytest.raises(GridError) as error:
+        make_plan(Grid.load("quick", [*SMALL, "arms=[features]"]), cache=drawn)
+    assert error.value.problems == (
+        "arms: features: test_resnet has no pretrained weights, whose features could be compared; in backbones, set "
+        "pretrained to true or to a file",
+    )

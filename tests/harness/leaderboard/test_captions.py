@@ -204,3 +204,73 @@ def test_the_row_below_its_start_is_marked_with_both_numbers_in_every_format(mak
             assert part in text, f"{part!r} is not in the {name}"
         assert "nca‡" not in text
         assert "NCA$" not in text
+
+
+@pytest.fixture
+def pretrained(make_trial, make_record):
+    """Return a function that makes a record of a network with published weights."""
+
+    def record(arm, r1, model=(), images=(), weights=True, **changes):
+        trial = make_trial(arm)
+        trial = trial.model_copy(
+            update={
+                "backbone": trial.backbone.model_copy(update={"pretrained": weights}),
+                "model": trial.model.model_copy(update=dict(model)),
+                "images": trial.images.model_copy(update=dict(images)),
+            }
+        )
+        floor = {"curve": (), "selected_epoch": None} if trial.arm.at == "floor" else {}
+        return make_record(trial, test={"R@1": r1, "MAP@R": 0.5}, **floor, **changes)
+
+    return record
+
+
+def test_rows_below_the_features_are_counted_in_each_metric(pretrained):
+    """Floors are not counted, nor rows that equal the features."""
+    rows = {"contrastive": 0.4, "contrastive+input": 0.59, "proxy_anchor": 0.6, "nca": 0.7, "untrained": 0.1}
+    records = [pretrained("features", 0.6), *(pretrained(arm, r1) for arm, r1 in rows.items())]
+    said = (
+        "features: the pooled features of the pretrained network at unit length, without a head (zero-shot); nothing "
+        "is random, so n = 1. Below it: 2 of 4 trained rows in R@1, 0 of 4 trained rows in MAP@R."
+    )
+    assert said in captions.of_board(board_of(records))
+    alone = captions.of_board(board_of([pretrained("features", 0.6), pretrained("untrained", 0.1)]))
+    assert f"{said.partition(' Below')[0]}" in alone
+    assert not any("zero-shot" in sentence for sentence in captions.of_board(board_of(records[1:])))
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "how"),
+    [
+        ({}, {}, ", fine-tuned as a whole, avg pooling to 16 dimensions, BatchNorm train, images of 32 px."),
+        (
+            {"backbone": "frozen"},
+            {},
+            ", frozen: only the head trains, on the features of the test crop, avg pooling to 16 dimensions, images "
+            "of 32 px.",
+        ),
+        (
+            {"backbone": "frozen", "hidden": 64},
+            {"views": 5},
+            ", frozen: only the head trains, on the features of 5 views, avg pooling to 16 dimensions through 64 "
+            "hidden units, images of 32 px.",
+        ),
+    ],
+)
+def test_the_caption_says_what_trains(pretrained, model, images, how):
+    (block,) = board_of([pretrained("contrastive", 0.6, model, images)]).blocks
+    assert f"Network: test_resnet, pretrained weights{how}" in " ".join(block.caption)
+    (random,) = board_of([pretrained("contrastive", 0.6, weights=False)]).blocks
+    assert "test_resnet, random initial weights, avg pooling" in " ".join(random.caption)
+
+
+def test_a_trained_and_a_frozen_network_have_a_table_each_with_its_own_count(pretrained):
+    frozen = {"backbone": "frozen"}
+    records = [
+        *(pretrained("features", 0.6), pretrained("contrastive", 0.5)),
+        *(pretrained("features", 0.6, frozen), pretrained("contrastive", 0.7, frozen)),
+    ]
+    board = board_of(records)
+    assert [len(block.rows) for block in board.blocks] == [2, 2]
+    assert sorted(block.factors["model.backbone"] for block in board.blocks) == ["frozen", "trained"]
+    assert "Below it: 1 of 2 trained rows in R@1, 0 of 2" in " ".join(captions.of_board(board))
