@@ -20,6 +20,7 @@ from harness.grids import notation
 from harness.grids.validation import sentences, shown
 
 FEATURES, UNTRAINED, PIXELS = FLOORS = ("features", "untrained", "pixels")
+PIXELS_PX = 64  # to which the floor of pixels averages larger images, which would take gigabytes
 SEEDLESS = (FEATURES, PIXELS)  # floors in which nothing is random
 LEVELS = ("baseline", "embedding", "feature", "input")
 CENTRE_SHARE = 224 / 256  # the usual test crop

@@ -336,7 +336,8 @@ def _pace(trial: Trial, cache: Path | None) -> float:
     They are measured once on each machine, because building the network imports timm.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    side, size = trial.images.side_px, min(trial.training.batch_size, 32)
+    frozen = trial.model.backbone == "frozen"  # a head is so fast that a small batch measures calls, not numbers
+    side, size = trial.images.side_px, trial.training.batch_size if frozen else min(trial.training.batch_size, 32)
 
     def measure() -> float:
         network, row = on_noise(trial)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness.config import FEATURES, PIXELS, UNTRAINED
+from harness.config import FEATURES, PIXELS, PIXELS_PX, UNTRAINED
 from harness.fairness.protocols import PROTOCOLS
 from harness.leaderboard.board import Block, Board
 from harness.leaderboard.comparisons import ALPHA, Summary
@@ -50,7 +50,9 @@ def of_board(board: Board, *, styled: bool = True, published: str = "", every: b
     if any(row.arm == UNTRAINED for row in rows):
         sentences.append("untrained: the same network with its initial weights.")
     if any(row.arm == PIXELS for row in rows):
-        sentences.append("pixels: cosine similarity of the raw images; nothing is random, so n = 1.")
+        large = any((block.factors.get("images.side_px") or 0) > PIXELS_PX for block in blocks)
+        shown = f"images, averaged to {PIXELS_PX} px" if large else "raw images"
+        sentences.append(f"pixels: cosine similarity of the {shown}; nothing is random, so n = 1.")
     if published and any(block.published for block in blocks):
         sentences.append(
             f"{published}: as published elsewhere, under other protocols; they enter none of our numbers."

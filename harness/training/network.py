@@ -1,10 +1,12 @@
 """The network of a trial and the transform of its images, as its settings describe them."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.config import FEATURES, PIXELS, Trial
+from harness.config import FEATURES, PIXELS, PIXELS_PX, Trial
 from harness.data.datasets import Dataset
 from harness.data.loading import Augmentation
 from harness.streams import stream
@@ -17,12 +19,14 @@ from harness.training.head import FrozenEmbedder
 class Pixels(nn.Flatten):
     """Flatten images (n, 3, side, side) in [0, 1] to vectors, for the floor that compares pixels by cosine.
 
-    A black image has no direction and counts as evenly grey, the limit of ever darker grey.
+    Larger images are averaged to a side of 64 pixels. A black image has no direction and counts as evenly grey, the
+    limit of ever darker grey.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return vectors (n, 3·side²), none of them zero."""
-        vectors = super().forward(input)
+        """Return vectors (n, 3·min(side, 64)²), none of them zero."""
+        large = input.shape[-1] > PIXELS_PX
+        vectors = super().forward(F.adaptive_avg_pool2d(input, PIXELS_PX) if large else input)
         return torch.where(vectors.any(dim=1, keepdim=True), vectors, 1.0)
 
 
@@ -92,13 +96,21 @@ def augmentation(trial: Trial, model: Embedder | Pixels, dataset: Dataset) -> Au
         return Augmentation(
             images.side_px, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), centre_share=images.centre_share
         )
+    return replace(
+        evaluation(trial, model),
+        crop_scale=images.crop_scale,
+        crop_ratio=images.crop_ratio,
+        flip=dataset.mirrored if images.flip == "auto" else images.flip,
+    )
+
+
+def evaluation(trial: Trial, model: Embedder) -> Augmentation:
+    """Return how a trial prepares test images for its network; the crops and flips of training are not set."""
+    images = trial.images
     return Augmentation(
         images.side_px,
         mean=model.mean,
         std=model.std,
         interpolation=model.interpolation,
-        crop_scale=images.crop_scale,
-        crop_ratio=images.crop_ratio,
-        flip=dataset.mirrored if images.flip == "auto" else images.flip,
         centre_share=images.centre_share,
     )

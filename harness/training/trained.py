@@ -32,7 +32,7 @@ from harness.training import checkpoint
 from harness.training.backbones import ModelError
 from harness.training.devices import rank_devices
 from harness.training.embedder import Embedder
-from harness.training.network import build_embedder
+from harness.training.network import build_embedder, evaluation
 from harness.training.origin import weights_digest
 from harness.training.pictures import EMBEDDING_BATCH
 
@@ -115,14 +115,7 @@ class Trained:
     @property
     def augmentation(self) -> Augmentation:
         """The evaluation of the trial, without the crops and flips of its training."""
-        network, images = self.network, self.record.trial.images
-        return Augmentation(
-            images.side_px,
-            mean=network.mean,
-            std=network.std,
-            interpolation=network.interpolation,
-            centre_share=images.centre_share,
-        )
+        return evaluation(self.record.trial, self.network)
 
     def _pixels(self, image: Picture) -> Tensor:
         """Return what the trial would keep of an image until it is normalised, (3, h, w) uint8."""

@@ -236,6 +236,13 @@ def test_embeddings_that_are_not_finite_stop_the_trial_as_diverged(make_trial, t
         run_trial(trial, tmp_path / "run", tmp_path / "data", device="cpu")
 
 
+def test_the_pixels_of_large_images_are_averaged():
+    images = torch.rand(2, 3, 128, 128)
+    by_hand = images.unflatten(3, (64, 2)).unflatten(2, (64, 2)).mean((3, 5))
+    assert torch.allclose(Pixels()(images), by_hand.flatten(1), atol=1e-6)
+    assert torch.equal(Pixels()(images[..., :64, :64]), images[..., :64, :64].flatten(1))
+
+
 def test_a_black_image_counts_as_an_evenly_grey_one():
     """By pixels alone: it has no direction of its own."""
     images = torch.stack([torch.zeros(3, 2, 2), torch.full((3, 2, 2), 0.4), torch.eye(2).expand(3, 2, 2)])
