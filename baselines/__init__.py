@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Description", "Loss", "create", "describe", "names"]
 
-_FOUNDATION = {"description", "form", "numerics", "weights"}  # the other modules, which losses use
+_FOUNDATION = {"counts", "description", "form", "numerics", "weights"}  # the other modules, which losses use
 
 
 def names() -> tuple[str, ...]:

@@ -24,6 +24,7 @@ class ArcFace(Loss):
     title = "ArcFace"
     paper = "Deng et al., CVPR 2019"
     year = 2019
+    kind = "classes"
     search_space: ClassVar = {"margin": {"low": 0.0, "high": 0.8}, "scale": {"low": 8.0, "high": 128.0, "log": True}}
     candidates = "proxies"
     mixed = None

@@ -21,6 +21,7 @@ class CosFace(Loss):
     title = "CosFace"
     paper = "Wang et al., CVPR 2018"
     year = 2018
+    kind = "classes"
     search_space: ClassVar = {"margin": {"low": 0.0, "high": 0.5}, "scale": {"low": 8.0, "high": 128.0, "log": True}}
     candidates = "proxies"
     mixed = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 SIZES = ("num_classes", "dim", "generator")  # arguments of `create` that are not hyperparameters
 DEFAULTS: dict[str, Any] = {
+    "kind": "pairs",
     "mixed": "candidates",
     "why_no_metrix": "",
     "rates": {},
@@ -29,6 +31,8 @@ class Description:
     title: str
     paper: str
     year: int
+    kind: str
+    """What it compares, see `form.Kind`; "library" for a loss of another library."""
     parameters: dict[str, Any]
     """The hyperparameters and their defaults."""
     metrix: bool
@@ -48,29 +52,41 @@ def of_class(name: str, loss: type[Loss]) -> Description:
 
 def of_source(name: str, path: Path) -> Description | None:
     """Return the same from the file of the loss; None if the file states anything other than by plain literals."""
+    read = stated_in(path, "Loss", {"title": None, "paper": None, "year": None, **DEFAULTS}, SIZES)
+    return None if read is None else _description(name, *read)
+
+
+def stated_in(
+    path: Path, base: str, defaults: Mapping[str, Any], sizes: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return what the one class of a file with this base states: its arguments by default, and its attributes.
+
+    Attributes are those in `defaults`; the arguments in `sizes` are left out. None if the class states any of them
+    other than by a plain literal.
+    """
     body = ast.parse(path.read_text(encoding="utf-8")).body
-    losses = [n for n in body if isinstance(n, ast.ClassDef) and [ast.unparse(base) for base in n.bases] == ["Loss"]]
-    if len(losses) != 1:
+    classes = [n for n in body if isinstance(n, ast.ClassDef) and [ast.unparse(each) for each in n.bases] == [base]]
+    if len(classes) != 1:
         return None
-    stated, parameters = dict(DEFAULTS), None
+    stated, parameters = dict(defaults), None
     try:
-        for node in losses[0].body:
+        for node in classes[0].body:
             match node:
                 case (
                     ast.Assign(targets=[ast.Name(id=key)], value=value)
                     | ast.AnnAssign(target=ast.Name(id=key), value=ast.expr() as value)
                 ):
-                    if key in ("title", "paper", "year", *DEFAULTS):
+                    if key in defaults:
                         stated[key] = _literal(value)
                 case ast.FunctionDef(name="__init__"):
-                    parameters = _parameters(node.args)
+                    parameters = _parameters(node.args, sizes)
                 case ast.FunctionDef() | ast.Expr():
                     pass
                 case _:
                     return None
-        return None if parameters is None else _description(name, parameters, stated)
-    except (KeyError, ValueError):
+    except ValueError:
         return None
+    return None if parameters is None else (parameters, stated)
 
 
 def _description(name: str, parameters: dict[str, Any], stated: dict[str, Any]) -> Description:
@@ -79,6 +95,7 @@ def _description(name: str, parameters: dict[str, Any], stated: dict[str, Any]) 
         title=stated["title"],
         paper=stated["paper"],
         year=stated["year"],
+        kind=stated["kind"],
         parameters=parameters,
         metrix=stated["mixed"] is not None,
         why_no_metrix=stated["why_no_metrix"],
@@ -88,13 +105,13 @@ def _description(name: str, parameters: dict[str, Any], stated: dict[str, Any]) 
     )
 
 
-def _parameters(args: ast.arguments) -> dict[str, Any] | None:
-    """Return the hyperparameters of `__init__` with their defaults; None if one has no default."""
+def _parameters(args: ast.arguments, sizes: Sequence[str]) -> dict[str, Any] | None:
+    """Return the arguments of `__init__` with their defaults, without `sizes`; None if one has no default."""
     without = args.args[1 : len(args.args) - len(args.defaults)]  # the first is self
-    if args.kwonlyargs or args.vararg or args.kwarg or args.posonlyargs or {a.arg for a in without} - {*SIZES}:
+    if args.kwonlyargs or args.vararg or args.kwarg or args.posonlyargs or {a.arg for a in without} - {*sizes}:
         return None
     given = args.args[len(args.args) - len(args.defaults) :]
-    return {a.arg: _literal(d) for a, d in zip(given, args.defaults, strict=True) if a.arg not in SIZES}
+    return {a.arg: _literal(d) for a, d in zip(given, args.defaults, strict=True) if a.arg not in sizes}
 
 
 def _literal(node: ast.expr) -> Any:

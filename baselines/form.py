@@ -16,8 +16,19 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from baselines.counts import Counted
 from baselines.numerics import cosine, full_precision, unit
 from baselines.weights import Listed, Weights, log_mask
+
+Kind = Literal["pairs", "tuples", "ranks", "classes", "proxies"]
+"""What a loss compares.
+
+pairs      an anchor with positives and negatives, in a `formula`
+tuples     an anchor with a positive and a negative together
+ranks      the ranks of the positives among all examples
+classes    an anchor with a vector of each class
+proxies    a proxy, which is the anchor, with the examples
+"""
 
 
 @dataclass
@@ -36,7 +47,7 @@ class Batch:
     log_sides: tuple[Tensor, Tensor] | None = None
 
 
-class Loss(nn.Module):
+class Loss(Counted):
     """A published loss: its `formula`, its anchors and candidates, and where it was published.
 
     A subclass takes its hyperparameters as arguments (plus num_classes, dim and generator if it learns
@@ -50,6 +61,7 @@ class Loss(nn.Module):
     year: ClassVar[int]
     tuned_on: ClassVar[str | None] = None  # where the defaults were tuned
     search_space: ClassVar[dict[str, dict[str, Any]]] = {}
+    kind: ClassVar[Kind] = "pairs"
     anchors: ClassVar[Literal["examples", "proxies"]] = "examples"
     candidates: ClassVar[Literal["examples", "proxies"]] = "examples"
     mixed: ClassVar[Literal["candidates", "anchors", None]] = "candidates"  # the role of mixed examples

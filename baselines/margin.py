@@ -24,6 +24,7 @@ class Margin(Loss):
     title = "Margin"
     paper = "Wu et al., ICCV 2017"
     year = 2017
+    kind = "tuples"
     search_space: ClassVar = {"margin": {"low": 0.05, "high": 0.5}, "beta": {"low": 0.6, "high": 1.4}}
     mixed = None
     why_no_metrix = (

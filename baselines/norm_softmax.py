@@ -23,6 +23,7 @@ class NormSoftmax(Loss):
     title = "Normalised softmax"
     paper = "Zhai and Wu, BMVC 2019"
     year = 2019
+    kind = "classes"
     search_space: ClassVar = {"scale": {"low": 5.0, "high": 80.0, "log": True}}
     candidates = "proxies"
     mixed = "anchors"

@@ -21,6 +21,7 @@ class ProxyAnchor(Loss):
     title = "Proxy-anchor"
     paper = "Kim et al., CVPR 2020"
     year = 2020
+    kind = "proxies"
     search_space: ClassVar = {"alpha": {"low": 8.0, "high": 64.0, "log": True}, "delta": {"low": 0.0, "high": 0.5}}
     anchors = "proxies"
     rates: ClassVar = {"proxies": 100.0}

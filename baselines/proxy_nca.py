@@ -25,6 +25,7 @@ class ProxyNCA(Loss):
     title = "Proxy-NCA"
     paper = "Movshovitz-Attias et al., ICCV 2017"
     year = 2017
+    kind = "classes"
     candidates = "proxies"
     mixed = "anchors"
     rates: ClassVar = {"proxies": 100.0}

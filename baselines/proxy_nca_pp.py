@@ -25,6 +25,7 @@ class ProxyNCAPlusPlus(Loss):
     title = "ProxyNCA++"
     paper = "Teh et al., ECCV 2020"
     year = 2020
+    kind = "classes"
     search_space: ClassVar = {"temperature": {"low": 0.02, "high": 1.0, "log": True}}
     candidates = "proxies"
     mixed = "anchors"

@@ -29,6 +29,7 @@ class SoftTriple(Loss):
     title = "SoftTriple"
     paper = "Qian et al., ICCV 2019"
     year = 2019
+    kind = "classes"
     search_space: ClassVar = {
         "scale": {"low": 5.0, "high": 80.0, "log": True},
         "gamma": {"low": 0.02, "high": 0.5, "log": True},

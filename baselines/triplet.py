@@ -22,6 +22,7 @@ class Triplet(Loss):
     title = "Triplet"
     paper = "Schroff et al., CVPR 2015"
     year = 2015
+    kind = "tuples"
     search_space: ClassVar = {
         "margin": {"low": 0.01, "high": 0.5, "log": True},
         "mining": {"choices": ["all", "semihard", "hard"]},

@@ -35,6 +35,7 @@ def describe(name: str) -> Description:
         title=loss.__name__,
         paper="pytorch-metric-learning",
         year=2020,
+        kind="library",
         parameters={k: v for k, v in parameters.items() if k not in SIZES and isinstance(v, plain)},
         metrix=False,
         why_no_metrix="a loss of pytorch-metric-learning takes pairs from labels and has no label weights to mix",
