@@ -70,10 +70,12 @@ def _of_trial(trial: Trial, space: Iterable[str]) -> dict[str, Any]:
 
 
 def _settings(arm: Arm, space: Iterable[str]) -> dict[str, Any]:
-    """Return the arm's values of the searched settings "loss.…" and "metrix.…"."""
+    """Return the arm's values of the searched settings "loss.…", "metrix.…" and "rival.…"."""
     values = {f"loss.{key}": value for key, value in arm.options.items()}
     if arm.metrix is not None:
         values |= {f"metrix.{key}": value for key, value in arm.metrix}
+    if arm.rival is not None:
+        values |= {f"rival.{key}": value for key, value in arm.rival.options.items()}
     return {name: values[name] for name in space if name in values}
 
 

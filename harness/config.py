@@ -22,7 +22,8 @@ from harness.grids.validation import sentences, shown
 FEATURES, UNTRAINED, PIXELS = FLOORS = ("features", "untrained", "pixels")
 PIXELS_PX = 64  # to which the floor of pixels averages larger images, which would take gigabytes
 SEEDLESS = (FEATURES, PIXELS)  # floors in which nothing is random
-LEVELS = ("baseline", "embedding", "feature", "input")
+METRIX = ("embedding", "feature", "input")  # the levels of Metrix
+LEVELS = ("baseline", *METRIX)  # of a grid that lists none
 CENTRE_SHARE = 224 / 256  # the usual test crop
 THUMBNAIL_PX = 64  # up to this side the test crop is the whole image
 At = TypeVar("At", bound=str)
@@ -119,6 +120,28 @@ class Level(Mixing[Literal["embedding", "feature", "input"]]):
     """Where and how Metrix mixes: the keyword arguments of `metrix.Metrix`, with the same defaults."""
 
     at: Literal["embedding", "feature", "input"] = "embedding"
+
+
+class Rival(Value):
+    """A level of `metrix.rivals` with its options, which are complete: every default is among them."""
+
+    at: str
+    options: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, at: str, options: dict[str, Any]) -> "Rival":
+        """Return the rival `at` with `options` completed by its defaults.
+
+        Raise RegisterError if there is no such level, GridError for options that it does not have.
+        """
+        defaults = registry.level(at).parameters
+        if problems := [unknown(f"option of {at}", key, defaults) for key in options if key not in defaults]:
+            raise GridError(f"level {at!r}", problems)
+        return cls(at=at, options={**defaults, **_finite(options)})
+
+    def __str__(self) -> str:
+        defaults = registry.level(self.at).parameters
+        return self.at + notation.brackets({k: v for k, v in self.options.items() if v != defaults.get(k)})
 
 
 class Model(Value):
@@ -251,16 +274,18 @@ class Search(Value):
 
 
 class Arm(Value):
-    """A row of the leaderboard: a loss, plain or with Metrix, or a floor, which is not trained.
+    """A row of the leaderboard: a loss, plain, with Metrix or with a rival, or a floor, which is not trained.
 
     It is written `multi_similarity`, `multi_similarity+embedding` or `contrastive[margin=0.3]+feature[stage=layer3]`:
-    the brackets contain every hyperparameter that differs from its default. `contrastive@2x` trains for twice the
+    the brackets contain every hyperparameter that differs from its default. A rival that stands in for its loss may
+    have a level of Metrix after it: `contrastive+xbm[size=1024]+embedding`. `contrastive@2x` trains for twice the
     epochs, with all milestones scaled: a baseline with as many forward passes as a variant.
     """
 
     loss: str
     options: dict[str, Any] = {}
     metrix: Level | None = None
+    rival: Rival | None = None
     longer: float = Field(default=1.0, gt=0, le=1000)
     tuned: str | None = None  # the arm as the grid declares it, if a search has chosen its settings
 
@@ -268,47 +293,60 @@ class Arm(Value):
     def parse(cls, text: str) -> "Arm":
         """Return the arm written as `text`, with the defaults of its loss. Raise GridError if it is wrong."""
         bracket = r"(?:\[([^\]]*)\])?"
-        match = re.fullmatch(rf"([\w:]+){bracket}(?:\+(\w+){bracket})?(?:@(\d+\.?\d*)x)?", text.strip())
+        level = rf"(?:\+(\w+){bracket})?"
+        match = re.fullmatch(rf"([\w:]+){bracket}{level}{level}(?:@(\d+\.?\d*)x)?", text.strip())
         where = f"arm {text!r}"
         if not match:
             raise GridError(where, ["expected loss, loss+level or loss[key=value]+level[key=value]"])
-        loss, options_text, at, level_text, longer = match.groups()
+        loss, options_text, *level_texts, longer = match.groups()
         options, problems = notation.options(options_text)
-        level, more = notation.options(level_text)
-        if problems or more:
-            raise GridError(where, [*problems, *more])
+        levels = []
+        for at, level_text in zip(level_texts[::2], level_texts[1::2], strict=True):
+            own, more = notation.options(level_text)
+            problems += more
+            if at not in (None, "baseline"):
+                levels.append((at, own))
+        if problems:
+            raise GridError(where, problems)
         try:
-            metrix = None if at in (None, "baseline") else Level(**{"at": at, **level})
-            arm = cls.of(loss, options, metrix)
+            arm = cls.of(loss, options, *_levels(where, levels))
             return arm if longer is None else cls(**{**dict(arm), "longer": float(longer)})
         except ValidationError as error:
             raise GridError(where, sentences(error, Level if error.title == "Level" else cls)) from None
 
     @classmethod
-    def of(cls, loss: str, options: dict[str, Any], metrix: Level | None = None) -> "Arm":
+    def of(cls, loss: str, options: dict[str, Any], metrix: Level | None = None, rival: Rival | None = None) -> "Arm":
         """Return the arm of a loss, with `options` completed by the defaults (so that the digest covers every value).
 
         Raise RegisterError for an unknown loss, GridError for options that it does not have.
         """
         if loss in FLOORS:
-            if options or metrix:
+            if options or metrix or rival:
                 raise GridError(f"arm {loss!r}", [f"{loss} is a floor and takes no options and no level"])
             return cls(loss=loss)
         defaults = registry.loss(loss).parameters
         if problems := [unknown(f"parameter of {loss}", key, defaults) for key in options if key not in defaults]:
             raise GridError(f"loss {loss!r}", problems)
-        return cls(loss=loss, options={**defaults, **options}, metrix=metrix)
+        return cls(loss=loss, options={**defaults, **options}, metrix=metrix, rival=rival)
 
     @property
     def at(self) -> str:
-        """The level: baseline, embedding, feature, input, longer (a baseline trained for longer), or floor."""
+        """The level: baseline, longer (a baseline trained for longer), floor, or one of `registry.levels`.
+
+        Two levels are joined, as in `xbm+embedding`.
+        """
         if self.loss in FLOORS:
             return "floor"
-        return self.metrix.at if self.metrix else "baseline" if self.longer == 1 else "longer"
+        return "+".join(level.at for level in self.levels) or ("baseline" if self.longer == 1 else "longer")
+
+    @property
+    def levels(self) -> "tuple[Rival | Level, ...]":
+        """What is around the loss, from the inside: a rival, Metrix, both or nothing."""
+        return tuple(level for level in (self.rival, self.metrix) if level is not None)
 
     @property
     def baseline(self) -> str:
-        """The label of the same loss without Metrix."""
+        """The label of the same loss without a level."""
         if self.tuned:
             return Arm.parse(self.tuned).baseline
         return Arm(loss=self.loss, options=self.options).label
@@ -320,8 +358,21 @@ class Arm(Value):
             return self.tuned
         defaults = {} if self.loss in FLOORS else registry.loss(self.loss).parameters
         changed = {k: v for k, v in self.options.items() if v != defaults.get(k)}
-        level = f"+{self.metrix}" if self.metrix else ""
-        return self.loss + notation.brackets(changed) + level + (f"@{self.longer:g}x" if self.longer != 1 else "")
+        levels = "".join(f"+{level}" for level in self.levels)
+        return self.loss + notation.brackets(changed) + levels + (f"@{self.longer:g}x" if self.longer != 1 else "")
+
+
+def _levels(where: str, levels: list[tuple[str, dict[str, Any]]]) -> "tuple[Level | None, Rival | None]":
+    """Return the levels of an arm, given as (name, options) from the inside. Raise GridError unless they fit."""
+    rivals = [(at, own) for at, own in levels if at not in METRIX]
+    metrix = [(at, own) for at, own in levels if at in METRIX]
+    rival = Rival.of(*rivals[0]) if rivals else None
+    if len(levels) > 1 and not (
+        metrix and rival and levels[0] == rivals[0] and registry.level(rival.at).before_metrix
+    ):
+        first = [name for name in registry.levels() if registry.level(name).before_metrix]
+        raise GridError(where, [f"one level at a time; only {' or '.join(first)} may stand before a level of Metrix"])
+    return (Level(**{"at": metrix[0][0], **metrix[0][1]}) if metrix else None), rival
 
 
 def _as_json(value: Any) -> str:
@@ -442,7 +493,7 @@ class Trial(Value):
 
 
 LATER = {  # settings that older records lack, with the value that those trials had
-    **dict.fromkeys(("fold", "folds", "ks", "mean", "std", "interpolation", "hidden")),
+    **dict.fromkeys(("fold", "folds", "ks", "mean", "std", "interpolation", "hidden", "rival")),
     **{"backbone": "trained", "views": 1},
 }
 _DECISIVE = tuple(sorted(Trial.model_fields.keys() - {"keep", "analysis"}))  # the content of a trial's digest

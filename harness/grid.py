@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, WrapValidator, model_validator
 
 from harness import grids, registry
 from harness.config import (
     FEATURES,
     FLOORS,
     LEVELS,
+    METRIX,
     SEEDLESS,
     SHARED_BY_A_LOSS,
     Arm,
@@ -27,6 +28,7 @@ from harness.config import (
     Mixing,
     Model,
     Resources,
+    Rival,
     Search,
     Training,
     Trial,
@@ -54,6 +56,23 @@ class ListedLevel(Mixing[Literal["baseline", "embedding", "feature", "input"]]):
     """A level in the list of a grid, `feature` or `{at: feature, hardest: 3}`; `metrix` sets the rest."""
 
 
+def _rival(item: Any, metrix: Callable[[Any], Any]) -> Any:
+    """Return the rival of a level's item, or what `metrix` makes of an item without one."""
+    at = item.get("at") if isinstance(item, dict) else None
+    if isinstance(item, Rival) or not isinstance(at, str) or at in LEVELS:
+        return item if isinstance(item, Rival) else metrix(item)
+    own = {key: value for key, value in item.items() if key != "at"}
+    try:
+        return Rival.of(at, own["options"] if [*own] == ["options"] else own)
+    except GridError as error:
+        raise ValueError("; ".join(error.problems)) from None
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+AnyLevel = Annotated[SerializeAsAny[ListedLevel], WrapValidator(_rival)]  # or a `Rival`
+
+
 class Grid(Value):
     """The experiment that a YAML file describes: datasets × backbones × (losses × levels + arms + floors) × seeds.
 
@@ -76,7 +95,7 @@ class Grid(Value):
     datasets: tuple[Annotated[Choice, BeforeValidator(named)], ...] = Field(min_length=1)
     backbones: tuple[Annotated[Backbone, BeforeValidator(named)], ...] = Field(min_length=1)
     losses: tuple[Annotated[Loss, BeforeValidator(named)], ...] = ()
-    levels: tuple[ListedLevel, ...] = Field(default=LEVELS, validate_default=True)
+    levels: tuple[AnyLevel, ...] = Field(default=LEVELS, validate_default=True)
     arms: tuple[str, ...] = ()
     floors: tuple[Literal["features", "untrained", "pixels"], ...] = FLOORS
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(default=(0, 1, 2), min_length=1)
@@ -272,11 +291,11 @@ class Grid(Value):
     def _arms(self, backbone: Backbone) -> list[tuple[Arm, Training]]:
         arms = [(Arm.of(floor, {}), self._training(None, backbone)) for floor in self._floors(backbone)]
         for loss, level in itertools.product(self.losses, self.levels):
-            metrix = None
-            if level.at != "baseline":
+            metrix, rival = None, level if isinstance(level, Rival) else None
+            if level.at in METRIX:
                 stage = (level.stage or backbone.stage) if level.at == "feature" else None
                 metrix = Level(**{**level.model_dump(), "stage": stage})
-            arms.append((Arm.of(loss.name, loss.options, metrix), self._training(loss, backbone)))
+            arms.append((Arm.of(loss.name, loss.options, metrix, rival), self._training(loss, backbone)))
         chosen = {loss.name: loss for loss in self.losses}
         for text in self.arms:
             arm = Arm.parse(text)
@@ -298,7 +317,7 @@ def _level(item: Any, shared: dict[str, Any]) -> Any:
     if isinstance(item, Mixing):
         item = item.model_dump()
     own = {"at": item} if isinstance(item, str) else item
-    return {**shared, **own} if isinstance(own, dict) else item
+    return {**(shared if own.get("at", "baseline") in LEVELS else {}), **own} if isinstance(own, dict) else item
 
 
 def _include_problems(content: dict[str, Any]) -> list[str]:

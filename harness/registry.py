@@ -1,4 +1,4 @@
-"""The registry of losses, datasets, metrics and reports: each exists because its file does."""
+"""The registry of losses, levels, datasets, metrics and reports: each exists because its file does."""
 
 import functools
 import pkgutil
@@ -36,3 +36,29 @@ def loss(name: str):
         return import_module("harness.training.pml" if name.startswith("pml:") else "baselines").describe(name)
     except ValueError as error:
         raise RegisterError(str(error)) from None
+
+
+@functools.cache  # sorting a table asks for every row
+def levels() -> tuple[str, ...]:
+    """Return the names of all levels but the baseline: those of Metrix, then the rivals in alphabetical order."""
+    return import_module("metrix.levels").names()
+
+
+@functools.cache
+def level(name: str):
+    """Return the description of a level: its title, paper, options with their defaults, and search space.
+
+    Raise RegisterError with the nearest names if there is no such level.
+    """
+    if name not in levels():
+        raise RegisterError(unknown("level", name, ("baseline", *levels())))
+    return import_module("metrix.levels").describe(name)
+
+
+def level_order(name: str) -> tuple[int, ...]:
+    """Return the key that sorts levels: the baseline, those of Metrix, the rivals, then any other.
+
+    Of two levels in one arm, such as `xbm+embedding`, the first counts most.
+    """
+    known = ("baseline", *levels())
+    return tuple(known.index(part) if part in known else len(known) for part in name.split("+"))

@@ -9,7 +9,7 @@ from baselines.description import stated_in
 from metrix import rivals
 from metrix.rivals import Description
 
-METRIX = {  # its levels, with what each mixes
+METRIX = {  # its levels
     "embedding": "mixes embeddings",
     "feature": "mixes feature maps inside the network",
     "input": "mixes images",
@@ -35,6 +35,7 @@ def describe(name: str) -> Description:
     return Description(
         name=name,
         title=f"Metrix, {name}",
+        summary=METRIX[name],
         paper=PAPER,
         year=YEAR,
         parameters=read[0],

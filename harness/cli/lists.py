@@ -63,19 +63,20 @@ def _losses() -> Listing:
 
 
 def _levels() -> Listing:
-    from harness.config import LEVELS, Level
+    from harness.config import METRIX
+    from metrix import levels
 
-    settings = Level().model_dump(exclude={"at"})
-    below = f"settings of a level: {_settings(settings)}; stage says which feature maps are mixed"
-    return Listing("levels", ("name", "description"), [(name, MIXES[name]) for name in LEVELS], [("", below)])
-
-
-MIXES = {
-    "baseline": "no mixing: the loss alone",
-    "embedding": "mixes embeddings",
-    "feature": "mixes feature maps inside the network",
-    "input": "mixes images",
-}
+    known = [levels.describe(name) for name in levels.names()]
+    rows = [("baseline", "no mixing: the loss alone", "", "")]
+    options = {one.name: "" if one.name in METRIX else _settings(one.parameters) for one in known}
+    rows += [(one.name, one.summary, one.paper, options[one.name]) for one in known]
+    shared = _settings(known[0].parameters)
+    below = [("", f"options of each level of Metrix: {shared}; stage says which feature maps are mixed")]
+    for one in known:
+        for reason in dict.fromkeys(one.refuses.values()):
+            kinds = [kind for kind in one.refuses if one.refuses[kind] == reason]
+            below.append((one.name, f"{one.name} does not take losses over {' or '.join(kinds)}: it {reason}"))
+    return Listing("levels", ("name", "description", "paper", "options"), rows, below)
 
 
 def _metrics() -> Listing:

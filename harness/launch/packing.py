@@ -13,9 +13,10 @@ import torch
 
 from harness.config import PIXELS, Resources, Trial
 from harness.launch.queue import Bundle
-from harness.training.bench import build_criterion
+from harness.training.criterion import build_criterion, layers
 from harness.training.network import on_noise
 from harness.training.pictures import EMBEDDING_BATCH
+from metrix.rivals._form import Rival
 
 HEADROOM = 1.15  # over the measured peak, for other group sizes in a batch and for fragmentation
 CONTEXT_BYTES = 600 * 2**20  # of a process with CUDA, before its first tensor
@@ -40,6 +41,8 @@ def memory_key(trial: Trial) -> str:
         "optimizer": trial.training.optimizer,
         "level": level,
     }
+    if trial.arm.rival:
+        content["rival"] = trial.arm.rival.model_dump()
     return json.dumps(content, sort_keys=True)
 
 
@@ -64,6 +67,9 @@ def _work(trial: Trial, where: torch.device, classes: int) -> None:
     model, settings = model.to(where), trial.training
     if trial.arm.at != "floor":
         criterion = build_criterion(trial, classes).to(where).train()
+        for layer in layers(criterion):
+            if isinstance(layer, Rival):
+                layer.start()
         parameters = [*model.parameters(), *criterion.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
         each = settings.examples_per_class if settings.sampler == "balanced" else 2

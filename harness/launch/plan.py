@@ -25,11 +25,13 @@ from harness.grid import Grid
 from harness.runs.provenance import code_digest, provenance
 from harness.runs.record import Record
 from harness.training import anatomy, backbones, embedder, weights
-from harness.training.bench import build_criterion, evaluator_faults, scores_of, split_of, splits_of
+from harness.training.bench import evaluator_faults, scores_of, split_of, splits_of
+from harness.training.criterion import build_criterion
 from harness.training.devices import device_name
 from harness.training.head import frozen_problem
 from harness.training.network import on_noise
 from harness.training.pictures import open_dataset
+from metrix import rivals
 
 CODE = code_digest()  # of the imported code, even if the files change afterwards
 UNKNOWN_CLASSES = 2  # the number that a loss is built with if the data cannot be opened
@@ -38,7 +40,8 @@ HUBS = ("HF_HUB_CACHE", "HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME")  # variables 
 
 @dataclass(frozen=True)
 class Plan:
-    """Trials to run, in order; `refused` holds (dataset, backbone, arm, reason) of cells without a Metrix form.
+    """Trials to run, in order; `refused` holds (dataset, backbone, arm, reason) of losses with a level that has
+    no form for them.
 
     `notes` are sentences to show before anything runs, such as which files are no part of a dataset.
     """
@@ -51,12 +54,12 @@ class Plan:
 def make_plan(grid: Grid, data: Path | None = None, cache: Path | None = None) -> Plan:
     """Return the plan of a grid. Raise GridError with everything that is unfair or would fail later, all at once.
 
-    A combination without a Metrix form is refused when `arms` names it, and listed as not applicable when it comes
+    A level without a form for its loss is refused when `arms` names it, and listed as not applicable when it comes
     out of the product of losses and levels.
     """
     trials = grid.trials()
     cells = same_but_seed(trials)
-    reasons = [no_metrix_reason(cell[0]) for cell in cells]
+    reasons = [no_form_reason(cell[0]) for cell in cells]
     refused = [(*cell[0].cell, reason) for cell, reason in zip(cells, reasons, strict=True) if reason]
     fit = [cell[0] for cell, reason in zip(cells, reasons, strict=True) if not reason]
     why = {arm: reason for _, _, arm, reason in refused}
@@ -101,15 +104,22 @@ def same_but_seed(trials: Sequence[Trial]) -> list[list[Trial]]:
     return list(groups.values())
 
 
-def no_metrix_reason(trial: Trial) -> str | None:
-    """Return why an arm has no Metrix form with this network; None if it has one, or does not use Metrix."""
+def no_form_reason(trial: Trial) -> str | None:
+    """Return why a level of the arm has no form for its loss and network; None if each has, or there is none."""
     arm = trial.arm
-    if arm.metrix is None:
+    if not arm.levels:
         return None
     about = registry.loss(arm.loss)
-    if not about.metrix:
+    if arm.metrix and not about.metrix:
         return f"{arm.loss} has no Metrix form: {about.why_no_metrix}"
-    return frozen_problem(trial) or metrix.refusal(arm.loss, **arm.metrix.model_dump())
+    if about.kind == "library":
+        return f"{arm.loss} is a loss of another library, which takes no level"
+    reasons = [frozen_problem(trial)]
+    if arm.rival:
+        reasons.append(rivals.refusal(arm.rival.at, arm.loss, arm.options, **arm.rival.options))
+    if arm.metrix:
+        reasons.append(metrix.refusal(arm.loss, **arm.metrix.model_dump()))
+    return next(filter(None, reasons), None)
 
 
 def _network_problems(trials: list[Trial], cache: Path | None) -> tuple[list[str], list[str]]:
@@ -194,7 +204,7 @@ def _data_problems(trials: list[Trial], data: Path | None, cache: Path | None) -
             for users, split in splits_of(dataset, using):
                 problems += [f"datasets: {finding.sentence}" for finding in rules.over_data(dataset, split)]
                 counts = np.unique(dataset.labels[split == "train"], return_counts=True)[1]
-                problems += [p for trial in users if (p := _batch_problem(trial, counts))]
+                problems += [p for trial in users if (p := _batch_problem(trial, counts) or _useless(trial, counts))]
                 scores = scores_of(users[0], dataset, split)
                 fold = f"fold {users[0].fold} of {users[0].folds}: " if users[0].fold else ""
                 problems += [f"datasets: {fold}{problem}" for problem in scores.problems]
@@ -241,12 +251,21 @@ def _batch_problem(trial: Trial, counts: np.ndarray) -> str | None:
     return None
 
 
+def _useless(trial: Trial, counts: np.ndarray) -> str | None:
+    """Return why the level of an arm would never act in a training on classes of `counts` images; None if it acts."""
+    if (rival := trial.arm.rival) is None:
+        return None
+    steps = trial.schedule.epochs * (counts.sum() // trial.training.batch_size)
+    problem = rivals.find(rival.at).useless(rival.options, int(steps))
+    return problem and f"levels: {trial.arm.label} on {trial.dataset.name}: {problem}"
+
+
 def matched_baselines(trials: Sequence[Trial], cache: Path | None = None) -> list[Trial]:
-    """Return the baseline at as many forward passes of every Metrix trial with more than its baseline (FAIR-07)."""
+    """Return the baseline at as many forward passes of every level with more than its baseline (FAIR-07)."""
     longer_by_id = {}
     for trial in trials:
-        if trial.arm.metrix is not None and (ratio := round(_passes(trial, cache), 2)) > 1:
-            arm = trial.arm.model_copy(update={"metrix": None, "longer": ratio})
+        if trial.arm.levels and (ratio := round(_passes(trial, cache), 2)) > 1:
+            arm = trial.arm.model_copy(update={"metrix": None, "rival": None, "longer": ratio})
             longer = trial.model_copy(update={"arm": arm})
             longer_by_id[longer.id] = longer
     return list(longer_by_id.values())
@@ -358,7 +377,9 @@ def _pace(trial: Trial, cache: Path | None) -> float:
 
 def _passes(trial: Trial, cache: Path | None) -> float:
     """Return the planned forward passes of a step: 1 for a baseline, more for the mixed rows that a level adds."""
-    level = trial.arm.metrix
+    level, rival = trial.arm.metrix, trial.arm.rival
+    if level is None and rival is not None:
+        return 2.0 if rivals.find(rival.at).mixes_at(**rival.options) == "input" else 1.0
     if level is None or level.at == "embedding":
         return 1.0
     settings = trial.training

@@ -6,7 +6,8 @@ lead to equal proposals, and an interrupted search continues where it stopped. S
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness import registry
@@ -49,13 +50,22 @@ def space(trial: Trial, settings: Search) -> Space:
     The arm's own choice is always among the choices, since the first trial of every search has the arm's settings.
     """
     names: Space = {"lr": _range([trial.training.lr * factor for factor in settings.lr_range], log=True)}
-    for name, values in registry.loss(trial.arm.loss).search_space.items():
-        names[f"loss.{name}"] = dict(values)
-        if "choices" in values:
-            names[f"loss.{name}"]["choices"] = list(dict.fromkeys([*values["choices"], trial.arm.options[name]]))
+    names |= _own("loss", registry.loss(trial.arm.loss).search_space, trial.arm.options)
     if trial.arm.metrix is not None:
         names["metrix.weight"] = _range(settings.weight_range, log=True)
         names["metrix.alpha"] = _range(settings.alpha_range, log=True)
+    if rival := trial.arm.rival:
+        names |= _own("rival", registry.level(rival.at).search_space, rival.options)
+    return names
+
+
+def _own(owner: str, declared: Space, options: Mapping[str, Any]) -> Space:
+    """Return the declared space of a loss or a rival, with the arm's own choices among its choices."""
+    names: Space = {}
+    for name, values in declared.items():
+        names[f"{owner}.{name}"] = dict(values)
+        if "choices" in values:
+            names[f"{owner}.{name}"]["choices"] = list(dict.fromkeys([*values["choices"], options[name]]))
     return names
 
 
@@ -155,19 +165,20 @@ def _defaults(trial: Trial, space: Space) -> dict[str, Any]:
     values = {"lr": trial.training.lr, **{f"loss.{k}": v for k, v in trial.arm.options.items()}}
     if trial.arm.metrix is not None:
         values |= {"metrix.weight": trial.arm.metrix.weight, "metrix.alpha": trial.arm.metrix.alpha}
+    if rival := trial.arm.rival:
+        values |= {f"rival.{name}": value for name, value in rival.options.items()}
     return {name: values[name] for name in space}
 
 
 def _with(trial: Trial, params: dict[str, Any]) -> Trial:
     """Return the trial with these settings in place of its own."""
-    arm, options, level = trial.arm, dict(trial.arm.options), {}
+    arm, owned = trial.arm, defaultdict(dict)
     for name, value in params.items():
         owner, _, key = name.partition(".")
-        if owner == "loss":
-            options[key] = value
-        elif owner == "metrix":
-            level[key] = value
-    metrix = arm.metrix.model_copy(update=level) if arm.metrix else None
-    arm = arm.model_copy(update={"options": options, "metrix": metrix, "tuned": arm.label})
+        owned[owner][key] = value
+    metrix = arm.metrix.model_copy(update=owned["metrix"]) if arm.metrix else None
+    rival = arm.rival.model_copy(update={"options": arm.rival.options | owned["rival"]}) if arm.rival else None
+    options = arm.options | owned["loss"]
+    arm = arm.model_copy(update={"options": options, "metrix": metrix, "rival": rival, "tuned": arm.label})
     training = trial.training.model_copy(update={"lr": params.get("lr", trial.training.lr)})
     return trial.model_copy(update={"arm": arm, "training": training})

@@ -28,7 +28,7 @@ class Block:
     entries    one line per record, and one per trial without a record
     factors    the known shared factors
     differing  the factors that distinguish the block from others of the same place
-    refused    the arms without a Metrix form, with the reason
+    refused    the arms whose level has no form for the loss, with the reason
     """
 
     place: Place
@@ -78,7 +78,7 @@ def _place(line: Any) -> Place:
 
 
 def _without_form(absent: pandas.DataFrame, blocks: Sequence[Block]) -> list[Block]:
-    """Add the arms without a Metrix form to the blocks of their place.
+    """Add the arms without a form to the blocks of their place.
 
     Return new blocks for the places that have no block yet.
     """

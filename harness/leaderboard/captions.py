@@ -189,10 +189,7 @@ def _scores(blocks: Sequence[Block], intervals: bool = True) -> Iterator[str]:
     if any(cell.difference is not None for cell in cells):
         real = [(cell.difference_interval, cell.difference_n) for cell in cells if cell.difference_half is not None]
         how = _plus_minus(real, "pairs; assumes normally distributed differences") or " (too few for an interval)"
-        yield (
-            "Δ: mean difference from the same loss without Metrix, in points, paired by seed"
-            f"{how if intervals else ''}."
-        )
+        yield (f"Δ: mean difference from the same loss alone, in points, paired by seed{how if intervals else ''}.")
 
 
 def _folds(blocks: Sequence[Block]) -> str:

@@ -28,10 +28,10 @@ SCORES: dict[str, Column] = {
     "record": Column("text", "id of the record: records/<id>.json in its run folder"),
     "dataset": Column("category", "name of the dataset"),
     "backbone": Column("category", "name of the network"),
-    "arm": Column("category", "the loss, with +level where Metrix mixes; non-default settings in brackets"),
+    "arm": Column("category", "the loss, with +level of what is around it; non-default settings in brackets"),
     "loss": Column("category", "name of the loss, or of the floor"),
     "level": Column("category", "baseline, embedding, feature, input, longer or floor"),
-    "baseline": Column("category", "the same loss without Metrix"),
+    "baseline": Column("category", "the same loss without a level"),
     "seed": Column("integer", "training seed"),
     "fold": Column("integer", "which part of the training classes validates, from 1; blank without cross-validation"),
     "metric": Column("category", "R@K, MAP@R or R-Precision, of the test split"),
@@ -73,7 +73,8 @@ FAMILIES: dict[str, str] = {
         "the shared factors, by their names in a grid file: a table holds one value of each (FAIR-08, FAIR-25)"
     ),
     "loss.…": "the hyperparameters of the loss, such as loss.margin",
-    "metrix.…": "how Metrix mixes, such as metrix.weight; blank for baselines and floors",
+    "metrix.…": "how Metrix mixes, such as metrix.weight; blank for other arms",
+    "rival.…": "the options of another level, such as rival.size; blank for other arms",
     "provenance.…": "where the record comes from, such as provenance.device and provenance.revision",
 }
 
@@ -81,14 +82,16 @@ LEADERBOARD: dict[str, Column] = {
     "dataset": Column("category", "name of the dataset"),
     "backbone": Column("category", "name of the network"),
     "factors": Column("text", "what tells this table from others of the same dataset and network, name=value"),
-    "arm": Column("category", "the loss, with +level where Metrix mixes; non-default settings in brackets"),
+    "arm": Column("category", "the loss, with +level of what is around it; non-default settings in brackets"),
     "baseline": Column("category", "the arm that differences are taken to; blank for baselines and floors"),
     "level": Column(
         "category", "baseline, embedding, feature, input, longer or floor; of published rows their own word"
     ),
     "metric": Column("category", "R@K, MAP@R or R-Precision, of the test split"),
     "source": Column("text", f"`{HERE}`, or who published the number; published ones enter no statistic"),
-    "state": Column("text", "ok, partial (some seeds are missing), fail, -- (not run) or n/a (no such Metrix form)"),
+    "state": Column(
+        "text", "ok, partial (seeds are missing), fail, -- (not run) or n/a (the level does not take the loss)"
+    ),
     "reason": Column("text", "why the state is not ok"),
     "findings": Column("text", "what the fairness rules and its trials say of the row, a sentence each"),
     "n": Column("integer", "training seeds in the mean"),

@@ -37,7 +37,7 @@ def board_of(
 
     planned  the trials that should exist. The board is partial if any of them has no record. Without `planned`, every
              trained row is expected to have all seeds of its block
-    refused  (dataset, backbone, arm, reason) of combinations without a Metrix form
+    refused  (dataset, backbone, arm, reason) of levels without a form for their loss
     notes    notes on how the records were collected
 
     The other parameters are as in `leaderboard`. Raises ReportError for a metric that no record has.

@@ -15,7 +15,6 @@ from typing import Any
 import pandas
 
 from harness import registry
-from harness.config import LEVELS
 from harness.errors import UserError
 from harness.leaderboard import columns, notes
 from harness.leaderboard.blocks import Block, arrange
@@ -24,7 +23,7 @@ from harness.leaderboard.comparisons import Scores, Summary, judge
 from harness.leaderboard.notes import Note
 from harness.leaderboard.published import Published
 from harness.leaderboard.rows import Row, rows_of
-from harness.leaderboard.scores import FIRST_METRICS, arm_order, metric_order, of_absent
+from harness.leaderboard.scores import FIRST_METRICS, arm_order, levels_in_order, metric_order, of_absent
 from harness.leaderboard.seeds import by_seed
 from harness.runs.outcomes import ByClass, mean
 
@@ -218,11 +217,10 @@ def _categorised(table: pandas.DataFrame) -> pandas.DataFrame:
         for line in all_lines
     }
     arms = sorted(arms, key=lambda arm: arm_order(*arm))
-    levels = sorted({level for _, level, _ in arms} - {*LEVELS, "floor"})
     orders = {
         "arm": [arm for arm, _, _ in arms],
         "baseline": [baseline for _, _, baseline in arms],
-        "level": (*LEVELS, *levels, "floor"),
+        "level": levels_in_order(level for _, level, _ in arms),
         "metric": metric_order(set(table["metric"])),
         "dataset": sorted(set(table["dataset"])),
         "backbone": sorted(set(table["backbone"])),

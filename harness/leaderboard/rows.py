@@ -1,6 +1,6 @@
 """The rows of a block: its arms, with their state, reason and cost. Nothing is dropped.
 
-Rows are grouped by loss, with Metrix variants after their loss and floors last. Missing, failed and inapplicable arms
+Rows are grouped by loss, with the variants of a loss after it and floors last. Missing, failed and inapplicable arms
 have a row with a state and a reason (FAIR-20).
 """
 
@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.config import FLOORS, LEVELS, Arm
+from harness import registry
+from harness.config import FLOORS, Arm
 from harness.leaderboard.blocks import STEPS, Block
 from harness.leaderboard.scores import FAILED
 
@@ -109,9 +110,8 @@ def _group(
     return sorted(rows.values(), key=_row_order)
 
 
-def _row_order(row: Row) -> tuple[int, str]:
-    level = row.line["level"]
-    return (LEVELS.index(level) if level in LEVELS else len(LEVELS)), row.arm
+def _row_order(row: Row) -> tuple[tuple[int, ...], str]:
+    return registry.level_order(row.line["level"]), row.arm
 
 
 def _row(entries: Sequence[Any], extra: str, expected: set[int]) -> Row:

@@ -4,8 +4,8 @@
     scores.query("metric == 'R@1'").pivot_table(index="arm", columns="dataset", values="value")
 
 Columns are documented in `columns.SCORES`; the settings of a record follow them under dotted names (model.dim,
-loss.margin, metrix.weight, provenance.device). `absent` lists the trials without a record, `curves` has one line per
-record and epoch.
+loss.margin, metrix.weight, rival.size, provenance.device). `absent` lists the trials without a record, `curves` has
+one line per record and epoch.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas
 
+from harness import registry
 from harness.config import FLOORS, LEVELS, SHARED_BY_A_LOSS, Arm, Trial
 from harness.fairness.comparability import factors_of
 from harness.fairness.protocols import FAIR
@@ -27,7 +28,7 @@ from harness.runs.run import Run
 
 FIRST_METRICS = ("R@1", "MAP@R", "R-Precision")
 PER_METRIC = ("metric", "value", "validation", "initial_validation", "best_test_epoch")
-SETTINGS = ("loss.", "metrix.")
+SETTINGS = ("loss.", "metrix.", "rival.")
 PROVENANCE = "provenance."
 FAILED, MISSING, REFUSED = "failed", "missing", "refused"
 ABSENT = {"state": "text", "kind": "text", "reason": "text", "attempts": "integer", "lacks": "text"}
@@ -77,11 +78,10 @@ def _order(record: Record) -> tuple[Any, ...]:
 def _categories(records: Sequence[Record]) -> dict[str, Any]:
     """Return the columns whose categories are in table order: baseline, its variants, floors last."""
     arms = sorted({(r.arm, r.level, r.baseline) for r in records}, key=lambda arm: arm_order(*arm))
-    levels = sorted({level for _, level, _ in arms} - {*LEVELS, "floor"})
     return {
         "arm": ordered([record.arm for record in records], [arm for arm, _, _ in arms]),
         "baseline": ordered([record.baseline for record in records], [baseline for *_, baseline in arms]),
-        "level": ordered([record.level for record in records], (*LEVELS, *levels, "floor")),
+        "level": ordered([record.level for record in records], levels_in_order(level for _, level, _ in arms)),
         "loss": ordered([r.trial.arm.loss for r in records], [baseline.partition("[")[0] for *_, baseline in arms]),
     }
 
@@ -143,6 +143,7 @@ def _of_trial(trial: Trial) -> dict[str, Any]:
     arm = trial.arm
     steps = {} if arm.at == "floor" else {name: getattr(trial.training, name) for name in SHARED_BY_A_LOSS}
     metrix = {} if arm.metrix is None else arm.metrix.model_dump()
+    rival = {} if arm.rival is None else arm.rival.options
     return {
         "dataset": trial.dataset.name,
         "backbone": trial.backbone.name,
@@ -156,6 +157,7 @@ def _of_trial(trial: Trial) -> dict[str, Any]:
         **steps,
         **{f"loss.{name}": _setting(value) for name, value in arm.options.items()},
         **{f"metrix.{name}": _setting(value) for name, value in metrix.items()},
+        **{f"rival.{name}": _setting(value) for name, value in rival.items()},
     }
 
 
@@ -172,7 +174,7 @@ def _named(factors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _family(name: str) -> int:
-    """Return the position of the family of a dotted column: shared factors, the loss, Metrix, provenance."""
+    """Return the position of the family of a dotted column: shared factors, the loss, Metrix, rivals, provenance."""
     return next((n for n, family in enumerate((*SETTINGS, PROVENANCE), 1) if name.startswith(family)), 0)
 
 
@@ -184,7 +186,13 @@ def factors(table: pandas.DataFrame) -> list[str]:
 def arm_order(arm: str, level: str, baseline: str) -> tuple[Any, ...]:
     """Return the key that sorts arms: by loss, its variants under it by level, floors last."""
     floor = FLOORS.index(baseline) if baseline in FLOORS else -1
-    return floor, baseline, LEVELS.index(level) if level in LEVELS else len(LEVELS), arm
+    return floor, baseline, registry.level_order(level), arm
+
+
+def levels_in_order(levels: Iterable[str]) -> tuple[str, ...]:
+    """Return the levels of Metrix and these, each once: baseline, Metrix, rivals, others, floors."""
+    others = {*LEVELS, *levels} - {"floor"}
+    return (*sorted(others, key=lambda level: (registry.level_order(level), level)), "floor")
 
 
 def metric_order(metrics: Iterable[str]) -> tuple[str, ...]:
@@ -206,11 +214,11 @@ def absent(
     refused: Iterable[tuple[str, str, str, str]] = (),
     done: Iterable[Trial] | None = None,
 ) -> pandas.DataFrame:
-    """Return one line per trial without scores in `table`, and per combination without a Metrix form.
+    """Return one line per trial without scores in `table`, and per level without a form for its loss.
 
     done: the trials of the records; by default, they are derived from the ids of the records.
 
-    state     failed, missing (planned and not finished) or refused (there is no such Metrix form)
+    state     failed, missing (planned and not finished) or refused (the level has no form for the loss)
     reason    why, in a sentence; `kind` and `attempts` describe a failure
     lacks     the missing folds of a seed that has other folds, such as ` (fold 2 of 4)`
 

@@ -1,7 +1,6 @@
 """Figures for papers, drawn from leaderboards and from single trials. Only this file imports matplotlib.
 
-Colours are from the colour-blind safe palette of Okabe and Ito, and markers repeat the distinction. Fonts are
-embedded. No date is written, so equal records give equal files.
+Colours and markers are those of `looks`. Fonts are embedded. No date is written, so equal records give equal files.
 """
 
 import re
@@ -16,16 +15,10 @@ from harness.leaderboard.frame import ReportError
 from harness.leaderboard.notes import listed
 from harness.leaderboard.statistics import places
 from harness.reports import wording
+from harness.reports.looks import in_order, marker
 from harness.runs.record import Record
 
 COLORS = ("#0072B2", "#D55E00", "#009E73")
-LEVELS = {  # colour and marker of a level, the same in every figure
-    "baseline": ("#5F636C", "D"),
-    "embedding": ("#0072B2", "o"),
-    "feature": ("#D55E00", "s"),
-    "input": ("#009E73", "^"),
-    "longer": ("#9B6A9E", "v"),
-}
 ENDINGS = (".pdf", ".svg", ".png")
 COLUMN_INCHES = 3.25
 WIDTHS = {"1col": COLUMN_INCHES, "2col": 6.75}  # one column and a full page at most venues
@@ -176,10 +169,10 @@ def forest(figure: Any, block: Block, board: Board) -> bool:
     axes = figure.subplots()
     axes.axvline(0, color="#8A8E97", linewidth=0.7)
     for place, cell in enumerate(cells):
-        color, marker = LEVELS.get(cell.level, LEVELS["baseline"])
+        color, sign = marker(cell.level)
         reach = None if cell.difference_half is None else 100 * cell.difference_half
         face = color if cell.significant else "white"
-        look = {"marker": marker, "color": color, "markerfacecolor": face, "markeredgewidth": 0.9, "elinewidth": 1.0}
+        look = {"marker": sign, "color": color, "markerfacecolor": face, "markeredgewidth": 0.9, "elinewidth": 1.0}
         axes.errorbar(100 * cell.difference, place, xerr=reach, linestyle="none", **look)
     axes.set_yticks(range(len(cells)), [wording.full(cell) + wording.below(cell) for cell in cells])
     axes.set_ylim(-0.7, len(cells) - 0.3)
@@ -202,7 +195,7 @@ def heat_map(figure: Any, block: Block, board: Board) -> bool:
     metric = block.shown[0]
     cells = _cells(block, metric)
     losses = list(dict.fromkeys(cell.baseline or cell.arm for cell in cells))
-    levels = [level for level in LEVELS if any(cell.level == level for cell in cells)]
+    levels = in_order(cell.level for cell in cells)
     if len(levels) < 2:
         return False
     first = {(cell.baseline or cell.arm, cell.level): cell for cell in reversed(cells)}
@@ -261,10 +254,10 @@ def cost(figure: Any, block: Block, board: Board) -> bool:
     least = min(cell.train_s for cell in cells)
     size, unit = (3600, "h") if least >= 3600 else (60, "min") if least >= 60 else (1, "s")
     for cell in cells:
-        color, marker = LEVELS.get(cell.level, LEVELS["baseline"])
+        color, sign = marker(cell.level)
         reach = None if cell.half is None else 100 * cell.half
         axes.errorbar(
-            cell.train_s / size, 100 * cell.mean, reach, color=color, marker=marker, elinewidth=0.6, alpha=0.9
+            cell.train_s / size, 100 * cell.mean, reach, color=color, marker=sign, elinewidth=0.6, alpha=0.9
         )
     front: list[Any] = []
     place = places({cell.row: cell.mean for cell in cells})
@@ -294,9 +287,9 @@ def recall_curves(figure: Any, block: Block, board: Board) -> bool:
         return False
     axes = figure.subplots()
     for row in rows:
-        color, marker = LEVELS.get(row.level, LEVELS["baseline"])
+        color, sign = marker(row.level)
         scores = [100 * cell.mean for k in ks if (cell := block.cell(row, at[k]))]
-        axes.plot(range(len(ks)), scores, color=color, marker=marker, markersize=2.8, alpha=0.85)
+        axes.plot(range(len(ks)), scores, color=color, marker=sign, markersize=2.8, alpha=0.85)
     axes.set_xticks(range(len(ks)), map(str, ks))
     axes.set(xlabel="K", ylabel="R@K, %")
     axes.grid(axis="y")
@@ -314,9 +307,7 @@ def learning_curves(figure: Any, block: Block, board: Board) -> bool:
         shared = each.dropna()
         if len(shared) < 2 or curves["validation"].isna().any():
             continue
-        axes.plot(
-            shared.index, 100 * shared.mean(axis=1), color=LEVELS.get(row.level, LEVELS["baseline"])[0], alpha=0.85
-        )
+        axes.plot(shared.index, 100 * shared.mean(axis=1), color=marker(row.level)[0], alpha=0.85)
         drawn.append(row)
     axes.set(ylabel=f"validation {FAIR.metric}, %")
     _over_epochs(axes)
@@ -330,11 +321,11 @@ def validation_against_test(figure: Any, block: Block, board: Board) -> bool:
     rows = _cells(block, FAIR.metric)
     axes, points = figure.subplots(), 0
     for row in rows:
-        color, marker = LEVELS.get(row.level, LEVELS["baseline"])
+        color, sign = marker(row.level)
         own = board.scores["record"].isin(record_ids(row)) & (board.scores["metric"] == FAIR.metric)
         scores: Any = board.scores[own]
         pairs = 100 * scores[["validation", "value"]].dropna()
-        axes.plot(pairs["validation"], pairs["value"], marker, color=color, markersize=3, alpha=0.8)
+        axes.plot(pairs["validation"], pairs["value"], sign, color=color, markersize=3, alpha=0.8)
         points += len(pairs)
     axes.set(xlabel=f"validation {FAIR.metric}, %", ylabel=f"test {FAIR.metric}, %")
     axes.grid()
@@ -346,10 +337,10 @@ def _legend(axes: Any, rows: Iterable[Any], lines: bool = False) -> None:
     """Add a legend of the levels that are drawn, in order."""
     from matplotlib.lines import Line2D
 
-    here = [level for level in LEVELS if any(row.level == level for row in rows)]
+    here = in_order(row.level for row in rows)
     look: dict[str, Any] = {"linestyle": "-"} if lines else {"linestyle": "none"}
     handles = [
-        Line2D([], [], color=LEVELS[level][0], marker="" if lines else LEVELS[level][1], label=level, **look)
+        Line2D([], [], color=marker(level)[0], marker="" if lines else marker(level)[1], label=level, **look)
         for level in here
     ]
     if handles:

@@ -1,10 +1,12 @@
 """The tables of the LaTeX report, one function per kind of table. Each returns its table environments as text."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from harness.config import METRIX, Level
 from harness.leaderboard import captions, published
 from harness.leaderboard.board import Block, Board, record_ids
 from harness.leaderboard.columns import plain
@@ -171,24 +173,27 @@ def single(board: Board) -> list[str]:
     return tables
 
 
-SETTINGS = ("at", "stage", "pairs", "weight", "alpha", "hardest", "renormalize", "lambda_per", "max_mixed")
-SETTING_TITLES = {"at": "level", "weight": "$w$", "alpha": r"$\alpha$", "hardest": "$k$", "lambda_per": "λ per"}
+SETTING_TITLES = {"level": "level", "metrix.weight": "$w$", "metrix.alpha": r"$\alpha$", "metrix.hardest": "$k$"}
 
 
 def ablations(board: Board) -> list[str]:
-    """Return a table for each loss whose variants have non-default settings, with the settings that differ."""
+    """Return a table for each loss and way to mix whose variants have non-default settings that differ."""
     tables = []
     for block in board.blocks:
         for group in block.groups:
-            rows = [row for row in group if row.baseline and row.level != "longer" and row.records]
-            if any("[" in row.name for row in rows):
-                tables += _ablation(board, block, group[0], rows)
+            ways = defaultdict(list)
+            for row in group:
+                if row.baseline and row.level != "longer" and row.records:
+                    ways["Metrix" if row.level in METRIX else wording.level_title(row.level)].append(row)
+            for way, rows in ways.items():
+                if any("[" in row.name for row in rows):
+                    tables += _ablation(board, block, group[0], way, rows)
     return tables
 
 
-def _ablation(board: Board, block: Block, baseline: Any, rows: Sequence[Any]) -> list[str]:
-    levels = _settings(board, [record_ids(row)[0] for row in rows])
-    varied = [key for key in SETTINGS if len({str(level[key]) for level in levels}) > 1]
+def _ablation(board: Board, block: Block, baseline: Any, way: str, rows: Sequence[Any]) -> list[str]:
+    settings = _settings(board, [record_ids(row)[0] for row in rows])
+    varied = [key for key in settings[0] if len({str(each[key]) for each in settings}) > 1]
     if not varied:
         return []
     shown = block.shown[:MOST_METRICS]
@@ -200,26 +205,31 @@ def _ablation(board: Board, block: Block, baseline: Any, rows: Sequence[Any]) ->
         words = ["" if value is None else escape(str(value)) for value in settings]
         return _line(words[0], [*words[1:], *cells])
 
-    order = sorted(range(len(rows)), key=lambda i: [str(levels[i][key]) for key in varied])
-    lines = [line(rows[i], ["all" if levels[i][k] is None else levels[i][k] for k in varied]) for i in order]
-    heads = [SETTING_TITLES.get(key, escape(key)) for key in varied]
+    order = sorted(range(len(rows)), key=lambda i: [str(settings[i][key]) for key in varied])
+    none = {"metrix.hardest": "all", "metrix.max_mixed": "all", "metrix.stage": "last"}
+    words = [[none.get(k) if each[k] is None else each[k] for k in varied] for each in settings]
+    lines = [line(rows[i], words[i]) for i in order]
+    heads = [SETTING_TITLES.get(key, escape(key.partition(".")[2].replace("_", " "))) for key in varied]
     head = [" & ".join(heads) + _heads(shown)]
     columns = [Columns("l" * (len(varied) - 1), "l" * (len(varied) - 1), 0), *(_metric(block, m) for m in shown)]
     title = f"{wording.title(baseline)} on {block.heading}"
-    first = [line(baseline, ["no Metrix", *[None] * (len(varied) - 1)])]
+    first = [line(baseline, [f"no {way}", *[None] * (len(varied) - 1)])]
     printed = replace(block.of_rows([baseline, *rows]), shown=shown)
-    caption = [f"Ablation of Metrix: {title}.", *captions.in_brief([printed])]
-    label = _label(board, "ablation", block.dataset, block.backbone, baseline.arm)
+    caption = [f"Ablation of {way}: {title}.", *captions.in_brief([printed])]
+    rival = "" if way == "Metrix" else way
+    label = _label(board, "ablation", block.dataset, block.backbone, baseline.arm, rival)
     return _pages(Sheet(title, label, caption, columns, head, [[first], [lines]]))
 
 
 def _settings(board: Board, records: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the Metrix settings of each of these records."""
+    """Return the level of each of these records and the settings of its level, by column of the scores."""
     lines: Any = board.scores[board.scores["record"].isin(records)]
     scores = lines.drop_duplicates("record")
-    columns = [plain(scores[f"metrix.{key}"]) for key in SETTINGS]
+    own = [f"metrix.{name}" for name in Level.model_fields if name != "at"]
+    names = ["level", *own, *(name for name in scores if name.startswith("rival."))]
+    columns = [plain(scores[name]) for name in names]
     settings: dict[str, dict[str, Any]] = {
-        id: dict(zip(SETTINGS, values, strict=True)) for id, *values in zip(scores["record"], *columns, strict=True)
+        id: dict(zip(names, values, strict=True)) for id, *values in zip(scores["record"], *columns, strict=True)
     }
     return [settings[id] for id in records]
 

@@ -19,7 +19,7 @@ from harness.leaderboard.blocks import STEPS
 from harness.leaderboard.board import Block, Board, record_ids
 from harness.leaderboard.columns import lines, plain
 from harness.leaderboard.scores import PROVENANCE, SETTINGS
-from harness.reports import wording
+from harness.reports import looks, wording
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
 HEIGHTS = len(ALPHABET) ** 2 - 1
@@ -41,6 +41,7 @@ def page_data(board: Board, caption: Sequence[str] = ()) -> dict[str, Any]:
         "partial": board.partial,
         "notes": board.notes,
         "caption": caption,
+        "levels": {level: _look(place, level) for place, level in enumerate(levels_of(board))},
         "provenance": [],
         "settings": [],
         "epochs": [],
@@ -58,6 +59,17 @@ def page_data(board: Board, caption: Sequence[str] = ()) -> dict[str, Any]:
     for block, content in zip(shown, page["blocks"], strict=True):
         content["rows"]["curves"] = [[_curves(curves.get(id), points, epochs) for id in row] for row in block]
     return page
+
+
+def levels_of(board: Board) -> list[str]:
+    """Return the levels of all rows, in order."""
+    return looks.in_order(row.level for block in board.blocks for row in block.rows)
+
+
+def _look(place: int, level: str) -> list[str]:
+    """Return the colour (a CSS variable), shape and dashes of the level at this place among those of the page."""
+    look = looks.look(level)
+    return [f"var(--level-{place})", look.shape, look.dash]
 
 
 def dumps(content: Any) -> str:
@@ -252,8 +264,8 @@ def _cells(block: Block, metric: str, digits: int) -> dict[str, list[Any]]:
 
 
 def _settings(row: Any, known: Mapping[str, Any]) -> list[list[str]]:
-    """Return the settings of an arm: hyperparameters, step sizes that its schedule uses, Metrix settings."""
-    losses = {name: value for name, value in known.items() if not name.startswith("metrix.")}
+    """Return the settings of an arm: hyperparameters, step sizes that its schedule uses, those of its level."""
+    losses = {name: value for name, value in known.items() if not name.startswith(("metrix.", "rival."))}
     shown = {**losses, **{name: getattr(row, name) for name in STEPS}, **known}
     unread = UNREAD.get(row.schedule, ())
     return [

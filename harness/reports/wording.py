@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import registry
-from harness.config import LEVELS
 
 if TYPE_CHECKING:  # at run time it would import pandas, which most commands do without
     from harness.leaderboard.board import Block, Board
@@ -33,21 +32,30 @@ def full(row: Any) -> str:
 
 
 def title(row: Any) -> str:
-    """Return the name of a row in paper style: `Multi-similarity`, `+ Metrix, input [weight=0.2]`."""
-    level = row.level
-    if row.baseline and row.name.startswith(f"+{level}"):
-        return f"+ Metrix, {level} {row.name[len(level) + 1 :]}".strip()
-    return row.name if row.baseline else arm_title(row.name)
+    """Return the name of a row in paper style: `Multi-similarity`, `+ Metrix, input [weight=0.2]`, `+ MoCHi`."""
+    return _levels(row.name).strip() if row.baseline else arm_title(row.name)
 
 
 def arm_title(arm: str) -> str:
     """Return an arm in paper style: `Multi-similarity + Metrix, input`. Published methods keep their own words."""
-    loss, sign, level = arm.partition("+")
-    word = re.sub(r"\W.*", "", loss, flags=re.DOTALL)
-    rest = loss.removeprefix(word)
-    known = _title(word) + (f" {rest.strip()}" if rest else "")
-    metrix = "Metrix, " if level.partition("[")[0] in LEVELS else ""
-    return f"{known} + {metrix}{level}" if sign else known
+    parts = re.fullmatch(r"(\w*)((?:\[[^\]]*\]|[^+])*)(.*)", arm, re.DOTALL)
+    assert parts is not None  # each part may be empty
+    word, rest, levels = parts.groups()
+    return _title(word) + (f" {rest.strip()}" if rest else "") + _levels(levels)
+
+
+def _levels(text: str) -> str:
+    """Return levels in paper style: ` + XBM [size=8] + Metrix, embedding` of `+xbm[size=8]+embedding`."""
+    parts = re.findall(r"(\[[^\]]*\])|\+([\w-]+)|([^+\[]+)", text)
+    return "".join(
+        f" {options}" if options else f" + {level_title(level)}" if level else rest for options, level, rest in parts
+    )
+
+
+def level_title(level: str) -> str:
+    """Return the title of a level, `Metrix, input` or `MoCHi`; its own word if it is not registered."""
+    name = level.replace("-", "_")
+    return registry.level(name).title if name in registry.levels() else level
 
 
 @functools.cache

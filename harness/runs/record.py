@@ -105,6 +105,7 @@ class Record(Stored):
     """A finished trial: its settings, curve, scores of the one test read, costs and provenance.
 
     `test_checkpoints`: how many checkpoints of this cell and seed had read the test by then, including this one.
+    `counted`: means over the training steps of what its level and loss counted, such as virtual examples.
     `folds`: the records of a seed's folds, if this is their mean (see `harness.runs.folds`), which is never stored.
     """
 
@@ -126,6 +127,7 @@ class Record(Stored):
     cost: Cost
     data: Data
     effective: dict[str, Any] = {}
+    counted: dict[str, float] = {}
     analysis: dict[str, Any] = {}
     provenance: dict[str, Any]
     notes: tuple[str, ...] = ()
@@ -182,7 +184,7 @@ class Requested(Stored):
     """The trials planned in a folder.
 
     further  trials that no grid lists, such as compute-matched ones
-    refused  (dataset, backbone, arm, reason) of combinations without a Metrix form
+    refused  (dataset, backbone, arm, reason) of losses with a level that has no form for them
     """
 
     grids: tuple[Grid, ...] = ()

@@ -6,7 +6,7 @@ A run folder contains
     failures/<trial id>.json     why a trial stopped; removed when the trial succeeds later
     checkpoints/<trial id>/      of running trials
     per_query/<trial id>.npz     outcomes of all test queries, embeddings and image ids of the one test read
-    plan.json                    the grids that were run here, and the combinations without a Metrix form
+    plan.json                    the grids that were run here, and the levels without a form for their loss
     logs/<trial id>.log          what happened to a trial, attempt by attempt
     state.json                   what the driver is doing, renewed every few seconds while it runs
     memory.json                  the measured GPU memory of trials

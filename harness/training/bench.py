@@ -10,9 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import baselines
-import metrix
-from baselines.form import Loss
 from harness.config import Trial
 from harness.data import scorable, splits
 from harness.data.datasets import Dataset, DatasetError
@@ -23,10 +20,10 @@ from harness.evaluation.conformance import conformance
 from harness.evaluation.spread import spread
 from harness.fairness import rules
 from harness.fairness.protocols import PROTOCOLS, Protocol
-from harness.streams import stream
-from harness.training import parallel, pml
+from harness.training import parallel
 from harness.training.backbones import ModelError
 from harness.training.chunked import Chunked
+from harness.training.criterion import Criterion, build_criterion
 from harness.training.devices import rank_devices
 from harness.training.embedder import Network
 from harness.training.head import frozen_problem
@@ -47,9 +44,6 @@ class SplitImages:
 
     indices: Tensor
     labels: np.ndarray
-
-
-Criterion = Loss | metrix.Metrix | pml.LibraryLoss
 
 
 @dataclass(frozen=True)
@@ -107,7 +101,9 @@ class Bench:
 
     def criterion(self) -> Criterion:
         """Return the objective of the trial, on the device."""
-        return build_criterion(self.trial, int(self.split_images("train").labels.max()) + 1).to(self.device)
+        training = self.split_images("train")
+        classes, images = int(training.labels.max()) + 1, len(training.indices)
+        return build_criterion(self.trial, classes, images).to(self.device)
 
     def train(
         self, criterion: Criterion, validate: Callable[[], Any], folder: Path, **options: Any
@@ -213,20 +209,3 @@ def training_classes(trial: Trial, sources: Sources) -> int:
     dataset = open_dataset(trial.dataset, sources.data, sources.cache)
     split = split_of(dataset, PROTOCOLS[trial.protocol], trial.fold, trial.folds)
     return len(np.unique(dataset.labels[split == "train"]))
-
-
-def build_criterion(trial: Trial, num_classes: int) -> Criterion:
-    """Build the loss of a trial, inside Metrix if its arm says so.
-
-    Proxies depend on (seed, loss), and λ on (seed, "metrix").
-    """
-    arm, seed = trial.arm, trial.seed
-    generator = torch.Generator().manual_seed(stream(seed, arm.loss, "proxies"))
-    sizes: dict[str, Any] = {"num_classes": num_classes, "dim": trial.model.dim, "generator": generator}
-    create = pml.create if arm.loss.startswith(pml.PREFIX) else baselines.create
-    loss = create(arm.loss, **sizes, **arm.options)
-    if arm.metrix is None:
-        return loss
-    assert isinstance(loss, Loss)  # losses of the library have no Metrix form
-    generator = torch.Generator().manual_seed(stream(seed, "metrix"))
-    return metrix.Metrix(loss, **arm.metrix.model_dump(), generator=generator)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from harness.config import Trial
 from harness.training.backbones import ModelError
 from harness.training.seeding import random_from
+from metrix import rivals
 
 POOLED = "pooled"  # the one stage of a frozen backbone
 
@@ -48,8 +49,10 @@ def frozen_problem(trial: Trial) -> str | None:
             f"model.backbone is frozen, but {trial.backbone.name} has no pretrained weights: set pretrained to true "
             "or to a file of weights"
         )
-    level = trial.arm.metrix
-    if level is not None and level.at == "input":
+    level, rival = trial.arm.metrix, trial.arm.rival
+    inputs = [level.at == "input"] if level else []
+    inputs += [rivals.find(rival.at).mixes_at(**rival.options) == "input"] if rival else []
+    if any(inputs):
         return (
             "a frozen backbone computes the features of each image once, so there is no mixed image to compute them "
             "of: mix at embedding or feature, or set model.backbone to trained"

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from baselines.form import Loss
 from harness.config import PIXELS, Trial
 from harness.data.datasets import DatasetError
 from harness.errors import GridError
@@ -31,8 +30,9 @@ from harness.runs.provenance import provenance
 from harness.runs.record import Cost, Data, Record, now
 from harness.runs.run import Run
 from harness.training import checkpoint, memory, parallel
+from harness.training import criterion as objective
 from harness.training.backbones import ModelError, Unavailable
-from harness.training.bench import Bench, Criterion, Unfair, evaluator_faults, raise_errors
+from harness.training.bench import Bench, Unfair, evaluator_faults, raise_errors
 from harness.training.chunked import out_of_memory
 from harness.training.devices import DeviceError, device_name, driver_version, rank_devices
 from harness.training.loop import Diverged, Progress
@@ -40,7 +40,7 @@ from harness.training.origin import load_best, origin_of, resumable
 from harness.training.pictures import Sources
 from harness.training.ranks import Ranks
 from harness.training.scoring import TestCurve, TestRead, keep_test, read_test
-from metrix import Metrix
+from metrix import rivals
 
 CHUNKS = 4  # per device, for a batch that does not fit into memory
 
@@ -193,7 +193,7 @@ def _record(
     bench: Bench,
     run: Run,
     progress: Progress,
-    criterion: Criterion | None,
+    criterion: objective.Criterion | None,
     test_curve: TestCurve,
     sources: Sources,
 ) -> Record:
@@ -207,6 +207,7 @@ def _record(
     notes = (
         *bench.scored.notes.values(),
         *_notes_on_mixing(bench),
+        *(objective.warnings(criterion) if criterion else ()),
         *_notes_on_chunks(bench, progress),
         *_notes_on_devices(progress),
         *(keep_test(bench, run, test) if test else ()),
@@ -228,7 +229,8 @@ def _record(
         curve=tuple(progress.curve),
         cost=_cost(bench, progress),
         data=_data(bench, test),
-        effective=criterion.effective(bench.model) if isinstance(criterion, Metrix) else {},
+        effective=objective.effective(criterion, bench.model) if criterion else {},
+        counted=objective.counted(criterion) if criterion else {},
         analysis=_analysis(bench, test, criterion) if test and trial.analysis else {},
         provenance={
             **provenance(),
@@ -288,17 +290,17 @@ def _notes_on_devices(progress: Progress) -> tuple[str, ...]:
     return (f"trained on {', then on '.join(progress.devices)}: its times are those of several devices",)
 
 
-def _analysis(bench: Bench, test: TestRead, criterion: Criterion | None) -> dict[str, Any]:
+def _analysis(bench: Bench, test: TestRead, criterion: objective.Criterion | None) -> dict[str, Any]:
     """Analyse the tested model against the images it was trained on."""
     training = bench.split_images("train")
-    loss = criterion.loss if isinstance(criterion, Metrix) else criterion
+    loss = objective.loss_of(criterion) if criterion else None
     return analyse(
         bench.trial.seed,
         test.embeddings.cpu(),
         torch.as_tensor(test.labels),
         bench.embed(training.indices).cpu(),
         torch.as_tensor(training.labels),
-        loss.cpu() if isinstance(loss, Loss) else None,
+        loss.cpu() if loss else None,
     )
 
 
@@ -343,7 +345,9 @@ def _cost(bench: Bench, progress: Progress) -> Cost:
 
 def _crossed_share(bench: Bench) -> float:
     """Return the share of the network that a mixed row crosses: 1 at the input, 0 at the embedding."""
-    level = bench.trial.arm.metrix
+    level, rival = bench.trial.arm.metrix, bench.trial.arm.rival
+    if level is None and rival is not None:
+        return float(rivals.find(rival.at).mixes_at(**rival.options) == "input")
     if level is None or level.at == "embedding":
         return 0.0
     if level.at == "input":

@@ -6,6 +6,7 @@ rival is created, not with this package.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import importlib.util
@@ -44,6 +45,7 @@ DEFAULTS: dict[str, Any] = {
 class Description:
     """The description of a rival.
 
+    summary         the first line of its file
     parameters      its options and their defaults
     search_space    for each tuned option {"low", "high", "log"} or {"choices"}
     refuses         the kinds of loss without a form, with the reason (see `baselines.form.Kind`)
@@ -53,6 +55,7 @@ class Description:
 
     name: str
     title: str
+    summary: str
     paper: str
     year: int
     parameters: dict[str, Any]
@@ -72,13 +75,15 @@ def describe(name: str) -> Description:
     """Return the description of a rival. Raise ValueError for an unknown one."""
     _require(name)
     spec = importlib.util.find_spec(f"{__name__}.{name}")
-    read = stated_in(Path(spec.origin), "Rival", DEFAULTS, SIZES) if spec and spec.origin else None
+    path = Path(spec.origin if spec and spec.origin else "")  # a file of this folder
+    read = stated_in(path, "Rival", DEFAULTS, SIZES)
     if read is None:
         rival = find(name)
         parameters = {p.name: p.default for p in inspect.signature(rival).parameters.values() if p.name not in SIZES}
         read = parameters, {key: getattr(rival, key) for key in DEFAULTS}
     parameters, stated = read
-    return Description(name=name, parameters=parameters, **stated)
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return Description(name=name, summary=text.partition("\n")[0].removesuffix("."), parameters=parameters, **stated)
 
 
 def find(name: str) -> type[Rival]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import metrix
 from harness.config import Arm
 from harness.evaluation.retrieval import evaluate
-from harness.training.bench import Bench, build_criterion
+from harness.training.bench import Bench
+from harness.training.criterion import build_criterion
 from tests.gpu.bench import bench_over, one_batch, train, with_ready_batch
 from tests.gpu.place import Place
 from tests.performance import losses as made

@@ -6,8 +6,8 @@ from pathlib import Path
 from harness.fairness import rules
 from harness.leaderboard import captions
 from harness.leaderboard.board import Board
-from harness.reports import place, wording
-from harness.reports.page_data import dumps, page_data
+from harness.reports import looks, place, wording
+from harness.reports.page_data import dumps, levels_of, page_data
 
 SUFFIX = ".html"
 ALWAYS = True
@@ -29,7 +29,7 @@ def render(board: Board) -> str:
         ranked=bool(board.frame["rank"].notna().any()),
         memory=any(row.peak_gb for block in board.blocks for row in block.trained),
         rules=_named(board),
-        style=Markup(_part("style.css")),
+        style=Markup(_part("style.css") + "\n" + looks.css(levels_of(board))),
         script=Markup("\n".join(_part(f"{name}.js") for name in SCRIPTS)),
         data=Markup(dumps(page_data(board, caption))),
     )

@@ -3,18 +3,17 @@
 
 const WIDE = 460, HIGH = 250, LEFT = 44, RIGHT = 10, TOP = 8, BOTTOM = 34;
 const MOST_DRAWN = 60;
-const level = row => (ORDER.includes(row.level) ? row.level : "baseline");
-const colour = row => row.tint || `var(--${level(row)})`;
+const look = row => { const [colour, shape, dash] = DATA.levels[row.level]; return { colour, shape, dash }; };
+const colour = row => row.tint || look(row).colour;
 
 const TINTS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f"];
-const DASHES = { embedding: "7 3", feature: "2 3", input: "9 3 2 3", longer: "1 4" };
 
 // Return rows with the colour and dash of their line: by loss and level if several losses are drawn, else by level.
 function tinted(block, rows) {
   const losses = [...new Set(block.rows.filter(row => !row.floor).map(row => row.loss))];
   if (new Set(rows.map(row => row.loss)).size < 2) return rows.map(row => ({ ...row, dash: "" }));
   const tint = place => (losses.length > TINTS.length ? `hsl(${Math.round((360 * place) / losses.length)} 60% 48%)` : TINTS[place]);
-  return rows.map(row => ({ ...row, tint: row.floor ? "" : tint(losses.indexOf(row.loss)), dash: DASHES[row.level] || "" }));
+  return rows.map(row => ({ ...row, tint: row.floor ? "" : tint(losses.indexOf(row.loss)), dash: look(row).dash }));
 }
 
 const trace = (row, points) => `<polyline class="trace" style="stroke:${colour(row)}" stroke-dasharray="${row.dash}" points="${points}"><title>${plain(row.full)}</title></polyline>`;
@@ -24,8 +23,8 @@ function lineLegend(rows) {
   const first = [...new Map(rows.filter(row => row.tint).map(row => [row.loss, row])).values()];
   if (!first.length) return legend(rows);
   const key = (style, dash, name) => `<span><svg viewBox="0 0 22 8" style="display:inline-block;width:22px;height:8px;vertical-align:1px;margin-right:4px"><line x1="0" x2="22" y1="4" y2="4" style="stroke:${style}" stroke-width="2" stroke-dasharray="${dash}"/></svg>${plain(name)}</span>`;
-  const levels = ORDER.filter(name => rows.some(row => level(row) === name));
-  return `<p class="legend">${first.map(row => key(colour(row), "", row.loss)).join("")}${levels.map(name => key("var(--ink)", DASHES[name] || "", name)).join("")}</p>`;
+  const levels = ORDER.filter(name => rows.some(row => row.level === name));
+  return `<p class="legend">${first.map(row => key(colour(row), "", row.loss)).join("")}${levels.map(name => key("var(--ink)", look({ level: name }).dash, name)).join("")}</p>`;
 }
 
 function ticks(low, high, most = 5, whole = false) {
@@ -62,19 +61,35 @@ function axes([x0, x1], [y0, y1], names, options = {}) {
 function dot(x, y, row, title, filled = true) {
   const fill = filled ? colour(row) : "var(--paper)", stroke = filled ? "var(--paper)" : colour(row);
   const style = `style="fill:${fill};stroke:${stroke}" stroke-width="${filled ? 0.8 : 1.6}"`;
-  const shapes = {
-    embedding: `<circle cx="${x}" cy="${y}" r="4" ${style}>`,
-    feature: `<rect x="${x - 3.6}" y="${y - 3.6}" width="7.2" height="7.2" ${style}>`,
-    input: `<path d="M${x} ${y - 4.8}L${x + 4.6} ${y + 3.6}H${x - 4.6}Z" ${style}>`,
-    longer: `<path d="M${x} ${y + 4.8}L${x + 4.6} ${y - 3.6}H${x - 4.6}Z" ${style}>`,
-    floor: `<path d="M${x - 4} ${y}H${x + 4}M${x} ${y - 4}V${y + 4}" style="stroke:${colour(row)}" stroke-width="1.6">`,
-  };
-  const shape = shapes[level(row)] || `<path d="M${x} ${y - 5}L${x + 5} ${y}L${x} ${y + 5}L${x - 5} ${y}Z" ${style}>`;
-  return shape + `<title>${plain(title)}</title>` + (shape.startsWith("<circle") ? "</circle>" : shape.startsWith("<rect") ? "</rect>" : "</path>");
+  const shape = SHAPES[look(row).shape];
+  const [tag, own] = shape ? ["path", `d="${outline(x, y, shape)}"`] : ["circle", `cx="${x}" cy="${y}" r="4"`];
+  return `<${tag} ${own} ${style}><title>${plain(title)}</title></${tag}>`;
 }
 
+const outline = (x, y, corners) => `M${corners.map(([right, down]) => `${x + right} ${y + down}`).join("L")}Z`;
+const polygon = (corners, size, turn = -90) => Array.from({ length: corners }, (_, i) => {
+  const angle = ((turn + (360 * i) / corners) * Math.PI) / 180;
+  return [size * Math.cos(angle), size * Math.sin(angle)];
+});
+const plus = (arm, half) => [[-half, -arm], [half, -arm], [half, -half], [arm, -half], [arm, half], [half, half], [half, arm], [-half, arm], [-half, half], [-arm, half], [-arm, -half], [-half, -half]];
+const turned = corners => corners.map(([x, y]) => [(x - y) * Math.SQRT1_2, (x + y) * Math.SQRT1_2]);
+const SHAPES = {  // corners around the centre; any other shape is a circle
+  diamond: polygon(4, 5),
+  square: polygon(4, 5.1, -45),
+  triangle: polygon(3, 5.2),
+  "triangle-down": polygon(3, 5.2, 90),
+  "triangle-left": polygon(3, 5.2, 180),
+  "triangle-right": polygon(3, 5.2, 0),
+  pentagon: polygon(5, 4.8),
+  hexagon: polygon(6, 4.7),
+  star: polygon(10, 5.4).map(([x, y], i) => (i % 2 ? [0.45 * x, 0.45 * y] : [x, y])),
+  plus: plus(4.6, 1.6),
+  x: turned(plus(4.9, 1.6)),
+  cross: plus(4.2, 0.8),
+};
+
 function legend(rows) {
-  const levels = ORDER.filter(name => rows.some(row => level(row) === name));
+  const levels = ORDER.filter(name => rows.some(row => row.level === name));
   return `<p class="legend">${levels.map(name => `<span><svg viewBox="-6 -6 12 12" style="width:11px;height:11px;display:inline-block;vertical-align:-1px;margin-right:3px">${dot(0, 0, { level: name }, name)}</svg>${name}</span>`).join("")}</p>`;
 }
 
@@ -106,7 +121,7 @@ function forest(block, rows, place) {
   html += `<text x="${(left + WIDE - RIGHT) / 2}" y="${height - 3}" text-anchor="middle">Δ ${plain(block.metrics[place])}, points</text>`;
   const tested = cells.some(cell => cell.p != null), sure = cells.some(cell => cell.differenceHalf != null);
   const filled = cells.some(cell => (cell.marks || "").includes("d")) ? "; filled: significant after Holm" : tested ? "; none significant after Holm" : "";
-  return figure(`<b>Metrix minus baseline</b>, paired by seed${sure ? ", 95 % t-interval" : ""}${filled}`, html, height);
+  return figure(`<b>Level minus baseline</b>, paired by seed${sure ? ", 95 % t-interval" : ""}${filled}`, html, height);
 }
 
 // Return the opacity of a difference: pale within its interval or without one, then by its size in half widths.

@@ -2,7 +2,7 @@
 // The data of the page and its state. The state is kept in the address, so a link shows what its sender saw.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const ORDER = ["baseline", "embedding", "feature", "input", "longer", "floor"];
+const ORDER = Object.keys(DATA.levels);
 const find = id => document.getElementById(id);
 const ENTITIES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
 const plain = text => String(text).replace(/[&<>"']/g, sign => ENTITIES[sign]);

@@ -9,12 +9,12 @@ import baselines
 from harness.audit import studies
 from harness.config import LEVELS, Search
 from harness.fairness import rules
-from harness.launch.plan import no_metrix_reason
+from harness.launch.plan import no_form_reason
 from harness.launch.search import space, tune
 from harness.leaderboard.compose import board_of
 from harness.runs.errors import RunError
 from harness.runs.run import Run
-from harness.training.bench import build_criterion
+from harness.training.criterion import build_criterion
 
 SETTINGS = Search(trials=6, round_of=2, search_seed=99)
 
@@ -143,7 +143,7 @@ def rising(tmp_path, make_record, trials, settings=SETTINGS):
 def test_every_loss_is_searched_at_every_level(tmp_path, make_trial, make_record, loss, level):
     """Without training: proposed, built, recorded, chosen, checked by the rules and shown in a table."""
     first = make_trial(loss if level == "baseline" else f"{loss}+{level}")
-    if reason := no_metrix_reason(first):
+    if reason := no_form_reason(first):
         assert first.arm.metrix is not None, reason
         return
     final, tried, run = rising(tmp_path, make_record, [first])

@@ -32,7 +32,7 @@ def test_class_vectors_come_from_the_generator_and_affect_no_other_stream():
 def test_an_arm_of_a_library_loss(make_trial):
     arm = Arm.parse("pml:MarginLoss[margin=0.3]")
     assert (arm.label, arm.options["nu"]) == ("pml:MarginLoss[margin=0.3]", 0)
-    assert "no label weights to mix" in (plan.no_metrix_reason(make_trial("pml:MarginLoss+embedding")) or "")
+    assert "no label weights to mix" in (plan.no_form_reason(make_trial("pml:MarginLoss+embedding")) or "")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from harness.training import bench as benches
 from harness.training import checkpoint, memory, scoring
 from harness.training import loop as train
 from harness.training import trial as trials
-from harness.training.bench import Bench, build_criterion
+from harness.training.bench import Bench
+from harness.training.criterion import build_criterion
 from harness.training.network import build_embedder
 from harness.training.origin import load_best
 from harness.training.pictures import Sources

@@ -221,7 +221,7 @@ def test_notes_on_feature_mixing(tiny, tmp_path):
 
 
 def test_the_level_of_an_arm_reaches_metrix(tiny):
-    from harness.training.bench import build_criterion
+    from harness.training.criterion import build_criterion
 
     criterion = build_criterion(tiny("contrastive+embedding[weight=0.2,pairs=pos-neg]"), 4)
     assert (criterion.weight, criterion.pairs, criterion.at) == (0.2, "pos-neg", "embedding")
