@@ -19,6 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "why_no_metrix": "",
     "rates": {},
     "tuned_on": None,
+    "remark": "",
     "search_space": {},
 }
 
@@ -40,6 +41,8 @@ class Description:
     learnable: tuple[str, ...]
     tuned_on: str | None
     """Where the defaults were tuned, if they were."""
+    remark: str
+    """What a table with it must say; "" for nothing."""
     search_space: dict[str, dict[str, Any]]
     """For each tuned hyperparameter {"low", "high", "log"} or {"choices"}."""
 
@@ -101,6 +104,7 @@ def _description(name: str, parameters: dict[str, Any], stated: dict[str, Any]) 
         why_no_metrix=stated["why_no_metrix"],
         learnable=tuple(stated["rates"]),
         tuned_on=stated["tuned_on"],
+        remark=stated["remark"],
         search_space=stated["search_space"],
     )
 

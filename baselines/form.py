@@ -60,6 +60,7 @@ class Loss(Counted):
     paper: ClassVar[str]
     year: ClassVar[int]
     tuned_on: ClassVar[str | None] = None  # where the defaults were tuned
+    remark: ClassVar[str] = ""  # what a table with it must say, such as that it was published with larger batches
     search_space: ClassVar[dict[str, dict[str, Any]]] = {}
     kind: ClassVar[Kind] = "pairs"
     anchors: ClassVar[Literal["examples", "proxies"]] = "examples"

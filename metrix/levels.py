@@ -40,6 +40,7 @@ def describe(name: str) -> Description:
         year=YEAR,
         parameters=read[0],
         tuned_on=None,
+        remark="",
         search_space={},
         refuses={},
         published_with=("contrastive", "multi_similarity", "proxy_anchor"),

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness.config import FEATURES, PIXELS, PIXELS_PX, UNTRAINED
+from harness import registry
+from harness.config import FEATURES, FLOORS, METRIX, PIXELS, PIXELS_PX, UNTRAINED
 from harness.fairness.protocols import PROTOCOLS
 from harness.leaderboard.board import Block, Board
 from harness.leaderboard.comparisons import ALPHA, Summary
@@ -45,6 +46,7 @@ def of_board(board: Board, *, styled: bool = True, published: str = "", every: b
         )
     sentences.append("Ties count against the model; a query is excluded from its own neighbours by its index.")
     sentences += _marks(blocks, styled)
+    sentences += _ways(rows)
     if any(row.arm == FEATURES for row in rows):
         sentences.append(_zero_shot(blocks))
     if any(row.arm == UNTRAINED for row in rows):
@@ -70,6 +72,26 @@ def ratios(rows: Sequence[Any]) -> bool:
         for row in rows
     )
     return any(ratio is not None for ratios in printed for ratio in ratios)
+
+
+def _ways(rows: Sequence[Any]) -> Iterator[str]:
+    """Yield the ways to mix besides Metrix, the pairings that nobody published, and remarks on losses and levels."""
+    known = registry.levels()
+    pairs = {(row.loss, part): None for row in rows if row.records for part in row.level.split("+") if part in known}
+    rivals = {part: registry.level(part) for _, part in sorted(pairs, key=lambda pair: known.index(pair[1]))}
+    for name in METRIX:
+        rivals.pop(name, None)
+    if rivals:
+        yield f"Besides Metrix: {'; '.join(f'{about.title}, {about.paper}' for about in rivals.values())}."
+    new = [f"{loss}+{part}" for loss, part in pairs if part in rivals and loss not in rivals[part].published_with]
+    if new:
+        yield f"Not published in this pairing, so adapted here: {listed(new)}."
+    losses = [
+        registry.loss(name) for name in dict.fromkeys(row.loss for row in rows if row.records) if name not in FLOORS
+    ]
+    for about in (*losses, *rivals.values()):
+        if about.remark:
+            yield f"{about.title}: {about.remark}."
 
 
 def _zero_shot(blocks: Sequence[Block]) -> str:

@@ -41,6 +41,7 @@ def describe(name: str) -> Description:
         why_no_metrix="a loss of pytorch-metric-learning takes pairs from labels and has no label weights to mix",
         learnable=(),
         tuned_on=None,
+        remark="",
         search_space={},
     )
 

@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "paper": None,
     "year": None,
     "tuned_on": None,
+    "remark": "",
     "search_space": {},
     "refuses": {},
     "published_with": (),
@@ -48,6 +49,7 @@ class Description:
     summary         the first line of its file
     parameters      its options and their defaults
     search_space    for each tuned option {"low", "high", "log"} or {"choices"}
+    remark          what a table with it must say; "" for nothing
     refuses         the kinds of loss without a form, with the reason (see `baselines.form.Kind`)
     published_with  the losses that it was published with
     before_metrix   whether a level of Metrix may follow it in one arm
@@ -60,6 +62,7 @@ class Description:
     year: int
     parameters: dict[str, Any]
     tuned_on: str | None
+    remark: str
     search_space: dict[str, dict[str, Any]]
     refuses: dict[str, str]
     published_with: tuple[str, ...]

@@ -27,6 +27,7 @@ class Rival(Counted):
     paper: ClassVar[str]
     year: ClassVar[int]
     tuned_on: ClassVar[str | None] = None  # where the defaults were tuned
+    remark: ClassVar[str] = ""  # what a table with it must say, such as that it was published with larger batches
     search_space: ClassVar[dict[str, dict[str, Any]]] = {}
     refuses: ClassVar[dict[str, str]] = {}  # the kinds of loss without a form, with the reason
     published_with: ClassVar[tuple[str, ...]] = ()  # the losses that it was published with

@@ -1,4 +1,4 @@
-"""A level is a file: one that somebody drops into the folder is found by all that follows, from the grid to the page."""
+"""A level is a file: one that is dropped into the folder is found by all that follows, from the grid to the page."""
 
 import os
 import shutil
@@ -71,9 +71,13 @@ def test_a_level_in_the_folder_is_in_every_report(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    assert "Push: every negative counts as if it were a little nearer" in " ".join(run("list", "levels", "push").split())
+    assert "Push: every negative counts as if it were a little nearer" in " ".join(
+        run("list", "levels", "push").split()
+    )
     printed = run("run", "grid.yaml", "--out", "runs")
-    assert "norm_softmax+push: n/a, push does not take norm_softmax: it has no pair to push" in " ".join(printed.split())
+    assert "norm_softmax+push: n/a, push does not take norm_softmax: it has no pair to push" in " ".join(
+        printed.split()
+    )
     folder = tmp_path / "runs"
     board = pandas.read_csv(folder / "leaderboard.csv").drop_duplicates("arm").set_index("arm")
     assert list(board.loc[board["loss"] == "contrastive"].index) == [
@@ -84,7 +88,8 @@ def test_a_level_in_the_folder_is_in_every_report(tmp_path):
     scores = pandas.read_csv(folder / "scores.csv").drop_duplicates("arm").set_index("arm")
     assert scores["rival.by"].dropna().to_dict() == {"contrastive+push": 0.1, "contrastive+push[by=0.25]": 0.25}
     latex = (folder / "leaderboard.tex").read_text()
-    assert r"+ Push! [by=0.25]" in latex and "Ablation of Push!" in latex
+    assert r"+ Push! [by=0.25]" in latex
+    assert "Ablation of Push!" in latex
     page = (folder / "leaderboard.html").read_text()
     assert '"push":["var(--level-2)","plus","5 2 1 2"]' in page
     assert "--level-2: #CC79A7;" in page

@@ -163,7 +163,7 @@ def test_an_address_brings_its_view_back_and_figures_are_drawn(browse, judged):
     )
     assert said["shown"] == ["contrastive+input", "contrastive+feature"]
     assert said["figures"] == [
-        *("Metrix minus baseline", "Loss × level", "Score against training cost", "Recall at K", "Learning curves"),
+        *("Level minus baseline", "Loss × level", "Score against training cost", "Recall at K", "Learning curves"),
         "Validation against test",
     ]
     assert (said["bold"], said["theme"], said["daggers"]) == (["62.0", "31.0", "62.0", "31.0"], "dark", 4)
@@ -255,7 +255,7 @@ def test_figures_scale_by_the_interval_and_count_epochs_in_whole_numbers(browse,
     assert "pale within the 95 % interval" in said["legend"]
     assert said["epochs"] == [1, 2]
     assert said["labels"][:2] == ["1", "2"]
-    assert said["colours"] == ["var(--baseline)"]
+    assert said["colours"] == ["var(--level-0)"]
     assert said["strengths"] == 5
     assert said["named"] == [f"seed {seed}" for seed in range(5)]
     assert said["apart"]
