@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Description", "Loss", "create", "describe", "names"]
 
 # The other modules, which losses use.
-_FOUNDATION = {"chunks", "counts", "description", "form", "numerics", "weights"}
+_FOUNDATION = {"chunks", "counts", "description", "form", "numerics", "ranks", "weights"}
 
 
 def names() -> tuple[str, ...]:
