@@ -1,4 +1,4 @@
-"""The soft ranks of an anchor's positives: how many other candidates are more similar, each counted by a logistic."""
+"""Soft ranks: how many candidates are more similar to an anchor than a positive is, each counted by a logistic."""
 
 from __future__ import annotations
 
@@ -13,35 +13,33 @@ def mean_over_ranks(
     loss: Callable[[Tensor, Tensor, Tensor], Tensor],
     similarities: Tensor,
     ranked: Tensor,
-    candidates: Tensor,
+    counted: Tensor,
     temperature: float,
 ) -> Tensor:
-    """Return the mean (scalar) over anchors of loss(ranks, near, valid) -> (a,).
+    """Return the mean (scalar) over anchors of loss(before, near, valid) -> (a,).
 
-    `ranked` and `candidates` (bool) have the shape of the similarities. They say which columns of each anchor (row)
-    are ranked, and among which; the ranked ones are candidates themselves. The loss receives three tensors (a, p):
-    the ranks, the similarities of the ranked ones, and 1. For an anchor with fewer than p there is 0 instead of 1,
-    beside a rank without meaning.
+    `ranked` and `counted` (bool) have the shape of the similarities and mark columns of each anchor (row). The loss
+    receives three tensors (a, p), with a column for each of the ranked ones: how many counted ones are before it, its
+    similarity, and 1. An anchor with fewer than p has 0 there, beside numbers without meaning.
     """
     longest = int(ranked.sum(1).max())  # the one wait for the device: the size of all that follows
     valid, columns = ranked.to(similarities.dtype).topk(longest, 1)
     near = similarities.gather(1, columns)
-    among = similarities.masked_fill(~candidates, float("-inf"))
+    others = similarities.masked_fill(~counted, float("-inf"))
 
-    def losses(_: Rows | None, among: Tensor, near: Tensor, valid: Tensor) -> Tensor:
-        return loss(soft_ranks(among, near, temperature), near, valid)
+    def losses(_: Rows | None, others: Tensor, near: Tensor, valid: Tensor) -> Tensor:
+        return loss(before(others, near, temperature), near, valid)
 
-    chunks = slices(len(among), longest * among.shape[1])
-    return mean_in_chunks(losses, chunks, (among, near, valid), (True, True, True))
+    chunks = slices(len(others), longest * others.shape[1])
+    return mean_in_chunks(losses, chunks, (others, near, valid), (True, True, True))
 
 
-def soft_ranks(similarities: Tensor, near: Tensor, temperature: float) -> Tensor:
-    """Return 1 + Σ σ((s − near)/T) over the other similarities s of an anchor (a, n), for each of `near` (a, p).
+def before(similarities: Tensor, near: Tensor, temperature: float) -> Tensor:
+    """Return Σ σ((s − near)/T) over the similarities s of an anchor (a, n), for each of `near` (a, p).
 
-    A similarity of −∞ does not count.
+    A similarity of −∞ does not count, and one that is `near` itself counts as ½.
     """
-    before = ((similarities[:, None, :] - near[:, :, None]) / temperature).sigmoid()
-    return before.sum(2) + 0.5  # `near` is one of the similarities and adds σ(0) to its own rank
+    return ((similarities[:, None, :] - near[:, :, None]) / temperature).sigmoid().sum(2)
 
 
 def with_positive(positive: Tensor) -> Tensor:

@@ -59,7 +59,8 @@ class RecallAtK(Loss):
         powers = torch.arange(self.largest_k.bit_length(), device=positive.device)
         ks = (1 << powers).clamp(max=len(batch.embeddings))  # virtual examples do not raise k
 
-        def misses(ranks: Tensor, _: Tensor, valid: Tensor) -> Tensor:
+        def misses(others: Tensor, _: Tensor, valid: Tensor) -> Tensor:
+            ranks = others + 0.5  # a positive counts itself as ½
             soft_hits = ((ks[:, None] - ranks[:, None, :]) / self.k_temperature).sigmoid()
             hits = torch.minimum((soft_hits * valid[:, None, :]).sum(2), ks)
             count = valid.sum(1)

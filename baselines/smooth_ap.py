@@ -19,7 +19,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from baselines.form import Batch, Loss, one_of, within
-from baselines.ranks import mean_over_ranks, soft_ranks, too_few, with_positive
+from baselines.ranks import before, mean_over_ranks, too_few, with_positive
 
 
 class SmoothAP(Loss):
@@ -43,14 +43,14 @@ class SmoothAP(Loss):
         positive, negative = self.sides(batch)
         self.count(with_positive(positive))
         relevant = ~negative if self.include_query else positive
-        return mean_over_ranks(self.imprecision, batch.similarities, relevant, relevant | negative, self.temperature)
+        return mean_over_ranks(self.imprecision, batch.similarities, relevant, negative, self.temperature)
 
-    def imprecision(self, ranks: Tensor, near: Tensor, valid: Tensor) -> Tensor:
-        """Return 1 − the average precision of each anchor (a,), from the ranks of its positives (a, p)."""
-        among_positives = soft_ranks(near.masked_fill(valid == 0, float("-inf")), near, self.temperature)
-        count = valid.sum(1)
-        precision = (valid * among_positives / ranks).sum(1) / count.clamp(min=1)
-        return count.clamp(max=1) - precision
+    def imprecision(self, negatives: Tensor, near: Tensor, valid: Tensor) -> Tensor:
+        """Return 1 − the average precision (a,), from the negatives before each positive (a, p)."""
+        rank = before(near.masked_fill(valid == 0, float("-inf")), near, self.temperature) + 0.5
+        # 1 − rank / (rank + negatives), which would lose its digits in a good ranking.
+        share = negatives / (rank + negatives)
+        return (valid * share).sum(1) / valid.sum(1).clamp(min=1)
 
     def warnings(self) -> tuple[str, ...]:
         return too_few(self.means())

@@ -125,17 +125,28 @@ def test_finite_for_degenerate_batches(name, hyperparameters, dtype):
         assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_anchors_without_a_positive_contribute_nothing(name):
-    value, gradient = computed(baselines.create(name), *batch([0, 1, 2, 3]))
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [("smooth_ap", [0, 1, 2, 3]), ("recall_at_k", [0, 1, 2, 3]), ("smooth_ap", [0, 0, 0, 0])],
+)
+def test_batches_without_anything_to_rank_give_nothing(name, labels):
+    """Neither singletons nor, in smooth_ap, one class."""
+    value, gradient = computed(baselines.create(name), *batch(labels))
     assert value == 0
     assert not gradient.any()
 
 
-def test_one_class_has_no_gradient_in_smooth_ap():
-    value, gradient = computed(baselines.create("smooth_ap"), *batch([0, 0, 0, 0]))
-    assert value.item() == pytest.approx(0, abs=1e-12)
-    assert gradient.abs().max() < 1e-12
+@pytest.mark.parametrize("name", NAMES)
+def test_a_good_ranking_keeps_its_digits(name):
+    """Classes around the axes, whose loss in smooth_ap is 5e-18: in float32 the gradient is no noise."""
+    labels = torch.arange(4).repeat_interleave(4)
+    x = torch.eye(4, dtype=torch.float64)[labels] + 0.15 * batch(labels.tolist())[0].detach()
+    single, double = (
+        computed(baselines.create(name), x.to(dtype).requires_grad_(), labels)
+        for dtype in (torch.float32, torch.float64)
+    )
+    for found, expected in zip(single, double, strict=True):
+        assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
 @pytest.mark.parametrize("name", NAMES)

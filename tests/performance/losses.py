@@ -36,7 +36,7 @@ CLASSES, DIM, LAM = 20, 512, 0.6
 
 
 def main() -> None:
-    """Print the tables; `--large` and `--ranked` are called by itself, each in a process of its own for its memory."""
+    """Print the tables; `--large` and `--ranked` call it again in a process of its own, for its memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--threads", type=int, default=1)
@@ -56,9 +56,7 @@ def main() -> None:
     for name in ("multi_similarity", "contrastive", "proxy_anchor", *ANCHORS):
         for pairs in ("pos-neg",) if name in ANCHORS else ("neg-neg", "pos-pos"):
             by_itself("--large", name, pairs, threads=options.threads)
-    print(
-        "\nranks in chunks, n = 512 (64 classes of 8): the loss of given similarities against a logistic-and-sum over all comparisons"
-    )
+    print("\nranks in chunks, n = 512 (64 classes of 8): the loss of similarities against one logistic-and-sum")
     print(f"  {'loss':<18} {'comparisons':>12} {'logistic':>12} {'loss':>9}  ratio   peak above start")
     for name in RANKS:
         by_itself("--ranked", name, threads=options.threads)
