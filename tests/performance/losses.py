@@ -196,10 +196,10 @@ def ranked(name: str) -> None:
     given = loss.batch(embeddings, labels)
     given.similarities = given.similarities.detach().requires_grad_()
     before = peak_gb()
-    ours = min(seconds_of(lambda: loss.clean(given)) for _ in range(5))
+    ours = min(seconds_of(lambda: loss.clean(given)) for _ in range(20))
     peak = peak_gb() - before
     x = torch.rand(512, 7, 512, requires_grad=True)
-    reference = min(seconds_of(lambda: x.sigmoid().sum()) for _ in range(5))
+    reference = min(seconds_of(lambda: x.sigmoid().sum()) for _ in range(20))
     ratio = ours / reference
     print(
         f"  {name:<18} {x.numel():>12,} {reference * 1e3:9.1f} ms {ours * 1e3:6.1f} ms  {ratio:5.2f}"
