@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Description", "Loss", "create", "describe", "names"]
 
-_FOUNDATION = {"counts", "description", "form", "numerics", "weights"}  # the other modules, which losses use
+# The other modules, which losses use.
+_FOUNDATION = {"chunks", "counts", "description", "form", "numerics", "ranks", "weights"}
 
 
 def names() -> tuple[str, ...]:

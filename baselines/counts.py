@@ -29,7 +29,8 @@ class Counted(nn.Module):
         if self.training:
             self.totals[0] += 1
             for place, value in enumerate(values, 1):
-                self.totals[place] += value.detach() if isinstance(value, Tensor) else value
+                # A loss without parameters may be left on the CPU while its batches are on a GPU.
+                self.totals[place] += value.detach().to(self.totals.device) if isinstance(value, Tensor) else value
 
     def means(self) -> dict[str, float]:
         """Return the mean of each count over the training steps until now; {} before the first step."""

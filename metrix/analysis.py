@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from baselines.chunks import slices
 from baselines.form import Loss, check_shapes, within
 from baselines.multi_similarity import MultiSimilarity
 from baselines.numerics import cosine, full_precision, unit
 from baselines.weights import Weights
 from metrix.candidates import sets_of_anchors
-from metrix.chunks import slices
 from metrix.pairs import groups
 from metrix.sets import MixedSets
 

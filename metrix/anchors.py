@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from baselines.chunks import Rows, mean_in_chunks, slices
 from baselines.form import Batch, Loss
 from baselines.numerics import cosine, first_derivative_only
 from baselines.weights import Listed, Weights
-from metrix.chunks import Rows, mean_in_chunks, slices
 from metrix.norms import inverse_norms
 from metrix.sets import lists
 

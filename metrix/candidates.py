@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from baselines.chunks import CHUNK, Rows, mean_in_chunks, slices
 from baselines.form import Batch, Loss
 from baselines.numerics import cosine, softplus
 from baselines.weights import Weights, log_mask
-from metrix.chunks import CHUNK, Rows, mean_in_chunks, slices
 from metrix.pairs import groups, in_mixed_sets
 from metrix.sets import MixedSets, Places, lists
 

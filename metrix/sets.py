@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from baselines.chunks import Rows
 from baselines.form import Batch, Loss
 from baselines.numerics import first_derivative_only
-from metrix.chunks import Rows
 from metrix.norms import inverse_norms
 
 

@@ -4,7 +4,7 @@ Nothing here knows of the code under test. A labelled set is a list of (similari
 formula returns the loss of one anchor from its set, or None where it is undefined.
 """
 
-from math import acos, cos, exp, log, pi, sin, sqrt
+from math import acos, cos, exp, log, pi, sin, sqrt, tanh
 from typing import Any
 
 import numpy as np
@@ -155,6 +155,40 @@ def margin_loss(z, labels, margin=0.2, beta=1.2):
     return sum(active) / max(1, len(active))
 
 
+def soft_rank(s, i, candidates, temperature):
+    """1 + Σ σ((s_j − s_i) / temperature) over the other candidates j; σ(x) = (1 + tanh(x/2)) / 2."""
+    return 1 + sum((1 + tanh((s[j] - s[i]) / temperature / 2)) / 2 for j in candidates if j != i)
+
+
+def smooth_ap(z, labels, temperature=0.01, include_query=False):
+    losses = []
+    for a in range(len(z)):
+        s = z @ z[a]
+        candidates = [x for x in range(len(z)) if x != a or include_query]
+        own = [x for x in candidates if labels[x] == labels[a]]
+        ratios = [soft_rank(s, i, own, temperature) / soft_rank(s, i, candidates, temperature) for i in own]
+        losses.append(1 - sum(ratios) / len(own) if own else 0.0)
+    return sum(losses) / len(losses)
+
+
+def recall_at_k(z, labels, temperature=0.01, k_temperature=1.0, ks=(1, 2, 4, 8, 16), include_query=False):
+    losses = []
+    for a in range(len(z)):
+        s = z @ z[a]
+        candidates = [x for x in range(len(z)) if x != a or include_query]
+        own = [x for x in range(len(z)) if x != a and labels[x] == labels[a]]
+        ranks = [soft_rank(s, i, candidates, temperature) for i in own]
+        recalls = []
+        for k in (min(k, len(z)) for k in ks):
+            hits = sum((1 + tanh((k - rank) / k_temperature / 2)) / 2 for rank in ranks)
+            recalls.append(min(k, hits) / min(k, len(own)) if own else 1.0)
+        losses.append(1 - sum(recalls) / len(recalls))
+    return sum(losses) / len(losses)
+
+
+OF_BATCHES = {"triplet": triplet, "margin": margin_loss, "smooth_ap": smooth_ap, "recall_at_k": recall_at_k}
+
+
 def proxy_anchor_terms(labelled, alpha=32.0, delta=0.1):
     attract = log(1 + sum(y * exp(-alpha * (s - delta)) for s, y in labelled))
     repel = log(1 + sum((1 - y) * exp(alpha * (s + delta)) for s, y in labelled))
@@ -177,8 +211,8 @@ def clean(name, embeddings, labels, proxies=None, **parameters):
         ]
         with_positives = len(set(labels))
         return sum(t[0] for t in terms) / with_positives + sum(t[1] for t in terms) / len(w)
-    if name in ("triplet", "margin"):
-        return (triplet if name == "triplet" else margin_loss)(z, labels, **parameters)
+    if name in OF_BATCHES:
+        return OF_BATCHES[name](z, labels, **parameters)
     if name in WITH_CLASSES:
         w = unit(proxies)
         losses = [
@@ -251,5 +285,5 @@ def mixed(name, embeddings, labels, pairs, lam, renormalize=True, proxies=None, 
     return sum(FORMULAS[name](v, **parameters) or 0.0 for v in sets if v) / n
 
 
-NAMES = {*FORMULAS, "proxy_anchor", "triplet", "margin"}
+NAMES = {*FORMULAS, *OF_BATCHES, "proxy_anchor"}
 """The losses that have loops here: all of the project."""

@@ -41,6 +41,10 @@ def test_equals_loops(name, labels):
         ("triplet", {"mining": "hard"}),
         ("margin", {"margin": 0.5, "beta": 0.9}),
         ("circle", {"margin": 0.25, "gamma": 128.0}),
+        ("smooth_ap", {"temperature": 0.1}),
+        ("smooth_ap", {"include_query": True}),
+        ("recall_at_k", {"temperature": 0.1, "k_temperature": 0.5}),
+        ("recall_at_k", {"include_query": True}),
     ],
 )
 def test_equals_loops_with_other_hyperparameters(name, hyperparameters):

@@ -29,20 +29,25 @@ NEARLY_FREE = (
     "circle",
     "proxy_anchor",
 )
+RANKS = ("smooth_ap", "recall_at_k")
 AIM_MIXED, AIM_MATERIALISED, AIM_CHUNKED, AIM_GB = 2.5, 100, 2.0, 1.0
+AIM_RANKED, AIM_RANKED_GB = 10.0, 0.1
 CLASSES, DIM, LAM = 20, 512, 0.6
 
 
 def main() -> None:
-    """Print the tables; `--large LOSS PAIRS` is called by itself, to measure memory in a process of its own."""
+    """Print the tables; `--large` and `--ranked` call it again in a process of its own, for its memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--large", nargs=2, metavar=("LOSS", "PAIRS"), help=argparse.SUPPRESS)
+    parser.add_argument("--ranked", metavar="LOSS", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.large:
         return large(*options.large)
+    if options.ranked:
+        return ranked(options.ranked)
     print(f"losses, {options.threads} thread(s), torch {torch.__version__}, median of {options.rounds} rounds")
     mixed(options.rounds)
     against_pytorch_metric_learning(options.rounds)
@@ -50,8 +55,16 @@ def main() -> None:
     print(f"  {'loss':<18} {'pairs':<8} {'similarities':>12} {'exp-and-sum':>12} {'ℓ̃':>9}  ratio   peak above start")
     for name in ("multi_similarity", "contrastive", "proxy_anchor", *ANCHORS):
         for pairs in ("pos-neg",) if name in ANCHORS else ("neg-neg", "pos-pos"):
-            command = [sys.executable, "-m", __spec__.name, "--threads", str(options.threads), "--large", name, pairs]
-            subprocess.run(command, check=True)
+            by_itself("--large", name, pairs, threads=options.threads)
+    print("\nranks in chunks, n = 512 (64 classes of 8): the loss of similarities against one logistic-and-sum")
+    print(f"  {'loss':<18} {'comparisons':>12} {'logistic':>12} {'loss':>9}  ratio   peak above start")
+    for name in RANKS:
+        by_itself("--ranked", name, threads=options.threads)
+
+
+def by_itself(*arguments: str, threads: int) -> None:
+    """Call this file in a process of its own, since peak memory never falls."""
+    subprocess.run([sys.executable, "-m", __spec__.name, "--threads", str(threads), *arguments], check=True)
 
 
 ANCHORS = ("nca", "proxy_nca", "proxy_nca_pp", "norm_softmax", "soft_triple")
@@ -125,6 +138,8 @@ def against_pytorch_metric_learning(rounds: int) -> None:
         "margin": losses.MarginLoss(),
         "circle": losses.CircleLoss(),
         "supcon": losses.SupConLoss(),
+        "smooth_ap": losses.SmoothAPLoss(),
+        "recall_at_k": losses.SmoothAPLoss(),  # it has no recall@k
         "norm_softmax": losses.NormalizedSoftmaxLoss(CLASSES, DIM),
         "arcface": losses.ArcFaceLoss(CLASSES, DIM),
         "cosface": losses.CosFaceLoss(CLASSES, DIM),
@@ -147,7 +162,7 @@ def against_pytorch_metric_learning(rounds: int) -> None:
 
 
 def large(name: str, pairs: str) -> None:
-    """One row of the table of chunked losses, in a process of its own, since peak memory never falls."""
+    """One row of the table of chunked losses."""
     embeddings, labels = batch(64, 8)
     loss = create(name, 64)
     criterion = Metrix(loss)
@@ -169,6 +184,26 @@ def large(name: str, pairs: str) -> None:
     print(
         f"  {name:<18} {pairs:<8} {count:>12,} {reference * 1e3:9.1f} ms {ours * 1e3:6.0f} ms  {ratio:5.2f}"
         f"   {peak:5.2f} GB  {'MISSED' if (ratio > AIM_CHUNKED and large_enough) or peak > AIM_GB else ''}",
+        flush=True,
+    )
+
+
+def ranked(name: str) -> None:
+    """One row of the table of ranks; all comparisons of 512 anchors at once would be 512³."""
+    embeddings, labels = batch(64, 8)
+    loss = create(name)
+    loss(embeddings[:16], labels[:16] % 2).backward()
+    given = loss.batch(embeddings, labels)
+    given.similarities = given.similarities.detach().requires_grad_()
+    before = peak_gb()
+    ours = min(seconds_of(lambda: loss.clean(given)) for _ in range(20))
+    peak = peak_gb() - before
+    x = torch.rand(512, 7, 512, requires_grad=True)
+    reference = min(seconds_of(lambda: x.sigmoid().sum()) for _ in range(20))
+    ratio = ours / reference
+    print(
+        f"  {name:<18} {x.numel():>12,} {reference * 1e3:9.1f} ms {ours * 1e3:6.1f} ms  {ratio:5.2f}"
+        f"   {peak:5.3f} GB  {'MISSED' if ratio > AIM_RANKED or peak > AIM_RANKED_GB else ''}",
         flush=True,
     )
 
