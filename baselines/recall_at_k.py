@@ -34,6 +34,7 @@ class RecallAtK(Loss):
     paper = "Patel et al., CVPR 2022"
     year = 2022
     kind = "ranks"
+    remark = "published with batches of 400 (CUB, Cars) to 4,000 images (SOP)"
     search_space: ClassVar = {"temperature": {"low": 0.002, "high": 0.1, "log": True}}
     mixed = None
     why_no_metrix = "the rank of a positive is a count over all candidates, not a sum over single labelled ones"

@@ -29,6 +29,7 @@ class SmoothAP(Loss):
     paper = "Brown et al., ECCV 2020"
     year = 2020
     kind = "ranks"
+    remark = "published with batches of 112 to 384 images, 4 of each class"
     search_space: ClassVar = {"temperature": {"low": 0.002, "high": 0.1, "log": True}}
     mixed = None
     why_no_metrix = "the rank of a positive is a count over all candidates, not a sum over single labelled ones"
