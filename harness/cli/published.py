@@ -50,36 +50,31 @@ def published(
     from harness.reports import terminal
 
     metric = metric or (None if disagreements else spread.METRIC)
-    selected = spread.select(
-        spread.cells(load()), dataset=dataset, backbone=backbone, dim=dim, loss=loss, metric=metric
-    )
-    listed = selected
+    cells = spread.cells(load())
+    cells = spread.select(cells, dataset=dataset, backbone=backbone, dim=dim, loss=loss, metric=metric)
+    sentences = (*spread.summary(cells), *MEANING)
+    title = "published numbers"
     if disagreements:
-        listed = sorted((cell for cell in selected if cell.disagrees), key=lambda cell: -cell.spread)
-    rows = [cell.row for cell in listed]
-    title = "published numbers" + " on which publications disagree" * disagreements
-    sentences = (
-        *spread.summary(selected),
-        *MEANING,
-        *([THEIRS] if any("(theirs)" in cell.arm for cell in listed) else []),
-    )
+        cells = sorted((cell for cell in cells if cell.disagrees), key=lambda cell: -cell.spread)
+        title += " on which publications disagree"
+    if any("(theirs)" in cell.arm for cell in cells):
+        sentences += (THEIRS,)
+    rows = [cell.row for cell in cells]
     if format == "csv":
         csv.writer(sys.stdout, lineterminator="\n").writerows((spread.COLUMNS, *rows))
     elif format == "markdown":
-        _print_markdown(f"# {title}: `metrix-bench {shlex.join(words)}`", spread.COLUMNS, rows, sentences)
+        print(f"# {title.capitalize()}: `metrix-bench {shlex.join(words)}`\n")
+        _print_markdown(sentences, (spread.COLUMNS, *rows))
     else:
         terminal.table(title, spread.COLUMNS, rows)
         print("\n".join(sentences))
     return OK
 
 
-def _print_markdown(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], sentences: Sequence[str]
-) -> None:
+def _print_markdown(sentences: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print sentences as a list, then rows as a table, whose first row is the heading."""
     from harness.reports.formats.markdown import escape
 
-    lines = [columns, ("---",) * len(columns)]
-    lines += [[escape("" if value is None else str(value)) for value in row] for row in rows]
-    print(
-        title, "\n".join(map(escape, sentences)), "\n".join(f"| {' | '.join(line)} |" for line in lines), sep="\n\n"
-    )
+    head, *lines = [" | ".join(escape("" if value is None else str(value)) for value in row) for row in rows]
+    print("\n".join(f"- {escape(sentence)}" for sentence in sentences), end="\n\n")
+    print("\n".join(f"| {line} |" for line in (head, " | ".join(["---"] * len(rows[0])), *lines)))

@@ -84,11 +84,12 @@ def load(folder: Path = HERE) -> tuple[Published, ...]:
                 rows.setdefault(key, {})[line["metric"]] = float(line["value"]) / 100
             except (KeyError, TypeError, ValueError) as error:
                 raise PublishedError(f"{path}, line {number}: cannot be read ({error!r})") from None
-    entry_of = {source: _entry(source, folder) for source, *_ in rows}
-    return tuple(
-        Published(source, entry_of[source]["key"], entry_of[source]["short"], *rest, values)
-        for (source, *rest), values in rows.items()
-    )
+    published = []
+    for (source, dataset, backbone, dim, loss, level, about), values in rows.items():
+        entry = _entry(source, folder)
+        names = (source, entry["key"], entry["short"], dataset, backbone)
+        published.append(Published(*names, dim, loss, level, about, values))
+    return tuple(published)
 
 
 def _about(line: dict[str, str]) -> str:

@@ -39,4 +39,5 @@ def test_published_rows_stand_apart_and_are_named(make_trial, make_record):
         "Published R@1 on cub200 with resnet50, 512 dimensions, differs between publications, in points: "
         "contrastive by 0.9 (2 publications)." in text
     )
-    assert "| contrastive | Metrix README | *64.7* | 60.0 | *75.9* | 60.0 |" in text
+    assert "| contrastive | Metrix README | *64.7* | 60.0 |  | 30.0 | *75.9* | 60.0 |" in text
+    assert "| contrastive | IDML table | *65.6* | 60.0 |" in text
