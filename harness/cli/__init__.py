@@ -5,6 +5,7 @@
     data      doctor, prepare
     embedding embed, export
     lists     list
+    published published
     options   what several commands share
 
 A command is a function whose parameters are its options; it returns the exit code. It imports what it needs when it
@@ -23,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from harness.cli import data, embedding, lists, reading, running
+from harness.cli import data, embedding, lists, published, reading, running
 from harness.cli.options import CLOSED, FAILED, INTERRUPTED, OK, WRONG_INPUT
 from harness.errors import UserError, unknown
 
@@ -67,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="metrix-bench", description="A fair benchmark of deep metric learning.")
     top.add_argument("--debug", action="store_true", help="show where in the program an error was raised")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for family in (running, reading, embedding, data, lists):
+    for family in (running, reading, embedding, data, lists, published):
         family.add_commands(commands)
     return top
 

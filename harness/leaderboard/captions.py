@@ -14,6 +14,7 @@ from harness.fairness.protocols import PROTOCOLS
 from harness.leaderboard.board import Block, Board
 from harness.leaderboard.comparisons import ALPHA, Summary
 from harness.leaderboard.notes import listed
+from harness.leaderboard.published.spread import METRIC, Cell, decimal
 from harness.leaderboard.rows import step_sizes
 from harness.leaderboard.variance import Variance
 
@@ -59,6 +60,7 @@ def of_board(board: Board, *, styled: bool = True, published: str = "", every: b
         sentences.append(
             f"{published}: as published elsewhere, under other protocols; they enter none of our numbers."
         )
+        sentences += _apart(blocks)
     if board.variance is not None:
         sentences.append(_variance(board.variance))
     sentences.append(f"{TRACE} lists the records behind every number.")
@@ -150,8 +152,27 @@ def in_brief(
         *([f"{'; '.join(signs).capitalize()}{tests}"] if marks and signs else []),
         *(_marks(blocks) if marks and not signs else _below(blocks) if marks else ()),
         *(["With a citation: as published, under other protocols."] if any(b.published for b in blocks) else []),
+        *_apart(blocks),
         f"Protocol {' and '.join(sorted(protocols))}; {TRACE} lists the records behind every number.",
     )
+
+
+def _apart(blocks: Sequence[Block]) -> Iterator[str]:
+    """Yield for each block how far published numbers for the same arm are apart, the largest distance first."""
+    for block in blocks:
+        numbers: dict[str, list[tuple[str, float, str]]] = defaultdict(list)
+        for row in block.published:
+            if cell := block.cell(row, METRIC):
+                numbers[row.arm].append((row.source, cell.mean, ""))
+        dim = block.factors.get("model.dim")
+        backbone = block.backbone.partition(".")[0]
+        cells = [Cell(block.dataset, backbone, dim, arm, METRIC, tuple(found)) for arm, found in numbers.items()]
+        if differing := sorted((cell for cell in cells if cell.disagrees), key=lambda cell: -cell.spread):
+            arms = [f"{cell.arm} by {decimal(cell.spread)} ({cell.publications} publications)" for cell in differing]
+            yield (
+                f"Published {METRIC} on {block.dataset} with {backbone}, {dim} dimensions, differs between "
+                f"publications, in points: {listed(arms)}."
+            )
 
 
 def _cells(blocks: Sequence[Block]) -> list[Any]:

@@ -117,7 +117,8 @@ def compute(
             about["findings"] = " ".join(note.sentence for note in about_rows if note.concerns(row.arm)) or None
             all_lines += [{**about, **line, **_inflation(row, line["metric"], tested, best)} for line in row_lines]
         losses = {row.line["baseline"] or row.arm for row in rows}
-        published_rows = [published_row for published_row in published if published_row.fits(block.place, losses)]
+        dim = block.factors.get("model.dim")
+        published_rows = [other for other in published if other.fits(block.place, dim, losses)]
         for place, published_row in enumerate(published_rows, len(rows) + 1):
             all_lines += [{**_about(number, block, place), **line} for line in _published(published_row)]
         first = next((entry for entry in block.entries if entry.level != "floor"), next(iter(block.entries), None))

@@ -8,11 +8,11 @@ from harness.runs.record import Cost, Data, Epoch, Record
 
 @pytest.fixture
 def make_trial():
-    def make(arm="contrastive", seed=0, dataset="glyphs", backbone="test_resnet", **training):
+    def make(arm="contrastive", seed=0, dataset="glyphs", backbone="test_resnet", dim=16, **training):
         return Trial(
             dataset=Choice(name=dataset),
             backbone=Backbone(name=backbone),
-            model=Model(dim=16),
+            model=Model(dim=dim),
             images=Images(side_px=32, crop_scale=(0.6, 1.0)),
             training=Training(**{"epochs": 2, "batch_size": 20, "lr": 1e-3, "schedule": "constant", **training}),
             arm=Arm.parse(arm),

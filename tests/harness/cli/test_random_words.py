@@ -63,6 +63,10 @@ OPTIONS = {  # option → its values
     "--neighbours": st.sampled_from(["1", "0", "x", "999999"]),
     "--batch": st.sampled_from(["7", "0", "x"]),
     "--weights": PLACES,
+    "--backbone": st.sampled_from(["resnet50", "ResNet-50", ""]) | WORDS,
+    "--dim": st.sampled_from(["512", "128", "0"]) | WORDS,
+    "--loss": WORDS,
+    "--metric": st.sampled_from(["R@1", "MAP@R", "r1"]) | WORDS,
     "--side": st.sampled_from(["8", "0", "-1", "x"]),
     "--option": st.sampled_from(["test_share=0.5", "test_share=2", "test_share=nan", "x=1", "=", "test_share=[1]"])
     | SETS,
@@ -91,6 +95,10 @@ COMMANDS = {
     "doctor": (st.sampled_from(["folder", "manifest", "omniglot", "cub200", "foldr", ""]), ["--data", "--option"]),
     "prepare": (st.sampled_from(["folder", "manifest", "foldr"]), ["--data", "--option", "--side"]),
     "list": (st.sampled_from(["losses", "datasets", "stages", "grids", "backbones", "x"]), []),
+    "published": (
+        st.sampled_from(["cub200", "sop", "cub20"]),
+        ["--backbone", "--dim", "--loss", "--metric", "--format"],
+    ),
     "retry": (PLACES, ["--only"]),
     "": (st.just(""), []),
 }

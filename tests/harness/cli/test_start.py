@@ -51,6 +51,12 @@ def test_a_list_imports_nothing_that_computes(what):
     assert not packages & SLOW
 
 
+def test_published_numbers_import_nothing_that_computes():
+    code, packages = imported("published", "cub200")
+    assert code == 0
+    assert not packages & SLOW
+
+
 @pytest.mark.parametrize("command", ["status", "stop"])
 def test_the_status_of_a_run_imports_nothing_that_computes(command, finished):
     code, packages = imported(command, "base", folder=finished)

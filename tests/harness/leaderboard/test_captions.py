@@ -49,7 +49,7 @@ SHAPES = st.builds(
 @pytest.fixture
 def shaped(make_trial, make_record):
     def board_of_shape(shape):
-        place = {"dataset": "cub200", "backbone": "resnet50"} if shape.known else {}
+        place = {"dataset": "cub200", "backbone": "resnet50", "dim": 512} if shape.known else {}
         records = []
         for number, (arm, mean) in enumerate(sorted(shape.means.items())):
             floor = arm in ARMS[-2:]

@@ -49,7 +49,7 @@ def test_marks_and_ranks(judged):
 
 
 def test_published_numbers_name_their_source(make_trial, make_record):
-    record = make_record(make_trial(dataset="cub200", backbone="resnet50"), 0.6)
+    record = make_record(make_trial(dataset="cub200", backbone="resnet50", dim=512), 0.6)
     text = comma_separated.render(board_of([record], published=published.load()))
     theirs = [row for row in csv.DictReader(io.StringIO(text)) if row["source"] != "measured here"]
     row = next(row for row in theirs if row["arm"] == "contrastive+feature" and row["metric"] == "R@1")

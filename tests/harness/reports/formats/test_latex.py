@@ -95,13 +95,16 @@ def test_an_ablation_shows_the_settings_that_differ(make_trial, make_record):
 
 
 def test_published_rows_are_grey_cited_and_in_no_difference(make_trial, make_record, tmp_path):
-    records = [make_record(make_trial(dataset="cub200", backbone="resnet50"), 0.6, best_test_epoch={"R@1": 0.62})]
+    records = [
+        make_record(make_trial(dataset="cub200", backbone="resnet50", dim=512), 0.6, best_test_epoch={"R@1": 0.62})
+    ]
     board = board_of(records, published=published.load())
     text = latex.render(board)
     assert r"\color{gray} Contrastive + Metrix, feature \cite{metrix_readme} & \color{gray} 67.4 &" in text
     assert r"Contrastive \color{gray}\cite{metrix_readme} & \color{gray} 64.7 & 60.0 &" in text
     assert "2.0 (n = 1) \\\\" in text, "inflation: the best test epoch minus the last"
-    assert latex.write(board, tmp_path).with_suffix(".bib").read_text().count("@misc") == 2
+    assert latex.write(board, tmp_path).with_suffix(".bib").read_text().count("@misc") == 3
+    assert text.count("differs between publications, in points: contrastive by 0.9 (2 publications).") == 2
 
 
 @pytest.mark.parametrize("mean", [0.9996, 0.5])

@@ -30,9 +30,14 @@ def test_best_is_bold_second_underlined_and_a_significant_difference_has_a_dagge
 
 
 def test_published_rows_stand_apart_and_are_named(make_trial, make_record):
-    record = make_record(make_trial(dataset="cub200", backbone="resnet50"), 0.6)
+    record = make_record(make_trial(dataset="cub200", backbone="resnet50", dim=512), 0.6)
     text = markdown.render(board_of([record], published=published.load()))
     assert "| *contrastive+feature* (Metrix README) | *67.4* |  |  |  |  |  |  |" in text
     assert "proxy\\_anchor" not in text
     assert "Rows in italics with a source: as published elsewhere" in text
-    assert "| contrastive | Metrix README | *64.7* | 60.0 | *75.9* | 60.0 |" in text
+    assert (
+        "Published R@1 on cub200 with resnet50, 512 dimensions, differs between publications, in points: "
+        "contrastive by 0.9 (2 publications)." in text
+    )
+    assert "| contrastive | Metrix README | *64.7* | 60.0 |  | 30.0 | *75.9* | 60.0 |" in text
+    assert "| contrastive | IDML table | *65.6* | 60.0 |" in text

@@ -180,7 +180,7 @@ def small_copy(make_trial, make_record):
         ("contrastive+feature", 0.6005, 1),
     ):
         for seed in range(5):
-            trial = make_trial(arm, seed, dataset="cub200", backbone="resnet50")
+            trial = make_trial(arm, seed, dataset="cub200", backbone="resnet50", dim=512)
             options = trial.dataset.model_copy(update={"options": {"allow_nonstandard": True}})
             passes = 2.0 if arm.endswith("input") else 1.0
             record = make_record(trial.model_copy(update={"dataset": options}), mean + own * noise[seed])
@@ -262,7 +262,10 @@ def test_figures_scale_by_the_interval_and_count_epochs_in_whole_numbers(browse,
 
 
 def test_a_phone_shows_the_first_score_and_says_that_the_table_goes_on(browse, make_trial, make_record):
-    trials = [make_trial(arm, dataset="cub200", backbone="resnet50") for arm in ("contrastive", "contrastive+input")]
+    trials = [
+        make_trial(arm, dataset="cub200", backbone="resnet50", dim=512)
+        for arm in ("contrastive", "contrastive+input")
+    ]
     said = browse(
         web.render(board_of([make_record(trial) for trial in trials], published=published.load())),
         """
