@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from baselines.description import stated_in
 from metrix import rivals
@@ -46,3 +48,15 @@ def describe(name: str) -> Description:
         published_with=("contrastive", "multi_similarity", "proxy_anchor"),
         before_metrix=False,
     )
+
+
+def refusal(name: str, loss: str, hyperparameters: Mapping[str, Any] | None = None, **options: Any) -> str | None:
+    """Return why a level with these options has no form for a loss, or None if it has one.
+
+    `hyperparameters` are those of the loss that are not defaults. This function needs torch.
+    """
+    if name in METRIX:
+        from metrix.forms import refusal
+
+        return refusal(loss, at=name, **options)
+    return rivals.refusal(name, loss, hyperparameters, **options)

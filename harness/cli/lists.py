@@ -62,6 +62,9 @@ def _losses() -> Listing:
     return Listing("losses", ("name", "paper", "hyperparameters", "Metrix", "learns"), rows, why)
 
 
+PUBLISHED, ADAPTED = "●", "○"
+
+
 def _levels() -> Listing:
     from harness.config import METRIX
     from metrix import levels
@@ -77,6 +80,19 @@ def _levels() -> Listing:
             kinds = [kind for kind in one.refuses if one.refuses[kind] == reason]
             below.append((one.name, f"{one.name} does not take losses over {' or '.join(kinds)}: it {reason}"))
     return Listing("levels", ("name", "description", "paper", "options"), rows, below)
+
+
+def _forms() -> Listing:
+    import baselines
+    from metrix import levels
+
+    columns, rows, below = levels.names(), [], [("", f"{PUBLISHED} published together  {ADAPTED} adapted here")]
+    for name in baselines.names():
+        reasons = {level: levels.refusal(level, name) for level in columns}
+        known = {level: name in levels.describe(level).published_with for level in columns}
+        rows.append((name, *("" if reasons[one] else PUBLISHED if known[one] else ADAPTED for one in columns)))
+        below += [(name, reason) for reason in dict.fromkeys(filter(None, reasons.values()))]
+    return Listing("which level takes which loss", ("loss", *columns), rows, below)
 
 
 def _metrics() -> Listing:
@@ -135,6 +151,7 @@ def _settings(values: dict[str, Any]) -> str:
 LISTINGS: dict[str, Callable[[], Listing]] = {
     "losses": _losses,
     "levels": _levels,
+    "forms": _forms,
     "metrics": _metrics,
     "datasets": _datasets,
     "backbones": _backbones,

@@ -31,7 +31,7 @@ from harness.training.devices import device_name
 from harness.training.head import frozen_problem
 from harness.training.network import on_noise
 from harness.training.pictures import open_dataset
-from metrix import rivals
+from metrix import levels, rivals
 
 CODE = code_digest()  # of the imported code, even if the files change afterwards
 UNKNOWN_CLASSES = 2  # the number that a loss is built with if the data cannot be opened
@@ -116,7 +116,7 @@ def no_form_reason(trial: Trial) -> str | None:
         return f"{arm.loss} is a loss of another library, which takes no level"
     reasons = [frozen_problem(trial)]
     if arm.rival:
-        reasons.append(rivals.refusal(arm.rival.at, arm.loss, arm.options, **arm.rival.options))
+        reasons.append(levels.refusal(arm.rival.at, arm.loss, arm.options, **arm.rival.options))
     if arm.metrix:
         reasons.append(metrix.refusal(arm.loss, **arm.metrix.model_dump()))
     return next(filter(None, reasons), None)
