@@ -29,9 +29,12 @@ def add_commands(commands) -> None:
     command = add_command(commands, print_list, "list", "list the names that a grid can use")
     command.add_argument("what", choices=sorted(LISTINGS), help="kind of names to list")
     command.add_argument("pattern", nargs="?", help="list only names like 'resnet*'; for stages, the backbone")
+    command.add_argument(
+        "--format", choices=("terminal", "markdown"), default="terminal", help="how to print the list"
+    )
 
 
-def print_list(what: str, pattern: str | None) -> int:
+def print_list(what: str, pattern: str | None, format: str = "terminal") -> int:
     """Print the names that match a pattern, with a description of each."""
     from harness.reports import terminal
 
@@ -41,6 +44,11 @@ def print_list(what: str, pattern: str | None) -> int:
         rows = [row for row in rows if fnmatchcase(row[0], pattern)]
         if not rows:
             raise UserError(unknown(what, pattern, [row[0] for row in listing.rows]))
+    if format == "markdown":
+        from harness.reports.formats.markdown import plain_table
+
+        print(plain_table(listing.columns, rows))
+        return OK
     terminal.table(listing.title, listing.columns, rows)
     names = {"", *(row[0] for row in rows)}
     width = min(shutil.get_terminal_size().columns, 120)

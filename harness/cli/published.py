@@ -63,18 +63,12 @@ def published(
     if format == "csv":
         csv.writer(sys.stdout, lineterminator="\n").writerows((spread.COLUMNS, *rows))
     elif format == "markdown":
+        from harness.reports.formats import markdown
+
         print(f"# {title.capitalize()}: `metrix-bench {shlex.join(words)}`\n")
-        _print_markdown(sentences, (spread.COLUMNS, *rows))
+        print("\n".join(f"- {markdown.escape(sentence)}" for sentence in sentences), end="\n\n")
+        print(markdown.plain_table(spread.COLUMNS, rows))
     else:
         terminal.table(title, spread.COLUMNS, rows)
         print("\n".join(sentences))
     return OK
-
-
-def _print_markdown(sentences: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print sentences as a list, then rows as a table, whose first row is the heading."""
-    from harness.reports.formats.markdown import escape
-
-    head, *lines = [" | ".join(escape("" if value is None else str(value)) for value in row) for row in rows]
-    print("\n".join(f"- {escape(sentence)}" for sentence in sentences), end="\n\n")
-    print("\n".join(f"| {line} |" for line in (head, " | ".join(["---"] * len(rows[0])), *lines)))

@@ -1,6 +1,7 @@
 """The leaderboard for a README: one GitHub table per block, followed by its caption and notes."""
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ def render(board: Board) -> str:
 def write(board: Board, folder: Path) -> Path:
     """Write leaderboard.md."""
     return place(folder, f"leaderboard{SUFFIX}", render(board))
+
+
+def plain_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return rows of values below their names as a table; None is blank."""
+    lines = [[escape("" if value is None else str(value)) for value in row] for row in (names, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], ["---"] * len(names), *lines[1:]))
 
 
 def table(block: Block) -> str:
