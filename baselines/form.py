@@ -128,6 +128,10 @@ class Loss(Counted):
         """Return the loss (scalar) of a checked batch."""
         return self.formula(batch.similarities, *self.labelled(batch)).mean()
 
+    def regulariser(self, batch: Batch) -> Tensor | float:
+        """Return the part of `clean` that no example enters, only the class vectors."""
+        return 0.0
+
     def sides(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the masks of the positives and the negatives of each anchor (bool); an anchor is never its own."""
         if batch.sides is None:

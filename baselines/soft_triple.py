@@ -69,15 +69,17 @@ class SoftTriple(Loss):
         return total(positive, negative, nearest, self.scale) - positive.log_sum_exp(nearest, self.scale)
 
     def clean(self, batch: Batch) -> Tensor:
-        loss = super().clean(batch)
+        return super().clean(batch) + self.regulariser(batch)
+
+    def regulariser(self, batch: Batch) -> Tensor | float:
         classes, k = self.proxies.shape[:2]
         if k == 1 or self.tau == 0:
-            return loss
+            return 0.0
         assert batch.proxies is not None
         centres = batch.proxies.view(k, classes, -1).transpose(0, 1)
         cosines = cosine(centres, centres)
         distances = (2 + 1e-5 - 2 * cosines).sqrt().triu(diagonal=1)
-        return loss + self.tau / (classes * k * (k - 1)) * distances.sum()
+        return self.tau / (classes * k * (k - 1)) * distances.sum()
 
 
 class _SoftMaximum(Function):

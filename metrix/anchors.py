@@ -45,7 +45,7 @@ def mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Tensor 
     def losses(rows: Rows | None, similarities: Tensor, inverse: Tensor | None) -> Tensor:
         i, j = (first, second) if rows is None else (first[rows], second[rows])
         y = lam[i, j][:, None] if isinstance(lam, Tensor) else lam
-        mixed = _MixRows.apply(similarities, inverse, i, j, y, not loss.learns_classes)
+        mixed = MixRows.apply(similarities, inverse, i, j, y, not loss.learns_classes)
         return loss.formula(mixed, *_two_classes(loss, batch, own, i, j, y))
 
     chunks = slices(len(first), similarities.shape[1])
@@ -67,7 +67,7 @@ def embedded_anchors(
     return loss.formula(similarities, *weights).mean()
 
 
-class _MixRows(Function):
+class MixRows(Function):
     """Compute λ·base[i] + (1−λ)·base[j] (m, c) for the pairs (i, j), times the `inverse` norms (m,), if given.
 
     λ is one number or (m, 1). `without_pair` sets the columns i and j to −∞.

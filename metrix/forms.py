@@ -8,6 +8,7 @@ from torch import nn
 
 import baselines
 from baselines.form import Loss
+from metrix.rivals._form import Rival
 
 LEVELS = ("input", "feature", "embedding")
 
@@ -23,9 +24,10 @@ def refusal(
 ) -> str | None:
     """Return why this combination has no Metrix form, or None if it has one.
 
-    `loss` is a name or a loss. `stages` are those of the network, if known. Other arguments of `Metrix` restrict
-    nothing and are accepted.
+    `loss` is a name, a loss, or a rival that stands in for its loss. `stages` are those of the network, if known.
+    Other arguments of `Metrix` restrict nothing and are accepted.
     """
+    loss = loss.loss if isinstance(loss, Rival) and loss.before_metrix else loss
     kind = baselines.find(loss) if isinstance(loss, str) else type(loss)
     name = kind.__module__.rpartition(".")[2]
     if not issubclass(kind, Loss):

@@ -71,6 +71,13 @@ def isolated(model: nn.Module, images: Tensor, generator: torch.Generator) -> Ge
         )
 
 
+def mix(rows: Tensor, first: Tensor, second: Tensor, lam: float | Tensor) -> Tensor:
+    """Return λ·rows[first] + (1−λ)·rows[second] in the type of the rows; λ is one number, or one for each pair."""
+    if isinstance(lam, Tensor):  # at least float32, even if maps are bfloat16
+        lam = lam.to(torch.promote_types(rows.dtype, torch.float32)).view(-1, *[1] * (rows.ndim - 1))
+    return (rows[first] * lam + rows[second] * (1 - lam)).to(rows.dtype)
+
+
 def in_chunks(
     model: nn.Module, function: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor
 ) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,14 @@ from metrix import network
 from metrix import pairs as choose
 from metrix.forms import LEVELS, no_hardest, refusal
 from metrix.mixing import embedded_loss, mixed_loss
+from metrix.rivals._form import Rival
 
 
 class Metrix(nn.Module):
     """The mixed variant of a loss: total = mean ℓ + weight · mean ℓ̃ (Venkataramanan et al., ICLR 2022).
 
     Args:
-        loss: one of the losses of `baselines` that has a mixed form.
+        loss: one of the losses of `baselines` that has a mixed form, or such a loss with a memory (rival `xbm`).
         at: "embedding", a drop-in for any training loop and nearly free; "feature", a stage of the network; "input".
         stage: the name or index of the stage to mix at="feature"; None is the last feature map, before pooling.
         pairs: "pos-neg", "anc-neg", "pos-pos", "neg-neg", or "alternate": one of the first two, drawn at each step.
@@ -46,7 +47,7 @@ class Metrix(nn.Module):
 
     def __init__(
         self,
-        loss: Loss,
+        loss: Loss | Rival,
         at: str = "embedding",
         stage: str | int | None = None,
         pairs: str = "alternate",
@@ -75,7 +76,7 @@ class Metrix(nn.Module):
         why_not = refusal(loss, at=at, stage=stage, pairs=pairs, hardest=hardest)
         if why_not:
             raise ValueError(why_not)
-        self.loss = loss
+        self.loss = cast(Loss, loss)  # such a rival has all that its loss has
         self.generator = generator or torch.Generator().manual_seed(torch.initial_seed() & (2**63 - 1))
         self.mixed_rows = 0
 
@@ -130,6 +131,14 @@ class Metrix(nn.Module):
             within("lam", lam, 0.0, 1.0)
         with full_precision(embeddings.device):
             return self._mixed(self.loss.batch(embeddings, labels), pairs, lam)
+
+    def means(self) -> dict[str, float]:
+        """Return the counts of the loss, see `baselines.counts.Counted.means`."""
+        return self.loss.means()
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return the warnings of the loss, see `baselines.counts.Counted.warnings`."""
+        return self.loss.warnings()
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Return the learnable tensors of the loss as optimiser groups, each with lr times its own multiplier."""
@@ -229,7 +238,7 @@ class Metrix(nn.Module):
             return {"clean": clean, "mixed": clean.new_zeros(())}
 
         def embed(i: Tensor, j: Tensor) -> Tensor:
-            return rest(_mix(rows, i, j, _of_pairs(lam, i, j)))
+            return rest(network.mix(rows, i, j, _of_pairs(lam, i, j)))
 
         with network.isolated(model, rows, self.generator):
             mixed = network.in_chunks(model, embed, first, second)
@@ -249,7 +258,7 @@ class Metrix(nn.Module):
         if not len(first):
             return self._at_embedding(model(images), labels, mixing=False)
         embeddings, mixed = network.staged(model).forward_joint(
-            stage, images, lambda maps: _mix(maps, first, second, _of_pairs(lam, first, second))
+            stage, images, lambda maps: network.mix(maps, first, second, _of_pairs(lam, first, second))
         )
         with full_precision(embeddings.device):
             batch = self.loss.batch(embeddings, labels)
@@ -301,10 +310,3 @@ def _count(name: str, value: Any) -> int:
 
 def _of_pairs(lam: float | Tensor, first: Tensor, second: Tensor) -> float | Tensor:
     return lam.to(first.device)[first, second] if isinstance(lam, Tensor) else lam
-
-
-def _mix(rows: Tensor, first: Tensor, second: Tensor, lam: float | Tensor) -> Tensor:
-    """λ·rows[first] + (1−λ)·rows[second]; λ a number or one for each pair (m,)."""
-    if isinstance(lam, Tensor):  # at least float32, even if maps are bfloat16
-        lam = lam.to(torch.promote_types(rows.dtype, torch.float32)).view(-1, *[1] * (rows.ndim - 1))
-    return (rows[first] * lam + rows[second] * (1 - lam)).to(rows.dtype)

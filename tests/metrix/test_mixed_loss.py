@@ -149,7 +149,7 @@ def test_chunks_change_nothing(name, pairs, renormalize, monkeypatch):
     embeddings, labels = batch("unbalanced", seed=6)
     results = []
     for size in (10**9, 50):
-        monkeypatch.setattr("metrix.chunks.CHUNK", size)
+        monkeypatch.setattr("baselines.chunks.CHUNK", size)
         z = embeddings.clone().requires_grad_()
         loss, _ = create(name)
         value = Metrix(loss, renormalize=renormalize).mixed_loss(z, labels, pairs=pairs, lam=0.45)
