@@ -31,7 +31,7 @@ from metrix.rivals._similarities import clamped
 
 
 class EmbeddingExpansion(Rival):
-    """Embedding expansion; m ≥ 1 `points`, which `renormalize` brings to unit length, and pool "class" or "example"."""
+    """Embedding expansion; `points` m ≥ 1, of unit length with `renormalize`; pool "class" or "example"."""
 
     title = "Embedding expansion"
     paper = "Ko and Gu, CVPR 2020"
