@@ -64,25 +64,24 @@ class EmbeddingExpansion(Rival):
         alone = partner == torch.arange(len(same), device=same.device)
         self.count(self.points * (~alone).sum())
         everything = self.expanded(clean, partner, alone)
-        hardest = everything.amax((0, 1)) if self.pool == "example" else _of_classes(everything, same)
-        return self.loss.clean(replace(batch, similarities=torch.where(same, clean, clamped(hardest))))
+        hardest = clamped(everything.amax((0, 1))) if self.pool == "example" else _of_classes(everything, same)
+        return self.loss.clean(replace(batch, similarities=torch.where(same, clean, hardest)))
 
     def expanded(self, similarities: Tensor, partner: Tensor, alone: Tensor) -> Tensor:
         """Return the similarities [u, t, j, i] of point u of example j with point t of example i.
 
-        Point 0 is the example itself. Where an example has no partner, the other entries are below any similarity.
+        Point 0 is the example itself. Without a partner all its points are, which changes no maximum.
         """
         share = 1 - torch.arange(self.points + 1, device=partner.device).to(similarities)[:, None] / (self.points + 1)
-        inverse = torch.ones_like(share).expand(-1, len(partner))
+        share = share.masked_fill(alone, 1.0)
+        inverse = torch.ones_like(share)
         if self.renormalize:
-            inverse = inverse_norms(share, similarities.gather(1, partner[:, None]).T.expand_as(inverse))
-        missing = ((share < 1) & alone).to(similarities) * -4.0
+            inverse = inverse_norms(share, similarities.gather(1, partner[:, None]).T.expand_as(share))
 
         def with_points(rows: Tensor) -> Tensor:
             """Return similarities (…, n, k) of examples to others, with those of their points, (m + 1, …, n, k)."""
-            points = rows.index_select(-2, partner).lerp(rows, share.view(-1, *[1] * rows.ndim))
             shape = (-1, *[1] * (rows.ndim - 2), len(partner), 1)
-            return (points * inverse.view(shape)).add_(missing.view(shape))
+            return rows.index_select(-2, partner).lerp(rows, share.view(shape)) * inverse.view(shape)
 
         return with_points(with_points(similarities).mT.contiguous())
 
@@ -103,21 +102,22 @@ def partners(same: Tensor) -> Tensor:
 
 
 def _of_classes(everything: Tensor, same: Tensor) -> Tensor:
-    """Return the maximum of all similarities (t, t, n, n) between two classes, for each two examples of them (n, n).
+    """Return the maximum of all similarities [u, t, j, i] between two classes, for each two examples of them (n, n).
 
     Equal maxima share the gradient.
     """
     n, first = len(same), same.int().argmax(1)  # the first example stands for its class
     place = (first[:, None] * n + first).flatten()
 
-    def reduced(x: Tensor, how: str) -> Tensor:
-        return x.new_full((n * n,), -torch.inf if how == "amax" else 0.0).scatter_reduce(0, place, x.flatten(), how)
+    def summed(x: Tensor) -> Tensor:
+        return x.new_zeros(n * n).scatter_add(0, place, x.sum((0, 1)).flatten())
 
     def of_examples(x: Tensor) -> Tensor:
         return x.gather(0, place).view(n, n)
 
     fixed = everything.detach()
-    largest = of_examples(reduced(fixed.amax((0, 1)), "amax"))
+    lowest = fixed.new_full((n * n,), -torch.inf)
+    largest = of_examples(lowest.scatter_reduce(0, place, fixed.amax((0, 1)).flatten(), "amax"))
     ties = fixed.clone().eq_(largest)  # numbers: comparing into them is faster than turning truth values into them
-    count = reduced(ties.sum((0, 1)), "sum").clamp(min=1)
-    return of_examples(reduced((everything * ties).sum((0, 1)), "sum") / count)
+    shared = of_examples(summed(everything * ties) / summed(ties).clamp(min=1))
+    return largest.clamp(-1.0, 1.0) + (shared - shared.detach())  # the mean of equal numbers may differ in a digit

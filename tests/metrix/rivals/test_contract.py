@@ -13,7 +13,7 @@ from torch import nn
 import baselines
 from baselines.description import stated_in
 from metrix import rivals
-from tests.metrix.test_levels import LABELS, Network, generator, setting, step
+from tests.metrix.test_levels import LABELS, generator, setting, step
 
 NAMES = rivals.names()
 TAKEN = [(name, loss) for name in NAMES for loss in baselines.names() if rivals.refusal(name, loss) is None]
@@ -115,7 +115,7 @@ def test_it_leaves_no_trace_on_the_clean_batch(name, of_loss):
     """The first forward pass, the running statistics and torch's generator are those of the loss alone."""
     network, images = setting()
     twin = copy.deepcopy(network)
-    seen: dict[Network, list[torch.Tensor]] = {network: [], twin: []}
+    seen: dict[nn.Module, list[torch.Tensor]] = {network: [], twin: []}
     for each in seen:
         each.register_forward_hook(lambda module, _, output: seen[module].append(output.detach()))
     loss = baselines.create(of_loss, num_classes=3, dim=4, generator=generator()).double()
@@ -156,7 +156,7 @@ def test_its_options(name, of_loss):
     for option in about.parameters:
         for value in (-1.5, "nonsense"):
             with pytest.raises(ValueError, match=rf"{option} = {value!r}"):
-                create(name, of_loss, **{option: value})
+                create(name, of_loss, **{option: value})  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=rf"{name} has no option 'wait'"):
         create(name, of_loss, wait=1)
 
