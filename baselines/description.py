@@ -71,10 +71,13 @@ def stated_in(
     classes = [n for n in body if isinstance(n, ast.ClassDef) and [ast.unparse(each) for each in n.bases] == [base]]
     if len(classes) != 1:
         return None
-    stated, parameters = dict(defaults), None
+    stated: dict[str, Any] = dict(defaults)
+    parameters: dict[str, Any] | None = {}  # those of a class without its own `__init__`
     try:
         for node in classes[0].body:
             match node:
+                case ast.Assign(targets=[ast.Name(id="__init__")]):
+                    return None
                 case (
                     ast.Assign(targets=[ast.Name(id=key)], value=value)
                     | ast.AnnAssign(target=ast.Name(id=key), value=ast.expr() as value)

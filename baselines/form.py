@@ -124,6 +124,11 @@ class Loss(Counted):
         """The number of classes the loss has parameters for: labels must be smaller. None if any label is valid."""
         return len(self.proxies) if self.learns_classes else None
 
+    def classes_in(self, batch: Batch) -> int:
+        """Return the number of classes that a batch compares with: those of the loss, and any that were added."""
+        vectors = batch.similarities.shape[0 if self.anchors == "proxies" else 1]
+        return vectors // self.proxies.shape[1:-1].numel()  # a class may have several centres
+
     def clean(self, batch: Batch) -> Tensor:
         """Return the loss (scalar) of a checked batch."""
         return self.formula(batch.similarities, *self.labelled(batch)).mean()
@@ -137,7 +142,7 @@ class Loss(Counted):
         if batch.sides is None:
             anchors = candidates = batch.labels
             if self.learns_classes:
-                classes = torch.arange(len(self.proxies), device=batch.labels.device)
+                classes = torch.arange(self.classes_in(batch), device=batch.labels.device)
                 anchors, candidates = (classes, candidates) if self.anchors == "proxies" else (anchors, classes)
             same = anchors[:, None] == candidates
             other = ~same
@@ -156,7 +161,7 @@ class Loss(Counted):
         """Return the label weights of the clean batch: 1 for each positive, 1 for each negative."""
         if self.candidates == "proxies":
             ones = batch.similarities.new_ones(len(batch.labels), 1)
-            own_class = Listed(batch.labels[:, None], ones, torch.Size((len(ones), len(self.proxies))))
+            own_class = Listed(batch.labels[:, None], ones, torch.Size((len(ones), self.classes_in(batch))))
             return own_class, own_class.rest()
         positive, negative = self.log_sides(batch)
         return Weights(positive, 1.0, positive.shape), Weights(negative, 1.0, negative.shape)
