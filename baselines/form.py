@@ -202,6 +202,13 @@ def within(
     raise ValueError(f"{name} = {value!r} is out of range: it must be {allowed}".replace(f"{math.inf}]", "∞)"))
 
 
+def whole(name: str, value: object, low: int = 1) -> int:
+    """Return `value` if it is a whole number of at least `low`; else raise a ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= low:
+        return value
+    raise ValueError(f"{name} = {value!r} is out of range: it must be a whole number of at least {low}")
+
+
 def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
     """Return `value` if it is one of the choices; otherwise raise a ValueError that lists them."""
     if value in choices:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from baselines.form import Batch, Loss, proxies, within
+from baselines.form import Batch, Loss, proxies, whole, within
 from baselines.numerics import cosine, first_derivative_only
 from baselines.weights import Weights, total
 
@@ -57,7 +57,7 @@ class SoftTriple(Loss):
         self.gamma = within("gamma", gamma, above=0.0)
         self.delta = within("delta", delta, 0.0, 2.0)
         self.tau = within("tau", tau, 0.0)
-        self.proxies = proxies(num_classes, dim, generator, per_class=int(within("centres", centres, 1)))
+        self.proxies = proxies(num_classes, dim, generator, per_class=whole("centres", centres))
 
     def vectors(self) -> Tensor:
         # The first centres of all classes come first: sums over k are then 30 times faster.

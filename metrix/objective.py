@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from baselines.form import Batch, Loss, check_labels, one_of, refuse_indices, within
+from baselines.form import Batch, Loss, check_labels, one_of, refuse_indices, whole, within
 from baselines.numerics import cosine, full_precision, unit
 from metrix import network
 from metrix import pairs as choose
@@ -66,10 +66,8 @@ class Metrix(nn.Module):
         self.alpha = within("alpha", alpha, above=0.0)
         self.renormalize = one_of("renormalize", renormalize, (True, False))
         self.lambda_per = one_of("lambda_per", lambda_per, ("batch", "example"))
-        self.hardest: int | Literal["all"] | None = (
-            hardest if hardest in (None, "all") else _count("hardest", hardest)
-        )
-        self.max_mixed = max_mixed if max_mixed is None else _count("max_mixed", max_mixed)
+        self.hardest: int | Literal["all"] | None = hardest if hardest in (None, "all") else whole("hardest", hardest)
+        self.max_mixed = max_mixed if max_mixed is None else whole("max_mixed", max_mixed)
         if stage is not None and at != "feature":
             raise ValueError(f"stage={stage!r} belongs to at='feature', not to at={at!r}")
         self.stage = stage
@@ -300,12 +298,6 @@ class Metrix(nn.Module):
                 f"nothing to mix at={self.at!r}: the batch of {len(labels)} holds one class "
                 f"(label {labels[0].item()}), and pairs={self.pairs!r} needs at least two"
             )
-
-
-def _count(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} = {value!r} is out of range: it must be a positive integer or None")
-    return value
 
 
 def _of_pairs(lam: float | Tensor, first: Tensor, second: Tensor) -> float | Tensor:

@@ -24,7 +24,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from baselines.form import Batch, Loss, one_of, within
+from baselines.form import Batch, Loss, one_of, whole
 from metrix.norms import inverse_norms
 from metrix.rivals._form import Rival
 from metrix.rivals._similarities import clamped
@@ -54,7 +54,7 @@ class EmbeddingExpansion(Rival):
         pool: str = "class",
     ):
         super().__init__(loss, generator)
-        self.points = int(within("points", points, 1))
+        self.points = whole("points", points)
         self.renormalize = one_of("renormalize", renormalize, (True, False))
         self.pool = one_of("pool", pool, ("class", "example"))
 

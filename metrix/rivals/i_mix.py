@@ -53,7 +53,7 @@ class IMix(Rival):
         "ranks": "has no loss of a single anchor under a given label",
         "proxies": "has proxies as anchors, and a mixed example is none",
     }
-    counts = ("share with a positive",)
+    counts = ("share_with_positive",)
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class IMix(Rival):
             return self.total(batch, drawn, unit(mixed)[0].to(batch.embeddings.dtype))
 
     def warnings(self) -> tuple[str, ...]:
-        share = self.means().get("share with a positive", 1.0)
+        share = self.means().get("share_with_positive", 1.0)
         if share >= 0.5:
             return ()
         return (

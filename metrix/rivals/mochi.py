@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from baselines.form import Batch, Loss, within
+from baselines.form import Batch, Loss, whole
 from baselines.numerics import first_derivative_only, full_precision
 from metrix.norms import inverse_norms
 from metrix.rivals._form import Rival
@@ -56,7 +56,7 @@ class MoCHi(Rival):
         "classes": "has no negative examples to mix",
         "proxies": "has no negative examples to mix",
     }
-    counts = ("synthetic negatives",)
+    counts = ("synthetic_negatives",)
 
     def __init__(
         self,
@@ -67,9 +67,9 @@ class MoCHi(Rival):
         generator: torch.Generator | None = None,
     ):
         super().__init__(loss, generator)
-        self.hardest = int(within("hardest", hardest, 1))
-        self.between = int(within("between", between, 0))
-        self.towards = int(within("towards", towards, 0))
+        self.hardest = whole("hardest", hardest)
+        self.between = whole("between", between, 0)
+        self.towards = whole("towards", towards, 0)
 
     def draw(self, batch: Batch) -> Drawn:
         n, like, kept = len(batch.labels), batch.similarities, self._kept(batch)
@@ -97,7 +97,7 @@ class MoCHi(Rival):
         return self.loss.clean(batch)
 
     def warnings(self) -> tuple[str, ...]:
-        if self.means().get("synthetic negatives", 1.0) > 0:
+        if self.means().get("synthetic_negatives", 1.0) > 0:
             return ()
         return ("no synthetic negative was made, since no batch held two classes, so the row equals its baseline",)
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from baselines.chunks import CHUNK, Rows, mean_in_chunks, slices
-from baselines.form import Batch, Loss, within
+from baselines.form import Batch, Loss, whole, within
 from baselines.numerics import cosine
 from metrix.rivals._form import Rival
 
@@ -52,7 +52,7 @@ class XBM(Rival):
     }
     published_with = ("contrastive", "triplet", "multi_similarity")
     before_metrix = True
-    counts = ("remembered rows",)
+    counts = ("remembered_rows",)
 
     def __init__(
         self,
@@ -64,8 +64,8 @@ class XBM(Rival):
     ):
         super().__init__(loss, generator)
         self.weight = within("weight", weight, 0.0)
-        self.size = int(within("size", size, 1))
-        self.warmup_steps = int(within("warmup_steps", warmup_steps, 0))
+        self.size = whole("size", size)
+        self.warmup_steps = whole("warmup_steps", warmup_steps, 0)
         self.steps = self.written = 0
         self.rows: Tensor | None
         self.row_labels: Tensor | None
@@ -109,7 +109,7 @@ class XBM(Rival):
         self.steps, self.written = (int(number) for number in state)
 
     def warnings(self) -> tuple[str, ...]:
-        if self.means().get("remembered rows", 1.0) > 0:
+        if self.means().get("remembered_rows", 1.0) > 0:
             return ()
         return ("the memory never started, because the warm-up never ended, so the row equals its baseline",)
 

@@ -273,7 +273,7 @@ def test_resumes_from_its_state():
         ({"pairs": "pos-net"}, "'pos-neg'"),
         ({"weight": -0.1}, r"weight = -0.1 .* \[0.0, ∞\)"),
         ({"alpha": 0}, r"alpha = 0 .* \(0.0, ∞\)"),
-        ({"hardest": 0}, "positive integer"),
+        ({"hardest": 0}, "whole number"),
         ({"stage": "layer3"}, "belongs to at='feature'"),
         ({"pairs": "pos-pos", "hardest": 2}, "refuses it"),
     ],

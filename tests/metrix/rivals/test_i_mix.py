@@ -166,11 +166,11 @@ def test_a_resumed_training_draws_the_same_numbers():
 def test_warns_where_most_labels_have_no_positive():
     criterion = i_mix(loss("contrastive"), at="embedding")
     criterion(embeddings(E1[0]), torch.zeros(6).long())
-    assert criterion.means() == {"share with a positive": 1.0}
+    assert criterion.means() == {"share_with_positive": 1.0}
     assert criterion.warnings() == ()
     for _ in range(3):
         criterion(embeddings(E1[0]), torch.arange(6))
-    assert criterion.means() == {"share with a positive": 0.25}
+    assert criterion.means() == {"share_with_positive": 0.25}
     assert "25% of the labels of mixed examples" in criterion.warnings()[0]
 
 
