@@ -49,7 +49,9 @@ benchmark: $(STAMP)  ## run GRID (default: quick, or photos with DATA; ten minut
 report: $(STAMP)  ## rewrite the leaderboard of OUT from its records
 	@$(BENCH) report $(call quoted,$(OUT)) $(ARGS)
 
-readme:  ## copy the leaderboard of OUT into the section of GRID in README.md, with its captions folded
+readme:  ## copy the leaderboard of OUT into the section of GRID in README.md, with its captions folded, and list the forms
+	@$(BENCH) list forms --format markdown > README.md.part
+	@sed -i -e '/forms:begin/,/forms:end/{//!d}' -e '/forms:begin/r README.md.part' README.md
 	@sed -i -e '/results:$(GRID):begin/,/results:$(GRID):end/{//!d}' README.md
 	@sed -e '/^# /d' -e 's/^## /### /' $(call quoted,$(OUT)/leaderboard.md) | awk -v folded='<details><summary>Settings, notes and statistics of this table</summary>' \
 		'/^#/ && open {print "</details>\n"; open = 0} /^[^|#]/ && !open {print folded "\n"; open = 1} {print} END {if (open) print "\n</details>"}' > README.md.part

@@ -257,3 +257,10 @@ def test_the_command_for_an_added_loss_runs_it_alone_and_with_metrix_at_every_le
     assert "4 of 4 trials done" in printed
     arms = {json.loads(path.read_text(encoding="utf-8"))["arm"] for path in run.glob("records/*.json")}
     assert arms == {f"soft_contrastive{level}" for level in ("", "+embedding", "+feature[stage=layer3]", "+input")}
+
+
+def test_the_table_of_losses_and_levels_is_that_of_the_registers(capsys):
+    """`make readme` writes it."""
+    assert main(["list", "forms", "--format", "markdown"]) == 0
+    table = re.findall(r"<!-- forms:begin -->\n(.*?)<!-- forms:end -->", README, re.S)
+    assert table == [capsys.readouterr().out]
