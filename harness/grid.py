@@ -355,7 +355,7 @@ def _part_conflicts(parts: Sequence["Grid"]) -> list[str]:
 def _narrow(content: dict[str, Any], only: Mapping[str, Sequence[str]]) -> list[str]:
     """Keep the named entries of the grid's lists, and return a sentence for each name that the grid does not list.
 
-    A loss that the grid does not list runs with its defaults, so that a new loss can be tried without a new grid.
+    A loss or level that the grid does not list runs with its defaults, so that a new one needs no new grid.
     """
     problems = []
     for field, wanted in only.items():
@@ -368,7 +368,7 @@ def _narrow(content: dict[str, Any], only: Mapping[str, Sequence[str]]) -> list[
             content[field] = [int(name) for name in wanted if name.isdecimal()] or listed
             continue
         for name in wanted:
-            if name not in names and not _is_loss(field, name):
+            if name not in names and not _is_registered(field, name):
                 sentence = unknown(f"entry of the grid's {field}", name, names)
                 if not names:
                     sentence = f"the grid lists no {field}{INSTEAD.get(field, '')}"
@@ -378,7 +378,9 @@ def _narrow(content: dict[str, Any], only: Mapping[str, Sequence[str]]) -> list[
     return problems
 
 
-def _is_loss(field: str, name: str) -> bool:
+def _is_registered(field: str, name: str) -> bool:
+    if field == "levels":
+        return name in registry.levels()
     return field == "losses" and not _problems_of(lambda: registry.loss(name), field)
 
 

@@ -2,11 +2,12 @@
 
 import json
 import pickle
+import re
 
 import pytest
 
 from harness.config import Arm, Level, Trial
-from harness.errors import GridError
+from harness.errors import GridError, UserError
 from harness.grid import Grid
 
 
@@ -17,6 +18,48 @@ def test_a_trial_survives_json_and_its_id_ends_in_the_hash_of_its_content(make_t
     assert trial.id.startswith("glyphs-test_resnet-multi_similarity+input-s1-")
     other = trial.model_copy(update={"training": trial.training.model_copy(update={"epochs": 5})})
     assert other.id != trial.id
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("contrastive+mochi", "mochi"),
+        ("contrastive[margin=0.3]+mochi[hardest=32]", "mochi"),
+        ("contrastive+i_mix[at=embedding]", "i_mix"),
+        ("contrastive+xbm[size=100]+input[weight=0.1]@2x", "xbm+input"),
+    ],
+)
+def test_an_arm_with_a_rival_is_written_as_it_is_read(make_trial, text, level):
+    arm = Arm.parse(text)
+    assert (arm.label, arm.at, arm.baseline) == (text, level, text.partition("+")[0])
+    trial = make_trial(text)
+    assert Trial.model_validate_json(trial.model_dump_json()) == trial
+    assert f"+{level}-s0-" in trial.id
+    assert trial.id != make_trial(text.partition("+")[0]).id
+
+
+def test_a_rival_has_all_its_options_so_that_the_digest_covers_them(make_trial):
+    rival = Arm.parse("contrastive+mochi[towards=0]").rival
+    assert rival is not None
+    assert rival.options == {"hardest": 16, "between": 16, "towards": 0}
+    assert make_trial("contrastive+mochi[hardest=16]").id == make_trial("contrastive+mochi").id
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("contrastive+mochy", "no level named 'mochy'; did you mean 'mochi'?"),
+        ("contrastive+mochi[hardst=3]", "no option of mochi named 'hardst'; did you mean 'hardest' or 'towards'?"),
+        ("contrastive+mochi+embedding", "one level at a time; only xbm may stand before a level of Metrix"),
+        ("contrastive+embedding+xbm", "one level at a time; only xbm may stand before a level of Metrix"),
+        ("contrastive+xbm+mochi", "one level at a time; only xbm may stand before a level of Metrix"),
+        ("contrastive+embedding+input", "one level at a time; only xbm may stand before a level of Metrix"),
+        ("features+mochi", "features is a floor and takes no options and no level"),
+    ],
+)
+def test_levels_that_an_arm_cannot_have_are_refused(text, problem):
+    with pytest.raises(UserError, match=re.escape(problem)):
+        Arm.parse(text)
 
 
 def test_a_copy_with_other_content_has_another_digest(make_trial):

@@ -130,6 +130,29 @@ def test_a_level_may_have_settings_of_its_own(load):
     assert "did you mean 'hardest'" in problems(load, text.replace("hardest: 3", "hardst: 3"))[0]
 
 
+def test_a_rival_is_a_level_like_any_other(load):
+    """The shared settings of Metrix are not its own; an option that is called `at` goes into `options`."""
+    levels = "[baseline, mochi, {at: xbm, size: 50}, {at: i_mix, options: {at: embedding}}]"
+    grid = load(GOOD + f"metrix: {{weight: 0.2}}\nlevels: {levels}\n")
+    arms = [trial.arm.label for trial in grid.trials() if trial.arm.loss == "contrastive" and trial.seed == 0]
+    assert arms == [f"contrastive{level}" for level in ("", "+mochi", "+xbm[size=50]", "+i_mix[at=embedding]")]
+    assert Grid.model_validate(grid.model_dump(mode="json")).trials() == grid.trials()
+    (only,) = load(GOOD + "levels: [baseline]\n", levels=["mochi"]).levels
+    assert str(only) == "mochi"
+
+
+@pytest.mark.parametrize(
+    ("levels", "problem"),
+    [
+        ("[mochy]", "levels.0: no level named 'mochy'; did you mean 'mochi'?"),
+        ("[{at: xbm, sise: 4}]", "levels.0: no option of xbm named 'sise'; did you mean 'size'?"),
+        ("[mochi, mochi]", "levels: mochi is listed twice"),
+    ],
+)
+def test_a_rival_that_cannot_be_is_refused_in_the_words_of_the_grid(load, levels, problem):
+    assert problems(load, f"{GOOD}levels: {levels}\n") == (problem,)
+
+
 def test_a_grid_may_include_others(load, tmp_path):
     for name, epochs in (("one", 3), ("two", 4)):
         dataset = {"one": "glyphs", "two": "omniglot"}[name]

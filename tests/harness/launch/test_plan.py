@@ -113,7 +113,7 @@ def test_missing_weights_are_reported(drawn, tmp_path):
         ),
         (
             "[{name: soft_triple, options: {centres: 0}}]",
-            "losses: soft_triple[centres=0]: centres = 0 is out of range: it must be a number in [1, ∞)",
+            "losses: soft_triple[centres=0]: centres = 0 is out of range: it must be a whole number of at least 1",
         ),
         (
             "[{name: contrastive, options: {margin: wide}}]",
@@ -210,6 +210,43 @@ def test_input_mixing_is_not_applicable_to_a_frozen_backbone(frozen_plan):
     with pytest.raises(GridError) as error:
         frozen_plan("arms=[contrastive+input]", "losses=[]")
     assert error.value.problems == (f"arms: contrastive+input: {NO_INPUT}",)
+
+
+def test_a_rival_at_the_input_is_not_applicable_to_a_frozen_backbone(frozen_plan):
+    plan = frozen_plan("levels=[i_mix, {at: i_mix, options: {at: embedding}}, mochi]")
+    assert plan.refused == (("glyphs", "test_resnet", "contrastive+i_mix", NO_INPUT),)
+    assert {t.arm.label for t in plan.trials} == {"contrastive+i_mix[at=embedding]", "contrastive+mochi"}
+
+
+def test_a_rival_with_more_passes_has_a_baseline_with_as_many(drawn):
+    plan = make_plan(Grid.load("quick", [*SMALL, "levels=[baseline, i_mix, mochi]", "floors=[]"]), cache=drawn)
+    assert [t.arm.label for t in plan.trials] == [
+        "contrastive",
+        "contrastive+i_mix",
+        "contrastive+mochi",
+        "contrastive@2x",
+    ]
+    costs = relative_costs(plan.trials, cache=drawn)
+    alone, i_mix, mochi, longer = (costs[t.id] for t in plan.trials)
+    assert mochi == alone
+    assert longer > i_mix > 1.9 * alone  # the longer one validates twice as often
+
+
+def test_a_memory_that_would_never_start_is_refused(drawn):
+    with pytest.raises(GridError) as error:
+        make_plan(Grid.load("quick", [*SMALL, "levels=[xbm]"]), cache=drawn)
+    (problem,) = error.value.problems
+    assert problem.startswith("levels: contrastive+xbm on glyphs: xbm would never start: warmup_steps 1000 of ")
+
+
+def test_a_level_without_a_form_is_not_applicable_or_refused_if_it_is_named(drawn):
+    reason = "mochi does not take norm_softmax: it has no negative examples to mix"
+    changes = ["losses=[norm_softmax]", "levels=[baseline, mochi]"]
+    plan = make_plan(Grid.load("quick", [*SMALL[:3], *changes]), cache=drawn)
+    assert plan.refused == (("glyphs", "test_resnet", "norm_softmax+mochi", reason),)
+    with pytest.raises(GridError) as error:
+        make_plan(Grid.load("quick", [*SMALL, "arms=[norm_softmax+mochi]"]), cache=drawn)
+    assert error.value.problems == (f"arms: norm_softmax+mochi: {reason}",)
 
 
 def test_a_stage_of_a_frozen_backbone_is_refused_with_the_one_there_is(frozen_plan):

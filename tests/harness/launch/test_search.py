@@ -6,8 +6,9 @@ import math
 import pytest
 
 import baselines
+from harness import registry
 from harness.audit import studies
-from harness.config import LEVELS, Search
+from harness.config import Search
 from harness.fairness import rules
 from harness.launch.plan import no_form_reason
 from harness.launch.search import space, tune
@@ -15,6 +16,7 @@ from harness.leaderboard.compose import board_of
 from harness.runs.errors import RunError
 from harness.runs.run import Run
 from harness.training.criterion import build_criterion
+from metrix import levels
 
 SETTINGS = Search(trials=6, round_of=2, search_seed=99)
 
@@ -138,24 +140,29 @@ def rising(tmp_path, make_record, trials, settings=SETTINGS):
     return tune(trials, settings, run, execute), tried, run
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ["baseline", *levels.names(), "xbm+embedding"])
 @pytest.mark.parametrize("loss", baselines.names())
 def test_every_loss_is_searched_at_every_level(tmp_path, make_trial, make_record, loss, level):
     """Without training: proposed, built, recorded, chosen, checked by the rules and shown in a table."""
     first = make_trial(loss if level == "baseline" else f"{loss}+{level}")
     if reason := no_form_reason(first):
-        assert first.arm.metrix is not None, reason
+        assert first.arm.levels, reason
         return
     final, tried, run = rising(tmp_path, make_record, [first])
     declared = space(first, SETTINGS)
     assert len({trial.id for trial in tried}) == 6
     assert tried[0].arm.options == first.arm.options, "the first proposal is the arm as it is"
     for trial in tried:
-        build_criterion(trial, num_classes=5)
+        build_criterion(trial, num_classes=5, images=100)
         for name, values in declared.items():
             if name.startswith("loss.") and "choices" in values:
                 assert trial.arm.options[name.removeprefix("loss.")] in values["choices"]
     assert (final[0].arm.options, final[0].training.lr) == (tried[-1].arm.options, tried[-1].training.lr)
+    assert (final[0].arm.rival, final[0].arm.metrix) == (tried[-1].arm.rival, tried[-1].arm.metrix)
+    assert {name.partition(".")[0] for name in declared} - {"lr", "loss"} == {
+        *(["metrix"] if first.arm.metrix else []),
+        *(["rival"] if first.arm.rival and registry.level(first.arm.rival.at).search_space else []),
+    }
     again, repeated, _ = rising(tmp_path, make_record, [first])
     assert again == final
     assert [trial.id for trial in repeated] == [trial.id for trial in tried]

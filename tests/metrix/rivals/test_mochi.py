@@ -155,5 +155,5 @@ def test_refuses_with_the_reason():
     assert rivals.refusal("mochi", "multi_similarity") is None
     for name, reason in (("triplet", "no formula over one anchor"), ("arcface", "no negative examples to mix")):
         assert reason in (rivals.refusal("mochi", name) or "")
-    with pytest.raises(ValueError, match="hardest = 0 .* at least 1"):
+    with pytest.raises(ValueError, match=r"hardest = 0 .* at least 1"):
         mochi(loss("contrastive"), hardest=0)

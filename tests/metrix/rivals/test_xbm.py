@@ -216,5 +216,5 @@ def test_metrix_looks_through_it():
 def test_refuses_with_the_reason():
     for name, reason in (("triplet", "no formula over one anchor"), ("arcface", "remembered ones have no place")):
         assert reason in (rivals.refusal("xbm", name) or "")
-    with pytest.raises(ValueError, match="size = 0 .* at least 1"):
+    with pytest.raises(ValueError, match=r"size = 0 .* at least 1"):
         xbm(loss("contrastive"), size=0)
