@@ -19,6 +19,7 @@ from harness.training.embedder import Embedder
 from harness.training.parallel import Parallel
 from harness.training.pictures import open_dataset
 from harness.training.ranks import Ranks
+from metrix import rivals
 
 CPU = torch.device("cpu")
 ROWS, STEPS = 11, 10
@@ -34,6 +35,13 @@ CASES: list[tuple[str, str, int | None]] = [(norm, arm, None) for norm in ("froz
 CASES.append(("frozen", "contrastive, layer3", 4))
 ARMS["contrastive, few"] = {"at": "input", "max_mixed": 1}  # the second rank has no mixed row
 CASES.append(("frozen", "contrastive, few", None))
+RIVALS: dict[str, dict[str, Any]] = {
+    "contrastive, xbm": {"size": 25, "warmup_steps": 2},
+    "contrastive, mochi": {"hardest": 3},
+    "contrastive, i_mix": {"at": "input"},
+    "proxy_anchor, proxy_synthesis": {},
+}
+CASES += [("frozen", arm, None) for arm in RIVALS]
 
 
 def trained(norm, arm, rows, ranks=1):
@@ -42,8 +50,11 @@ def trained(norm, arm, rows, ranks=1):
     generator = torch.Generator().manual_seed(1)
     model = Embedder("test_resnet", dim=8, norm=norm, pretrained=False, side_px=32, generator=0).double()
     loss = baselines.create(arm.partition(",")[0], num_classes=4, dim=8, generator=generator).double()
-    level = ARMS[arm]
-    criterion = loss if level is None else metrix.Metrix(loss, **level, generator=generator)
+    level, criterion = ARMS.get(arm), loss
+    if level is not None:
+        criterion = metrix.Metrix(loss, **level, generator=generator)
+    if arm in RIVALS:
+        criterion = rivals.create(arm.partition(", ")[2], loss, generator=generator, **RIVALS[arm])
     network, backward = model if rows is None else Chunked(model, rows), torch.Tensor.backward
     if ranks > 1:
         network = Parallel(network)
@@ -69,6 +80,7 @@ def trained(norm, arm, rows, ranks=1):
         embeddings,
         *(p.grad for p in learnt if p.grad is not None),
         *learnt,
+        *criterion.buffers(),
         *state.values(),
     ]
 

@@ -223,6 +223,31 @@ def test_lost_chosen_weights_are_saved_again_from_the_state(folder_trial, data, 
     assert set_aside(tmp_path / "run") == []
 
 
+LEVELS = (
+    "contrastive+xbm[size=20,warmup_steps=3]",
+    "multi_similarity+xbm[size=20,warmup_steps=3]+input",
+    "contrastive+i_mix",
+    "contrastive+mochi[hardest=4]",
+    "norm_softmax+proxy_synthesis",
+    "recall_at_k+simix",
+)
+
+
+@pytest.mark.parametrize("arm", LEVELS)
+def test_a_level_continues_with_the_bits_that_it_had(arm, folder_trial, data, tmp_path):
+    """Memory, draws and counts are those of a training that was not interrupted."""
+    trial = folder_trial(arm, epochs=4)
+    whole = run_trial(trial, tmp_path / "whole", data)
+    assert begun(trial, tmp_path / "parts", data, 2) == []
+    parts = run_trial(trial, tmp_path / "parts", data)
+    assert outcome(parts) == outcome(whole)
+    assert parts.counted == whole.counted != {}
+    assert (parts.notes, parts.effective) == (whole.notes, whole.effective)
+    kept = [Run(place).checkpoints(trial) / "last.safetensors" for place in (tmp_path / "whole", tmp_path / "parts")]
+    (first, _), (second, _) = map(checkpoint.load, kept)
+    assert checkpoint.state_digest(first["criterion"]) == checkpoint.state_digest(second["criterion"])
+
+
 @pytest.mark.parametrize("broken", ["last", "best", "other epoch"])
 def test_a_checkpoint_that_cannot_be_continued_is_set_aside(broken, folder_trial, data, tmp_path, monkeypatch):
     trial = folder_trial()
