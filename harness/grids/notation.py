@@ -77,7 +77,7 @@ def brackets(options: dict[str, Any]) -> str:
 def _written(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {True: "true", False: "false", None: "none"}[value]
-    return f"{value:g}" if isinstance(value, float | int) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def options(text: str | None) -> tuple[dict[str, Any], list[str]]:

@@ -26,6 +26,7 @@ def test_a_trial_survives_json_and_its_id_ends_in_the_hash_of_its_content(make_t
         ("contrastive+mochi", "mochi"),
         ("contrastive[margin=0.3]+mochi[hardest=32]", "mochi"),
         ("contrastive+i_mix[at=embedding]", "i_mix"),
+        ("contrastive+xbm[size=1234567]", "xbm"),
         ("contrastive+xbm[size=100]+input[weight=0.1]@2x", "xbm+input"),
     ],
 )
