@@ -23,6 +23,8 @@ ENDINGS = (".pdf", ".svg", ".png")
 COLUMN_INCHES = 3.25
 WIDTHS = {"1col": COLUMN_INCHES, "2col": 6.75}  # one column and a full page at most venues
 ROW_INCHES = 0.155
+SMALLEST_POINTS = 4.5  # of text
+FEW_LEVELS = 5  # more of them need slanted names, and a legend below the axes
 MOST_ROWS = 60  # per figure: more cannot be read
 
 
@@ -30,7 +32,8 @@ def draw_board(board: Board, folder: Path, endings: Sequence[str] = (".pdf", ".s
     """Draw every figure of every block, for one and for two columns, as `<dataset>-<backbone>-<figure>-1col.pdf`.
 
     A figure is left out if a block has too few results for it: no difference for the forest, one level for the heat
-    map, one row for the cost. Only the first MOST_ROWS trained rows of a block are drawn.
+    map, one row for the cost. So is a heat map with more levels than its width holds. Only the first MOST_ROWS
+    trained rows of a block are drawn.
     """
     paths = []
     for number, block in enumerate(board.blocks, 1):
@@ -165,6 +168,8 @@ def forest(figure: Any, block: Block, board: Board) -> bool:
     cells = [cell for cell in _cells(block, metric) if cell.difference is not None][::-1]
     if not cells:
         return False
+    from matplotlib.ticker import MaxNLocator
+
     _height(figure, 0.55 + ROW_INCHES * len(cells))
     axes = figure.subplots()
     axes.axvline(0, color="#8A8E97", linewidth=0.7)
@@ -174,11 +179,15 @@ def forest(figure: Any, block: Block, board: Board) -> bool:
         face = color if cell.significant else "white"
         look = {"marker": sign, "color": color, "markerfacecolor": face, "markeredgewidth": 0.9, "elinewidth": 1.0}
         axes.errorbar(100 * cell.difference, place, xerr=reach, linestyle="none", **look)
-    axes.set_yticks(range(len(cells)), [wording.full(cell) + wording.below(cell) for cell in cells])
+    names = [wording.full(cell) + wording.below(cell) for cell in cells]
+    longest = 16 * figure.get_size_inches()[0] if figure is figure.get_figure(root=True) else 26  # characters
+    size = min(7.5, 7.5 * longest / max(map(len, names)) * 0.55)
+    axes.set_yticks(range(len(cells)), names, fontsize=max(size, SMALLEST_POINTS))
     axes.set_ylim(-0.7, len(cells) - 0.3)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.set_xlabel(f"Δ {metric}, points")
     legend = []
     if any(cell.significant for cell in cells):
@@ -200,7 +209,11 @@ def heat_map(figure: Any, block: Block, board: Board) -> bool:
         return False
     first = {(cell.baseline or cell.arm, cell.level): cell for cell in reversed(cells)}
     digits = wording.decimals(block, metric)
-    _height(figure, 0.5 + 0.24 * len(losses))
+    size = min(7.0, 14.0 * (figure.get_size_inches()[0] - 1.0) / len(levels))  # points: a tile holds five digits
+    if size < SMALLEST_POINTS:
+        return False
+    many = len(levels) > FEW_LEVELS
+    _height(figure, (1.3 if many else 0.5) + 0.24 * len(losses))
     axes = figure.subplots()
     for y, loss in enumerate(reversed(losses)):
         for x, level in enumerate(levels):
@@ -213,8 +226,8 @@ def heat_map(figure: Any, block: Block, board: Board) -> bool:
             text = "–" if cell is None else f"{100 * cell.mean:.{digits}f}"
             if difference is not None:
                 text = f"{100 * difference:+.{digits}f}".replace("-", "−") + dagger
-            axes.text(x, y, text, ha="center", va="center", fontsize=7)
-    axes.set_xticks(range(len(levels)), levels)
+            axes.text(x, y, text, ha="center", va="center", fontsize=size)
+    axes.set_xticks(range(len(levels)), levels, **({"rotation": 45, "ha": "left"} if many else {}))
     axes.set_yticks(range(len(losses)), losses[::-1])
     axes.set(xlim=(-0.5, len(levels) - 0.5), ylim=(-0.5, len(losses) - 0.5))
     axes.xaxis.tick_top()
@@ -343,7 +356,10 @@ def _legend(axes: Any, rows: Iterable[Any], lines: bool = False) -> None:
         Line2D([], [], color=marker(level)[0], marker="" if lines else marker(level)[1], label=level, **look)
         for level in here
     ]
-    if handles:
+    if len(handles) > FEW_LEVELS:
+        figure = axes.get_figure(root=False)
+        figure.legend(handles=handles, loc="outside lower center", ncols=max(2, int(figure.bbox.width / 125)))
+    elif handles:
         axes.legend(handles=handles, loc="best", ncols=2 if len(handles) > 3 else 1)
 
 

@@ -136,8 +136,9 @@ function heatMap(block, rows, place) {
   if (levels.length < 2) return "";
   const pick = (loss, name) => rows.find(row => row.loss === loss && row.level === name && row.cells[place]);
   const sure = rows.some(row => row.cells[place] && row.cells[place].differenceHalf != null);
-  const left = 130, width = (WIDE - left - RIGHT) / levels.length, step = 26, head = 20, height = head + losses.length * step + 6;
-  let html = levels.map((name, i) => `<text x="${left + (i + 0.5) * width}" y="13" text-anchor="middle">${plain(name)}</text>`).join("");
+  const left = 130, width = (WIDE - left - RIGHT) / levels.length, step = 26, slanted = levels.length > 5, head = slanted ? 72 : 20, height = head + losses.length * step + 6;
+  const middle = i => left + (i + 0.5) * width;
+  let html = levels.map((name, i) => `<text ${slanted ? `transform="translate(${middle(i)} ${head - 6}) rotate(-40)"` : `x="${middle(i)}" y="13" text-anchor="middle"`}>${plain(name)}</text>`).join("");
   losses.forEach((loss, j) => {
     const y = head + j * step, name = loss.length > 22 ? loss.slice(0, 21) + "…" : loss;
     html += `<text class="strong" x="${left - 8}" y="${y + step / 2 + 3.5}" text-anchor="end">${plain(name)}</text>`;
@@ -145,7 +146,7 @@ function heatMap(block, rows, place) {
       const row = pick(loss, name), cell = row && row.cells[place];
       const fill = cell && cell.difference != null ? `rgba(var(${cell.difference < 0 ? "--warm" : "--cold"}), ${depth(cell).toFixed(2)})` : "var(--hover)";
       const text = !cell ? "–" : cell.difference == null ? cell.mean.toFixed(block.digits[place]) : signed(cell.difference, block.digits[place]) + ((cell.marks || "").includes("d") ? "†" : "");
-      html += `<rect x="${left + i * width + 1}" y="${y + 1}" width="${width - 2}" height="${step - 2}" rx="3" style="fill:${fill}"/><text class="strong" x="${left + (i + 0.5) * width}" y="${y + step / 2 + 3.5}" text-anchor="middle">${text}</text>`;
+      html += `<rect x="${left + i * width + 1}" y="${y + 1}" width="${width - 2}" height="${step - 2}" rx="3" style="fill:${fill}"/><text class="strong" x="${middle(i)}" y="${y + step / 2 + 3.5}" text-anchor="middle">${text}</text>`;
     });
   });
   return figure(`<b>Loss × level</b>: baseline ${plain(block.metrics[place])} in percent, then differences in points; blue gains, orange losses, ${sure ? "pale within the 95 % interval, darkest from four half widths on" : "all pale: too few seeds for an interval"}`, html, height);
