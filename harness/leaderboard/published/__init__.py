@@ -52,7 +52,7 @@ class Published:
     def fits(self, place: tuple[str, str], dim: int | None, losses: set[str]) -> bool:
         """Return whether the row belongs to a block of (dataset, backbone) with `dim` dimensions and `losses`.
 
-        Brackets of losses and the tag of a backbone's weights (`resnet50.tv_in1k`) are ignored.
+        Brackets of losses and the tag of a backbone's weights (resnet50.tv_in1k) are ignored.
         """
         dataset, backbone = place
         return (
