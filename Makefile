@@ -26,7 +26,7 @@ PY    := PYTHONPATH=$(call quoted,$(CURDIR)) $(call quoted,$(BIN)/python)
 BENCH := $(PY) -m harness.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup benchmark report readme test lowest s3 audit soak perf gpu lint types docs hooks format clean
+.PHONY: help setup benchmark report forms readme test lowest s3 audit soak perf gpu lint types docs hooks format clean
 
 help:  ## explain the targets (what `make` alone does)
 	@echo "metrix-bench: a fair benchmark of deep metric learning"; echo
@@ -49,9 +49,11 @@ benchmark: $(STAMP)  ## run GRID (default: quick, or photos with DATA; ten minut
 report: $(STAMP)  ## rewrite the leaderboard of OUT from its records
 	@$(BENCH) report $(call quoted,$(OUT)) $(ARGS)
 
-readme:  ## copy the leaderboard of OUT into the section of GRID in README.md, with its captions folded, and list the forms
+forms: $(STAMP)  ## write into README.md which level takes which loss
 	@$(BENCH) list forms --format markdown > README.md.part
-	@sed -i -e '/forms:begin/,/forms:end/{//!d}' -e '/forms:begin/r README.md.part' README.md
+	@sed -i -e '/forms:begin/,/forms:end/{//!d}' -e '/forms:begin/r README.md.part' README.md && rm README.md.part
+
+readme:  ## copy the leaderboard of OUT into the section of GRID in README.md, with its captions folded
 	@sed -i -e '/results:$(GRID):begin/,/results:$(GRID):end/{//!d}' README.md
 	@sed -e '/^# /d' -e 's/^## /### /' $(call quoted,$(OUT)/leaderboard.md) | awk -v folded='<details><summary>Settings, notes and statistics of this table</summary>' \
 		'/^#/ && open {print "</details>\n"; open = 0} /^[^|#]/ && !open {print folded "\n"; open = 1} {print} END {if (open) print "\n</details>"}' > README.md.part

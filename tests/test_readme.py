@@ -260,7 +260,7 @@ def test_the_command_for_an_added_loss_runs_it_alone_and_with_metrix_at_every_le
 
 
 def test_the_table_of_losses_and_levels_is_that_of_the_registers(capsys):
-    """`make readme` writes it."""
+    """`make forms` writes it."""
     assert main(["list", "forms", "--format", "markdown"]) == 0
     table = re.findall(r"<!-- forms:begin -->\n(.*?)<!-- forms:end -->", README, re.S)
     assert table == [capsys.readouterr().out]

@@ -134,7 +134,7 @@ WRONG = {
     "prepare glyphs --side 0": "'0' is not a whole number of at least 1",
     "prepare folder --data empty": "folder: no class folders with images in empty",
     "prepare omniglot": "dataset 'omniglot' reads your own copy: say where it is with --data FOLDER",
-    "list lossses": "invalid choice: 'lossses' (choose from 'backbones', 'datasets', 'grids', 'levels',",
+    "list lossses": "invalid choice: 'lossses' (choose from 'backbones', 'datasets', 'forms', 'grids', 'levels',",
     "list losses contrastve": "no losses named 'contrastve'; did you mean 'contrastive'?",
     "list backbones 'zzz*'": "no backbones named 'zzz*'; there are: ",
 }

@@ -56,7 +56,7 @@ def test_losses_defined_otherwise_have_a_name_of_their_own():
     names = {row.loss for row in rows}
     assert names & set(baselines.names()) == {
         *("arcface", "circle", "contrastive", "cosface", "margin", "multi_similarity", "norm_softmax"),
-        *("proxy_anchor", "proxy_nca_pp", "soft_triple"),
+        *("proxy_anchor", "proxy_nca_pp", "recall_at_k", "soft_triple"),
     }
     assert {name for name in names if name.endswith(" (theirs)")} == {"proxy_nca (theirs)", "triplet (theirs)"}
     assert not any("+" in name for name in names)

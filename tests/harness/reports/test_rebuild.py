@@ -14,7 +14,7 @@ def folder(tmp_path, make_trial, make_record):
     rng = np.random.default_rng(0)
     for arm, score in (("contrastive", 0.5), ("contrastive+input", 0.52), ("proxy_anchor", 0.4)):
         for seed in range(3):
-            trial = make_trial(arm, seed, dataset="cub200", backbone="resnet50")
+            trial = make_trial(arm, seed, dataset="cub200", backbone="resnet50", dim=512)
             ids = np.array([f"image {i}" for i in range(24)])
             kept = {"embeddings": rng.normal(size=(24, 4)), "ids": ids, "queries": ids, "labels": np.arange(24) // 4}
             run.keep_queries(trial, **kept, **{"query R@1": rng.random(24) < score})
