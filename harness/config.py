@@ -253,7 +253,8 @@ class Search(Value):
     """The search of protocol `tuned`: the same number of `trials` for every arm, the first with the defaults.
 
     The search covers the hyperparameters of the loss over the space that its file declares, the learning rate over
-    `lr_range` times the grid's, and for Metrix arms `weight` and `alpha`. A round proposes `round_of` trials.
+    `lr_range` times the grid's, and for Metrix arms `weight` and `alpha`. Of a rival it covers the space that the
+    file of the rival declares. A round proposes `round_of` trials.
     `search_seed` is the training seed of all search trials; final seeds must differ from it.
     """
 

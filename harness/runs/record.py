@@ -105,7 +105,8 @@ class Record(Stored):
     """A finished trial: its settings, curve, scores of the one test read, costs and provenance.
 
     `test_checkpoints`: how many checkpoints of this cell and seed had read the test by then, including this one.
-    `counted`: means over the training steps of what its level and loss counted, such as virtual examples.
+    `counted`: what its level and loss counted, such as virtual examples: means over the training steps of the tested
+    weights.
     `folds`: the records of a seed's folds, if this is their mean (see `harness.runs.folds`), which is never stored.
     """
 

@@ -111,7 +111,10 @@ class XBM(Rival):
     def warnings(self) -> tuple[str, ...]:
         if self.means().get("remembered_rows", 1.0) > 0:
             return ()
-        return ("the memory never started, because the warm-up never ended, so the row equals its baseline",)
+        return (
+            f"the memory never started: the tested weights are from within its warm-up of {self.warmup_steps} steps, "
+            "so nothing but the rest of the arm trained them",
+        )
 
     @classmethod
     def fitted(cls, options: Mapping[str, Any], images: int) -> dict[str, Any]:
