@@ -45,7 +45,7 @@ def mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Tensor 
     def losses(rows: Rows | None, similarities: Tensor, inverse: Tensor | None) -> Tensor:
         i, j = (first, second) if rows is None else (first[rows], second[rows])
         y = lam[i, j][:, None] if isinstance(lam, Tensor) else lam
-        mixed = MixRows.apply(similarities, inverse, i, j, y, not loss.learns_classes)
+        mixed = mix_rows(similarities, inverse, i, j, y, not loss.learns_classes)
         return loss.formula(mixed, *_two_classes(loss, batch, own, i, j, y))
 
     chunks = slices(len(first), similarities.shape[1])
@@ -67,12 +67,17 @@ def embedded_anchors(
     return loss.formula(similarities, *weights).mean()
 
 
-class MixRows(Function):
-    """Compute λ·base[i] + (1−λ)·base[j] (m, c) for the pairs (i, j), times the `inverse` norms (m,), if given.
+def mix_rows(
+    base: Tensor, inverse: Tensor | None, first: Tensor, second: Tensor, lam: float | Tensor, without_pair: bool
+) -> Tensor:
+    """Return λ·base[i] + (1−λ)·base[j] (m, c) for the pairs (i, j), times the `inverse` norms (m,), if given.
 
     λ is one number or (m, 1). `without_pair` sets the columns i and j to −∞.
     """
+    return _MixRows.apply(base, inverse, first, second, lam, without_pair)
 
+
+class _MixRows(Function):
     @staticmethod
     def forward(
         ctx: Any,

@@ -42,7 +42,7 @@ class Rival(Counted):
         self.generator = generator or torch.Generator().manual_seed(torch.initial_seed() & (2**63 - 1))
 
     def draw(self, batch: Batch) -> Any:
-        """Draw every random number of one step from `generator`; None if nothing is random."""
+        """Draw every random number of one step from the generator; None if nothing is random."""
         return None
 
     def total(self, batch: Batch, drawn: Any) -> Tensor:
@@ -89,7 +89,7 @@ class Rival(Counted):
     ) -> str | None:
         """Return why it does not take a loss, or None if it does.
 
-        `loss` is a loss, or the name of one with its `hyperparameters`. `options` are those of the rival; they
+        A loss is given itself, or as a name with its `hyperparameters`. `options` are those of the rival; they
         restrict nothing here.
         """
         kind, own = baselines.find(loss) if isinstance(loss, str) else type(loss), cls.__module__.rpartition(".")[2]

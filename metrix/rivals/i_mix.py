@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from baselines.form import Batch, Loss, one_of, within
 from baselines.numerics import cosine, full_precision, unit
 from metrix import network
-from metrix.anchors import MixRows
+from metrix.anchors import mix_rows
 from metrix.norms import inverse_norms
 from metrix.pairs import draw_lambda
 from metrix.rivals._form import Rival
@@ -148,4 +148,4 @@ def _at_embedding(batch: Batch, drawn: Drawn) -> Tensor:
     else:
         cosines = (z * z.index_select(0, drawn.partner)).sum(1)
     inverse = inverse_norms(drawn.lam, cosines)
-    return MixRows.apply(batch.similarities, inverse, rows, drawn.partner, drawn.lam[:, None], False)
+    return mix_rows(batch.similarities, inverse, rows, drawn.partner, drawn.lam[:, None], False)
