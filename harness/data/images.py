@@ -10,14 +10,11 @@ import hashlib
 import os
 import struct
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import PIL
@@ -25,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from harness.data.ahead import read_ahead
 from harness.data.cache import building, remembered, require_room
 from harness.data.datasets import Dataset, DatasetError
 
@@ -34,8 +32,6 @@ CHECKED_IMAGES = 64  # whose checksums are compared when a file is opened
 SAMPLED_IMAGES = 64  # from which the size of the file is estimated
 MAX_NAMED = 20  # unreadable images in a message
 MAX_RATIO = 4  # of longer to shorter side; longer images are cropped
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -74,18 +70,22 @@ class Images:
         """
         indices = np.asarray(indices)
         if self.array is not None:
-            return _moved(np.take(self.array, indices, axis=0), device)
+            pixels = host_bytes((len(indices), *self.array.shape[1:]), device)
+            np.take(self.array, indices, axis=0, out=pixels.numpy(), mode="clip")  # else NumPy copies twice
+            return pixels.to(device, non_blocking=True)
         chosen = [self.pixels[self.offsets[i] : self.offsets[i + 1]] for i in indices]
-        together = _moved(np.concatenate(chosen), device)  # one copy to a GPU, not one per image
-        parts = together.split([len(image) for image in chosen])
+        pixels = host_bytes((sum(map(len, chosen)),), device)
+        np.concatenate(chosen, out=pixels.numpy())
+        parts = pixels.to(device, non_blocking=True).split([len(image) for image in chosen])  # one copy to a GPU
         return [part.view(3, *size) for part, size in zip(parts, self.sizes[indices].tolist(), strict=True)]
 
 
-def _moved(pixels: np.ndarray, device: torch.device | str) -> Tensor:
-    images = torch.from_numpy(pixels)
-    if torch.device(device).type == "cuda":
-        return images.pin_memory().to(device, non_blocking=True)
-    return images.to(device)
+def host_bytes(shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+    """Return uint8 memory of the host to fill and copy to `device`.
+
+    For a GPU it is pinned memory, which torch uses again once the copy has finished.
+    """
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.device(device).type == "cuda")
 
 
 @dataclass(frozen=True)
@@ -269,20 +269,6 @@ def _decoded(dataset: Dataset, side_px: int) -> Iterator[tuple[np.ndarray, int] 
         return pixels, zlib.crc32(pixels.data)
 
     return read_ahead(decode, range(len(dataset)))
-
-
-def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield read(item) of each item in order, read in threads some items ahead, with few results in memory.
-
-    Threads suffice, because Pillow releases the interpreter lock to decode and resize.
-    """
-    cores = len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(cores) as threads:
-        items = iter(items)
-        waiting = deque(threads.submit(read, item) for item in islice(items, 8 * cores))
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(threads.submit(read, item) for item in islice(items, 1))
 
 
 def resized(image: Image.Image, side_px: int) -> np.ndarray:

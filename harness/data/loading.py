@@ -7,10 +7,10 @@ whole batches on their device, or, on the classical path, files one by one with 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +19,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from harness import registry
-from harness.data.images import Unread
+from harness.data.images import Unread, host_bytes
 
 SMALL_PX = 40  # up to this side, matrix products crop a batch faster than single images, even on a CPU core
 
-Batch = Tensor | Sequence[Tensor] | Unread
+Each = Callable[[Callable[[int], None], Iterable[int]], Iterable[Any]]  # like `map`
+
+
+class Cropped(NamedTuple):
+    """Images of the classical path, read, resized and cropped: (b, 3, side_px, side_px) uint8.
+
+    A rank may have read only some of the `total` images.
+    """
+
+    pixels: Tensor
+    total: int
+
+
+Batch = Tensor | Sequence[Tensor] | Unread | Cropped
 
 
 def batches(
@@ -87,9 +100,9 @@ def _draws(items: np.ndarray, size: int, generator: np.random.Generator) -> Iter
 class Augmentation:
     """Prepares batches of uint8 images as normalised float32, on their device.
 
-    A batch is a tensor (b, 3, h, w), a list of tensors (3, h, w), or unread images. Unread images go through
-    torchvision's own transforms one by one, in as many threads as torch has. Resampling is antialiased as in
-    torchvision: a triangle ("bilinear") or Keys cubic ("bicubic") filter, stretched by the factor of reduction.
+    A batch is a tensor (b, 3, h, w), a list of tensors (3, h, w), or unread images, which go through torchvision's
+    own transforms one by one; `load` may do so beforehand. Resampling is antialiased as in torchvision: a triangle
+    ("bilinear") or Keys cubic ("bicubic") filter, stretched by the factor of reduction.
 
     side_px: side of the square output images.
     mean, std: per channel, for pixel values in [0, 1].
@@ -119,6 +132,26 @@ class Augmentation:
         if not 0 < self.centre_share <= 1:
             raise ValueError(f"centre_share = {self.centre_share}, expected 0 < share <= 1")
 
+    def load(self, images: Batch, generator: torch.Generator | None = None, each: Each = map) -> Batch:
+        """Read and crop unread images, for `train` with the same generator, or for `evaluate` without one.
+
+        Other batches are returned unchanged. `each` calls a function for every image of the batch, like `map`, and
+        may do so in threads. Raises DatasetError naming an image that cannot be read.
+        """
+        if not isinstance(images, Unread):
+            return images
+        uniform = None if generator is None else _uniform(images, generator).cpu()
+        part = self._part(len(images))
+        pixels = host_bytes((len(part), 3, self.side_px, self.side_px), images.device)
+
+        def read(row: int) -> None:
+            image, place = images.read(part[row]), part[row]
+            pixels[row] = self.centred(image) if uniform is None else self._cropped(image, uniform[:, place])
+
+        for _ in each(read, range(len(part))):
+            continue
+        return Cropped(pixels.to(images.device, non_blocking=True), len(images))
+
     def train(self, images: Batch, generator: torch.Generator) -> Tensor:
         """Apply a random resized crop and flip to b uint8 images: (b, 3, side_px, side_px) float32.
 
@@ -126,11 +159,12 @@ class Augmentation:
         The crops are torchvision's RandomResizedCrop: area and ratio are drawn up to ten times until the crop fits,
         otherwise the largest central crop of a permitted ratio is used.
         """
-        uniform = torch.rand(23, len(images), generator=generator, dtype=torch.float64, device=generator.device)
+        images = self.load(images, generator)
+        if isinstance(images, Cropped):
+            return self._normalised(self._together(images))
+        assert not isinstance(images, Unread)
+        uniform = _uniform(images, generator)
         mirrored = uniform[22] < (0.5 if self.flip else 0)
-        if isinstance(images, Unread):
-            uniform = uniform.cpu()
-            return self._from_files(images, lambda i: self._cropped(images.read(i), uniform[:, i]))
         height, width = _sizes(images, uniform.device)
         crops = random_crops(uniform[:22], height, width, self.crop_scale, self.crop_ratio)
         # Per image of 224 px the matrix products take a CPU core 3 ms and torch's own 8-bit resize 0.2 ms; for
@@ -148,8 +182,10 @@ class Augmentation:
 
     def evaluate(self, images: Batch) -> Tensor:
         """Resize and centrally crop b uint8 images: (b, 3, side_px, side_px) float32."""
-        if isinstance(images, Unread):
-            return self._from_files(images, lambda i: self.centred(images.read(i)))
+        images = self.load(images)
+        if isinstance(images, Cropped):
+            return self._normalised(self._together(images))
+        assert not isinstance(images, Unread)
         if isinstance(images, Tensor):
             return self._normalised(self._centre(images))
         return self._normalised(torch.cat([self._centre(image.unsqueeze(0)) for image in images]))
@@ -182,14 +218,13 @@ class Augmentation:
         resized = vision.resize(image, [self.resized_px], mode, antialias=True)
         return vision.pil_to_tensor(vision.center_crop(resized, [self.side_px] * 2))
 
-    def _from_files(self, images: Unread, transform: Callable[[int], Tensor]) -> Tensor:
-        """Read and transform each image, then normalise them together."""
-        return self._normalised(self._read(images, transform, range(len(images))))
+    def _part(self, count: int) -> range:
+        """Return which of `count` images of the classical path this process reads: all."""
+        return range(count)
 
-    def _read(self, images: Unread, transform: Callable[[int], Tensor], positions: range) -> Tensor:
-        """Read and transform the images at these positions of the batch, uint8, in torch's number of threads."""
-        each = _workers(torch.get_num_threads()).map(transform, positions)
-        return torch.stack(list(each)).to(images.device)
+    def _together(self, images: Cropped) -> Tensor:
+        """Return the pixels of all images of a batch, some of which other processes may have read."""
+        return images.pixels
 
     def _normalised(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
         """Return (pixel / 255 - mean) / std in float32, for pixels in [0, 255]; clamp a cubic filter's overshoot."""
@@ -214,10 +249,9 @@ def _torchvision(interpolation: str):
     return functional, InterpolationMode(interpolation)
 
 
-@lru_cache(maxsize=1)
-def _workers(count: int) -> ThreadPoolExecutor:
-    """Return threads that decode and transform: Pillow releases the interpreter lock for both."""
-    return ThreadPoolExecutor(count)
+def _uniform(images: Batch, generator: torch.Generator) -> Tensor:
+    """Return the numbers of a batch's crops and flips, (23, b) in [0, 1), where the generator is."""
+    return torch.rand(23, len(images), generator=generator, dtype=torch.float64, device=generator.device)
 
 
 def _sizes(images: Tensor | Sequence[Tensor], device: torch.device) -> Tensor:

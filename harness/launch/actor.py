@@ -70,6 +70,7 @@ class TrialActor(tune.Trainable):
         if gc.get_freeze_count() == 0:
             gc.freeze()  # imported modules stay: walking them after every trial takes a third of a second
         sources = replace(sources, ranks=spec["ranks"], gpu_share=spec["share"] or None)
+        sources = replace(sources, processors=spec["processors"])
         self._steps = steps(trial, sources, log.write)
         return where
 

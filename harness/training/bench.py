@@ -1,6 +1,7 @@
 """The bench of a trial: the data, network, objective and device that its settings describe."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from harness.config import Trial
 from harness.data import scorable, splits
 from harness.data.datasets import Dataset, DatasetError
-from harness.data.loading import Augmentation
+from harness.data.loading import Augmentation, Each
 from harness.errors import UserError
 from harness.evaluation import retrieval
 from harness.evaluation.conformance import conformance
@@ -26,10 +27,12 @@ from harness.training.chunked import Chunked
 from harness.training.criterion import Criterion, build_criterion
 from harness.training.devices import rank_devices
 from harness.training.embedder import Network
+from harness.training.features import Features
 from harness.training.head import frozen_problem
 from harness.training.loop import Diverged, Progress, Transform, train
 from harness.training.network import Pixels, network_of
 from harness.training.pictures import EMBEDDING_BATCH, Pictures, Sources, open_dataset, pictures_of
+from harness.training.pipeline import IN_TURN, Pipeline
 
 SAVE_EVERY_S = 5.0  # of a head alone, whose epochs take a tenth of a second
 
@@ -58,6 +61,7 @@ class Bench:
     augmentation: Transform
     device: torch.device
     embedding_batch: int = EMBEDDING_BATCH
+    pipeline: Pipeline = IN_TURN
     scored: scorable.Scores = field(default_factory=partial(scorable.Scores, {}))
 
     @classmethod
@@ -75,7 +79,11 @@ class Bench:
         if scores.problems:
             raise DatasetError("\n  ".join(scores.problems))
         model, transform = network_of(trial, pictures, dataset)
-        bench = cls(trial, dataset, split, pictures, model.to(device), transform, device, scored=scores)
+        bench = cls(
+            *(trial, dataset, split, pictures, model.to(device), transform, device),
+            pipeline=pipeline_of(trial, pictures, device, sources.processors_per_rank),
+            scored=scores,
+        )
         if chunked is None:
             return bench
         _, rows = chunked
@@ -86,7 +94,8 @@ class Bench:
         """Return a copy that divides its rows and files among the ranks, all of which must make the same calls."""
         assert isinstance(self.augmentation, Augmentation)  # a head on features is not divided
         augmentation = parallel.Divided(**vars(self.augmentation))
-        return replace(self, model=parallel.Parallel(self.network), augmentation=augmentation)
+        pipeline = replace(self.pipeline, finishes=False)  # ranks exchange what they have read, step by step
+        return replace(self, model=parallel.Parallel(self.network), augmentation=augmentation, pipeline=pipeline)
 
     @cached_property
     def split_fingerprint(self) -> str:
@@ -128,6 +137,7 @@ class Bench:
             folder,
             self.device,
             save_every_s=0.0 if often else SAVE_EVERY_S,
+            pipeline=self.pipeline,
             **options,
         )
 
@@ -143,10 +153,13 @@ class Bench:
         Raise Diverged if one of them is zero or not finite, since it cannot be scored.
         """
         self.model.eval()
-        batches = indices.split(self.embedding_batch)
-        embeddings = torch.cat(
-            [self.model(self.augmentation.evaluate(self.images.batch(b, self.device))).float() for b in batches]
-        )
+
+        def read(batch: Tensor, each: Each) -> Any:
+            return self.augmentation.load(self.images.batch(batch, self.device), None, each)
+
+        parts = indices.split(self.embedding_batch)
+        with closing(self.pipeline.run(read, self.augmentation.evaluate, parts, self.device)) as batches:
+            embeddings = torch.cat([self.model(rows).float() for rows in batches])
         largest = embeddings.abs().amax(dim=1)
         if broken := int((~largest.isfinite() | (largest == 0)).sum()):
             raise Diverged(f"{broken} of {len(indices)} embeddings are zero or not finite, so nothing can be scored")
@@ -160,6 +173,16 @@ class Bench:
         embeddings = self.embed(part.indices)
         values = retrieval.evaluate(embeddings, part.labels, ks=self.scored.ks[name]).values
         return values, spread(embeddings.cpu().numpy()) if self.trial.arm.at != "floor" else {}
+
+
+def pipeline_of(trial: Trial, pictures: Pictures, device: torch.device, processors: int) -> Pipeline:
+    """Return how a trial that may use so many processors prepares its batches.
+
+    Features lie ready in memory: copying a few rows takes less time than handing them from a thread to another.
+    """
+    if isinstance(pictures, Features):
+        return IN_TURN
+    return Pipeline.of(device, processors, trial.training.threads)
 
 
 @lru_cache(maxsize=1)

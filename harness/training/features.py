@@ -67,6 +67,10 @@ class Features:
 class Views:
     """What `Augmentation` is to images: training draws one view of each image, and a test sees the first."""
 
+    def load(self, rows: Tensor, generator: torch.Generator | None = None, each: object = map) -> Tensor:
+        """Return the rows, which are read already."""
+        return rows
+
     def train(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Return features (b, width), each of a view drawn from all views (b, views, width)."""
         if rows.shape[1] == 1:

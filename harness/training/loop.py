@@ -6,7 +6,8 @@ The test split is not an argument. For validation the loop gets a function that 
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from baselines.form import NotFinite
 from harness.config import Training, Trial
-from harness.data.loading import batches
+from harness.data.loading import Each, batches
 from harness.runs.record import Epoch
 from harness.streams import stream
 from harness.training import checkpoint, memory
 from harness.training.embedder import Network
+from harness.training.pipeline import IN_TURN, Pipeline
 from harness.training.seeding import seed_torch
 
 CHECK_EVERY = 50  # steps between two checks of the losses: each check waits for the device
@@ -93,8 +95,12 @@ class Inputs(Protocol):
 
 
 class Transform(Protocol):
-    """What turns a batch of `Inputs` into the rows that the network gets, in training and in tests."""
+    """What turns a batch of `Inputs` into the rows that the network gets, in training and in tests.
 
+    `load` does what may be done ahead and elsewhere: in a thread, and on a GPU beside its training.
+    """
+
+    def load(self, batch: Any, generator: torch.Generator | None, each: Each, /) -> Any: ...
     def train(self, batch: Any, generator: torch.Generator, /) -> Tensor: ...
     def evaluate(self, batch: Any, /) -> Tensor: ...
 
@@ -159,6 +165,7 @@ def train(
     save: Callable[..., None] = save,
     save_every_s: float = 0.0,
     fresh: Progress | None = None,
+    pipeline: Pipeline = IN_TURN,
 ) -> Iterator[Progress]:
     """Train `model` under `criterion` on images[indices] with `labels` (n,) in 0 … classes−1; yield after each epoch.
 
@@ -166,7 +173,8 @@ def train(
     first yields the state it continues from. The weights of the epoch that `choose` selects from the curve are saved
     in `folder`/best.safetensors. `validate` returns scores and spread of the validation embeddings; the curve starts
     with those before the first step. `criterion` has `objective(model, images, labels) -> scalar`. `backward`
-    computes the gradients of a loss, `save` saves an epoch, and `fresh` is the progress of a new training.
+    computes the gradients of a loss, `save` saves an epoch, `fresh` is the progress of a new training, and `pipeline`
+    prepares batches ahead. No thread of it is left when an epoch has ended, in whatever way.
 
     The first and the last epoch of an attempt are saved, and any that ends `save_every_s` seconds or more after the
     last save. So a crash loses no more than these seconds and the running epoch; 0 saves every epoch.
@@ -195,13 +203,14 @@ def train(
         criterion.train()
         model.freeze_backbone(epoch <= settings.warmup_epochs)
         losses = torch.zeros(len(labels) // settings.batch_size, device=device)
-        epoch_batches = _batches(trial, epoch, images, indices, labels, augmentation, device)
-        for step, (pixels, classes) in enumerate(epoch_batches):
-            losses[step] = _step(settings, model, criterion, optimizer, pixels, classes, backward)
-            progress.mixed_rows += criterion.mixed_rows
-            progress.images_seen += len(classes)
-            if (step + 1) % CHECK_EVERY == 0 or step + 1 == len(losses):
-                _require_finite(losses[: step + 1], epoch)
+        shown = _batches(trial, epoch, images, indices, labels, augmentation, device, pipeline)
+        with closing(shown):
+            for step, (pixels, classes) in enumerate(shown):
+                losses[step] = _step(settings, model, criterion, optimizer, pixels, classes, backward)
+                progress.mixed_rows += criterion.mixed_rows
+                progress.images_seen += len(classes)
+                if (step + 1) % CHECK_EVERY == 0 or step + 1 == len(losses):
+                    _require_finite(losses[: step + 1], epoch)
         progress.steps += len(losses)
         known = {"epoch": epoch, "loss": losses.mean().item(), "lr": settings.lr * scale}
         progress.curve.append(_validated(validate, **known, train_s=time.perf_counter() - began))
@@ -231,14 +240,14 @@ def _batches(
     labels: Tensor,
     augmentation: Transform,
     device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor]]:
+    pipeline: Pipeline,
+) -> Generator[tuple[Tensor, Tensor]]:
     """Yield augmented images and their classes, batch by batch, for one epoch; the same for every arm.
 
     Every random stream is seeded again for each step, including torch's own (dropout, drop-path). So draws of an arm
-    cannot affect later steps, and a resumed trial needs no generator state.
+    cannot affect later steps, a resumed trial needs no generator state, and a batch may be augmented at any time.
     """
     settings, name = trial.schedule, (trial.dataset.name, trial.backbone.name)
-    generator = torch.Generator(device)
     plan = batches(
         labels.numpy(),
         batch_size=settings.batch_size,
@@ -246,10 +255,21 @@ def _batches(
         examples_per_class=settings.examples_per_class,
         seed_of_epoch=stream(trial.seed, *name, "batches", epoch),
     )
-    for step, batch in enumerate(map(torch.as_tensor, plan)):
-        seed_torch(stream(trial.seed, *name, "step", epoch, step), device)
-        generator.manual_seed(stream(trial.seed, *name, "augmentation", epoch, step))
-        yield augmentation.train(images.batch(indices[batch], device), generator), labels[batch].to(device)
+
+    def read(step: int, each: Each) -> tuple[Any, torch.Generator, Tensor]:
+        chosen = torch.as_tensor(plan[step])
+        generator = torch.Generator(device).manual_seed(stream(trial.seed, *name, "augmentation", epoch, step))
+        loaded = augmentation.load(images.batch(indices[chosen], device), generator, each)
+        return loaded, generator, labels[chosen].to(device)
+
+    def finish(batch: tuple[Any, torch.Generator, Tensor]) -> tuple[Tensor, Tensor]:
+        loaded, generator, classes = batch
+        return augmentation.train(loaded, generator), classes
+
+    with closing(pipeline.run(read, finish, range(len(plan)), device)) as finished:
+        for step, (pixels, classes) in enumerate(finished):
+            seed_torch(stream(trial.seed, *name, "step", epoch, step), device)
+            yield pixels, classes
 
 
 def _step(

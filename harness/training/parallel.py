@@ -18,8 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from harness.data.images import Unread
-from harness.data.loading import Augmentation
+from harness.data.loading import Augmentation, Cropped
 from harness.training import group
 from harness.training.embedder import Network, Wrapped, batch_norms
 
@@ -92,10 +91,11 @@ class Divided(Augmentation):
     Decoded images are augmented completely on every rank.
     """
 
-    def _read(self, images: Unread, transform: Callable[[int], Tensor], positions: range) -> Tensor:
-        return group.all_rows(
-            super()._read(images, transform, positions[group.own_rows(len(positions))]), len(positions)
-        )
+    def _part(self, count: int) -> range:
+        return range(count)[group.own_rows(count)]
+
+    def _together(self, images: Cropped) -> Tensor:
+        return group.all_rows(images.pixels, images.total)
 
 
 def scatter(rows: Tensor) -> Tensor:

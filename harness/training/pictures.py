@@ -5,6 +5,7 @@ Each is prepared once per machine, before any trial waits for it.
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +37,7 @@ class Sources:
     `ranks` is the number of GPUs (cuda:0, cuda:1, …) or processes of this machine that share a batch. `chunk_rows` is
     the number of rows that go through the network at a time; None means all, and fewer after memory ran out.
     `gpu_share` is the share of a GPU that the trial has, for the record: trials that share a GPU are slower.
+    `processors` is the number of processors that the trial may use; None means all of this process.
     """
 
     out: str | Path
@@ -47,6 +49,12 @@ class Sources:
     ranks: int = 1
     chunk_rows: int | None = None
     gpu_share: float | None = None
+    processors: int | None = None
+
+    @property
+    def processors_per_rank(self) -> int:
+        """Return how many processors each rank of the trial may use."""
+        return (self.processors or len(os.sched_getaffinity(0))) // self.ranks
 
 
 @lru_cache(maxsize=4)
@@ -106,10 +114,13 @@ def _source(trial: Trial, dataset: Dataset, sources: Sources, announce: Announce
     @torch.inference_mode()
     def rows(which: range) -> np.ndarray:
         batch = images.batch(np.arange(which.start, which.stop), device)
-        seen = [transform.evaluate(batch)]
-        for view in range(1, views):
-            generator = torch.Generator(device).manual_seed(stream(0, dataset.name, "features", view, which.start))
-            seen.append(transform.train(batch, generator))
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            seen = [transform.evaluate(transform.load(batch, None, threads.map))]
+            for view in range(1, views):
+                generator = torch.Generator(device).manual_seed(
+                    stream(0, dataset.name, "features", view, which.start)
+                )
+                seen.append(transform.train(transform.load(batch, generator, threads.map), generator))
         return torch.stack([network.pooled(view).float() for view in seen], dim=1).cpu().numpy()
 
     names = ("width", "weights", "weights_read", "weights_digest", "normalisation")

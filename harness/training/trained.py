@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from harness.config import Backbone, Trial
+from harness.data.ahead import read_ahead
 from harness.data.datasets import DatasetError
-from harness.data.images import read_ahead, resized
+from harness.data.images import resized
 from harness.data.loading import Augmentation
 from harness.data.loose import open_image
 from harness.errors import UserError, unknown

@@ -56,7 +56,14 @@ def work(tmp_path, make_trial, monkeypatch):
     def work(**changes):
         trial = make_trial(epochs=1, batch_size=6, examples_per_class=2)
         trial = trial.model_copy(update={"dataset": Choice(name="folder"), **changes})
-        spec = {"id": trial.id, "trial": trial.model_dump_json(), "attempt": 1, "share": 0.0, "ranks": 1}
+        spec = {
+            "id": trial.id,
+            "trial": trial.model_dump_json(),
+            "attempt": 1,
+            "share": 0.0,
+            "ranks": 1,
+            "processors": 1,
+        }
         worker = set_up(spec, Sources(run.address, data, tmp_path / "cache"))
         assert worker.step() == here
         reports = [worker.step()]
@@ -111,7 +118,7 @@ def test_an_attempt_that_fails_before_its_first_epoch_restores_standard_error(
     monkeypatch.setattr(f"harness.launch.actor.{fails}", fail)
     run, trial = Run(tmp_path), make_trial()
     run.prepare()
-    spec = {"id": trial.id, "trial": trial.model_dump_json(), "attempt": 1, "share": 0.5, "ranks": 1}
+    spec = {"id": trial.id, "trial": trial.model_dump_json(), "attempt": 1, "share": 0.5, "ranks": 1, "processors": 1}
     monkeypatch.setattr(actor.packing, "keep_to", actor.packing.keep_to if fails == "packing.keep_to" else print)
     worker = set_up(spec, Sources(run.address))
     with pytest.raises(RuntimeError, match="no such device"):
