@@ -143,10 +143,11 @@ class Augmentation:
         uniform = None if generator is None else _uniform(images, generator).cpu()
         part = self._part(len(images))
         pixels = host_bytes((len(part), 3, self.side_px, self.side_px), images.device)
+        rows = pixels.numpy()  # any thread may write to it, also while this one is in inference mode
 
         def read(row: int) -> None:
-            image, place = images.read(part[row]), part[row]
-            pixels[row] = self.centred(image) if uniform is None else self._cropped(image, uniform[:, place])
+            image = images.read(part[row])
+            rows[row] = self.centred(image) if uniform is None else self._cropped(image, uniform[:, part[row]])
 
         for _ in each(read, range(len(part))):
             continue

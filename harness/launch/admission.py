@@ -103,8 +103,7 @@ def bundles(
     peaks, total = {}, 0
     if gpus and wants.gpus_per_trial == "auto":
         peaks, total = _measured(cluster, trials, sources, run, note)
-    cpus_per_gpu = min((node.cpus / node.gpus for node in nodes if node.gpus), default=0.0)
-    occupied = packing.bundles(trials, wants, gpus, cpus_per_gpu, peaks, total)
+    occupied = packing.bundles(trials, wants, gpus, cluster.cpus_per_gpu, peaks, total)
     for bundle in {tuple(bundle.items()): bundle for bundle in occupied.values()}.values():
         if not cluster.holds(bundle):
             have = "; ".join(f"{node.name} has {counted({'CPU': node.cpus, 'GPU': node.gpus})}" for node in nodes)

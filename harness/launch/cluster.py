@@ -192,6 +192,15 @@ class Cluster:
         nodes = self.fit.values()
         return {"CPU": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
 
+    @property
+    def cpus_per_gpu(self) -> float:
+        """The processors for each GPU, on the fit node that has the fewest; 0 without GPUs."""
+        return min((node.cpus / node.gpus for node in self.fit.values() if node.gpus), default=0.0)
+
+    def processors(self, bundle: Bundle) -> int:
+        """Return how many processors a trial may use: its own, or those that belong to its share of GPUs."""
+        return int(max(bundle.get("CPU", 0.0), bundle.get("GPU", 0.0) * self.cpus_per_gpu, 1.0))
+
     def holds(self, bundle: Bundle) -> bool:
         """Return whether a fit node could run a trial that occupies `bundle`."""
         return any(node.holds(bundle) for node in self.fit.values())

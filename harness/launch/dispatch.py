@@ -101,7 +101,7 @@ class Dispatcher:
             "bundle": bundle,
             "share": bundle.get("GPU", 0.0),
             "ranks": packing.ranks(bundle),
-            "processors": int(bundle["CPU"]),
+            "processors": self._cluster.processors(bundle),
             "selector": self._cluster.selector(bundle, entry.avoid),
         }
 

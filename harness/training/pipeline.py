@@ -1,6 +1,6 @@
 """Prepare the next batches while the current one is used: read, decode, crop, and copy to the device."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class Pipeline:
     ) -> Generator[Any]:
         """Yield finish(read(item, each)) of each item in order; close the generator to end its threads.
 
-        `each` maps a function over the images of a batch, in threads. `read` may return tensors in nested sequences.
+        `each` maps a function over the images of a batch, in threads. `read` may return tensors in nested lists and tuples.
         An error is raised in the turn of its item.
         """
         if not self.ahead and self.workers == 1:
@@ -105,6 +105,6 @@ class _Lane:
 def _tensors(rows: Any) -> Iterator[Tensor]:
     if isinstance(rows, Tensor):
         yield rows
-    elif isinstance(rows, Sequence):
+    elif isinstance(rows, list | tuple):
         for part in rows:
             yield from _tensors(part)

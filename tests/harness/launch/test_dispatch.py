@@ -76,6 +76,7 @@ def test_trials_are_handed_out_while_there_is_room(dispatch):
     first, second = dispatcher.next(), dispatcher.next()
     assert [first["id"], second["id"]] == [trial.id for trial in trials]
     assert (first["attempt"], first["bundle"], first["ranks"], first["selector"]) == (1, ONE, 1, None)
+    assert first["processors"] == 1
     assert dispatcher.next() is None
     assert not dispatcher.over
     assert dispatcher.view.notes == []

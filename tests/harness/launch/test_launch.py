@@ -180,3 +180,18 @@ def test_a_finished_run_needs_no_cluster():
     environment.prepare(None)
     with joined_early("127.0.0.1:1") as cluster:
         assert cluster is None
+
+
+def test_a_trial_may_use_the_processors_that_belong_to_its_share_of_gpus():
+    from harness.launch.cluster import Cluster, Node
+
+    found = Cluster()
+    assert found.processors({"CPU": 3.0}) == 3
+    found.admit(Node("a", "a", 64, 4))
+    found.admit(Node("b", "b", 16, 2))
+    found.admit(Node("c", "c", 2, 0))
+    assert found.processors({"CPU": 1.0}) == 1
+    assert found.processors({"CPU": 1.0, "GPU": 0.5}) == 4
+    assert found.processors({"CPU": 12.0, "GPU": 1.0}) == 12
+    assert found.processors({"CPU": 2.0, "GPU": 2.0}) == 16
+    assert found.processors({"CPU": 1.0, "GPU": 0.1}) == 1

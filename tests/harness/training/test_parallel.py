@@ -18,6 +18,7 @@ from harness.training.chunked import Chunked
 from harness.training.embedder import Embedder
 from harness.training.parallel import Parallel
 from harness.training.pictures import open_dataset
+from harness.training.pipeline import Pipeline
 from harness.training.ranks import Ranks
 from metrix import rivals
 
@@ -130,10 +131,17 @@ def files():
     """A batch of the classical path, of which each rank reads a part."""
     images = Originals(open_dataset(Choice(name="glyphs", options={"classes": 16})))
     augmentation = parallel.Divided(32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    generator = torch.Generator().manual_seed(0)
+
+    def read(which, each):
+        return augmentation.load(images.batch(which), torch.Generator().manual_seed(len(which)), each)
+
+    def finish(batch):
+        return augmentation.train(batch, torch.Generator())
+
     return [
-        augmentation.train(images.batch(torch.arange(7)), generator),
+        augmentation.train(images.batch(torch.arange(7)), torch.Generator().manual_seed(0)),
         augmentation.evaluate(images.batch(np.array([3, 4, 5]))),
+        *Pipeline(2, 2).run(read, finish, [np.arange(count) for count in range(2, 9)], CPU),
     ]
 
 
@@ -192,6 +200,7 @@ def test_files_are_read_once_by_all_ranks_together(computed):
     expected = [
         alone.train(images.batch(torch.arange(7)), generator),
         alone.evaluate(images.batch(np.array([3, 4, 5]))),
+        *(alone.train(images.batch(np.arange(n)), torch.Generator().manual_seed(n)) for n in range(2, 9)),
     ]
     for found in computed:
         same(found["files"], expected)

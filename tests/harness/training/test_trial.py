@@ -68,17 +68,14 @@ def test_metrix_of_weight_zero_is_the_baseline_bit_for_bit(at, tiny, tmp_path):
 
 def test_every_arm_of_a_seed_sees_the_same_batches_and_augmentations(tiny, tmp_path, monkeypatch):
     """Whatever an arm draws of its own, what the network is shown stays the same."""
-    from harness.data.loading import Augmentation
+    shown, batches = {}, train._batches
 
-    shown = {}
-
-    class Watched(Augmentation):
-        def train(self, images, generator):
-            pixels = super().train(images, generator)
+    def watched(*arguments):
+        for pixels, classes in batches(*arguments):
             shown[name].append((pixels.sum().item(), torch.initial_seed()))
-            return pixels
+            yield pixels, classes
 
-    monkeypatch.setattr("harness.training.network.Augmentation", Watched)
+    monkeypatch.setattr(train, "_batches", watched)
     for name in ("contrastive", "proxy_anchor", "multi_similarity+input", "contrastive+embedding"):
         shown[name] = []
         run_trial(tiny(name), tmp_path)
