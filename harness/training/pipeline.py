@@ -52,8 +52,8 @@ class Pipeline:
     ) -> Generator[Any]:
         """Yield finish(read(item, each)) of each item in order; close the generator to end its threads.
 
-        `each` maps a function over the images of a batch, in threads. `read` may return tensors in nested lists and tuples.
-        An error is raised in the turn of its item.
+        `each` maps a function over the images of a batch, in threads. `read` may return tensors, or lists and tuples
+        of them. An error is raised in the turn of its item.
         """
         if not self.ahead and self.workers == 1:
             yield from (finish(read(item, map)) for item in items)
