@@ -163,7 +163,9 @@ class Images(Value):
     """What the network sees. Training: random resized crop (share of the area) and flip; test: resize, centre crop.
 
     `path` says where crops are cut from. `cache`: from images that were decoded once to a shorter side of
-    `cache_side_px`. `classical`: from the files, which are decoded and transformed one by one every time.
+    `cache_side_px`. `classical`: from the files, which are decoded and transformed one by one every time. Its
+    `decoder` is Pillow, or torchvision's on an NVIDIA GPU, which then transforms each batch at once. Their pixels
+    differ a little; what the latter cannot decode, such as PNG, Pillow does.
     `cache_side_px` none means 8/7 of `side_px`, such as 256 for 224; up to 64 px, the size of characters and
     thumbnails, it means `side_px`. `flip` auto means yes, unless mirroring changes the class, as with characters.
     `views` is for a frozen backbone: how many views of each image it computes features of. The first is the test
@@ -171,6 +173,7 @@ class Images(Value):
     """
 
     path: Literal["cache", "classical"] = "cache"
+    decoder: Literal["pillow", "torchvision-gpu"] = "pillow"
     side_px: int = Field(default=224, ge=8, le=4096)
     cache_side_px: int | None = Field(default=None, ge=8, le=8192)
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -197,6 +200,10 @@ class Images(Value):
         low, high = self.crop_ratio
         if not 0 < low <= high:
             raise ValueError(f"crop_ratio is {list(self.crop_ratio)}; expected two increasing numbers above 0")
+        if self.decoder != "pillow" and self.path == "cache":
+            raise ValueError(
+                f"decoder {self.decoder} is for path classical; images in the cache are decoded by pillow"
+            )
         if self.cache_side_px is not None and self.cache_side_px < self.side_px:
             raise ValueError(f"cache_side_px {self.cache_side_px} is smaller than side_px {self.side_px}")
         return self
@@ -495,7 +502,7 @@ class Trial(Value):
 
 LATER = {  # settings that older records lack, with the value that those trials had
     **dict.fromkeys(("fold", "folds", "ks", "mean", "std", "interpolation", "hidden", "rival")),
-    **{"backbone": "trained", "views": 1},
+    **{"backbone": "trained", "views": 1, "decoder": "pillow"},
 }
 _DECISIVE = tuple(sorted(Trial.model_fields.keys() - {"keep", "analysis"}))  # the content of a trial's digest
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from harness.data.ahead import read_ahead
 from harness.data.cache import building, remembered, require_room
 from harness.data.datasets import Dataset, DatasetError
+from harness.data.datasets._decode import is_plain_jpeg
 
 LAYOUT = b"images-3"  # changes with the format of the file, or with the decoding of the same images
 FOOTER = struct.Struct("<8sQQ")  # layout, images, bytes of pixels
@@ -94,13 +95,14 @@ class Originals:
 
     dataset: Dataset
     fingerprint: str = ""  # of the contents of the files; see `contents`
+    decoder: str = "pillow"  # or "torchvision-gpu"
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def batch(self, indices: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Unread:
         """Return the images unread, for reading one by one during their transform; the result goes to `device`."""
-        return Unread(self.dataset, tuple(np.asarray(indices).tolist()), torch.device(device))
+        return Unread(self.dataset, tuple(np.asarray(indices).tolist()), torch.device(device), self.decoder)
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,16 @@ class Unread:
     dataset: Dataset
     indices: tuple[int, ...]
     device: torch.device
+    decoder: str = "pillow"
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def jpeg(self, position: int) -> bytes | None:
+        """Return the file at `position` of the batch if it is a JPEG that needs nothing but decoding, else None."""
+        assert self.dataset.files is not None
+        content = Path(self.dataset.files[self.indices[position]]).read_bytes()
+        return content if is_plain_jpeg(content) else None
 
     def read(self, position: int) -> Image.Image:
         """Read the image at `position` of the batch, in RGB. Raise DatasetError naming it if it cannot be read."""

@@ -6,8 +6,10 @@ whole batches on their device, or, on the classical path, files one by one with 
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -135,11 +137,14 @@ class Augmentation:
     def load(self, images: Batch, generator: torch.Generator | None = None, each: Each = map) -> Batch:
         """Read and crop unread images, for `train` with the same generator, or for `evaluate` without one.
 
-        Other batches are returned unchanged. `each` calls a function for every image of the batch, like `map`, and
-        may do so in threads. Raises DatasetError naming an image that cannot be read.
+        Other batches are returned unchanged, and a decoder on a GPU leaves the cropping to `train` and `evaluate`.
+        `each` calls a function for every image of the batch, like `map`, and may do so in threads. Raises
+        DatasetError naming an image that cannot be read.
         """
         if not isinstance(images, Unread):
             return images
+        if images.decoder != "pillow":
+            return _decoded(images, each)
         uniform = None if generator is None else _uniform(images, generator).cpu()
         part = self._part(len(images))
         pixels = host_bytes((len(part), 3, self.side_px, self.side_px), images.device)
@@ -240,6 +245,59 @@ def _as_tensors(mean: tuple[float, ...], std: tuple[float, ...], device: torch.d
     """Return (2, 3, 1, 1) for pixels in [0, 255]; cached, because a copy to a GPU in every step makes it wait."""
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         return 255 * torch.tensor([mean, std], device=device).view(2, -1, 1, 1)
+
+
+def gpu_decoder_problem(device: torch.device) -> str | None:
+    """Return why `device` cannot decode JPEG files; None if it can: it has just decoded a small one."""
+    if device.type != "cuda":
+        return f"it needs an NVIDIA GPU, and the trial runs on {device}"
+    small = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(small, "JPEG")
+    try:
+        _decode_jpegs([small.getvalue()], device)
+    except (ImportError, RuntimeError) as error:
+        return f"torchvision cannot decode on this GPU ({str(error).splitlines()[0]})"
+    return None
+
+
+def _decoded(images: Unread, each: Each) -> list[Tensor]:
+    """Decode each image of a batch on its device, or by Pillow where that fails: (3, h, w) uint8 on the device."""
+    files: dict[int, bytes] = {}
+    decoded: dict[int, Tensor] = {}
+
+    def read(place: int) -> None:
+        if (content := images.jpeg(place)) is not None:
+            files[place] = content
+
+    def decode(places: Sequence[int]) -> None:
+        with suppress(RuntimeError):
+            decoded.update(zip(places, _decode_jpegs([files[i] for i in places], images.device), strict=True))
+
+    def decode_by_pillow(place: int) -> None:
+        pixels = np.array(images.read(place)).transpose(2, 0, 1)
+        decoded[place] = torch.from_numpy(np.ascontiguousarray(pixels)).to(images.device)
+
+    def run(function: Callable[[int], None], places: Iterable[int]) -> None:
+        for _ in each(function, places):
+            continue
+
+    run(read, range(len(images)))
+    decode(list(files))
+    if not decoded:  # the error names no image, so each is tried alone
+        for place in files:
+            decode([place])
+    run(decode_by_pillow, [place for place in range(len(images)) if place not in decoded])
+    return [decoded[place] for place in range(len(images))]
+
+
+def _decode_jpegs(files: Sequence[bytes], device: torch.device) -> list[Tensor]:
+    """Decode JPEG files to RGB by torchvision, each (3, h, w) uint8 on the device."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    content = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
+    decoded = decode_jpeg(content, mode=ImageReadMode.RGB, device=device) if content else []
+    assert isinstance(decoded, list)
+    return decoded
 
 
 @lru_cache

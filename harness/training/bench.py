@@ -14,8 +14,8 @@ from torch import Tensor
 from harness.config import Trial
 from harness.data import scorable, splits
 from harness.data.datasets import Dataset, DatasetError
-from harness.data.loading import Augmentation, Each
-from harness.errors import UserError
+from harness.data.loading import Augmentation, Each, gpu_decoder_problem
+from harness.errors import GridError, UserError
 from harness.evaluation import retrieval
 from harness.evaluation.conformance import conformance
 from harness.evaluation.spread import spread
@@ -72,6 +72,8 @@ class Bench:
             raise ModelError(problem)
         device = rank_devices(sources.ranks, sources.device)[rank]
         dataset = open_dataset(trial.dataset, sources.data, sources.cache)
+        if problem := decoder_problem(trial, dataset, device):
+            raise GridError(f"images.decoder {trial.images.decoder}", [problem])
         pictures = pictures_of(trial, dataset, sources)
         split = split_of(dataset, PROTOCOLS[trial.protocol], trial.fold, trial.folds)
         raise_errors(rules.over_data(dataset, split))
@@ -173,6 +175,15 @@ class Bench:
         embeddings = self.embed(part.indices)
         values = retrieval.evaluate(embeddings, part.labels, ks=self.scored.ks[name]).values
         return values, spread(embeddings.cpu().numpy()) if self.trial.arm.at != "floor" else {}
+
+
+def decoder_problem(trial: Trial, dataset: Dataset, device: torch.device) -> str | None:
+    """Return why the images of a trial cannot be decoded as it says; None if they can."""
+    if trial.images.decoder == "pillow":
+        return None
+    if dataset.files is None:
+        return f"it reads image files, which {dataset.name} does not have"
+    return gpu_decoder_problem(device)
 
 
 def pipeline_of(trial: Trial, pictures: Pictures, device: torch.device, processors: int) -> Pipeline:

@@ -49,6 +49,10 @@ def frozen_problem(trial: Trial) -> str | None:
             f"model.backbone is frozen, but {trial.backbone.name} has no pretrained weights: set pretrained to true "
             "or to a file of weights"
         )
+    if trial.images.decoder != "pillow":
+        return (
+            f"a frozen backbone sees each image once, decoded by pillow: remove images.decoder {trial.images.decoder}"
+        )
     level, rival = trial.arm.metrix, trial.arm.rival
     inputs = [level.at == "input"] if level else []
     inputs += [rivals.find(rival.at).mixes_at(**rival.options) == "input"] if rival else []

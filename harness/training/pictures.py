@@ -77,7 +77,7 @@ def images_of(
     """Return the images of a trial: decoded (now, if they are not in the cache), or as files."""
     cache = sources.cache or default_folder()
     if trial.images.path == "classical":
-        return Originals(dataset, contents(dataset, cache))
+        return Originals(dataset, contents(dataset, cache), trial.images.decoder)
     return open_images(dataset, trial.images.stored_px, cache, progress, announce)
 
 

@@ -15,6 +15,7 @@ from harness.runs.record import Epoch
 from harness.training.bench import Bench
 from harness.training.network import augmentation, build_embedder
 from harness.training.pictures import images_of, open_dataset
+from harness.training.pipeline import IN_TURN, Pipeline
 from tests.gpu.place import Place
 
 
@@ -40,6 +41,10 @@ class Ready:
         """Return the batch."""
         return self.pixels
 
+    def load(self, images: Tensor, generator: Any = None, each: Any = None) -> Tensor:
+        """Return the batch unchanged."""
+        return images
+
     def train(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the batch unchanged."""
         return images
@@ -56,13 +61,14 @@ def bench_over(place: Place, trial: Trial, count: int) -> Bench:
     )
     images = Again(images_of(trial, dataset, place.sources("benches")), chosen)
     model = build_embedder(trial).to(place.device)
-    return Bench(trial, many, many.split, images, model, augmentation(trial, model, dataset), place.device)
+    transform, pipeline = augmentation(trial, model, dataset), Pipeline.of(place.device, place.cores, place.cores)
+    return Bench(trial, many, many.split, images, model, transform, place.device, pipeline=pipeline)
 
 
 def with_ready_batch(bench: Bench) -> Bench:
     """Return the same bench with a ready batch, so that training never waits for images."""
     pixels = one_batch(bench)[0]
-    return replace(bench, images=Ready(pixels), augmentation=Ready(pixels))
+    return replace(bench, images=Ready(pixels), augmentation=Ready(pixels), pipeline=IN_TURN)
 
 
 def one_batch(bench: Bench) -> tuple[Tensor, Tensor]:

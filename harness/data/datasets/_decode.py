@@ -54,6 +54,15 @@ def decode(source: str | Path | BinaryIO | Image.Image, key: str) -> Image.Image
         raise DatasetError(f"{key}: {type(error).__name__}: {error}") from error
 
 
+def is_plain_jpeg(content: bytes) -> bool:
+    """Return whether `content` is a JPEG file, grey or RGB and upright, which any decoder shows alike."""
+    try:
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+            return image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) not in ROTATIONS
+    except Exception:  # Pillow's parser raises anything on bad bytes
+        return False
+
+
 def _decoded(source: str | Path | BinaryIO | Image.Image) -> Image.Image:
     if isinstance(source, Image.Image):
         return _upright(source)

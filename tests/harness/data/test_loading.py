@@ -1,6 +1,7 @@
 """Batches, and crops that equal torchvision's."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vision
 
 from harness import config
+from harness.data import loading
+from harness.data.datasets import DatasetError
+from harness.data.datasets._files import Row, listed
 from harness.data.images import Originals, open_images
 from harness.data.loading import Augmentation, batches, framed, random_crops, resize_each, resize_together
 from harness.training.embedder import Embedder
@@ -263,3 +267,79 @@ def test_images_of_a_class_are_drawn_evenly():
 def test_sizes_that_do_not_fit_are_rejected(wrong, message):
     with pytest.raises(ValueError, match=message):
         batches(np.repeat(np.arange(10), 10), **wrong)
+
+
+DEPRECATED = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")  # by torchvision
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Image files: JPEG in colour and in grey, and others that only Pillow shows as they are meant."""
+    pictures = [to_image(pixels, (64 + 3 * i, 70)) for i, pixels in enumerate(noise(5, 90))]
+    pictures[1] = pictures[1].convert("L")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    pictures[0].save(tmp_path / "0.jpg", quality=95)
+    pictures[1].save(tmp_path / "1.jpg", quality=95)
+    pictures[2].save(tmp_path / "2.png")
+    pictures[3].save(tmp_path / "3.jpg", quality=95, exif=turned)
+    pictures[4].convert("CMYK").save(tmp_path / "4.jpg", quality=95)
+    return listed("files", tmp_path, [Row(path.name, "any", "train") for path in sorted(tmp_path.iterdir())])
+
+
+@DEPRECATED
+def test_a_device_decodes_plain_jpegs_and_pillow_the_others(files, monkeypatch):
+    """The processor stands in for the GPU."""
+    decode, sent = loading._decode_jpegs, []
+
+    def counted(these, device):
+        sent.append(len(these))
+        return decode(these, device)
+
+    monkeypatch.setattr(loading, "_decode_jpegs", counted)
+    pillow, device = (Originals(files, decoder=name).batch(np.arange(5)) for name in ("pillow", "torchvision-gpu"))
+    augmentation = Augmentation(48, **PLAIN, centre_share=48 / 64)
+    images = augmentation.load(device)
+    assert sent == [2]
+    for place, image in enumerate(images):
+        expected = vision.pil_to_tensor(pillow.read(place)).float()
+        assert image.shape == expected.shape
+        assert (image.float() - expected).abs().mean() < (1.0 if place < 2 else 1e-9)
+    assert (augmentation.evaluate(images) - augmentation.evaluate(pillow)).abs().mean() < 1 / 255
+    crops = (augmentation.train(batch, torch.Generator().manual_seed(0)) for batch in (device, pillow))
+    assert torch.sub(*crops).abs().mean() < 1.5 / 255
+
+
+@DEPRECATED
+def test_a_file_that_a_device_cannot_decode_is_decoded_by_pillow(files, monkeypatch):
+    decode, refused = loading._decode_jpegs, Path(files.files[0]).read_bytes()
+
+    def failing(these, device):
+        if refused in these:
+            raise RuntimeError("nvJPEG: status 5")
+        return decode(these, device)
+
+    monkeypatch.setattr(loading, "_decode_jpegs", failing)
+    batch = Originals(files, decoder="torchvision-gpu").batch(np.arange(5))
+    images = Augmentation(48, **PLAIN).load(batch)
+    assert torch.equal(images[0], vision.pil_to_tensor(batch.read(0)))
+    assert images[1].shape == (3, 70, 67)
+    Path(files.files[0]).write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=r"^0\.jpg: "):
+        Augmentation(48, **PLAIN).load(batch)
+
+
+@DEPRECATED
+def test_whether_a_machine_can_decode_on_its_gpu(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert loading.gpu_decoder_problem(cpu) == "it needs an NVIDIA GPU, and the trial runs on cpu"
+    decode = loading._decode_jpegs
+    monkeypatch.setattr(loading, "_decode_jpegs", lambda these, device: decode(these, cpu))
+    assert loading.gpu_decoder_problem(cuda) is None
+
+    def lacking(these, device):
+        raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG\nmore")
+
+    monkeypatch.setattr(loading, "_decode_jpegs", lacking)
+    sentence = "torchvision cannot decode on this GPU (decode_jpegs_cuda: torchvision not compiled with nvJPEG)"
+    assert loading.gpu_decoder_problem(cuda) == sentence

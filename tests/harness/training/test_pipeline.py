@@ -11,6 +11,7 @@ import torch
 
 from harness.config import Images
 from harness.data.datasets import DatasetError
+from harness.errors import GridError
 from harness.runs.run import Run
 from harness.training import bench as benches
 from harness.training import loop
@@ -226,3 +227,31 @@ def test_a_gpu_gets_batches_on_a_stream_of_their_own(monkeypatch):
             ("finished", item),
         )
     ]
+
+
+def on_gpu_decoder(trial):
+    images = Images(side_px=16, cache_side_px=16, path="classical", decoder="torchvision-gpu")
+    return trial.model_copy(update={"images": images})
+
+
+def test_a_decoder_that_the_machine_lacks_is_refused(folder_trial, data, tmp_path, make_trial):
+    with pytest.raises(GridError, match="it needs an NVIDIA GPU, and the trial runs on cpu") as caught:
+        Bench.of(on_gpu_decoder(folder_trial()), Sources(tmp_path, data, device="cpu"))
+    assert str(caught.value).startswith("images.decoder torchvision-gpu: ")
+    with pytest.raises(GridError, match="it reads image files, which glyphs does not have"):
+        Bench.of(on_gpu_decoder(make_trial()), Sources(tmp_path, data, device="cpu"))
+
+
+def test_a_trial_trains_on_images_that_a_device_has_decoded(folder_trial, data, tmp_path, monkeypatch):
+    """The processor stands in for the GPU."""
+    monkeypatch.setattr(benches, "gpu_decoder_problem", lambda device: None)
+    records = [
+        run(trial, tmp_path / str(number), data)
+        for number, trial in enumerate((on_gpu_decoder(folder_trial()), on("classical", folder_trial())))
+    ]
+    assert records[0].trial.images.decoder == "torchvision-gpu"
+    assert records[0].trial.id != records[1].trial.id
+    differing = {k for k, v in records[0].trial.shared.items() if records[1].trial.shared[k] != v}
+    assert differing == {"images.decoder"}
+    losses = [[epoch.loss for epoch in record.curve[1:]] for record in records]
+    assert losses[0] == pytest.approx(losses[1], rel=0.2)
