@@ -125,7 +125,10 @@ class TestCrops:
     __test__ = False
 
     def __init__(self, augmentation):
-        self.evaluate = augmentation.evaluate
+        self.evaluate, self.augmentation = augmentation.evaluate, augmentation
+
+    def load(self, batch, generator, each):
+        return self.augmentation.load(batch, None, each)
 
     def train(self, batch, generator):
         return self.evaluate(batch)
