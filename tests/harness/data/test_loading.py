@@ -2,12 +2,13 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vision
 
@@ -299,7 +300,7 @@ def test_a_device_decodes_plain_jpegs_and_pillow_the_others(files, monkeypatch):
     monkeypatch.setattr(loading, "_decode_jpegs", counted)
     pillow, device = (Originals(files, decoder=name).batch(np.arange(5)) for name in ("pillow", "torchvision-gpu"))
     augmentation = Augmentation(48, **PLAIN, centre_share=48 / 64)
-    images = augmentation.load(device)
+    images = cast(list[Tensor], augmentation.load(device))
     assert sent == [2]
     for place, image in enumerate(images):
         expected = vision.pil_to_tensor(pillow.read(place)).float()
@@ -321,7 +322,7 @@ def test_a_file_that_a_device_cannot_decode_is_decoded_by_pillow(files, monkeypa
 
     monkeypatch.setattr(loading, "_decode_jpegs", failing)
     batch = Originals(files, decoder="torchvision-gpu").batch(np.arange(5))
-    images = Augmentation(48, **PLAIN).load(batch)
+    images = cast(list[Tensor], Augmentation(48, **PLAIN).load(batch))
     assert torch.equal(images[0], vision.pil_to_tensor(batch.read(0)))
     assert images[1].shape == (3, 70, 67)
     Path(files.files[0]).write_bytes(b"no image")

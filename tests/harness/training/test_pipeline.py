@@ -245,13 +245,13 @@ def test_a_decoder_that_the_machine_lacks_is_refused(folder_trial, data, tmp_pat
 def test_a_trial_trains_on_images_that_a_device_has_decoded(folder_trial, data, tmp_path, monkeypatch):
     """The processor stands in for the GPU."""
     monkeypatch.setattr(benches, "gpu_decoder_problem", lambda device: None)
-    records = [
-        run(trial, tmp_path / str(number), data)
-        for number, trial in enumerate((on_gpu_decoder(folder_trial()), on("classical", folder_trial())))
-    ]
-    assert records[0].trial.images.decoder == "torchvision-gpu"
-    assert records[0].trial.id != records[1].trial.id
-    differing = {k for k, v in records[0].trial.shared.items() if records[1].trial.shared[k] != v}
+    on_device = run(on_gpu_decoder(folder_trial()), tmp_path / "on device", data)
+    by_pillow = run(on("classical", folder_trial()), tmp_path / "by pillow", data)
+    assert on_device is not None
+    assert by_pillow is not None
+    assert on_device.trial.images.decoder == "torchvision-gpu"
+    assert on_device.trial.id != by_pillow.trial.id
+    differing = {k for k, v in on_device.trial.shared.items() if by_pillow.trial.shared[k] != v}
     assert differing == {"images.decoder"}
-    losses = [[epoch.loss for epoch in record.curve[1:]] for record in records]
+    losses = [[epoch.loss for epoch in record.curve[1:]] for record in (on_device, by_pillow)]
     assert losses[0] == pytest.approx(losses[1], rel=0.2)
