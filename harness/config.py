@@ -210,7 +210,11 @@ class Images(Value):
 
 
 class Training(Value):
-    """How long to train, with which batches and step sizes; equal for all arms of a table, except a loss's lr."""
+    """How long to train, with which batches and step sizes; equal for all arms of a table, except a loss's lr.
+
+    `compile` network trains the backbone compiled by torch.compile, and cuda_graphs replays it as CUDA graphs too.
+    Compiling takes minutes, in the first epoch. Scores are always computed by the plain network.
+    """
 
     epochs: int = Field(default=60, ge=1, le=1_000_000)
     batch_size: int = Field(default=100, ge=2)
@@ -226,6 +230,7 @@ class Training(Value):
     clip_value: float | None = Field(default=10.0, gt=0)
     precision: Literal["float32", "bf16"] = "float32"
     threads: int = Field(default=1, ge=1, le=1024)
+    compile: Literal["none", "network", "cuda_graphs"] = "none"
 
     @model_validator(mode="after")
     def _check(self):
@@ -240,7 +245,8 @@ class Resources(Value):
     """The resources of one trial.
 
     `gpus_per_trial` is auto, a share such as 0.5, or a number of GPUs among which each batch of a trial is divided.
-    With auto, as many trials share a GPU as their measured memory allows.
+    With auto, as many trials share a GPU as their measured memory allows. A trial that compiles its network gets half
+    an hour more than `epoch_timeout_s`.
     """
 
     cpus_per_trial: int = Field(default=1, ge=1)
@@ -502,7 +508,7 @@ class Trial(Value):
 
 LATER = {  # settings that older records lack, with the value that those trials had
     **dict.fromkeys(("fold", "folds", "ks", "mean", "std", "interpolation", "hidden", "rival")),
-    **{"backbone": "trained", "views": 1, "decoder": "pillow"},
+    **{"backbone": "trained", "views": 1, "decoder": "pillow", "compile": "none"},
 }
 _DECISIVE = tuple(sorted(Trial.model_fields.keys() - {"keep", "analysis"}))  # the content of a trial's digest
 

@@ -238,6 +238,17 @@ class Grid(Value):
                 f"resources.gpus_per_trial: {gpus:g} GPUs for a frozen backbone, which trains only a head, on one "
                 "device; use at most 1"
             )
+        compiled = self.training.compile
+        if compiled != "none" and self.model.backbone == "frozen":
+            problems.append(
+                f"training.compile: {compiled} compiles the backbone, which is frozen and computes its features "
+                "once; set compile to none"
+            )
+        if compiled != "none" and gpus != "auto" and gpus > 1:
+            problems.append(
+                f"training.compile: {compiled} works on one GPU, but gpus_per_trial is {gpus:g}; set compile to "
+                "none, or gpus_per_trial to at most 1"
+            )
         if self.model.backbone == "trained" and self.images.views > 1:
             problems.append(
                 f"images.views: {self.images.views} views are for a frozen backbone; a trained one sees new crops in "

@@ -24,8 +24,9 @@ def admission(trials: Sequence[Trial], sources: Sources) -> Admission:
     """Return what a node must answer and prepare before it runs one of these trials."""
     choices: list[Choice] = list({trial.dataset.model_dump_json(): trial.dataset for trial in trials}.values())
     weights = sorted({t.backbone.pretrained for t in trials if isinstance(t.backbone.pretrained, str)})
-    arguments = (choices, sources, sources.identity, weights)
-    here = preflight.facts(*arguments)
+    trainings = list(dict.fromkeys(trial.training for trial in trials))
+    here = preflight.facts(choices, sources, sources.identity, weights)
+    arguments = (choices, sources, sources.identity, weights, trainings)
     seen = pictures.same_pictures(trials)
     frozen = any(trial.model.backbone == "frozen" for trial in trials)  # its features are faster on a GPU
     return Admission(

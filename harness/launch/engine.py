@@ -18,11 +18,13 @@ from harness.launch.admission import admission, admit_all, bundles, prepare_imag
 from harness.launch.cluster import Cluster, opened, ray
 from harness.launch.dispatch import Dispatcher
 from harness.launch.plan import relative_costs
+from harness.launch.preflight import uncompilable
 from harness.launch.queue import Queue
 from harness.launch.signals import Stop, stoppable
 from harness.runs.errors import RunError
 from harness.runs.live import View
 from harness.runs.run import Run
+from harness.training.compiled import limit_s
 from harness.training.pictures import Sources
 
 CRASHES = 3  # of Tune's controller, without a trial that ended in between, after which the run ends
@@ -80,7 +82,11 @@ class Engine:
         missing = run.missing(trials)
         if not missing:
             return
+        trainings = [trial.training for trial in missing]
+        if self._address is None and (problems := uncompilable(trainings, self._sources.device)):
+            raise RunError("\n  ".join(problems))
         sources = replace(self._sources, out=run.address, identity=run.identity)
+        timeout_s = limit_s(trainings, self._wants.epoch_timeout_s)
         costs = relative_costs(missing, sources.data, sources.cache)
         if self._cluster is None:
             self._cluster = self._open.enter_context(opened(self._address))
@@ -95,7 +101,7 @@ class Engine:
             cluster,
             self._view,
             self._stop,
-            self._wants.epoch_timeout_s,
+            timeout_s,
             required,
         )
         slots = cluster.count_slots(list(occupied.values()))
@@ -106,18 +112,18 @@ class Engine:
         try:
             prepare_images(cluster, missing, sources, required, self._view.note)
             with stoppable(self._stop):
-                self._drain(dispatcher, sources, run)
+                self._drain(dispatcher, sources, run, timeout_s)
             run.push(run.folder / "trackers")
         finally:
             self._view.end(self.interrupted)
 
-    def _drain(self, dispatcher: Dispatcher, sources: Sources, run: Run) -> None:
+    def _drain(self, dispatcher: Dispatcher, sources: Sources, run: Run, timeout_s: float) -> None:
         """Run Tune until the queue is empty, again where it ended early."""
         crashes, left = 0, 0
         track_in = run.folder / "trackers" if self._track else None
         while not dispatcher.over:
             try:
-                run_experiment(dispatcher, sources, self._wants.epoch_timeout_s, self._track, track_in)
+                run_experiment(dispatcher, sources, timeout_s, self._track, track_in)
             except RunError:
                 raise
             except RuntimeError:

@@ -13,7 +13,9 @@ import torch
 
 from harness.config import PIXELS, Resources, Trial
 from harness.launch.queue import Bundle
+from harness.training.compiled import compile_backbone
 from harness.training.criterion import build_criterion, layers
+from harness.training.embedder import Embedder
 from harness.training.network import on_noise
 from harness.training.pictures import EMBEDDING_BATCH
 from metrix.rivals._form import Rival
@@ -41,6 +43,8 @@ def memory_key(trial: Trial) -> str:
         "optimizer": trial.training.optimizer,
         "level": level,
     }
+    if trial.training.compile != "none":
+        content["compile"] = trial.training.compile
     if trial.arm.rival:
         content["rival"] = trial.arm.rival.model_dump()
     return json.dumps(content, sort_keys=True)
@@ -70,6 +74,8 @@ def _work(trial: Trial, where: torch.device, classes: int) -> None:
         for layer in layers(criterion):
             if isinstance(layer, Rival):
                 layer.start()
+        if isinstance(model, Embedder):
+            compile_backbone(model, settings)
         parameters = [*model.parameters(), *criterion.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
         each = settings.examples_per_class if settings.sampler == "balanced" else 2

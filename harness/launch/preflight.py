@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from harness.config import Choice, Trial
+from harness.config import Choice, Training, Trial
 from harness.data.cache import default_folder
 from harness.data.datasets import DatasetError
 from harness.runs.provenance import PACKAGES, code_digest, provenance
 from harness.runs.run import Run
-from harness.training import checkpoint
+from harness.training import checkpoint, compiled
 from harness.training.pictures import Sources, open_dataset, prepare_images
 
 LEAST_FREE_GB = 1.0  # in the run folder and the cache, for a checkpoint
@@ -47,18 +47,21 @@ def facts(
     sources: Sources,
     identity: str | None = None,
     weights: Sequence[str] = (),
+    trainings: Sequence[Training] = (),
     counted_gpus: float = 0,
 ) -> Facts:
     """Return the facts of this machine.
 
     identity      of the run folder
     weights       files of initial weights
+    trainings     settings, of which some may want a compiler
     counted_gpus  GPUs of this machine, as the cluster counts them
     """
     run, cache = Run(sources.out), sources.cache or default_folder()
     problems = []
     if identity is not None and (problem := run.problem_here(identity)):
         problems.append(problem)
+    problems += uncompilable(trainings, sources.device)
     visible = _gpus()
     if counted_gpus > visible and sources.device is None:
         problems.append(
@@ -99,6 +102,17 @@ def mismatches(here: Facts, there: Facts) -> list[str]:
             elif other != digest:
                 problems.append(f"{name} differs: {other[:12]} there, {digest[:12]} here")
     return problems
+
+
+def uncompilable(trainings: Sequence[Training], device: str | None = None) -> list[str]:
+    """Return why this machine cannot compile networks as these settings want it, as sentences.
+
+    `device` is that of the trials; None means a GPU if there is one.
+    """
+    if all(settings.compile == "none" for settings in trainings):
+        return []
+    kind = torch.device(device or ("cuda" if _gpus() else "cpu")).type
+    return list(dict.fromkeys(filter(None, (compiled.problem(settings, kind) for settings in trainings))))
 
 
 def least_gpu_bytes() -> int:

@@ -19,6 +19,10 @@ from harness.leaderboard.rows import step_sizes
 from harness.leaderboard.variance import Variance
 
 PARTS = ("train", "validation", "test")
+COMPILED = {
+    "network": ", compiled (its seconds include compiling)",
+    "cuda_graphs": ", compiled with CUDA graphs (its seconds include compiling)",
+}
 TRACE = "metrix-bench trace RUN ARM"  # the command that leads from a number to its records
 
 
@@ -358,7 +362,10 @@ def _training(block: Block, tuned: bool) -> str:
     if tuned:
         steps = "step sizes and constants chosen for each arm by a search (search/study.json)"
     epochs = f"{training['epochs']} epoch{'s' * (training['epochs'] != 1)}"
-    return f"Training: {epochs}, batches of {training['batch_size']} ({drawn}), {training['optimizer']}; {steps}."
+    how = COMPILED.get(training.get("compile", "none"), "")
+    return (
+        f"Training: {epochs}, batches of {training['batch_size']} ({drawn}), {training['optimizer']}{how}; {steps}."
+    )
 
 
 def heading(block: Block, network: str, differing: Mapping[str, Any]) -> str:

@@ -21,12 +21,12 @@ from harness.evaluation.conformance import conformance
 from harness.evaluation.spread import spread
 from harness.fairness import rules
 from harness.fairness.protocols import PROTOCOLS, Protocol
-from harness.training import parallel
+from harness.training import compiled, parallel
 from harness.training.backbones import ModelError
 from harness.training.chunked import Chunked
 from harness.training.criterion import Criterion, build_criterion
 from harness.training.devices import rank_devices
-from harness.training.embedder import Network
+from harness.training.embedder import Embedder, Network
 from harness.training.features import Features
 from harness.training.head import frozen_problem
 from harness.training.loop import Diverged, Progress, Transform, train
@@ -126,6 +126,8 @@ class Bench:
         """
         training, protocol = self.split_images("train"), PROTOCOLS[self.trial.protocol]
         often = self.trial.model.backbone != "frozen" or protocol.watches_test
+        if isinstance(self.model, Embedder):  # not in chunks, whose passes run again
+            compiled.compile_backbone(self.model, self.trial.training)
         return train(
             self.trial,
             self.network,

@@ -82,7 +82,8 @@ class Embedder(nn.Module):
     Attributes: `weights` (timm's tag of published weights such as "resnet50.tv_in1k", the name of a file, or None for
     initial weights), `weights_read` (what was unwrapped from a file, or None), `weights_digest` (sha256 of the file,
     or of the initial parameters if there is none); `mean`, `std`, `interpolation`; `tag` and `input_px` of timm's
-    configuration of the name; `width`, the channels of the last feature map.
+    configuration of the name; `width`, the channels of the last feature map; `compiled`, a compiled forward pass of
+    the backbone, used in training (see `compiled.compile_backbone`).
 
     Raises ModelError with everything that is wrong, Unavailable for weights that this machine cannot get.
     """
@@ -129,6 +130,7 @@ class Embedder(nn.Module):
         self.weights_read = unwrapped or None
         self.weights_digest = checkpoint.digest(file) if file else checkpoint.state_digest(self.state_dict())
         self._trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        self.compiled: Callable[[Tensor], Tensor] | None = None
         self.train()
 
     @property
@@ -250,7 +252,10 @@ class Embedder(nn.Module):
             )
 
     def _features(self, images: Tensor) -> Tensor:
-        return self.backbone.forward_features(images.contiguous(memory_format=self._layout))
+        images = images.contiguous(memory_format=self._layout)
+        if self.compiled is not None and self.training and not _hooked(self.backbone):
+            return self.compiled(images)
+        return self.backbone.forward_features(images)
 
     def _embed(self, features: Tensor) -> Tensor:
         return unit(self.head(self._pool(features)))
@@ -298,6 +303,11 @@ Network = Embedder | FrozenEmbedder | Wrapped
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """Return the BatchNorm layers, in which rows affect each other during training."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def _hooked(network: nn.Module) -> bool:
+    """Return whether a module has a hook, which compiled code would not call."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
 def _of_channels(values: Sequence[float]) -> tuple[float, float, float]:

@@ -29,7 +29,7 @@ from harness.runs.errors import StorageError
 from harness.runs.provenance import provenance
 from harness.runs.record import Cost, Data, Record, now
 from harness.runs.run import Run
-from harness.training import checkpoint, memory, parallel
+from harness.training import checkpoint, compiled, memory, parallel
 from harness.training import criterion as objective
 from harness.training.backbones import ModelError, Unavailable
 from harness.training.bench import Bench, Unfair, evaluator_faults, raise_errors
@@ -77,7 +77,7 @@ def steps(
 
     If memory runs out, the trial continues once from its last checkpoint, with a forward pass in chunks. If it shares
     a GPU, the error is raised instead, since the trial may fit on a GPU of its own. `warn` is called with a sentence
-    about a checkpoint that cannot be continued.
+    about a checkpoint that cannot be continued, and about compiling, which delays the first epoch.
     """
     run = Run(sources.out, warn, identity=sources.identity)
     if run.record(trial) is not None:
@@ -91,6 +91,7 @@ def steps(
         )
     if sources.ranks > 1 and trial.model.backbone == "frozen":
         raise DeviceError(f"ranks = {sources.ranks}: a frozen backbone trains only a head, on one device; use 1")
+    _prepare_compiling(trial, sources, warn)
     raise_errors(evaluator_faults())
     progress = fresh = Progress()
     if trial.arm.at != "floor":
@@ -112,6 +113,25 @@ def steps(
     chunked = (progress.epoch + 1, max(1, trial.schedule.batch_size // (CHUNKS * sources.ranks)))
     again = Progress(chunked=chunked, origin=fresh.origin, earlier_s=progress.wall_s, peak_gb=progress.peak_gb)
     yield from _train_and_test(trial, sources, run, again)
+
+
+def _prepare_compiling(trial: Trial, sources: Sources, warn: Callable[[str], None]) -> None:
+    """Check that the network can be compiled here if the trial wants it. Raise DeviceError if it cannot."""
+    settings = trial.training
+    if settings.compile == "none":
+        return
+    if trial.model.backbone == "frozen":
+        raise DeviceError(f"training.compile is {settings.compile}, but the backbone is frozen: choose none")
+    if sources.ranks > 1:
+        raise DeviceError(
+            f"training.compile is {settings.compile}, which works on one device, but ranks = {sources.ranks}: use 1, "
+            "or choose none"
+        )
+    if problem := compiled.problem(settings, rank_devices(1, sources.device)[0].type):
+        raise DeviceError(problem)
+    compiled.prepare(settings, sources.cache)
+    if trial.arm.at != "floor":
+        warn("the first epoch takes minutes longer: torch compiles the network")
 
 
 def kind_of(error: Exception) -> str:
@@ -209,6 +229,7 @@ def _record(
         *_notes_on_mixing(bench),
         *(objective.warnings(criterion) if criterion else ()),
         *_notes_on_chunks(bench, progress),
+        *_notes_on_compiling(bench, progress),
         *_notes_on_devices(progress),
         *(keep_test(bench, run, test) if test else ()),
     )
@@ -281,6 +302,18 @@ def _notes_on_chunks(bench: Bench, progress: Progress) -> tuple[str, ...]:
     return (
         note if getattr(bench.model, "exact", True) else f"{note}, and BatchNorm took its statistics from each chunk",
     )
+
+
+def _notes_on_compiling(bench: Bench, progress: Progress) -> tuple[str, ...]:
+    """Return the note of a row whose network was to be compiled and ran as it is."""
+    trial, level = bench.trial, bench.trial.arm.metrix
+    if trial.training.compile == "none" or trial.arm.at == "floor":
+        return ()
+    if progress.chunked is not None:
+        return ("in chunks the network ran uncompiled",)
+    if level is not None and level.at == "feature" and level.stage not in (None, bench.network.stages()[-1]):
+        return (f"with rows mixed at {level.stage} the network ran uncompiled",)
+    return ()
 
 
 def _notes_on_devices(progress: Progress) -> tuple[str, ...]:

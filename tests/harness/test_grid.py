@@ -97,6 +97,14 @@ FROZEN = {
         "images.views: 2 views are for a frozen backbone; a trained one sees new crops in every step. Set "
         "model.backbone to frozen, or remove views"
     ),
+    "backbones: [{name: test_vit, pretrained: true}]\nmodel: {backbone: frozen}\ntraining: {compile: network}": (
+        "training.compile: network compiles the backbone, which is frozen and computes its features once; set "
+        "compile to none"
+    ),
+    "training: {compile: cuda_graphs}\nresources: {gpus_per_trial: 2}": (
+        "training.compile: cuda_graphs works on one GPU, but gpus_per_trial is 2; set compile to none, or "
+        "gpus_per_trial to at most 1"
+    ),
     "backbones: [{name: test_vit, pretrained: true}]\nmodel: {backbone: frozen}\nresources: {gpus_per_trial: 2}": (
         "resources.gpus_per_trial: 2 GPUs for a frozen backbone, which trains only a head, on one device; use at "
         "most 1"

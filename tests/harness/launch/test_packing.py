@@ -16,9 +16,14 @@ def test_as_many_trials_as_fit_with_headroom(peak, fit):
 def test_which_settings_determine_memory(make_trial):
     plain = memory_key(make_trial())
     assert memory_key(make_trial(seed=3, lr=1.0, epochs=9)) == plain
-    others = [make_trial(batch_size=40), make_trial(backbone="resnet18"), make_trial(dataset="sop")]
+    others = [
+        make_trial(batch_size=40),
+        make_trial(compile="network"),
+        make_trial(backbone="resnet18"),
+        make_trial(dataset="sop"),
+    ]
     others += map(make_trial, ("contrastive+input", "soft_triple", "untrained", "pixels"))
-    assert len({plain, *map(memory_key, others)}) == 8
+    assert len({plain, *map(memory_key, others)}) == 9
     weight = make_trial().model_copy(update={"arm": Arm.parse("contrastive+input[weight=0.1]")})
     assert memory_key(weight) == memory_key(make_trial("contrastive+input"))
 

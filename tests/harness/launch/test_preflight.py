@@ -5,7 +5,7 @@ from hashlib import sha256
 
 import pytest
 
-from harness.config import Choice
+from harness.config import Choice, Training
 from harness.launch.preflight import facts, mismatches
 from harness.runs.run import Run
 from harness.training.pictures import Sources
@@ -79,3 +79,19 @@ def test_weights_are_those_of_the_driver(tmp_path):
     assert mismatches(here, collected()) == [f"{file} differs: {two} there, {one} here"]
     file.unlink()
     assert mismatches(here, collected()) == [f"{file}: No such file or directory"]
+
+
+def test_a_node_that_cannot_compile(tmp_path, monkeypatch):
+    run = Run(tmp_path / "run")
+    run.prepare()
+
+    def problems(mode, device="cpu"):
+        trainings = [Training(), Training(compile=mode), Training(compile=mode, lr=0.1)]
+        return facts([], Sources(run.address, device=device), run.identity, trainings=trainings).problems
+
+    assert problems("none") == ()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert problems("none") == ()
+    assert problems("network") == (
+        "training.compile is network, but there is no compiler g++ on the PATH: install one, or choose none",
+    )

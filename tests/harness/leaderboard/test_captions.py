@@ -274,3 +274,14 @@ def test_a_trained_and_a_frozen_network_have_a_table_each_with_its_own_count(pre
     assert [len(block.rows) for block in board.blocks] == [2, 2]
     assert sorted(block.factors["model.backbone"] for block in board.blocks) == ["frozen", "trained"]
     assert "Below it: 1 of 2 trained rows in R@1, 0 of 2" in " ".join(captions.of_board(board))
+
+
+def test_compiled_rows_have_a_table_of_their_own_whose_heading_and_caption_say_so(make_trial, make_record):
+    trials = [make_trial(compile=way) for way in ("none", "network", "cuda_graphs")]
+    blocks = board_of([make_record(trial) for trial in trials]).blocks
+    said = {block.factors["training.compile"]: (block.heading, " ".join(block.caption)) for block in blocks}
+    assert said.keys() == {"none", "network", "cuda_graphs"}
+    assert all(f"(training.compile = {way})" in heading for way, (heading, _) in said.items())
+    assert ", adamw; " in said["none"][1]
+    assert ", adamw, compiled (its seconds include compiling); " in said["network"][1]
+    assert ", adamw, compiled with CUDA graphs (its seconds include compiling); " in said["cuda_graphs"][1]
