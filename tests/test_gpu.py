@@ -115,8 +115,9 @@ def test_the_whole_command_succeeds_with_the_promised_packages_alone(pictures, t
         *(f"contrastive, n = 20, d = 512, loss and Metrix at {level} ÷ loss" for level in ("embedding", "input")),
         "evaluation of 300 × 16, R@1 to R@100 and MAP@R",
         "test_resnet, 32 px, bf16, batch 10, cache path: an epoch of 30 images",
-        "test_resnet, a step, torch.compile on",
-        "test_resnet, a step, torch.compile off",
+        *(f"a step of the ResNet, training.compile, {way}"
+          for way in ("none", "network", "seconds of network ÷ none")),
+        "a step of the vision transformer, training.compile, network: the first time",
     ):  # fmt: skip
         assert wanted in figures, wanted
     with zipfile.ZipFile(tmp_path / "out/records.zip") as kept:
@@ -154,10 +155,10 @@ def test_a_piece_that_hangs_dies_or_fails_does_not_stop_the_others(tmp_path, cap
 
 
 def test_pieces_that_do_not_fit_into_the_time_are_reported_as_skipped(tmp_path, capsys):
-    assert main(["--minutes", "0", "--only", "scores,compile", "--out", str(tmp_path)]) == 0
+    assert main(["--minutes", "0", "--only", "scores,options", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "- scores: it needs about 15 s and 0 s were left" in printed
-    assert "- compile: it needs about 60 s and 0 s were left" in printed
+    assert "- options: it needs about 90 s and 0 s were left" in printed
 
 
 @pytest.mark.parametrize(

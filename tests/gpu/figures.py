@@ -1,9 +1,10 @@
-"""Measure costs on a GPU: bare networks and trials, levels, losses, evaluation, an epoch, torch.compile."""
+"""Measure costs on a GPU: bare networks and trials, levels, losses, evaluation, an epoch, options of training."""
 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from unittest import SkipTest
+from functools import partial
+from unittest.mock import patch
 
 import timm
 import torch
@@ -13,6 +14,7 @@ import metrix
 from harness.config import Arm
 from harness.evaluation.retrieval import evaluate
 from harness.training.bench import Bench
+from harness.training.compiled import compile_backbone
 from harness.training.criterion import build_criterion
 from tests.gpu.bench import bench_over, one_batch, train, with_ready_batch
 from tests.gpu.place import Place
@@ -22,6 +24,7 @@ from tests.performance.retrieval import products_like
 
 LEVELS = ("embedding", "feature", "feature[stage={stage}]", "input")
 KS = (1, 10, 100, 1000)
+Ways = tuple[int, dict[str, Callable[[], object]]]
 
 
 def resnet(place: Place) -> None:
@@ -226,28 +229,51 @@ def epoch(place: Place) -> None:
     place.measured(f"{at}: {sizes.test_images:,} test images embedded in float32 and scored", "s", seconds)
 
 
-def compiled(place: Place) -> None:
-    """Measure a step with torch.compile relative to one without, and the seconds of compiling."""
-    for name in place.sizes.networks[:2]:
-        bench = bench_over(place, place.large(name), 2 * place.sizes.batch)
-        criterion = bench.criterion()
-        plain = step(bench, criterion)
-        faster = step(bench, criterion, torch.compile(bench.model, backend="eager" if place.stand_in else "inductor"))
-        began = time.perf_counter()
-        try:
-            faster()
-        except Exception as error:  # whatever the compiler raises, such as for want of a C compiler
-            raise SkipTest(f"torch.compile failed on {name}: {_first_line(error)}") from error
-        wait_for(place.device)
-        place.note(f"{name}, torch.compile, the first step", time.perf_counter() - began, "s")
-        seconds = take_turns(
-            {"off": plain, "on": faster}, place.sizes.rounds, place.sizes.repeat, device=place.device
-        )
-        for state, times in seconds.items():
-            place.measured(
-                f"{name}, a step, torch.compile {state}", "images/s", [place.sizes.batch / s for s in times]
-            )
-        place.measured(f"{name}, a step, torch.compile on ÷ off", "×", ratios(seconds["on"], seconds["off"]))
+def options(place: Place) -> None:
+    """Measure each option: every way relative to the first of its row, and the seconds of the first call.
+
+    A way that fails, as torch.compile may, is noted with the reason.
+    """
+    for name, ways_of in OPTIONS.items():
+        images, ways, works = *ways_of(place), {}
+        for way, call in ways.items():
+            began = time.perf_counter()
+            try:
+                call()
+            except Exception as error:  # whatever a compiler raises
+                place.note(f"{name}, {way}: failed", _first_line(error))
+                continue
+            wait_for(place.device)
+            place.note(f"{name}, {way}: the first time", time.perf_counter() - began, "s")
+            works[way] = call
+        seconds = take_turns(works, place.sizes.rounds, place.sizes.repeat, device=place.device)
+        before, *others = seconds
+        for way, times in seconds.items():
+            place.measured(f"{name}, {way}", "images/s", [images / s for s in times])
+        for way in others:
+            place.measured(f"{name}, seconds of {way} ÷ {before}", "×", ratios(seconds[way], seconds[before]))
+
+
+def compiled(network: int, place: Place) -> Ways:
+    """A training step with each way to compile one of the networks; a stand-in compiles nothing."""
+    if place.stand_in:
+        with patch.object(torch, "compile", lambda function, **_: function):
+            return place.sizes.batch, {way: _compiled_step(place, network, way) for way in COMPILED}
+    return place.sizes.batch, {way: _compiled_step(place, network, way) for way in COMPILED}
+
+
+def _compiled_step(place: Place, network: int, way: str) -> Callable[[], None]:
+    trial = place.large(place.sizes.networks[network], compile=way)
+    bench = bench_over(place, trial, 2 * place.sizes.batch)
+    compile_backbone(bench.model, trial.training)
+    return step(bench, bench.criterion())
+
+
+COMPILED = ("none", "network", "cuda_graphs")
+OPTIONS: dict[str, Callable[[Place], Ways]] = {  # each row: images of a call, and calls that differ in one option
+    "a step of the ResNet, training.compile": partial(compiled, 0),
+    "a step of the vision transformer, training.compile": partial(compiled, 1),
+}
 
 
 def ratios(of: Sequence[float], to: Sequence[float]) -> list[float]:

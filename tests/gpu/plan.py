@@ -50,7 +50,7 @@ PLAN = (
     Piece("epoch", "tests.gpu.figures:epoch", 15, 60),
     Piece("vit", "tests.gpu.figures:vit", 15, 60),
     Piece("efficientnet", "tests.gpu.figures:efficientnet", 15, 60),
-    Piece("compile", "tests.gpu.figures:compiled", 60, 150),
+    Piece("options", "tests.gpu.figures:options", 90, 240),
     Piece("finetune", "tests.gpu.finetune:finetune", 20, 900),
 )
 
