@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from unittest.mock import patch
 
@@ -16,6 +17,7 @@ from harness.evaluation.retrieval import evaluate
 from harness.training.bench import Bench
 from harness.training.compiled import compile_backbone
 from harness.training.criterion import build_criterion
+from harness.training.pipeline import IN_TURN
 from tests.gpu.bench import bench_over, one_batch, train, with_ready_batch
 from tests.gpu.place import Place
 from tests.performance import losses as made
@@ -269,8 +271,18 @@ def _compiled_step(place: Place, network: int, way: str) -> Callable[[], None]:
     return step(bench, bench.criterion())
 
 
+def pipeline(path: str, place: Place) -> Ways:
+    """Two epochs of training with batches that are read in their turn, and ahead."""
+    trial = place.large(place.sizes.networks[0], path=path, epochs=2)
+    bench = bench_over(place, trial, 10 * place.sizes.batch)
+    ways = {"read in their turn": IN_TURN, "read ahead": bench.pipeline}
+    return 20 * place.sizes.batch, {way: partial(train, replace(bench, pipeline=p)) for way, p in ways.items()}
+
+
 COMPILED = ("none", "network", "cuda_graphs")
 OPTIONS: dict[str, Callable[[Place], Ways]] = {  # each row: images of a call, and calls that differ in one option
+    "batches of decoded images": partial(pipeline, "cache"),
+    "batches of files": partial(pipeline, "classical"),
     "a step of the ResNet, training.compile": partial(compiled, 0),
     "a step of the vision transformer, training.compile": partial(compiled, 1),
 }

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import timm
@@ -44,7 +44,7 @@ def main() -> None:
     """Print images per second of both, and their ratio with and without the first decoding."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda"
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", default="resnet50:224" if on_gpu else "test_resnet:64,resnet18:64")
     parser.add_argument("--classes", type=int, default=100 if on_gpu else 20)
     parser.add_argument("--batch", type=int, default=100 if on_gpu else 50)
@@ -152,7 +152,7 @@ def customary(loss: str, trial: Trial, files: Path, device: torch.device) -> Gen
         persistent_workers=True,
     )
     body = timm.create_model(trial.backbone.name, num_classes=0)
-    network = nn.Sequential(body, nn.Linear(int(body.num_features), DIM)).to(device).train()
+    network = nn.Sequential(body, nn.Linear(cast(int, body.num_features), DIM)).to(device).train()
     criterion, miner = objective(loss)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     while True:
@@ -171,7 +171,8 @@ def customary(loss: str, trial: Trial, files: Path, device: torch.device) -> Gen
 def objective(loss: str) -> tuple[Callable[..., Tensor], Any]:
     """Return a loss of pytorch-metric-learning with the miner that goes with it, if any."""
     if loss == "contrastive":
-        return losses.ContrastiveLoss(pos_margin=1, neg_margin=0.5, distance=CosineSimilarity()), None
+        margins: dict[str, Any] = {"pos_margin": 1, "neg_margin": 0.5}
+        return losses.ContrastiveLoss(**margins, distance=CosineSimilarity()), None
     return losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner(epsilon=0.1)
 
 
