@@ -4,8 +4,16 @@ from typing import Any
 
 import pytest
 
+from harness.config import Resources
 from harness.launch import clear_leftovers, environment, joined_early, supervise
+from harness.runs.errors import RunError
+from harness.runs.live import View
 from harness.runs.run import Run
+from harness.training.pictures import Sources
+
+
+class Quiet(View):
+    """A view that shows nothing."""
 
 
 class Nodes:
@@ -182,7 +190,21 @@ def test_a_finished_run_needs_no_cluster():
         assert cluster is None
 
 
+def test_trials_that_this_machine_cannot_compile_are_refused_before_ray_starts(make_trial, monkeypatch, tmp_path):
+    environment.prepare(None)
+    from harness.launch.engine import Engine
+
+    run = Run(tmp_path / "run")
+    run.prepare()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    alone = Engine(Sources(run.address, device="cpu"), Resources(), Quiet(), [])
+    with pytest.raises(RunError, match=r"training.compile is network, but there is no compiler g\+\+ on the PATH"):
+        alone.run([make_trial(compile="network")], run)
+
+
 def test_a_trial_may_use_the_processors_that_belong_to_its_share_of_gpus():
+    environment.prepare(None)
     from harness.launch.cluster import Cluster, Node
 
     found = Cluster()

@@ -12,21 +12,13 @@ from torch._inductor import config as inductor
 
 from harness.config import Backbone, Choice, Training
 from harness.fairness.comparability import Entry, comparable_tables, distinguishing
-from harness.launch import engine
 from harness.launch.preflight import uncompilable
-from harness.runs.errors import RunError
-from harness.runs.live import View
 from harness.runs.run import Run
 from harness.training import checkpoint, compiled
 from harness.training.devices import DeviceError
 from harness.training.embedder import Embedder
 from harness.training.pictures import Sources
 from harness.training.trial import run_trial, steps
-
-
-class Quiet(View):
-    pass
-
 
 NO_COMPILER = "training.compile is network, but there is no compiler g++ on the PATH: install one, or choose none"
 
@@ -197,11 +189,6 @@ def test_a_trial_is_refused_before_it_begins(tiny, frozen, data, monkeypatch, tm
     with pytest.raises(DeviceError, match="there is no compiler"):
         next(steps(tiny(), Sources(tmp_path / "run", device="cpu")))
     assert uncompilable([tiny().training], "cpu") == [NO_COMPILER]
-    run = Run(tmp_path / "run")
-    run.prepare()
-    alone = engine.Engine(Sources(run.address, device="cpu"), engine.Resources(), Quiet(), [])
-    with pytest.raises(RunError, match="there is no compiler"):
-        alone.run([tiny()], run)
 
 
 def test_it_is_a_shared_factor(make_trial):
