@@ -1,7 +1,7 @@
-"""Training throughput of a whole trial against the bare network's forward and backward on the same batches.
+"""Training throughput of a whole trial against the bare network's forward, backward and optimiser step.
 
-The trial's time includes batches, augmentation, loss, optimiser, clipping and the checks of the loss; its
-checkpoints are timed apart and added. Ratios within one run: the bare network and the trial take turns.
+The trial's time includes batches, augmentation, loss, clipping and the checks of the loss too; its checkpoints are
+timed apart and added. Ratios within one run: the bare network and the trial take turns.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from harness.grid import Grid
 from harness.training.network import build_embedder
 from harness.training.trial import run_trial
 
-AIM = 0.85
+AIM = 0.92
 
 
 def main() -> None:
@@ -48,15 +48,16 @@ def main() -> None:
 
 def _bare(trial, steps: int) -> float:
     network = build_embedder(trial).train()
-    side, size = trial.images.side_px, trial.training.batch_size
-    images = torch.randn(size, 3, side, side)
-    for _ in range(3):
+    settings, side = trial.training, trial.images.side_px
+    optimizer = torch.optim.AdamW(network.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
+    images = torch.randn(settings.batch_size, 3, side, side)
+    for step in range(3 + steps):
+        if step == 3:
+            began = time.perf_counter()
+        optimizer.zero_grad()
         network(images).sum().backward()
-    began = time.perf_counter()
-    for _ in range(steps):
-        network.zero_grad(set_to_none=True)
-        network(images).sum().backward()
-    return steps * size / (time.perf_counter() - began)
+        optimizer.step()
+    return steps * settings.batch_size / (time.perf_counter() - began)
 
 
 if __name__ == "__main__":
