@@ -11,7 +11,7 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ COMPUTED_WITH = ("torch", "timm")
 NUMBER = np.dtype("<f4")
 
 Announce = Callable[[str], None]
-Rows = Callable[[range], np.ndarray]
+Rows = Callable[[Iterable[range]], Iterable[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Views:
 
 @dataclass(frozen=True)
 class Source:
-    """What computes features: `rows` returns those of a range of images (b, views, width); `about` is as there."""
+    """What computes features: `rows` yields those of each range of images (b, views, width); `about` is as there."""
 
     title: str
     about: Mapping[str, Any]
@@ -156,8 +156,9 @@ def _compute(
                 f"{takes}: computing the features of {count - done} images"
                 + f", after {done} that are done" * (done > 0)
             )
-        for rows in _timed(range(done, count, source.batch), count, announce, progress):
-            file.write(np.ascontiguousarray(source.rows(rows), dtype=NUMBER).data)
+        parts = [range(start, min(start + source.batch, count)) for start in range(done, count, source.batch)]
+        for rows in _timed(source.rows(parts), done, count, announce, progress):
+            file.write(np.ascontiguousarray(rows, dtype=NUMBER).data)
             file.flush()
             os.fsync(file.fileno())
         file.seek(0)
@@ -167,19 +168,23 @@ def _compute(
 
 
 def _timed(
-    starts: range, count: int, announce: Announce | None, progress: Callable[[int, int], None] | None
-) -> Iterator[range]:
+    batches: Iterable[np.ndarray],
+    done: int,
+    count: int,
+    announce: Announce | None,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[np.ndarray]:
     """Yield the batches, and report after each how many images are done; announce every tenth with the time left."""
-    began, tenths = time.monotonic(), 0
-    for start in starts:
-        end = min(start + starts.step, count)
-        yield range(start, end)
+    began, first, tenths = time.monotonic(), done, 0
+    for rows in batches:
+        yield rows
+        done += len(rows)
         if progress is not None:
-            progress(end, count)
-        if announce is not None and (now := 10 * (end - starts.start) // max(1, count - starts.start)) > tenths:
-            tenths, left_s = now, (time.monotonic() - began) / (end - starts.start) * (count - end)
-            if end < count and left_s > 30:
-                announce(f"features: {end} of {count} images, about {math.ceil(left_s / 60)} min left")
+            progress(done, count)
+        if announce is not None and (now := 10 * (done - first) // (count - first)) > tenths:
+            tenths, left_s = now, (time.monotonic() - began) / (done - first) * (count - done)
+            if done < count and left_s > 30:
+                announce(f"features: {done} of {count} images, about {math.ceil(left_s / 60)} min left")
 
 
 def _stored(path: Path, count: int) -> Features | None:

@@ -4,8 +4,8 @@ Each is prepared once per machine, before any trial waits for it.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +19,12 @@ from harness.data import datasets
 from harness.data.cache import default_folder
 from harness.data.datasets import Dataset
 from harness.data.images import Images, Originals, contents, open_images
+from harness.data.loading import Each
 from harness.streams import stream
 from harness.training.devices import rank_devices
 from harness.training.features import Announce, Features, Source, features_path, open_features
 from harness.training.network import augmentation, build_embedder
+from harness.training.pipeline import Pipeline
 
 EMBEDDING_BATCH = 256
 FEATURE_BATCH = 64  # images whose features are computed at a time
@@ -111,17 +113,24 @@ def _source(trial: Trial, dataset: Dataset, sources: Sources, announce: Announce
     network = build_embedder(trial).to(device).eval()
     transform, views = augmentation(trial, network, dataset), trial.images.views
 
-    @torch.inference_mode()
-    def rows(which: range) -> np.ndarray:
+    pipeline = Pipeline.of(device, sources.processors_per_rank, torch.get_num_threads())
+
+    def read(which: range, each: Each) -> list[Any]:
         batch = images.batch(np.arange(which.start, which.stop), device)
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            seen = [transform.evaluate(transform.load(batch, None, threads.map))]
-            for view in range(1, views):
-                generator = torch.Generator(device).manual_seed(
-                    stream(0, dataset.name, "features", view, which.start)
-                )
-                seen.append(transform.train(transform.load(batch, generator, threads.map), generator))
+        drawn: list[torch.Generator | None] = [None]  # the first view is that of a test
+        for view in range(1, views):
+            seed = stream(0, dataset.name, "features", view, which.start)
+            drawn.append(torch.Generator(device).manual_seed(seed))
+        return [(transform.load(batch, generator, each), generator) for generator in drawn]
+
+    @torch.inference_mode()
+    def pooled(loaded: list[Any]) -> np.ndarray:
+        seen = (transform.train(*view) if view[1] else transform.evaluate(view[0]) for view in loaded)
         return torch.stack([network.pooled(view).float() for view in seen], dim=1).cpu().numpy()
+
+    def rows(parts: Iterable[range]) -> Iterator[np.ndarray]:
+        with closing(pipeline.run(read, lambda loaded: loaded, parts, device)) as batches:
+            yield from map(pooled, batches)
 
     names = ("width", "weights", "weights_read", "weights_digest", "normalisation")
     about = {name: getattr(network, name) for name in names}

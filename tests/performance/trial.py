@@ -50,9 +50,9 @@ def _bare(trial, steps: int) -> float:
     network = build_embedder(trial).train()
     settings, side = trial.training, trial.images.side_px
     optimizer = torch.optim.AdamW(network.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
-    images = torch.randn(settings.batch_size, 3, side, side)
-    for step in range(3 + steps):
-        if step == 3:
+    images, began = torch.randn(settings.batch_size, 3, side, side), 0.0
+    for step in range(-3, steps):
+        if step == 0:
             began = time.perf_counter()
         optimizer.zero_grad()
         network(images).sum().backward()

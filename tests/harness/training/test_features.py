@@ -34,11 +34,12 @@ class Made:
         self.opened += 1
         return Source("made-up features", self.about, self.views, self.rows, BATCH)
 
-    def rows(self, which):
-        if which.start == self.fail_at:
-            raise RuntimeError("stopped")
-        self.starts.append(which.start)
-        return np.random.default_rng(which.start).random((len(which), self.views, WIDTH), np.float32)
+    def rows(self, parts):
+        for which in parts:
+            if which.start == self.fail_at:
+                raise RuntimeError("stopped")
+            self.starts.append(which.start)
+            yield np.random.default_rng(which.start).random((len(which), self.views, WIDTH), np.float32)
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_a_second_opening_computes_nothing(tmp_path, whole):
     source = Made()
     found = open_features(tmp_path / "whole.bin", COUNT, source)
     assert (source.opened, len(found), found.array.shape, dict(found.about)) == (0, COUNT, (COUNT, 1, WIDTH), ABOUT)
-    expected = np.concatenate([Made().rows(range(i, min(i + BATCH, COUNT))) for i in (0, 4, 8)])
+    expected = np.concatenate(list(Made().rows(range(i, min(i + BATCH, COUNT)) for i in (0, 4, 8))))
     np.testing.assert_array_equal(found.array, expected)
     np.testing.assert_array_equal(found.batch(torch.tensor([9, 0, 9])), expected[[9, 0, 9]])
 
@@ -131,13 +132,14 @@ from harness.training.features import open_features
 from tests.harness.training.test_features import COUNT, Made
 
 class Slow(Made):
-    def rows(self, which):
-        with open(sys.argv[2], "a") as log:
-            log.write(f"{which.start}\\n")
-        time.sleep(0.2)
-        if str(which.start) == sys.argv[3]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().rows(which)
+    def rows(self, parts):
+        for which in parts:
+            with open(sys.argv[2], "a") as log:
+                log.write(f"{which.start}\\n")
+            time.sleep(0.2)
+            if str(which.start) == sys.argv[3]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield from super().rows([which])
 
 open_features(Path(sys.argv[1]), COUNT, Slow())
 """
