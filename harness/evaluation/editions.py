@@ -4,8 +4,9 @@ A record stores the digest of the evaluator that scored it. The digest changes w
 included, so it does not say whether two records are comparable. `EDITIONS` says it: digests of one edition compute
 the same numbers, and their records may share a table. An unknown digest is an edition of its own.
 
-After a change of `retrieval.py` or `metrics/`, compare the scores of the old and the new code, bit for bit. If they
-are equal, add the new digest to the last edition. If they differ, add an edition and an entry in CHANGELOG.md.
+After a change of `retrieval.py`, `symmetry.py` or `metrics/`, compare the scores of the old and the new code, bit for
+bit. If they are equal, add the new digest to the last edition. If they differ, add an edition and an entry in
+CHANGELOG.md.
 The digest covers the bytes of the files, since a digest of the syntax tree would depend on the version of Python.
 """
 
@@ -36,16 +37,17 @@ EDITIONS = (  # newest last
             "3cbe495db3a4794346b104f3ca0844f46a35c8774efb8626bba662f80facd697",
             "f55cc87fcdd212af461298592dfe33839665f8409903d213233f2235b5474ff1",
             "95da0384efdb7e4d63895dc7e5e12d37c4178afa0828e46cac85939d7bebd564",
+            "cdf31ed4d9ea488d47f6afa853035ac93d60873611f17a58cbd4f0d5d8f26db5",
         ),
     ),
 )
 
 
 def evaluator_digest() -> str:
-    """Return the sha256 over the sources of `retrieval.py` and of every metric, with their names."""
+    """Return the sha256 over the sources of `retrieval.py`, `symmetry.py` and every metric, with their names."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in (here / "retrieval.py", *sorted((here / "metrics").glob("*.py"))):
+    for path in (here / "retrieval.py", here / "symmetry.py", *sorted((here / "metrics").glob("*.py"))):
         digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

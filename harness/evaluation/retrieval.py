@@ -1,4 +1,4 @@
-"""Exact retrieval: the scores of an embedding, with faiss on a CPU and torch on a GPU or where faiss is missing.
+"""Exact retrieval: the scores of an embedding, on a CPU or GPU, with torch or faiss.
 
 Every query is compared with every candidate. The similarities of a block of queries to the whole gallery are one
 matrix product. Values are compared only with others of the same product, because a dot product that is computed
@@ -14,6 +14,10 @@ positives are removed before the search, a group of ties cannot hide anything at
 `depth` candidates come before a positive, the count is complete. Otherwise the rank lies beyond `depth`, which is all
 that MAP@R (depth ≥ R) needs to know. R@K needs the best positive's rank at any depth: where the search did not settle
 it, the whole row is counted. R@1000 therefore costs as much as R@1.
+
+A set that is searched among itself on a CPU goes another way to the same ranks, which takes half of the product: see
+`symmetry.py`. Its blocks are made for a CPU's caches and hold whole classes, so a GPU, or a set with a very large
+class, searches whole rows.
 """
 
 from __future__ import annotations
@@ -23,13 +27,14 @@ from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial, reduce
 from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness.evaluation import metrics
+from harness.evaluation import metrics, symmetry
 
 TIE = 1e-6
 BLOCK_BYTES = 256 * 2**20
@@ -79,7 +84,8 @@ def evaluate(
     gallery         (g, d): search here instead of among `embeddings` (In-Shop's protocol), with gallery_labels (g,)
     query_ids       (n,), and gallery_ids (g,): a candidate whose id equals the query's is the query itself and is
                     left out. Without a gallery the query's own row is always left out; query_ids leave out copies too
-    engine          "faiss" or "torch"; by default faiss on a CPU where it is installed, else torch
+    engine          "faiss" or "torch"; by default torch on a GPU and for a set that is searched among itself, unless
+                    a class is larger than 512, else faiss where it is installed
 
     Raises ValueError for zero or non-finite vectors, a K beyond the number of candidates, a gallery that equals the
     query array without ids, sizes that do not match, and if no query has a positive.
@@ -97,14 +103,15 @@ def evaluate(
     columns = {title: (metric, options) for metric in all_metrics for title, options in metric.columns(ks).items()}
     per_query = {}
     best = np.empty(len(kept), np.int64)
-    with _exact_products(), _engine(engine, task.gallery) as search:
-        for rows, ranks in _ranks(search, task, kept, all_metrics, ks):
+    used = _engine(engine, task)
+    blocks = _symmetric_ranks if used == "torch" and task.symmetric else partial(_ranks, used)
+    with _exact_products():
+        for rows, ranks in blocks(task, kept, all_metrics, ks):
             best[rows] = ranks[:, 0]
             for title, (metric, options) in columns.items():
                 scores = metric.compute(ranks, task.relevant[kept[rows]], **options)
                 kind = np.bool_ if scores.dtype == np.bool_ else np.float32
                 per_query.setdefault(title, np.empty(len(kept), kind))[rows] = scores
-        used = search.name
     values = {title: float(scores.mean(dtype=np.float64)) for title, scores in per_query.items()}
     return Evaluation(values, per_query, best, kept, len(task.relevant) - len(kept), used)
 
@@ -140,7 +147,10 @@ class _Members:
 
 @dataclass(frozen=True)
 class _Task:
-    """Queries and gallery, and which candidates are the query itself or its positives."""
+    """Queries and gallery, and which candidates are the query itself or its positives.
+
+    `labels` are those of a set that is searched among itself, where each query leaves out its own row alone.
+    """
 
     queries: Tensor
     gallery: Tensor
@@ -148,9 +158,17 @@ class _Task:
     same_id: _Members
     relevant: np.ndarray
     candidates: np.ndarray
+    labels: np.ndarray | None
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether each similarity can be computed once: among a set itself, on a CPU, and no class is too large."""
+        small = int(self.same_label.count.max()) <= symmetry.LARGEST_CLASS
+        return self.labels is not None and small and self.gallery.device.type == "cpu"
 
 
 def _task(embeddings, labels, gallery, gallery_labels, query_ids, gallery_ids) -> _Task:
+    alone = gallery is None and query_ids is None
     queries = candidates = _normalized(embeddings, "embeddings")
     labels = candidate_labels = _checked_labels(labels, len(queries), "labels")
     if gallery is None:
@@ -181,7 +199,7 @@ def _task(embeddings, labels, gallery, gallery_labels, query_ids, gallery_ids) -
     same_label, same_id = _Members.of(labels, candidate_labels), _Members.of(ids, gallery_ids)
     itself = _Members.of(ids * classes + labels, gallery_ids * classes + candidate_labels)
     relevant, count = same_label.count - itself.count, len(candidates) - same_id.count
-    return _Task(queries, candidates, same_label, same_id, relevant, count)
+    return _Task(queries, candidates, same_label, same_id, relevant, count, labels if alone else None)
 
 
 def _numbered(first: Sequence, second: Sequence) -> tuple[np.ndarray, np.ndarray]:
@@ -244,20 +262,41 @@ def _normalized(embeddings, name: str) -> Tensor:
 # --- ranks ----------------------------------------------------------------------------------------
 
 
+Blocks = Iterator[tuple[np.ndarray, np.ndarray]]  # rows in `kept`, and the ranks (rows, m) of their positives
+
+
+def _symmetric_ranks(
+    task: _Task, kept: np.ndarray, all_metrics: tuple[metrics.Metric, ...], ks: tuple[int, ...]
+) -> Blocks:
+    """Yield the ranks of a set that is searched among itself."""
+    assert task.labels is not None
+    depths = _depth(all_metrics, task.relevant, ks, len(task.gallery))
+    for rows, ranks in symmetry.ranks(task.gallery, task.labels, depths, TIE):
+        yield np.searchsorted(kept, rows), ranks
+
+
 def _ranks(
-    search: _TorchSearch, task: _Task, kept: np.ndarray, all_metrics: tuple[metrics.Metric, ...], ks: tuple[int, ...]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield for each block of queries its rows in `kept` and the ranks (rows, m) of their positives.
+    engine: str, task: _Task, kept: np.ndarray, all_metrics: tuple[metrics.Metric, ...], ks: tuple[int, ...]
+) -> Blocks:
+    """Yield the ranks of any queries in any gallery.
 
     A block holds queries of similar R, so that one large class does not deepen the search of all others.
     """
-    remaining = np.argsort(task.relevant[kept], kind="stable")
-    while len(remaining):
-        most = int(task.relevant[kept[remaining[: search.rows][-1]]])
-        rows, remaining = np.split(remaining, [min(search.rows, max(1, BLOCK_BYTES // (POSITIVE_BYTES * most)))])
-        needs = {"best": 1, "relevant": most, "k": max(ks, default=1), "all": len(task.gallery)}
-        depth = max(MIN_DEPTH, *(needs[metric.depth] for metric in all_metrics))
-        yield rows, _block_ranks(search, task, kept[rows], min(depth, len(task.gallery)))
+    with _search(engine, task.gallery) as search:
+        remaining = np.argsort(task.relevant[kept], kind="stable")
+        while len(remaining):
+            most = int(task.relevant[kept[remaining[: search.rows][-1]]])
+            rows, remaining = np.split(remaining, [min(search.rows, max(1, BLOCK_BYTES // (POSITIVE_BYTES * most)))])
+            depth = max(MIN_DEPTH, int(_depth(all_metrics, np.array(most), ks, len(task.gallery))))
+            yield rows, _block_ranks(search, task, kept[rows], min(depth, len(task.gallery)))
+
+
+def _depth(
+    all_metrics: tuple[metrics.Metric, ...], relevant: np.ndarray, ks: tuple[int, ...], candidates: int
+) -> np.ndarray:
+    """Return how deep the metrics must know the ranks of queries with so many positives: as many numbers from 1."""
+    needs = {"best": 1, "relevant": relevant, "k": max(ks, default=1), "all": candidates}
+    return reduce(np.maximum, (needs[metric.depth] for metric in all_metrics), np.ones_like(relevant))
 
 
 def _block_ranks(search: _TorchSearch, task: _Task, queries: np.ndarray, depth: int) -> np.ndarray:
@@ -376,18 +415,23 @@ def _in_threads(function, parts: list) -> list:
         return list(pool.map(function, parts))
 
 
-@contextmanager
-def _engine(name: str | None, gallery: Tensor) -> Iterator[_TorchSearch]:
+def _engine(name: str | None, task: _Task) -> str:
+    """Return the engine to use. Raise ValueError if the one that was asked for is unknown or cannot be used."""
     if name not in (None, "faiss", "torch"):
         raise ValueError(f"engine: {name!r}; choose faiss or torch")
-    on_cpu = gallery.device.type == "cpu"
+    device, on_cpu = task.gallery.device, task.gallery.device.type == "cpu"
     installed = importlib.util.find_spec("faiss") is not None
     if name == "faiss" and not on_cpu:
-        raise ValueError(f"engine: faiss searches on the CPU, the embeddings are on {gallery.device}; choose torch")
+        raise ValueError(f"engine: faiss searches on the CPU, the embeddings are on {device}; choose torch")
     if name == "faiss" and not installed:
         raise ValueError("engine: faiss is not installed (pip install faiss-cpu); choose torch")
-    if name == "torch" or not on_cpu or not installed:
-        yield _CpuSearch(gallery) if on_cpu else _TorchSearch(gallery)
+    return name or ("faiss" if on_cpu and installed and not task.symmetric else "torch")
+
+
+@contextmanager
+def _search(engine: str, gallery: Tensor) -> Iterator[_TorchSearch]:
+    if engine == "torch":
+        yield _CpuSearch(gallery) if gallery.device.type == "cpu" else _TorchSearch(gallery)
         return
     import faiss
 

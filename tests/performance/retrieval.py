@@ -11,7 +11,7 @@ import resource
 import time
 from functools import partial
 
-AIM, AIM_GB = 1.3, 2.0
+AIMS, AIM_GB = {"torch": 0.65, "faiss": 1.3}, 2.0  # torch computes each similarity of two images once
 FULL = 60_502
 BLOCK = 1024
 KS = (1, 10, 100, 1000)
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help=f"the size of Stanford Online Products, {FULL} images")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--engines", nargs="+", default=["faiss", "torch"])
+    parser.add_argument("--engines", nargs="+", default=["torch", "faiss"])
     options = parser.parse_args()
     images = FULL if options.full else options.images
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(options.threads)  # read at import
@@ -37,7 +37,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(
         f"retrieval of {images} × {options.dim}, {options.threads} threads, least of {options.rounds}"
-        f" (aim: at most {AIM} × the product, under {AIM_GB:.0f} GB above the embeddings)"
+        f" (aim: at most {AIMS['torch']} × the product with torch, {AIMS['faiss']} with faiss,"
+        f" under {AIM_GB:.0f} GB above the embeddings)"
     )
     for name, spread in (("trained", 2.2), ("untrained", 100.0)):
         embeddings, labels = products_like(images, options.dim, spread)

@@ -6,7 +6,7 @@ from harness.evaluation import editions
 from harness.evaluation.editions import EDITIONS, edition_of, evaluator_digest
 from harness.fairness.rules import factors_of
 
-HOW = """harness/evaluation/retrieval.py or metrics/ changed: their digest {} is in no edition.
+HOW = """harness/evaluation/retrieval.py, symmetry.py or metrics/ changed: their digest {} is in no edition.
 Compare the scores of the old and the new code, bit for bit: random data, ties, roles, several BLOCK_BYTES.
 Same numbers: add the digest to the last edition in harness/evaluation/editions.py.
 Other numbers: add a new edition there, and an entry in CHANGELOG.md."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.evaluation import retrieval
+from harness.evaluation import retrieval, symmetry
 from harness.evaluation.conformance import conformance
 from harness.evaluation.retrieval import evaluate
 
@@ -16,11 +16,13 @@ KS = (1, 2, 5)
 TITLES = ["R@1", "R@2", "R@5", "MAP@R", "R-Precision"]
 
 
-@pytest.fixture(params=["faiss", "torch", "torch on its own"])
+@pytest.fixture(params=["faiss", "torch", "torch without symmetry", "torch on its own"])
 def engine(request, monkeypatch):
-    """Faiss; torch with numpy's selection; and torch alone, which is what runs on a GPU."""
+    """Faiss; torch by symmetry; torch with numpy's selection; and torch alone, which is what runs on a GPU."""
     if request.param == "faiss":
         pytest.importorskip("faiss")
+    if request.param in ("torch without symmetry", "torch on its own"):
+        monkeypatch.setattr(symmetry, "LARGEST_CLASS", 0)
     if request.param == "torch on its own":
         monkeypatch.setattr(retrieval, "_CpuSearch", retrieval._TorchSearch)
     return request.param.split()[0]
@@ -66,12 +68,38 @@ def some_embeddings(seed, n, classes, dim=8, spread=1.5):
 @pytest.mark.parametrize("rows", [1024, 7], ids=["one block", "many blocks"])
 def test_equals_the_double_loop(engine, monkeypatch, n, classes, rows):
     monkeypatch.setattr(retrieval, "MAX_QUERIES", rows)
+    monkeypatch.setattr(symmetry, "BLOCK", rows)
     embeddings, labels = some_embeddings(n, n, classes)
     found = evaluate(embeddings, labels, KS, engine=engine)
     expected = by_loops(embeddings, labels, embeddings, labels, lambda i, j: i == j)
     check(found, expected)
     assert found.excluded == n - len(expected)
     assert found.engine == engine
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 300], ids=lambda rows: f"blocks of {rows}")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_symmetry_gives_the_same_bits_as_whole_rows(monkeypatch, rows, threads):
+    """With classes of one image, copies of an image in other blocks, and ranks at every depth of a metric."""
+    embeddings, labels = some_embeddings(rows, 400, 120, dim=4)
+    labels[:30] = 1000 + np.arange(30)
+    embeddings[::40] = embeddings[0]
+    monkeypatch.setattr(symmetry, "LARGEST_CLASS", 0)
+    expected = evaluate(embeddings, labels, KS, engine="torch")
+    monkeypatch.setattr(symmetry, "LARGEST_CLASS", 512)
+    monkeypatch.setattr(symmetry, "BLOCK", rows)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = evaluate(embeddings, labels, KS)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found.values == expected.values
+    assert found.best_ranks.tolist() == expected.best_ranks.tolist()
+    assert found.queries.tolist() == expected.queries.tolist()
+    for title, scores in expected.per_query.items():
+        np.testing.assert_array_equal(found.per_query[title], scores)
 
 
 def test_queries_against_a_gallery(engine):
@@ -195,13 +223,13 @@ def test_threads_and_precision_of_the_caller_do_not_matter_and_are_restored(monk
     expected = evaluate(embeddings, labels, engine="torch")
     matmul: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue] (set at import)
     seen = []
-    real = retrieval._TorchSearch.similarities
+    real = torch.mm
 
-    def watched(self, queries):
+    def watched(*arguments, **options):
         seen.append(matmul.fp32_precision)
-        return real(self, queries)
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(retrieval._TorchSearch, "similarities", watched)
+    monkeypatch.setattr(torch, "mm", watched)
     threads, precision = torch.get_num_threads(), matmul.fp32_precision
     torch.set_num_threads(3)
     matmul.fp32_precision = "bf16"
