@@ -92,8 +92,10 @@ def _draws(items: np.ndarray, size: int, generator: np.random.Generator) -> Iter
     while True:
         while len(waiting) < size:
             fresh = generator.permutation(items)
-            held = np.isin(fresh, waiting)
-            waiting = np.concatenate([waiting, fresh[~held], fresh[held]])
+            if len(waiting):
+                held = np.isin(fresh, waiting)
+                fresh = np.concatenate([waiting, fresh[~held], fresh[held]])
+            waiting = fresh
         yield waiting[:size]
         waiting = waiting[size:]
 
