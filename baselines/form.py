@@ -10,7 +10,9 @@ therefore written once, in `formula`. Everything else here turns a batch into si
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -36,15 +38,27 @@ class Batch:
     """A checked batch, as the losses see it.
 
     It holds unit embeddings (n, d), labels (n,) and similarities (anchors, candidates), and the unit proxies of a
-    loss that learns proxies. `sides` and `log_sides` are filled by the methods of the same names on first use.
+    loss that learns proxies. The labels are in host memory, so that what follows from them alone, such as how many
+    pairs there are, is known without a wait for the device. `sides` and `log_sides` are filled by the methods of the
+    same names on first use.
     """
 
     embeddings: Tensor
-    labels: Tensor
+    host_labels: Tensor
     similarities: Tensor
     proxies: Tensor | None = None
     sides: tuple[Tensor, Tensor] | None = None
     log_sides: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The labels (n,) on the device of the similarities."""
+        return moved(self.host_labels, self.similarities.device)
+
+    @property
+    def largest_class(self) -> int:
+        """The number of examples of the largest class."""
+        return max(Counter(_integers(self.host_labels)).values())
 
 
 class Loss(Counted):
@@ -83,6 +97,7 @@ class Loss(Counted):
     def forward(self, embeddings: Tensor, labels: Tensor, indices_tuple: None = None) -> Tensor:
         """Return the mean loss (scalar) of embeddings (n, d), normalised inside, with integer labels (n,).
 
+        With labels on the CPU the loss never waits for another device; it waits once for labels that are there.
         `indices_tuple` exists for training loops that pass one; it must be None.
         """
         refuse_indices(indices_tuple)
@@ -96,7 +111,7 @@ class Loss(Counted):
     def batch(self, embeddings: Tensor, labels: Tensor) -> Batch:
         """Check a batch and compute its similarities. Raise a ValueError or TypeError that says what is wrong."""
         check_shapes(embeddings, labels)
-        (z, lengths), labels = unit(embeddings), labels.long()
+        (z, lengths), labels = unit(embeddings), labels.cpu().long()
         if not self.learns_classes:
             check_values(lengths, labels, self.num_classes)
             return Batch(z, labels, cosine(z, z))
@@ -140,14 +155,22 @@ class Loss(Counted):
     def sides(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the masks of the positives and the negatives of each anchor (bool); an anchor is never its own."""
         if batch.sides is None:
-            anchors = candidates = batch.labels
-            if self.learns_classes:
-                classes = torch.arange(self.classes_in(batch), device=batch.labels.device)
-                anchors, candidates = (classes, candidates) if self.anchors == "proxies" else (anchors, classes)
-            same = anchors[:, None] == candidates
-            other = ~same
-            batch.sides = (same if self.learns_classes else same.fill_diagonal_(False)), other
+            batch.sides = self._sides(batch, batch.labels)
         return batch.sides
+
+    def host_sides(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the same masks in host memory, for shapes that follow from them."""
+        on_host = batch.similarities.device.type == "cpu"
+        return self.sides(batch) if on_host else self._sides(batch, batch.host_labels)
+
+    def _sides(self, batch: Batch, labels: Tensor) -> tuple[Tensor, Tensor]:
+        anchors = candidates = labels
+        if self.learns_classes:
+            classes = torch.arange(self.classes_in(batch), device=labels.device)
+            anchors, candidates = (classes, candidates) if self.anchors == "proxies" else (anchors, classes)
+        same = anchors[:, None] == candidates
+        other = ~same
+        return (same if self.learns_classes else same.fill_diagonal_(False)), other
 
     def log_sides(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the logarithms of `sides`: 0 for positives (negatives) of an anchor, −∞ for the others."""
@@ -185,9 +208,16 @@ def proxies(num_classes: int, dim: int, generator: torch.Generator | None, per_c
         return nn.Parameter(torch.empty(shape).normal_(0.0, deviation, generator=generator))
 
 
-def defined(losses: Tensor) -> Tensor:
-    """Return the losses (a,) with 0, and no gradient, where the logarithm of an empty sum left them undefined."""
-    return losses.masked_fill(~losses.isfinite(), 0.0)
+def log_ratio(above: Tensor, below: Tensor) -> Tensor:
+    """Return above − below (a,), two logarithms of sums, with 0 and no gradient where one of the sums is empty."""
+    return (above - below).masked_fill((above == -math.inf) | (below == -math.inf), 0.0)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of host memory on a device. The processor goes on while it is copied."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # a copy of other memory may wait
+    return tensor.to(device, non_blocking=True)
 
 
 def within(
@@ -227,7 +257,7 @@ class NotFinite(ValueError):
 
 
 def check_shapes(embeddings: object, labels: object) -> None:
-    """Raise unless embeddings are a floating (n, d) tensor and labels an integer (n,) tensor on the same device."""
+    """Raise unless embeddings are a floating (n, d) tensor and labels an integer (n,) tensor, there or on the CPU."""
     if not isinstance(embeddings, Tensor) or embeddings.ndim != 2 or not embeddings.is_floating_point():
         what = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
         kind = f" of {embeddings.dtype}" if isinstance(embeddings, Tensor) else ""
@@ -236,7 +266,7 @@ def check_shapes(embeddings: object, labels: object) -> None:
 
 
 def check_labels(labels: object, count: int, device: torch.device) -> None:
-    """Raise unless labels are an integer tensor (count,) on the device, count above 0."""
+    """Raise unless labels are an integer tensor (count,) on the CPU or on the device, count above 0."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a tensor of integers (n,), not {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -245,24 +275,25 @@ def check_labels(labels: object, count: int, device: torch.device) -> None:
         raise ValueError(f"labels must have one entry for each of the {count} embeddings, not {tuple(labels.shape)}")
     if count == 0:
         raise ValueError("the batch is empty")
-    if labels.device != device:
+    if labels.device not in (device, torch.device("cpu")):
         raise ValueError(f"labels are on {labels.device}, embeddings on {device}; move one of them")
 
 
 def check_values(lengths: Tensor, labels: Tensor, num_classes: int | None) -> None:
-    """Raise if an embedding is not finite or a label names no class. Both checks share one device synchronisation."""
-    finite = lengths.detach().sum().isfinite()
-    if num_classes is None:
-        all_finite, low, high = finite.item(), 0, 0
-    else:
-        all_finite, low, high = _integers(torch.stack([finite.long(), labels.min(), labels.max()]))
-    if not all_finite:
+    """Raise if a label (in host memory) names no class or, on the CPU, an embedding is not finite.
+
+    On another device, a check of embeddings would wait for it. There such an embedding makes the loss NaN.
+    """
+    if lengths.device.type == "cpu" and not lengths.detach().sum().isfinite():
         rows = _integers((~lengths.isfinite()).flatten().nonzero().flatten())
         raise NotFinite(
             f"{len(rows)} of {len(lengths)} embeddings are not finite, or too long for {lengths.dtype}: "
             f"rows {rows[:10]}"
         )
-    if num_classes is not None and (low < 0 or high >= num_classes):
+    if num_classes is None:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high
         raise ValueError(
             f"label {wrong} names no class: num_classes={num_classes}, so labels are 0 to {num_classes - 1}"

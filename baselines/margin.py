@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from baselines.form import Batch, Loss, one_of, within
+from baselines.form import Batch, Loss, moved, one_of, within
 from baselines.numerics import square_root
 
 
@@ -64,27 +64,31 @@ class Margin(Loss):
         beta = self.beta.to(distances.dtype)
         beta = beta[batch.labels][:, None] if self.per_class else beta
         if self.sampling == "distance":
-            negative = self.sampled(distances.detach(), positive, negative, batch.embeddings.shape[1])
+            negative = self.sampled(distances.detach(), *self.host_sides(batch), batch.embeddings.shape[1])
         pull = (distances - beta + self.margin).relu() * positive
         push = (beta - distances + self.margin).relu()
         active = (pull > 0).sum() + (negative * (push > 0)).sum()
         return (pull.sum() + (negative * push).sum()) / active.clamp(min=1)
 
     def sampled(self, distances: Tensor, positive: Tensor, negative: Tensor, dim: int) -> Tensor:
-        """Draw one negative for each positive pair of an anchor; return how often each pair was drawn, (n, n)."""
+        """Draw one negative for each positive pair of an anchor; return how often each pair was drawn, (n, n).
+
+        The masks are in host memory. Negatives are drawn where the generator is: a step on another device waits once.
+        """
+        anchors = (positive.any(1) & negative.any(1)).nonzero().flatten()
+        counts = torch.zeros_like(distances)
+        if len(anchors) == 0:
+            return counts
+        most = int(positive.sum(1).max())
+        wanted = moved(torch.arange(most) < positive[anchors].sum(1, keepdim=True), distances.device)
+        anchors, negative = moved(anchors, distances.device), moved(negative, distances.device)
         d = distances.clamp(min=0.5)
         log_chance = (2 - dim) * d.log() - (dim - 3) / 2 * (1 - d * d / 4).clamp(min=1e-8).log()
         near = negative & (distances < 1.4)
         near = torch.where(near.any(1, keepdim=True), near, negative)
         log_chance = log_chance.masked_fill(~near, -math.inf)
-        anchors = (positive.any(1) & negative.any(1)).nonzero().flatten()
-        counts = torch.zeros_like(distances)
-        if len(anchors) == 0:
-            return counts
         chance = log_chance[anchors].softmax(1).to(self.generator.device)
-        most = int(positive.sum(1).max())
-        drawn = chance.multinomial(most, replacement=True, generator=self.generator).to(distances.device)
-        wanted = torch.arange(most, device=drawn.device) < positive[anchors].sum(1, keepdim=True)
+        drawn = moved(chance.multinomial(most, replacement=True, generator=self.generator), distances.device)
         counts[anchors] = counts[anchors].scatter_add_(1, drawn, wanted.to(counts.dtype))
         return counts
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from baselines.form import Loss, defined, within
+from baselines.form import Loss, log_ratio, within
 from baselines.weights import Weights, total
 
 
@@ -35,4 +35,4 @@ class NCA(Loss):
     def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
         slope = 1 / self.temperature
         everyone = total(positive, negative, similarities, slope)
-        return defined(everyone - positive.log_sum_exp(similarities, slope))
+        return log_ratio(everyone, positive.log_sum_exp(similarities, slope))

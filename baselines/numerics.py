@@ -55,7 +55,8 @@ class _Unit(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         norms = vector_norm(x, dim=1, keepdim=True)
-        lengths = norms.clamp(min=1e-12)
+        # Adding 0 makes the length NaN where it is infinite: the row is then NaN, and not a zero that looks sound.
+        lengths = norms.clamp(min=1e-12).add_(norms - norms)
         units = x / lengths
         ctx.save_for_backward(units, lengths)
         ctx.mark_non_differentiable(norms)
@@ -72,7 +73,7 @@ class _Unit(Function):
 def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows of x (n, d) scaled to length one, in at least float32, and their lengths (n, 1).
 
-    A row of zeros stays zero.
+    A row of zeros stays zero. One that is not finite, or too long for its type, becomes NaN.
     """
     return _Unit.apply(x if x.dtype in (torch.float32, torch.float64) else x.float())
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from baselines.form import Loss, defined, proxies
+from baselines.form import Loss, log_ratio, proxies
 from baselines.weights import Weights
 
 
@@ -35,4 +35,4 @@ class ProxyNCA(Loss):
         self.proxies = proxies(num_classes, dim, generator)
 
     def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
-        return defined(negative.log_sum_exp(similarities, 2.0) - positive.log_sum_exp(similarities, 2.0))
+        return log_ratio(negative.log_sum_exp(similarities, 2.0), positive.log_sum_exp(similarities, 2.0))

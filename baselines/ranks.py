@@ -15,14 +15,15 @@ def mean_over_ranks(
     ranked: Tensor,
     counted: Tensor,
     temperature: float,
+    longest: int,
 ) -> Tensor:
     """Return the mean (scalar) over anchors of loss(before, near, valid) -> (a,).
 
-    `ranked` and `counted` (bool) have the shape of the similarities and mark columns of each anchor (row). The loss
-    receives three tensors (a, p), with a column for each of the ranked ones: how many counted ones are before it, its
-    similarity, and 1. An anchor with fewer than p has 0 there, beside numbers without meaning.
+    `ranked` and `counted` (bool) have the shape of the similarities and mark columns of each anchor (row), at most
+    `longest` ranked ones. The loss receives three tensors (a, longest), with a column for each of the ranked ones:
+    how many counted ones are before it, its similarity, and 1. An anchor with fewer has 0 there, beside numbers
+    without meaning.
     """
-    longest = int(ranked.sum(1).max())  # the one wait for the device: the size of all that follows
     valid, columns = ranked.to(similarities.dtype).topk(longest, 1)
     near = similarities.gather(1, columns)
     others = similarities.masked_fill(~counted, float("-inf"))

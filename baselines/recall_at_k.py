@@ -68,7 +68,8 @@ class RecallAtK(Loss):
             recall = hits / torch.minimum(count[:, None], ks).clamp(min=1)
             return count.clamp(max=1) - recall.mean(1)
 
-        return mean_over_ranks(misses, batch.similarities, positive, everyone, self.temperature)
+        longest = batch.largest_class - 1
+        return mean_over_ranks(misses, batch.similarities, positive, everyone, self.temperature, longest)
 
     def warnings(self) -> tuple[str, ...]:
         return too_few(self.means())

@@ -44,7 +44,8 @@ class SmoothAP(Loss):
         positive, negative = self.sides(batch)
         self.count(with_positive(positive))
         relevant = ~negative if self.include_query else positive
-        return mean_over_ranks(self.imprecision, batch.similarities, relevant, negative, self.temperature)
+        longest = batch.largest_class - (not self.include_query)
+        return mean_over_ranks(self.imprecision, batch.similarities, relevant, negative, self.temperature, longest)
 
     def imprecision(self, negatives: Tensor, near: Tensor, valid: Tensor) -> Tensor:
         """Return 1 − the average precision (a,), from the negatives before each positive (a, p)."""

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from baselines.form import Batch, Loss, one_of, within
+from baselines.form import Batch, Loss, moved, one_of, within
 
 
 class Triplet(Loss):
@@ -40,8 +40,9 @@ class Triplet(Loss):
 
     def clean(self, batch: Batch) -> Tensor:
         s = batch.similarities
-        positive, negative = self.sides(batch)
-        anchors, positives = positive.nonzero(as_tuple=True)
+        negative = self.sides(batch)[1]
+        pairs = self.host_sides(batch)[0].nonzero(as_tuple=True)
+        anchors, positives = (moved(x, s.device) for x in pairs)
         near = s[anchors, positives][:, None]
         far = s.index_select(0, anchors).masked_fill(~negative.index_select(0, anchors), -torch.inf)
         if self.mining == "hard" and len(anchors):

@@ -17,23 +17,23 @@ from baselines.form import Batch, Loss
 from baselines.numerics import cosine, first_derivative_only
 from baselines.weights import Listed, Weights
 from metrix.norms import inverse_norms
+from metrix.pairs import Chosen
 from metrix.sets import lists
 
 # torch leaves this function untyped.
 vecdot: Callable[..., Tensor] = torch.linalg.vecdot  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
-def mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Tensor | None, renormalize: bool) -> Tensor:
+def mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Chosen | None, renormalize: bool) -> Tensor:
     """Return the mean loss (scalar) of all mixed examples of two classes, at the embedding level; 0 if none exist.
 
-    `lam` is one number, or one for each pair (i, j). `chosen` (bool, one for each pair) restricts the pairs; None
-    keeps all.
+    `lam` is one number, or one for each pair (i, j). `chosen` restricts the pairs; None keeps all.
     """
-    labels, similarities = batch.labels, batch.similarities
-    chosen = labels[:, None] != labels if chosen is None else chosen
-    first, second = chosen.nonzero(as_tuple=True)
-    if len(first) == 0:
+    labels, similarities = batch.host_labels, batch.similarities
+    chosen = Chosen.of(labels[:, None] != labels) if chosen is None else chosen
+    if len(chosen) == 0:
         return similarities.new_zeros(())
+    first, second = chosen.on(similarities.device)
     inverse = None
     if renormalize:
         norms = (
@@ -117,8 +117,8 @@ class _MixRows(Function):
 
 def _own_class(loss: Loss, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the columns of the candidates of each example's class (n, t), and 1 for each that is not padding."""
-    index, valid = (batch.labels[:, None], None) if loss.learns_classes else lists(loss.sides(batch)[0])
-    dtype = batch.similarities.dtype
+    device, dtype = batch.similarities.device, batch.similarities.dtype
+    index, valid = (batch.labels[:, None], None) if loss.learns_classes else lists(loss.host_sides(batch)[0], device)
     return index, torch.ones_like(index, dtype=dtype) if valid is None else valid.to(dtype)
 
 

@@ -13,20 +13,19 @@ import torch
 from torch import Tensor
 
 from baselines.chunks import CHUNK, Rows, mean_in_chunks, slices
-from baselines.form import Batch, Loss
+from baselines.form import Batch, Loss, moved
 from baselines.numerics import cosine, softplus
 from baselines.weights import Weights, log_mask
-from metrix.pairs import groups, in_mixed_sets
+from metrix.pairs import Chosen, groups, in_mixed_sets
 from metrix.sets import MixedSets, Places, lists
 
 
 def mixed_candidates(
-    loss: Loss, batch: Batch, pairs: str, lam: float | Tensor, chosen: Tensor | None, renormalize: bool
+    loss: Loss, batch: Batch, pairs: str, lam: float | Tensor, chosen: Chosen | None, renormalize: bool
 ) -> Tensor:
     """Return the mean loss (scalar) of all anchors over their mixed sets; 0 if all sets are empty.
 
-    `lam` is one number, or one for each pair (i, j). `chosen` (bool, one for each pair) restricts the pairs; None
-    keeps all.
+    `lam` is one number, or one for each pair (i, j). `chosen` restricts the pairs; None keeps all.
     """
     if not renormalize and loss.exponential and pairs == "pos-neg" and chosen is None and not isinstance(lam, Tensor):
         return _factorised(loss, batch, lam)
@@ -51,7 +50,7 @@ def loss_of_sets(loss: Loss, similarities: Tensor, members: Tensor, pairs: str, 
 
 
 def sets_of_anchors(
-    loss: Loss, batch: Batch, pairs: str, lam: float | Tensor, chosen: Tensor | None
+    loss: Loss, batch: Batch, pairs: str, lam: float | Tensor, chosen: Chosen | None
 ) -> tuple[Tensor, MixedSets | None]:
     """Return the similarities (a, n) of the anchors, and their mixed sets, None if all are empty.
 
@@ -59,40 +58,51 @@ def sets_of_anchors(
     these.
     """
     similarities, negatives = batch.similarities, loss.log_sides(batch)[1]
-    positive, negative = loss.sides(batch)
+    positive, negative = loss.host_sides(batch)
+    device, dtype = similarities.device, similarities.dtype
+    kept = None
+    if chosen is not None:
+        matrix = similarities if pairs == "anc-neg" else similarities.new_empty(1).expand(2 * [similarities.shape[1]])
+        kept = log_mask(chosen.mask(matrix), dtype)
     if loss.anchors == "proxies":
         used = _not_empty(pairs, positive, negative, chosen)
         if not used.all():
             rows = used.nonzero().flatten()
-            similarities, positive, negatives = (x.index_select(0, rows) for x in (similarities, positive, negatives))
+            positive, negative = positive.index_select(0, rows), negative.index_select(0, rows)
+            rows = moved(rows, device)
+            similarities, negatives = similarities.index_select(0, rows), negatives.index_select(0, rows)
             if pairs == "anc-neg":
                 lam = lam[rows] if isinstance(lam, Tensor) else lam
-                chosen = None if chosen is None else chosen[rows]
+                kept = None if kept is None else kept[rows]
     index = valid = None
     if pairs in ("pos-neg", "pos-pos"):
-        index, valid = lists(positive)
+        index, valid = lists(positive, device)
     if len(similarities) == 0 or (index is not None and index.shape[1] == 0):
         return similarities, None
-    valid = None if valid is None else log_mask(valid, similarities.dtype)
-    chosen = None if chosen is None else log_mask(chosen, similarities.dtype)
+    valid = None if valid is None else log_mask(valid, dtype)
     places = Places(index, index if pairs == "pos-pos" else None, own=pairs == "anc-neg")
     members = {"pos-neg": (valid, negatives), "pos-pos": (valid, valid), "neg-neg": (negatives, negatives)}
     first, second = members.get(pairs, (None, negatives))
     distinct = pairs in ("pos-pos", "neg-neg")
-    return similarities, MixedSets(places, first, second, chosen, distinct, lam)
+    return similarities, MixedSets(places, first, second, kept, distinct, lam, negative)
 
 
-def _not_empty(pairs: str, positive: Tensor, negative: Tensor, chosen: Tensor | None) -> Tensor:
-    """Return which anchors (a,) have a mixed example, given their positives and negatives (a, n) and chosen pairs."""
-    if pairs == "anc-neg":
-        return (negative if chosen is None else negative & chosen).any(1)
-    first = negative if pairs == "neg-neg" else positive
-    second = positive if pairs == "pos-pos" else negative
-    if chosen is not None:
-        return ((first.float() @ chosen.float() > 0) & second).any(1)
-    if pairs == "pos-neg":
-        return first.any(1) & second.any(1)
-    return first.sum(1) > 1
+def _not_empty(pairs: str, positive: Tensor, negative: Tensor, chosen: Chosen | None) -> Tensor:
+    """Return which proxies (c,) have a mixed example, given their positives and negatives (c, n) and chosen pairs.
+
+    Everything is in host memory. The chosen pairs are eligible ones, so their second examples matter in neg-neg only.
+    """
+    if chosen is None:
+        if pairs == "anc-neg":
+            return negative.any(1)
+        if pairs == "pos-neg":
+            return positive.any(1) & negative.any(1)
+        return (negative if pairs == "neg-neg" else positive).sum(1) > 1
+    if pairs == "neg-neg":
+        return (negative[:, chosen.first] & negative[:, chosen.second]).any(1)
+    first = torch.zeros(len(positive) if pairs == "anc-neg" else positive.shape[1], dtype=torch.bool)
+    first[chosen.first] = True
+    return first if pairs == "anc-neg" else (positive & first).any(1)
 
 
 class _Sum(NamedTuple):
@@ -131,7 +141,8 @@ def _factorised(loss: Loss, batch: Batch, lam: float) -> Tensor:
     similarities = batch.similarities
     positive, negative = loss.log_sides(batch)
     if loss.anchors == "proxies":
-        used = _not_empty("pos-neg", *loss.sides(batch), None).nonzero().flatten()
+        used = _not_empty("pos-neg", *loss.host_sides(batch), None).nonzero().flatten()
+        used = moved(used, similarities.device)
         similarities, positive, negative = (x.index_select(0, used) for x in (similarities, positive, negative))
     if len(similarities) == 0:
         return similarities.new_zeros(())
@@ -150,29 +161,28 @@ def _chunks(similarities: Tensor, mixed_sets: MixedSets) -> Sequence[Rows]:
     chunks = slices(len(similarities), columns**2)
     if len(chunks) == 1:
         return chunks
-    assert mixed_sets.second is not None
-    group = groups(mixed_sets.second == 0)
+    group = groups(mixed_sets.negatives)
     at_once = max(8, chunks[0].stop)
-    together = [(group == g).nonzero().flatten() for g in range(int(group.max()) + 1)]
+    together = [moved((group == g).nonzero().flatten(), similarities.device) for g in range(int(group.max()) + 1)]
     return [rows[k : k + at_once] for rows in together for k in range(0, len(rows), at_once)]
 
 
 def embedded_candidates(
-    loss: Loss, batch: Batch, mixed: Tensor, pairs: str, lam: float | Tensor, first: Tensor, second: Tensor
+    loss: Loss, batch: Batch, mixed: Tensor, pairs: str, lam: float | Tensor, chosen: Chosen
 ) -> Tensor:
     """Return the same mean loss (scalar) for mixed examples that are embedded, `mixed` (m, d).
 
-    They mix the pairs (first, second), (m,) each. `lam` is one number, or one for each of them (m,).
+    They mix the pairs `chosen`. `lam` is one number, or one for each of them (m,).
     """
-    examples = loss.anchors == "examples"
-    classes = batch.labels if examples else torch.arange(len(loss.proxies), device=batch.labels.device)
-    members = in_mixed_sets(pairs, first, second, batch.labels, classes, examples)
-    anchors = batch.embeddings
-    if batch.proxies is not None and not examples:
-        used = members.any(1)
-        anchors, members = batch.proxies[used], members[used]
-    if len(members) == 0:
+    anchors, classes = batch.embeddings, batch.labels
+    if batch.proxies is not None and loss.anchors == "proxies":
+        classes = moved(_not_empty(pairs, *loss.host_sides(batch), chosen).nonzero().flatten(), classes.device)
+        anchors = batch.proxies.index_select(0, classes)
+    if len(anchors) == 0:
         return batch.similarities.new_zeros(())
+    members = in_mixed_sets(
+        pairs, *chosen.on(classes.device), batch.labels, classes, examples=loss.anchors == "examples"
+    )
     logs = log_mask(members, mixed.dtype)
 
     def losses(rows: Rows | None, anchors: Tensor, mixed: Tensor) -> Tensor:

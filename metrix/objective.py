@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from baselines.form import Batch, Loss, check_labels, one_of, refuse_indices, whole, within
+from baselines.form import Batch, Loss, check_labels, moved, one_of, refuse_indices, whole, within
 from baselines.numerics import cosine, full_precision, unit
 from metrix import network
 from metrix import pairs as choose
@@ -106,6 +106,7 @@ class Metrix(nn.Module):
         if not mixing or self.at == "embedding":
             return self._at_embedding(model(images), labels, mixing)
         check_labels(labels, len(images), images.device)
+        labels = labels.cpu()  # which pairs there are follows from them without a wait
         if self.at == "input":
             return self._at_input(model, images, labels)
         stage, is_last = network.find_stage(self.stage, network.staged(model))
@@ -187,18 +188,17 @@ class Metrix(nn.Module):
         shape = tuple(batch.similarities.shape) if with_proxies else (n, n)
         lam = self._draw_lambda(shape) if lam is None else lam
         if isinstance(lam, Tensor):
-            lam = lam.to(batch.similarities)
-            if lam.ndim == 0:
-                lam = lam.item()
-            elif lam.shape != shape:
+            if lam.ndim and lam.shape != shape:
                 raise ValueError(f"lam must be a number or {shape}, not {tuple(lam.shape)}")
+            lam = lam.to(batch.similarities.dtype)  # λ is rounded also where it is one number
+            lam = moved(lam, batch.similarities.device) if lam.ndim else lam.item()
         chosen = None
         hardest = None if self.hardest == "all" else self.hardest
         if hardest is not None or self.max_mixed is not None:
             if with_proxies:
-                chosen = self._narrow(self.loss.sides(batch)[1], batch, batch.similarities, hardest)
+                chosen = self._narrow(self.loss.host_sides(batch)[1], batch, batch.similarities, hardest)
             else:
-                chosen = self._narrow(self._eligible(pairs, batch.labels), batch, None, hardest)
+                chosen = self._narrow(self._eligible(pairs, batch.host_labels), batch, None, hardest)
         return mixed_loss(self.loss, batch, pairs, lam, chosen, self.renormalize)
 
     def _at_input(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -230,17 +230,17 @@ class Metrix(nn.Module):
         lam = self._draw_lambda((len(labels), len(labels)))
         self._need_two_classes(pairs, labels)
         chosen = self._narrow(self._eligible(pairs, labels), batch, None, hardest)
-        first, second = chosen.nonzero(as_tuple=True)
-        self.mixed_rows = len(first)
-        if not len(first):
+        self.mixed_rows = len(chosen)
+        if not len(chosen):
             return {"clean": clean, "mixed": clean.new_zeros(())}
+        lam = moved(lam, rows.device) if isinstance(lam, Tensor) else lam
 
         def embed(i: Tensor, j: Tensor) -> Tensor:
             return rest(network.mix(rows, i, j, _of_pairs(lam, i, j)))
 
         with network.isolated(model, rows, self.generator):
-            mixed = network.in_chunks(model, embed, first, second)
-        return {"clean": clean, "mixed": self._embedded(batch, mixed, pairs, lam, first, second)}
+            mixed = network.in_chunks(model, embed, *chosen.on(rows.device))
+        return {"clean": clean, "mixed": self._embedded(batch, mixed, pairs, lam, chosen)}
 
     def _at_stage(self, model: nn.Module, stage: str, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         if self.hardest is not None:
@@ -248,27 +248,29 @@ class Metrix(nn.Module):
         pairs = self._draw_type()
         lam = self._draw_lambda((len(labels), len(labels)))
         self._need_two_classes(pairs, labels)
-        chosen = choose.keep_one_partner(self._eligible(pairs, labels), self.generator)
+        chosen = choose.Chosen.of(choose.keep_one_partner(self._eligible(pairs, labels), self.generator))
         if self.max_mixed is not None:
             chosen = choose.keep_random(chosen, self.max_mixed, self.generator)
-        first, second = chosen.nonzero(as_tuple=True)
-        self.mixed_rows = len(first)
-        if not len(first):
+        self.mixed_rows = len(chosen)
+        if not len(chosen):
             return self._at_embedding(model(images), labels, mixing=False)
+        first, second = chosen.on(images.device)
+        lam = moved(lam, images.device) if isinstance(lam, Tensor) else lam
         embeddings, mixed = network.staged(model).forward_joint(
             stage, images, lambda maps: network.mix(maps, first, second, _of_pairs(lam, first, second))
         )
         with full_precision(embeddings.device):
             batch = self.loss.batch(embeddings, labels)
             clean = self.loss.clean(batch)
-        return {"clean": clean, "mixed": self._embedded(batch, mixed, pairs, lam, first, second)}
+        return {"clean": clean, "mixed": self._embedded(batch, mixed, pairs, lam, chosen)}
 
     def _embedded(
-        self, batch: Batch, mixed: Tensor, pairs: str, lam: float | Tensor, first: Tensor, second: Tensor
+        self, batch: Batch, mixed: Tensor, pairs: str, lam: float | Tensor, chosen: choose.Chosen
     ) -> Tensor:
         with full_precision(mixed.device):
             vectors = unit(mixed)[0].to(batch.embeddings.dtype)
-            return embedded_loss(self.loss, batch, vectors, pairs, _of_pairs(lam, first, second), first, second)
+            lam = _of_pairs(lam, *chosen.on(mixed.device))
+            return embedded_loss(self.loss, batch, vectors, pairs, lam, chosen)
 
     def _draw_type(self) -> str:
         return choose.draw_type(self.pairs, self._alternatives(), self.generator)
@@ -282,15 +284,15 @@ class Metrix(nn.Module):
         proxies = len(self.loss.proxies) if self.loss.anchors == "proxies" else None
         return choose.eligible(pairs, labels, self.loss.mixed, proxies)
 
-    def _narrow(self, mask: Tensor, batch: Batch, similarities: Tensor | None, hardest: int | None) -> Tensor:
-        if hardest is not None:
-            other = mask
+    def _narrow(self, mask: Tensor, batch: Batch, similarities: Tensor | None, hardest: int | None) -> choose.Chosen:
+        if hardest is None:
+            chosen = choose.Chosen.of(mask)
+        else:
             if similarities is None:
                 z = batch.embeddings.detach()
                 similarities = batch.similarities if not self.loss.learns_classes else cosine(z, z)
-                other = batch.labels[:, None] != batch.labels
-            mask = choose.keep_hardest(mask, similarities, other, hardest)
-        return mask if self.max_mixed is None else choose.keep_random(mask, self.max_mixed, self.generator)
+            chosen = choose.keep_hardest(mask, similarities, hardest)
+        return chosen if self.max_mixed is None else choose.keep_random(chosen, self.max_mixed, self.generator)
 
     def _need_two_classes(self, pairs: str, labels: Tensor) -> None:
         if pairs != "pos-pos" and len(labels) and (labels == labels[0]).all():
@@ -301,4 +303,4 @@ class Metrix(nn.Module):
 
 
 def _of_pairs(lam: float | Tensor, first: Tensor, second: Tensor) -> float | Tensor:
-    return lam.to(first.device)[first, second] if isinstance(lam, Tensor) else lam
+    return lam[first, second] if isinstance(lam, Tensor) else lam

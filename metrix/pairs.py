@@ -5,12 +5,45 @@ A mixed example is an ordered pair (i, j), λ multiplying i. Venkataramanan et a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from baselines.form import moved
+
 PAIRS = ("pos-neg", "anc-neg", "pos-pos", "neg-neg")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The pairs (first, second) to mix, (m,) each, in the order of rows, then columns.
+
+    They are in host memory, so that shapes follow from them without a wait; `second` may be on the device of the
+    similarities that it follows from.
+    """
+
+    first: Tensor
+    second: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Chosen:
+        """Return the pairs in a mask (bool) in host memory."""
+        return cls(*mask.nonzero(as_tuple=True))
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return both on a device."""
+        return moved(self.first, device), moved(self.second, device)
+
+    def mask(self, like: Tensor) -> Tensor:
+        """Return where the pairs are in a matrix (bool) of the shape and the device of `like`."""
+        return torch.zeros_like(like, dtype=torch.bool).index_put_(
+            self.on(like.device), like.new_ones((), dtype=torch.bool)
+        )
 
 
 def draw_type(pairs: str, alternatives: tuple[str, ...], generator: torch.Generator) -> str:
@@ -40,7 +73,7 @@ def draw_lambda(alpha: float, shape: tuple[int, ...], generator: torch.Generator
 
 
 def eligible(pairs: str, labels: Tensor, mixed: str | None, num_proxies: int | None = None) -> Tensor:
-    """Return the pairs (i, j) that at least one anchor uses, (n, n) bool.
+    """Return the pairs (i, j) that at least one anchor uses, (n, n) bool, from labels in host memory.
 
     `mixed` says whether a mixed example is among the "candidates" of clean anchors or is itself one of the "anchors".
     `num_proxies` is the number of proxies if they are the anchors, None if the examples are.
@@ -63,28 +96,29 @@ def groups(rows: Tensor) -> Tensor:
     return cast(Tensor, rows.unique(dim=0, return_inverse=True)[1])  # pyright: ignore[reportUnknownMemberType] (untyped)
 
 
-def keep_hardest(mask: Tensor, similarities: Tensor, other: Tensor, hardest: int) -> Tensor:
-    """Keep the pairs in `mask` whose j is one of the `hardest` most similar examples of other classes for its i.
+def keep_hardest(mask: Tensor, similarities: Tensor, hardest: int) -> Chosen:
+    """Keep the pairs in `mask` whose j is one of the `hardest` most similar ones in the mask for its i.
 
-    similarities and other (where i and j differ in class) have the shape of mask. Among equals, the lower index
-    counts as more similar.
+    The mask is in host memory and has the shape of the similarities. Among equals, the lower index counts as more
+    similar.
     """
-    ranked = similarities.detach().masked_fill(~other, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-    near = torch.zeros_like(mask).scatter_(1, ranked[:, :hardest], True)
-    return mask & near
+    outside = moved(~mask, similarities.device)
+    ranked = similarities.detach().masked_fill(outside, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    kept = torch.arange(min(hardest, mask.shape[1])) < mask.sum(1, keepdim=True)
+    columns = ranked[:, :hardest].masked_fill(moved(~kept, ranked.device), mask.shape[1]).sort(dim=1).values
+    places = moved(kept.flatten().nonzero().flatten(), ranked.device)
+    return Chosen(kept.nonzero()[:, 0], columns.flatten().index_select(0, places))
 
 
-def keep_random(mask: Tensor, at_most: int, generator: torch.Generator) -> Tensor:
-    """Keep a uniformly random subset of `at_most` of the pairs in `mask`."""
-    places = mask.flatten().nonzero().flatten()
-    order = torch.randperm(len(places), generator=generator, device=generator.device).to(mask.device)
-    kept = torch.zeros_like(mask).flatten()
-    kept[places[order[:at_most]]] = True
-    return kept.view_as(mask)
+def keep_random(pairs: Chosen, at_most: int, generator: torch.Generator) -> Chosen:
+    """Keep a uniformly random subset of `at_most` of the pairs."""
+    order = torch.randperm(len(pairs), generator=generator, device=generator.device)[:at_most]
+    kept = order.cpu().sort().values
+    return Chosen(pairs.first[kept], pairs.second.index_select(0, moved(kept, pairs.second.device)))
 
 
 def keep_one_partner(mask: Tensor, generator: torch.Generator) -> Tensor:
-    """Keep one uniformly random j for each i among the pairs in `mask`."""
+    """Keep one uniformly random j for each i among the pairs in `mask`, which is in host memory."""
     scores = torch.rand(mask.shape, generator=generator, device=generator.device, dtype=torch.float64).to(mask.device)
     chosen = scores.masked_fill_(~mask, -1.0).argmax(1, keepdim=True)
     return mask & torch.zeros_like(mask).scatter_(1, chosen, True)

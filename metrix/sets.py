@@ -9,7 +9,7 @@ so the similarities of all mixed examples follow from those of the clean batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -18,23 +18,26 @@ from torch import Tensor
 from torch.autograd import Function
 
 from baselines.chunks import Rows
-from baselines.form import Batch, Loss
+from baselines.form import Batch, Loss, moved
 from baselines.numerics import first_derivative_only
 from metrix.norms import inverse_norms
 
 
-def lists(mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the columns where each row of mask (a, n) is true, (a, l), and which are not padding (None: all)."""
+def lists(mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return the columns where each row of mask (a, n) is true, (a, l), and which are not padding (None: all).
+
+    The mask is in host memory, the result on the device.
+    """
     counts = mask.sum(1)
     rows, columns = mask.nonzero(as_tuple=True)
     longest = int(counts.max()) if len(counts) else 0
     if len(columns) == longest * len(mask):
-        return columns.view(len(mask), longest), None
-    places = torch.arange(len(columns), device=mask.device) - (counts.cumsum(0) - counts)[rows]
-    index = torch.zeros(len(mask), longest, dtype=torch.long, device=mask.device)
+        return moved(columns.view(len(mask), longest), device), None
+    places = torch.arange(len(columns)) - (counts.cumsum(0) - counts)[rows]
+    index = torch.zeros(len(mask), longest, dtype=torch.long)
     valid = torch.zeros_like(index, dtype=torch.bool)
     index[rows, places], valid[rows, places] = columns, True
-    return index, valid
+    return moved(index, device), moved(valid, device)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class MixedSets:
 
     `first` (a, f), `second` (a, s) and `chosen` (a matrix of pairs) are log masks: 0 for members, −∞ for the others.
     None means that all are members. A first dimension of 1 is shared by all anchors. `distinct` says that both lists
-    are the same and no example is mixed with itself. `lam` is λ, one number or a matrix of pairs.
+    are the same and no example is mixed with itself. `lam` is λ, one number or a matrix of pairs. `negatives` (a, n)
+    is the mask of the negatives in host memory.
     """
 
     places: Places
@@ -91,6 +95,7 @@ class MixedSets:
     chosen: Tensor | None
     distinct: bool
     lam: float | Tensor
+    negatives: Tensor
 
     def rows(self, rows: Rows) -> MixedSets:
         """Return the sets of the anchors `rows`. If it is a tensor of indices, not a slice, these have equal sets."""
@@ -101,7 +106,7 @@ class MixedSets:
         if self.places.own:
             chosen = None if chosen is None else chosen[rows]
             lam = lam[rows] if isinstance(lam, Tensor) else lam
-        return MixedSets(self.places.rows(rows), first, second, chosen, self.distinct, lam)
+        return replace(self, places=self.places.rows(rows), first=first, second=second, chosen=chosen, lam=lam)
 
     def log_mask(self, like: Tensor) -> Tensor:
         """Return the log mask of the members, broadcastable to the similarities (a, f, s) `like`."""

@@ -106,7 +106,10 @@ class Transform(Protocol):
 
 
 class Objective(Protocol):
-    """What the loop needs of a loss, plain or mixed: an `nn.Module` with an objective."""
+    """What the loop needs of a loss, plain or mixed: an `nn.Module` with an objective.
+
+    Labels are on the CPU, so that what follows from them is known without a wait for the device.
+    """
 
     mixed_rows: int
 
@@ -242,7 +245,7 @@ def _batches(
     device: torch.device,
     pipeline: Pipeline,
 ) -> Generator[tuple[Tensor, Tensor]]:
-    """Yield augmented images and their classes, batch by batch, for one epoch; the same for every arm.
+    """Yield augmented images and their classes (on the CPU), batch by batch, for one epoch; the same for every arm.
 
     Every random stream is seeded again for each step, including torch's own (dropout, drop-path). So draws of an arm
     cannot affect later steps, a resumed trial needs no generator state, and a batch may be augmented at any time.
@@ -260,7 +263,7 @@ def _batches(
         chosen = torch.as_tensor(plan[step])
         generator = torch.Generator(device).manual_seed(stream(trial.seed, *name, "augmentation", epoch, step))
         loaded = augmentation.load(images.batch(indices[chosen], device), generator, each)
-        return loaded, generator, labels[chosen].to(device)
+        return loaded, generator, labels[chosen]
 
     def finish(batch: tuple[Any, torch.Generator, Tensor]) -> tuple[Tensor, Tensor]:
         loaded, generator, classes = batch

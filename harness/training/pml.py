@@ -72,7 +72,7 @@ class LibraryLoss(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss (scalar) of embeddings (n, d) with labels (n,)."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            return self.loss(embeddings.float(), labels)
+            return self.loss(embeddings.float(), labels.to(embeddings.device, non_blocking=True))
 
     def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Return the loss (scalar) of the model's embeddings of images (n, 3, h, w)."""

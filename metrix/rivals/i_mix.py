@@ -24,20 +24,24 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from baselines.form import Batch, Loss, one_of, within
+from baselines.form import Batch, Loss, moved, one_of, within
 from baselines.numerics import cosine, full_precision, unit
 from metrix import network
 from metrix.anchors import mix_rows
 from metrix.norms import inverse_norms
-from metrix.pairs import draw_lambda
+from metrix.pairs import Chosen, draw_lambda
 from metrix.rivals._form import Rival
 
 
 class Drawn(NamedTuple):
-    """The partner π(i) of each example and its own weight λ_i, (n,) each."""
+    """The partner π(i) of each example, in host memory, and its own weight λ_i, (n,) each."""
 
     partner: Tensor
     lam: Tensor
+
+    def pairs(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return i and π(i), (n,) each, on a device."""
+        return Chosen(torch.arange(len(self.partner)), self.partner).on(device)
 
 
 class IMix(Rival):
@@ -74,7 +78,8 @@ class IMix(Rival):
         n, generator, like = len(batch.labels), self.generator, batch.similarities
         partner = torch.randperm(n, generator=generator, device=generator.device)
         lam = draw_lambda(self.alpha, (n,), generator)
-        return Drawn(partner.to(like.device), torch.maximum(lam, 1 - lam).to(like))
+        lam = torch.maximum(lam, 1 - lam).to(like.dtype)
+        return Drawn(partner.cpu(), moved(lam, like.device))
 
     def total(self, batch: Batch, drawn: Drawn, mixed: Tensor | None = None) -> Tensor:
         """Return the objective (scalar); `mixed` are the unit embeddings (n, d) of the mixed images, if any."""
@@ -107,7 +112,7 @@ class IMix(Rival):
             return model(network.mix(images, i, j, drawn.lam[i]))
 
         with network.isolated(model, images, self.generator):
-            mixed = network.in_chunks(model, embed, torch.arange(len(labels), device=labels.device), drawn.partner)
+            mixed = network.in_chunks(model, embed, *drawn.pairs(images.device))
         with full_precision(mixed.device):
             return self.total(batch, drawn, unit(mixed)[0].to(batch.embeddings.dtype))
 
@@ -126,12 +131,12 @@ class IMix(Rival):
     def _mixed_loss(self, batch: Batch, drawn: Drawn, similarities: Tensor) -> Tensor:
         """Return mean ℓ̃ (scalar) of mixed anchors with these similarities to the clean candidates."""
         with_positive = 1.0
-        labels = torch.cat([batch.labels, batch.labels[drawn.partner]])  # each anchor under one, then the other
+        labels = torch.cat([batch.host_labels, batch.host_labels[drawn.partner]])  # one class, then the other
         anchors = Batch(batch.embeddings, labels, similarities.repeat(2, 1), batch.proxies)
         if not self.loss.learns_classes:
-            parents = torch.stack([torch.arange(len(similarities), device=labels.device), drawn.partner], 1)
+            parents = torch.stack(drawn.pairs(similarities.device), 1)
             others = torch.ones_like(similarities, dtype=torch.bool).scatter_(1, parents, False).repeat(2, 1)
-            same = labels[:, None] == batch.labels
+            same = anchors.labels[:, None] == batch.labels
             anchors.sides = same & others, ~same & others
             with_positive = anchors.sides[0].any(1).mean(dtype=similarities.dtype)
         positive, negative = Loss.labelled(self.loss, anchors)  # the loss's own method may mine
@@ -142,10 +147,8 @@ class IMix(Rival):
 
 def _at_embedding(batch: Batch, drawn: Drawn) -> Tensor:
     """Return the similarities of the mixed embeddings, which follow from those of the clean ones."""
-    z, rows = batch.embeddings, torch.arange(len(batch.labels), device=batch.labels.device)
-    if batch.proxies is None:
-        cosines = batch.similarities[rows, drawn.partner]
-    else:
-        cosines = (z * z.index_select(0, drawn.partner)).sum(1)
+    z = batch.embeddings
+    rows, partner = drawn.pairs(z.device)
+    cosines = batch.similarities[rows, partner] if batch.proxies is None else (z * z.index_select(0, partner)).sum(1)
     inverse = inverse_norms(drawn.lam, cosines)
-    return mix_rows(batch.similarities, inverse, rows, drawn.partner, drawn.lam[:, None], False)
+    return mix_rows(batch.similarities, inverse, rows, partner, drawn.lam[:, None], False)

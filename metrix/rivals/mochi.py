@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from baselines.form import Batch, Loss, whole
+from baselines.form import Batch, Loss, moved, whole
 from baselines.numerics import first_derivative_only, full_precision
 from metrix.norms import inverse_norms
 from metrix.rivals._form import Rival
@@ -75,21 +75,23 @@ class MoCHi(Rival):
         n, like, kept = len(batch.labels), batch.similarities, self._kept(batch)
         sizes, generator = [self.between] * 3 + [self.towards] * 2, self.generator
         numbers = torch.rand(n, sum(sizes), generator=generator, device=generator.device, dtype=torch.float64)
-        first, second, alpha, one, beta = torch.split(numbers.to(like.device), sizes, 1)
+        first, second, alpha, one, beta = torch.split(moved(numbers, like.device), sizes, 1)
         first, second, one = (first * kept).long(), (second * (kept - 1)).long(), (one * kept).long()
         second += second >= first  # uniform among the others
         return Drawn(first, second, alpha.to(like), one, beta.to(like) / 2)
 
     def total(self, batch: Batch, drawn: Drawn) -> Tensor:
-        positive, negative = self.loss.sides(batch)
-        if not negative.any():  # columns outside of every set would change how sums are rounded
+        if (
+            batch.host_labels == batch.host_labels[0]
+        ).all():  # columns outside of every set would change how sums are rounded
             self.count(0.0)
             return self.loss.clean(batch)
+        positive, negative = self.loss.sides(batch)
         kept = self._kept(batch)
         exists = torch.cat([(kept > 0).expand_as(drawn.one), (kept > 1).expand_as(drawn.first)], 1)
         batch = Batch(
             batch.embeddings,
-            batch.labels,
+            batch.host_labels,
             torch.cat([batch.similarities, self._synthetic(batch, negative, drawn)], 1),
             sides=(nn.functional.pad(positive, (0, exists.shape[1])), torch.cat([negative, exists], 1)),
         )

@@ -25,7 +25,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from baselines.form import Batch, Loss, within
+from baselines.form import Batch, Loss, moved, within
 from metrix.norms import inverse_norms
 from metrix.pairs import draw_lambda
 from metrix.rivals._form import Rival
@@ -60,16 +60,16 @@ class ProxySynthesis(Rival):
         return draw_lambda(self.alpha, (), self.generator).item()
 
     def total(self, batch: Batch, drawn: float) -> Tensor:
-        labels = cast(list[int], batch.labels.tolist())  # pyright: ignore[reportUnknownMemberType] (untyped in torch)
+        labels = cast(list[int], batch.host_labels.tolist())  # pyright: ignore[reportUnknownMemberType] (untyped in torch)
         partner = partners(labels)[: int(self.ratio * len(labels))]
         classes, new = self.loss.classes_in(batch), dict[tuple[int, int], int]()
         target = [new.setdefault((labels[i], labels[p]), classes + len(new)) for i, p in enumerate(partner)]
         self.count(len(new))
         if not new:
             return self.loss.clean(batch)
-        device = batch.labels.device
-        rows, partner, target = torch.tensor([range(len(target)), partner, target], device=device)
-        first, second = torch.tensor(list(new), device=device).T
+        device, added = batch.similarities.device, torch.tensor(target)
+        rows, partner = moved(torch.tensor([range(len(target)), partner]), device)
+        first, second = moved(torch.tensor(list(new)), device).T
 
         assert batch.proxies is not None
         proxies_first = self.loss.anchors == "proxies"
@@ -80,7 +80,7 @@ class ProxySynthesis(Rival):
         centres = batch.proxies.view(-1, classes, batch.proxies.shape[1]).transpose(0, 1)
         joined = _joined(by_class, centres, first, second, drawn).transpose(0, 1).flatten(0, 1)
         similarities = clamped(joined if proxies_first else joined.T)
-        larger = replace(batch, similarities=similarities, labels=torch.cat([batch.labels, target]))
+        larger = replace(batch, similarities=similarities, host_labels=torch.cat([batch.host_labels, added]))
         return self.loss.clean(replace(larger, sides=None, log_sides=None))
 
     def warnings(self) -> tuple[str, ...]:

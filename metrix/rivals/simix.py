@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from baselines.form import Batch
+from baselines.form import Batch, moved
 from metrix.rivals._form import Rival
 from metrix.rivals._similarities import mixed
 
@@ -42,21 +42,23 @@ class SiMix(Rival):
     counts = ("virtual_rows",)
 
     def draw(self, batch: Batch) -> Pairs:
-        """Return the pairs i < j of one class, in the order of rows, and their λ, (m,) each."""
-        first, second = (batch.labels[:, None] == batch.labels).triu(1).nonzero(as_tuple=True)
+        """Return the pairs i < j of one class, in host memory and in the order of rows, and their λ, (m,) each."""
+        first, second = (batch.host_labels[:, None] == batch.host_labels).triu(1).nonzero(as_tuple=True)
         lam = torch.rand(len(first), generator=self.generator, device=self.generator.device, dtype=torch.float64)
-        return first, second, lam.to(batch.similarities)
+        return first, second, moved(lam.to(batch.similarities.dtype), batch.similarities.device)
 
     def total(self, batch: Batch, drawn: Pairs) -> Tensor:
         first, second, lam = drawn
         self.count(len(first))
-        clean = batch.similarities
+        clean, labels = batch.similarities, torch.cat([batch.host_labels, batch.host_labels[first]])
+        first, second = moved(first, clean.device), moved(second, clean.device)
         rows = mixed(clean, first, second, lam[:, None])
         columns = rows.T.contiguous()
         virtual = mixed(columns, first, second, lam[:, None])
         similarities = torch.cat([torch.cat([clean, columns], 1), torch.cat([rows, virtual], 1)])
-        labels = torch.cat([batch.labels, batch.labels.index_select(0, first)])
-        return self.loss.clean(replace(batch, similarities=similarities, labels=labels, sides=None, log_sides=None))
+        return self.loss.clean(
+            replace(batch, similarities=similarities, host_labels=labels, sides=None, log_sides=None)
+        )
 
     def warnings(self) -> tuple[str, ...]:
         if self.means().get("virtual_rows") != 0:

@@ -148,7 +148,7 @@ class XBM(Rival):
 
         def losses(chunk: Rows | None, z: Tensor) -> Tensor:
             sides = (positive, negative) if chunk is None else (positive[chunk], negative[chunk])
-            candidates = Batch(z, batch.labels, cosine(z, rows), sides=sides)
+            candidates = Batch(z, batch.host_labels, cosine(z, rows), sides=sides)
             weights = Loss.labelled(self.loss, candidates)  # the loss's own method may mine
             return self.loss.formula(candidates.similarities, *weights)
 

@@ -8,6 +8,7 @@ from baselines.weights import Weights, log_mask
 from metrix import Metrix, refusal
 from metrix.pairs import (
     PAIRS,
+    Chosen,
     draw_lambda,
     draw_type,
     eligible,
@@ -53,8 +54,16 @@ def test_eligible_pairs_are_those_that_some_anchor_uses(pairs, proxies):
 def test_hardest_takes_the_lower_index_of_equals():
     similarities = torch.tensor([[1.0, 0.5, 0.5, 0.9], [0.5, 1.0, 0.2, 0.1]])
     other = torch.tensor([[False, True, True, False], [True, False, True, True]])
-    kept = keep_hardest(other, similarities, other, 1)
-    assert kept.tolist() == [[False, True, False, False], [True, False, False, False]]
+    kept = keep_hardest(other, similarities, 1)
+    assert (kept.first.tolist(), kept.second.tolist()) == ([0, 1], [1, 0])
+
+
+def test_hardest_keeps_the_order_of_columns_and_all_of_a_row_with_fewer():
+    similarities = torch.tensor([[0.1, 0.2, 0.9, 0.7], [0.0, 0.0, 0.0, 0.0], [0.3, 0.8, 0.5, 0.4]])
+    other = torch.tensor([[False, True, True, True], [False] * 4, [True, False, False, False]])
+    kept = keep_hardest(other, similarities, 2)
+    assert (kept.first.tolist(), kept.second.tolist()) == ([0, 0, 2], [2, 3, 0])
+    assert keep_hardest(other, similarities, 9).mask(similarities).tolist() == other.tolist()
 
 
 def test_random_subsets_have_their_size_and_are_uniform():
@@ -62,7 +71,7 @@ def test_random_subsets_have_their_size_and_are_uniform():
     counts = torch.zeros(6, 6)
     random = generator()
     for _ in range(600):
-        kept = keep_random(mask, 4, random)
+        kept = keep_random(Chosen.of(mask), 4, random).mask(counts)
         assert kept.sum() == 4
         counts += kept
     expected = 600 * 4 / mask.sum()
