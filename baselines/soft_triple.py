@@ -12,14 +12,13 @@ Metrix: the mixed example is the anchor; its label y over the classes is λ and 
 alone.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from baselines.form import Batch, Loss, proxies, whole, within
-from baselines.numerics import cosine, first_derivative_only
+from baselines.numerics import cosine
 from baselines.weights import Weights, total
 
 
@@ -64,7 +63,8 @@ class SoftTriple(Loss):
         return self.proxies.transpose(0, 1).flatten(0, 1)
 
     def formula(self, similarities: Tensor, positive: Weights, negative: Weights) -> Tensor:
-        nearest = _SoftMaximum.apply(similarities.unflatten(1, (self.proxies.shape[1], -1)), self.gamma)
+        similarities = similarities.view(len(similarities), self.proxies.shape[1], -1)
+        nearest = ((similarities / self.gamma).softmax(1) * similarities).sum(1)
         nearest = nearest - self.delta * positive.present.to(nearest.dtype)
         return total(positive, negative, nearest, self.scale) - positive.log_sum_exp(nearest, self.scale)
 
@@ -80,22 +80,3 @@ class SoftTriple(Loss):
         cosines = cosine(centres, centres)
         distances = (2 + 1e-5 - 2 * cosines).sqrt().triu(diagonal=1)
         return self.tau / (classes * k * (k - 1)) * distances.sum()
-
-
-class _SoftMaximum(Function):
-    """Σ_k softmax_k(x/γ)·x over the second dimension."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: float) -> Tensor:
-        chances = (x / gamma).softmax(1)
-        result = (chances * x).sum(1)
-        ctx.gamma = gamma
-        ctx.save_for_backward(x, chances, result)
-        return result
-
-    @staticmethod
-    @first_derivative_only
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        x, chances, result = ctx.saved_tensors
-        slope = (x - result[:, None]).div_(ctx.gamma).add_(1.0).mul_(chances)
-        return slope.mul_(gradient[:, None]), None

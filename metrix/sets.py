@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from baselines.chunks import Rows
 from baselines.form import Batch, Loss, moved
-from baselines.numerics import first_derivative_only
+from baselines.numerics import clamped_, cosine
 from metrix.norms import inverse_norms
 
 
@@ -65,18 +63,8 @@ class Places:
             return matrix[None]
         if self.second is None:
             return matrix.index_select(0, self.first.flatten()).view(*self.first.shape, -1)
-        return matrix[self.first[:, :, None], self.second[:, None, :]]
-
-    def to_pairs(self, gradient: Tensor, n: int) -> Tensor:
-        """Apply the adjoint of `of_pairs`: add a gradient (a, f, s) up where its entries were read."""
-        if self.own:
-            return gradient[:, 0]
-        if self.first is None:
-            return gradient.sum(0)
-        if self.second is None:
-            return gradient.new_zeros(n, n).index_add_(0, self.first.flatten(), gradient.flatten(0, 1))
-        place = self.first[:, :, None] * n + self.second[:, None, :]
-        return gradient.new_zeros(n * n).index_add_(0, place.flatten(), gradient.flatten()).view(n, n)
+        places = self.first[:, :, None] * len(matrix) + self.second[:, None, :]
+        return matrix.flatten().index_select(0, places.flatten()).view(places.shape)
 
 
 @dataclass(frozen=True)
@@ -126,59 +114,23 @@ class MixedSets:
         return self.places.of_pairs(self.lam) if isinstance(self.lam, Tensor) else self.lam
 
     def similarities(self, similarities: Tensor, inverse: Tensor | None) -> Tensor:
-        """Return the similarities of the anchors to mixed examples (a, f, s), from those to clean ones (a, n)."""
-        return _Mix.apply(similarities, inverse, self.places, self.lam)
+        """Return the similarities of the anchors to mixed examples (a, f, s), from those to clean ones (a, n).
+
+        `inverse` holds the inverse norms of the pairs; None means no re-normalisation.
+        """
+        first = second = similarities
+        if self.places.own:
+            first = similarities.new_ones(len(similarities), 1)
+        elif self.places.first is not None:
+            first = similarities.gather(1, self.places.first)
+        if self.places.second is not None:
+            second = similarities.gather(1, self.places.second)
+        first, second, lam = first[:, :, None], second[:, None, :], self.label()
+        mixed = first * lam + second * (1 - lam)
+        return mixed if inverse is None else clamped_(mixed * self.places.of_pairs(inverse))
 
     def inverse_norms(self, loss: Loss, batch: Batch, similarities: Tensor) -> Tensor:
         """Return the inverse norms of the mixed embeddings: (n, n), or (a, n) if anchors are mixed themselves."""
         if self.places.own or loss.anchors == "examples":
-            return inverse_norms(self.lam, cosines=similarities)
-        return inverse_norms(self.lam, vectors=batch.embeddings)
-
-
-class _Mix(Function):
-    """Compute the similarities (a, f, s) of anchors to their mixed examples, from those to the clean ones (a, n).
-
-    `inverse` holds the inverse norms of the pairs; None means no re-normalisation.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, similarities: Tensor, inverse: Tensor | None, places: Places, lam: float | Tensor
-    ) -> Tensor:
-        second = similarities if places.second is None else similarities.gather(1, places.second)
-        if places.own:
-            first = similarities.new_ones(len(similarities), 1)
-        else:
-            first = similarities if places.first is None else similarities.gather(1, places.first)
-        first, second = first[:, :, None], second[:, None, :]
-        lam = places.of_pairs(lam) if isinstance(lam, Tensor) else lam
-        if isinstance(lam, Tensor):
-            mixed = first * lam + second * (1 - lam)
-        else:
-            mixed = torch.add(first * lam, second, alpha=1 - lam)
-        inverse = None if inverse is None else places.of_pairs(inverse)
-        ctx.lam, ctx.places, ctx.shape = lam, places, similarities.shape
-        ctx.save_for_backward(None if inverse is None else mixed, inverse)
-        return mixed if inverse is None else (mixed * inverse).clamp_(-1.0, 1.0)
-
-    @staticmethod
-    @first_derivative_only
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        mixed, inverse = ctx.saved_tensors
-        places: Places = ctx.places
-        lam: float | Tensor = ctx.lam
-        towards_inverse = None
-        if inverse is not None:
-            towards_inverse = places.to_pairs(gradient * mixed, ctx.shape[1])
-            gradient = gradient * inverse
-        if isinstance(lam, Tensor):
-            weighted = gradient * lam
-            first, second = weighted.sum(2), (gradient - weighted).sum(1)
-        else:
-            first, second = gradient.sum(2).mul_(lam), gradient.sum(1).mul_(1 - lam)
-        if places.second is not None:
-            second = second.new_zeros(ctx.shape).scatter_add_(1, places.second, second)
-        if not places.own:
-            second = second + first if places.first is None else second.scatter_add_(1, places.first, first)
-        return second, towards_inverse, None, None
+            return inverse_norms(self.lam, similarities)
+        return inverse_norms(self.lam, cosine(batch.embeddings, batch.embeddings))
