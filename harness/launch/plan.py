@@ -26,12 +26,13 @@ from harness.runs.provenance import code_digest, provenance
 from harness.runs.record import Record
 from harness.training import anatomy, backbones, embedder, weights
 from harness.training.bench import evaluator_faults, scores_of, split_of, splits_of
-from harness.training.criterion import build_criterion
+from harness.training.criterion import build_criterion, layers
 from harness.training.devices import device_name
 from harness.training.head import frozen_problem
 from harness.training.network import on_noise
 from harness.training.pictures import open_dataset
 from metrix import levels, rivals
+from metrix.rivals._form import Rival
 
 CODE = code_digest()  # of the imported code, even if the files change afterwards
 UNKNOWN_CLASSES = 2  # the number that a loss is built with if the data cannot be opened
@@ -225,9 +226,17 @@ def _loss_problems(trials: Sequence[Trial], classes: int) -> list[str]:
     problems = []
     for trial in {trial.arm.label: trial for trial in trials if trial.arm.at != "floor"}.values():
         try:
-            build_criterion(trial, classes)
+            criterion = build_criterion(trial, classes)
         except (TypeError, ValueError) as error:
             problems.append(f"losses: {trial.arm.label}: {error}")
+            continue
+        sizes = trial.training.batch_size, trial.model.dim
+        kept = sum(layer.kept_bytes(*sizes) for layer in layers(criterion) if isinstance(layer, Rival))
+        if kept > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+            problems.append(
+                f"levels: {trial.arm.label} keeps {kept / 1e9:.1f} GB of earlier steps in memory; this machine has "
+                f"{memory / 1e9:.1f} GB, so let it keep less"
+            )
     return problems
 
 

@@ -83,6 +83,10 @@ class Rival(Counted):
     def start(self) -> None:
         """End a warm-up at once, such as to measure the memory of a whole step."""
 
+    def kept_bytes(self, batch_size: int, dim: int) -> int:
+        """Return the size in bytes of what it keeps between steps, for float32 embeddings (batch_size, dim)."""
+        return 0
+
     @classmethod
     def refusal(
         cls, loss: str | nn.Module, hyperparameters: Mapping[str, Any] | None = None, **options: Any

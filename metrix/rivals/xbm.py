@@ -101,6 +101,9 @@ class XBM(Rival):
     def start(self) -> None:
         self.steps = max(self.steps, self.warmup_steps)
 
+    def kept_bytes(self, batch_size: int, dim: int) -> int:
+        return 4 * self.size * dim
+
     def get_extra_state(self) -> Tensor:
         """Return the numbers of steps and of written rows (2,); nothing is drawn here."""
         return torch.tensor([self.steps, self.written])

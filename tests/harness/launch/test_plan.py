@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -237,6 +238,16 @@ def test_a_memory_that_would_never_start_is_refused(drawn):
         make_plan(Grid.load("quick", [*SMALL, "levels=[xbm]"]), cache=drawn)
     (problem,) = error.value.problems
     assert problem.startswith("levels: contrastive+xbm on glyphs: xbm would never start: warmup_steps 1000 of ")
+
+
+def test_states_that_do_not_fit_in_memory_are_refused(drawn):
+    level = "{at: memvir, num_steps: 100000, gap: 1000, warmup_steps: 0}"
+    changes = ["losses=[norm_softmax]", f"levels=[{level}]", "epochs=100000"]
+    with pytest.raises(GridError) as error:
+        make_plan(Grid.load("quick", [*SMALL, *changes]), cache=drawn)
+    (problem,) = error.value.problems
+    expected = r"levels: norm_softmax\+memvir\[.*\] keeps 999\.4 GB of earlier steps in memory; this machine has "
+    assert re.match(expected, problem)
 
 
 def test_a_level_without_a_form_is_not_applicable_or_refused_if_it_is_named(drawn):

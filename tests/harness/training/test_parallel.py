@@ -41,6 +41,7 @@ RIVALS: dict[str, dict[str, Any]] = {
     "contrastive, mochi": {"hardest": 3},
     "contrastive, i_mix": {"at": "input"},
     "proxy_anchor, proxy_synthesis": {},
+    "norm_softmax, memvir": {"num_steps": 2, "gap": 1, "warmup_steps": 2},
 }
 CASES += [("frozen", arm, None) for arm in RIVALS]
 

@@ -229,6 +229,7 @@ LEVELS = (
     "contrastive+i_mix",
     "contrastive+mochi[hardest=4]",
     "norm_softmax+proxy_synthesis",
+    "proxy_anchor+memvir[num_steps=2,gap=1,warmup_steps=3]",
     "recall_at_k+simix",
 )
 
