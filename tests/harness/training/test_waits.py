@@ -23,6 +23,9 @@ class _Images:
 
 
 class _Unchanged:
+    def load(self, batch: Tensor, generator: object, each: object) -> Tensor:
+        return batch
+
     def train(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         return batch
 
