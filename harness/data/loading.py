@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ SMALL_PX = 40  # up to this side, matrix products crop a batch faster than singl
 Each = Callable[[Callable[[int], None], Iterable[int]], Iterable[Any]]  # like `map`
 
 
-class Cropped(NamedTuple):
+@dataclass(frozen=True)
+class Cropped:
     """Images of the classical path, read, resized and cropped: (b, 3, side_px, side_px) uint8.
 
     A rank may have read only some of the `total` images.
@@ -36,6 +37,9 @@ class Cropped(NamedTuple):
 
     pixels: Tensor
     total: int
+
+    def __len__(self) -> int:
+        return self.total
 
 
 Batch = Tensor | Sequence[Tensor] | Unread | Cropped

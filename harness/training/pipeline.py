@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.data.ahead import read_ahead
-from harness.data.loading import Each
+from harness.data.loading import Cropped, Each
 
 AHEAD = 2  # one is copied to the device while the next is read
 Item = TypeVar("Item")
@@ -103,8 +103,8 @@ class _Lane:
 
 
 def _tensors(rows: Any) -> Iterator[Tensor]:
-    if isinstance(rows, Tensor):
-        yield rows
+    if isinstance(rows, Tensor | Cropped):
+        yield rows if isinstance(rows, Tensor) else rows.pixels
     elif isinstance(rows, list | tuple):
         for part in rows:
             yield from _tensors(part)
