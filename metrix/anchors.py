@@ -5,16 +5,23 @@ The label of v = λz_i + (1−λ)z_j over the candidates is λ on the class of i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from baselines.chunks import Rows, mean_in_chunks, slices
 from baselines.form import Batch, Loss
-from baselines.numerics import clamped_, cosine
+from baselines.numerics import cosine, first_derivative_only
 from baselines.weights import Listed, Weights
 from metrix.norms import inverse_norms
 from metrix.pairs import Chosen
 from metrix.sets import lists
+
+# torch leaves this function untyped.
+vecdot: Callable[..., Tensor] = torch.linalg.vecdot  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def mixed_anchors(loss: Loss, batch: Batch, lam: float | Tensor, chosen: Chosen | None, renormalize: bool) -> Tensor:
@@ -65,12 +72,45 @@ def mix_rows(
 
     λ is one number or (m, 1). `without_pair` sets the columns i and j to −∞.
     """
-    if isinstance(lam, Tensor):
-        mixed = base.index_select(0, first) * lam + base.index_select(0, second) * (1 - lam)
-    else:
-        mixed = (base * lam).index_select(0, first) + (base * (1 - lam)).index_select(0, second)
-    mixed = clamped_(mixed if inverse is None else mixed * inverse[:, None])
-    return mixed.scatter_(1, torch.stack([first, second], 1), -torch.inf) if without_pair else mixed
+    return _MixRows.apply(base, inverse, first, second, lam, without_pair)
+
+
+class _MixRows(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        base: Tensor,
+        inverse: Tensor | None,
+        first: Tensor,
+        second: Tensor,
+        lam: float | Tensor,
+        without_pair: bool,
+    ) -> Tensor:
+        if isinstance(lam, Tensor):
+            mixed = base.index_select(0, first).mul_(lam).add_(base.index_select(0, second).mul_(1 - lam))
+        else:
+            mixed = (base * lam).index_select(0, first).add_((base * (1 - lam)).index_select(0, second))
+        ctx.lam, ctx.rows = lam, len(base)
+        ctx.save_for_backward(None if inverse is None else mixed, inverse, first, second)
+        scaled = mixed.clone() if inverse is None else mixed * inverse[:, None]
+        scaled.clamp_(-1.0, 1.0)
+        return scaled.scatter_(1, torch.stack([first, second], 1), -torch.inf) if without_pair else scaled
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        mixed, inverse, first, second = ctx.saved_tensors
+        lam: float | Tensor = ctx.lam
+        towards_inverse: Tensor | None = None
+        if inverse is not None:
+            towards_inverse = vecdot(gradient, mixed)
+            gradient = gradient * inverse[:, None]
+        towards_base = gradient.new_zeros(ctx.rows, gradient.shape[1])
+        if isinstance(lam, Tensor):
+            towards_base.index_add_(0, first, gradient * lam).index_add_(0, second, gradient * (1 - lam))
+        else:
+            towards_base.index_add_(0, first, gradient, alpha=lam).index_add_(0, second, gradient, alpha=1 - lam)
+        return towards_base, towards_inverse, None, None, None, None
 
 
 def _own_class(loss: Loss, batch: Batch) -> tuple[Tensor, Tensor]:
