@@ -73,7 +73,8 @@ class Margin(Loss):
     def sampled(self, distances: Tensor, positive: Tensor, negative: Tensor, dim: int) -> Tensor:
         """Draw one negative for each positive pair of an anchor; return how often each pair was drawn, (n, n).
 
-        The masks are in host memory. Negatives are drawn where the generator is: a step on another device waits once.
+        The masks are in host memory, and so are the uniform numbers from which negatives are drawn, by inverting the
+        distribution: no step waits for the device, and every device draws alike.
         """
         anchors = (positive.any(1) & negative.any(1)).nonzero().flatten()
         counts = torch.zeros_like(distances)
@@ -81,14 +82,16 @@ class Margin(Loss):
             return counts
         most = int(positive.sum(1).max())
         wanted = moved(torch.arange(most) < positive[anchors].sum(1, keepdim=True), distances.device)
+        uniform = torch.rand(len(anchors), most, generator=self.generator)  # in [0, 1)
         anchors, negative = moved(anchors, distances.device), moved(negative, distances.device)
         d = distances.clamp(min=0.5)
         log_chance = (2 - dim) * d.log() - (dim - 3) / 2 * (1 - d * d / 4).clamp(min=1e-8).log()
         near = negative & (distances < 1.4)
         near = torch.where(near.any(1, keepdim=True), near, negative)
         log_chance = log_chance.masked_fill(~near, -math.inf)
-        chance = log_chance[anchors].softmax(1).to(self.generator.device)
-        drawn = moved(chance.multinomial(most, replacement=True, generator=self.generator), distances.device)
+        until = log_chance[anchors].softmax(1).cumsum(1)
+        drawn = torch.searchsorted(until, moved(uniform, distances.device) * until[:, -1:], right=True)
+        drawn = drawn.clamp(max=len(distances) - 1)  # without this, distances that are not finite lead past the end
         counts[anchors] = counts[anchors].scatter_add_(1, drawn, wanted.to(counts.dtype))
         return counts
 
