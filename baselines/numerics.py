@@ -19,11 +19,12 @@ vector_norm: Callable[..., Tensor] = torch.linalg.vector_norm  # pyright: ignore
 def full_precision(device: torch.device) -> Generator[None]:
     """Turn autocast and TF32 off: three digits of a similarity of 0.999 are too few when it is multiplied by 75.
 
-    Each backend has its own switch. The older `torch.set_float32_matmul_precision` sets them too, but it cannot be
-    read after a caller has set them one by one.
+    Each backend has its own switch; that of convolutions on a GPU is on by default. The older
+    `torch.set_float32_matmul_precision` sets those of products too, but it cannot be read after a caller has set them
+    one by one.
     """
-    mkldnn: Any = torch.backends.mkldnn  # its type lacks `matmul`
-    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, mkldnn.matmul)
+    backends: Any = torch.backends  # its type lacks some of the switches
+    switches = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul)
     before = [switch.fp32_precision for switch in switches]
     for switch in switches:
         switch.fp32_precision = "ieee"

@@ -38,6 +38,7 @@ EDITIONS = (  # newest last
             "f55cc87fcdd212af461298592dfe33839665f8409903d213233f2235b5474ff1",
             "95da0384efdb7e4d63895dc7e5e12d37c4178afa0828e46cac85939d7bebd564",
             "cdf31ed4d9ea488d47f6afa853035ac93d60873611f17a58cbd4f0d5d8f26db5",
+            "b6fdedad956fcae5c7a593cecac316dd0b69af9b2cf20206f72397dba9b55116",
         ),
     ),
 )

@@ -15,9 +15,8 @@ positives are removed before the search, a group of ties cannot hide anything at
 that MAP@R (depth ≥ R) needs to know. R@K needs the best positive's rank at any depth: where the search did not settle
 it, the whole row is counted. R@1000 therefore costs as much as R@1.
 
-A set that is searched among itself on a CPU goes another way to the same ranks, which takes half of the product: see
-`symmetry.py`. Its blocks are made for a CPU's caches and hold whole classes, so a GPU, or a set with a very large
-class, searches whole rows.
+A set that is searched among itself goes another way to the same ranks, which takes half of the product: see
+`symmetry.py`. Its blocks hold whole classes, so a set with a very large class searches whole rows.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from baselines.numerics import full_precision
 from harness.evaluation import metrics, symmetry
 
 TIE = 1e-6
@@ -105,7 +105,7 @@ def evaluate(
     best = np.empty(len(kept), np.int64)
     used = _engine(engine, task)
     blocks = _symmetric_ranks if used == "torch" and task.symmetric else partial(_ranks, used)
-    with _exact_products():
+    with torch.inference_mode(), full_precision(task.gallery.device):
         for rows, ranks in blocks(task, kept, all_metrics, ks):
             best[rows] = ranks[:, 0]
             for title, (metric, options) in columns.items():
@@ -162,9 +162,8 @@ class _Task:
 
     @property
     def symmetric(self) -> bool:
-        """Whether each similarity can be computed once: among a set itself, on a CPU, and no class is too large."""
-        small = int(self.same_label.count.max()) <= symmetry.LARGEST_CLASS
-        return self.labels is not None and small and self.gallery.device.type == "cpu"
+        """Whether each similarity can be computed once: among a set itself, and no class is too large."""
+        return self.labels is not None and int(self.same_label.count.max()) <= symmetry.LARGEST_CLASS
 
 
 def _task(embeddings, labels, gallery, gallery_labels, query_ids, gallery_ids) -> _Task:
@@ -441,18 +440,3 @@ def _search(engine: str, gallery: Tensor) -> Iterator[_TorchSearch]:
         yield _FaissSearch(gallery, faiss)
     finally:
         faiss.omp_set_num_threads(threads)
-
-
-@contextmanager
-def _exact_products() -> Iterator[None]:
-    """Compute products in full float32: a training loop's TF32 or bfloat16 would change similarities by 1e-3."""
-    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore[reportAttributeAccessIssue] (set at import)
-    before = [setting.fp32_precision for setting in settings]
-    for setting in settings:
-        setting.fp32_precision = "ieee"
-    try:
-        with torch.inference_mode(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        for setting, precision in zip(settings, before, strict=True):
-            setting.fp32_precision = precision

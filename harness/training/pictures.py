@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from baselines.numerics import full_precision
 from harness.config import PIXELS, Choice, Trial
 from harness.data import datasets
 from harness.data.cache import default_folder
@@ -126,7 +127,8 @@ def _source(trial: Trial, dataset: Dataset, sources: Sources, announce: Announce
     @torch.inference_mode()
     def pooled(loaded: list[Any]) -> np.ndarray:
         seen = (transform.train(*view) if view[1] else transform.evaluate(view[0]) for view in loaded)
-        return torch.stack([network.pooled(view).float() for view in seen], dim=1).cpu().numpy()
+        with full_precision(device):  # every device computes the same features, which share a file
+            return torch.stack([network.pooled(view).float() for view in seen], dim=1).cpu().numpy()
 
     def rows(parts: Iterable[range]) -> Iterator[np.ndarray]:
         with closing(pipeline.run(read, lambda loaded: loaded, parts, device)) as batches:

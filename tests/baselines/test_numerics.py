@@ -8,8 +8,8 @@ import torch
 import baselines
 from baselines.numerics import full_precision
 
-MKLDNN: Any = torch.backends.mkldnn
-SWITCHES = (torch.backends.cuda.matmul, MKLDNN.matmul)
+BACKENDS: Any = torch.backends
+SWITCHES = (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.mkldnn.matmul)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_rounding_is_off_inside_and_as_it_was_after(allow):
     assert "tf32" in allowed
     with torch.autocast("cpu", torch.bfloat16):
         with full_precision(torch.device("cpu")):
-            assert [switch.fp32_precision for switch in SWITCHES] == ["ieee", "ieee"]
+            assert [switch.fp32_precision for switch in SWITCHES] == ["ieee", "ieee", "ieee"]
             assert not torch.is_autocast_enabled("cpu")
         assert torch.is_autocast_enabled("cpu")
     assert [switch.fp32_precision for switch in SWITCHES] == allowed

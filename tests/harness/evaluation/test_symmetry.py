@@ -10,6 +10,20 @@ from harness.evaluation.metrics import BEYOND
 TIE = 1e-6
 
 
+@pytest.fixture(params=["numpy", "torch"], autouse=True)
+def arrays(request, monkeypatch):
+    """What computes: numpy as on a CPU, and torch as on a GPU, but here."""
+    if request.param == "torch":
+        monkeypatch.setattr(symmetry, "_arrays", symmetry._Torch)
+    return symmetry._arrays(torch.device("cpu"))
+
+
+def cut(monkeypatch, rows):
+    """Make blocks of so many rows."""
+    monkeypatch.setattr(symmetry, "BLOCK", rows)
+    monkeypatch.setattr(symmetry, "GPU_BLOCK", rows)
+
+
 def corners(rng, n, distinct=2**16):
     """Return (n, 16) of −1 and 1, copies of `distinct` rows. Their products are exact, and most of these tie."""
     return rng.choice([-1, 1], (distinct, 16))[rng.integers(0, distinct, n)]
@@ -43,7 +57,7 @@ def by_symmetry(signs, labels, depths):
 @pytest.mark.parametrize("distinct", [1, 3, 40, 2**16], ids=lambda n: f"{n} distinct")
 @pytest.mark.parametrize("deepest", [1, 12, 300])
 def test_equals_the_loop(monkeypatch, block, distinct, deepest):
-    monkeypatch.setattr(symmetry, "BLOCK", block)
+    cut(monkeypatch, block)
     rng = np.random.default_rng(block)
     labels = rng.permutation(np.concatenate([np.arange(20), rng.integers(20, 40, 180), rng.integers(40, 42, 60)]))
     signs, depths = corners(rng, 260, distinct), rng.integers(1, deepest + 1, 260)
@@ -52,7 +66,7 @@ def test_equals_the_loop(monkeypatch, block, distinct, deepest):
 
 @pytest.mark.parametrize("n", [*range(1, 35), 47, 48, 49, 63, 64, 65, 95, 96, 97, 128, 129])
 def test_sets_that_fill_blocks_just_so(monkeypatch, n):
-    monkeypatch.setattr(symmetry, "BLOCK", 32)
+    cut(monkeypatch, 32)
     rng = np.random.default_rng(n)
     for classes in (1, n, 1 + n // 2, 1 + n // 6):
         labels, signs = rng.integers(0, classes, n), corners(rng, n)
@@ -63,7 +77,7 @@ def test_sets_that_fill_blocks_just_so(monkeypatch, n):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("add", [-1, 0, 1], ids=lambda add: f"{add:+}")
 def test_many_blocks_in_one_thread_or_several(monkeypatch, threads, add):
-    monkeypatch.setattr(symmetry, "BLOCK", 64)
+    cut(monkeypatch, 64)
     n = 8 * 64 + add
     rng = np.random.default_rng(n)
     labels = np.repeat(np.arange(n), 4)[:n]
@@ -89,7 +103,7 @@ def test_blocks_of_the_real_size():
 
 def test_more_equal_answers_than_a_byte_can_count(monkeypatch):
     n = 2100  # 263 words of eight
-    monkeypatch.setattr(symmetry, "BLOCK", n)
+    cut(monkeypatch, n)
     signs, labels = np.ones((n, 16), int), np.repeat(np.arange(n // 2), 2)
     assert by_symmetry(signs, labels, np.ones(n, int)) == {row: [n - 1] for row in range(n)}
 
@@ -103,8 +117,11 @@ def test_a_candidate_within_the_tie_comes_first():
     assert ranks[0].tolist() == [2]
 
 
-def test_zero_has_one_key_whatever_its_sign():
-    queries, values = np.zeros(5, int), np.array([1.0, 0.5, 0.0, -0.0, -1.0], np.float32)
-    keys = symmetry._keys(queries, values)
+def test_zero_has_one_key_whatever_its_sign(arrays):
+    one = np.ones((1, 1), np.float32)
+    block = symmetry._Block(arrays, arrays.put(one), np.array([0]), np.array([1]), TIE)
+    values = np.array([1.0, 0.5, 0.0, -0.0, -1.0], np.float32)
+    keys = arrays.fetch(block._keys(arrays.put(np.zeros(5, int)), arrays.put(values)))
     assert np.sign(np.diff(keys)).tolist() == [1, 1, 0, 1]
-    assert symmetry._keys(np.array([1]), np.array([np.inf], np.float32))[0] > keys.max()
+    last = block._keys(arrays.put(np.array([1])), arrays.put(np.array([np.inf], np.float32)))
+    assert arrays.fetch(last)[0] > keys.max()
