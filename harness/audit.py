@@ -27,7 +27,7 @@ def audit(run: Run) -> tuple[Finding, ...]:
     plan, search = run.requested(), run.sub("search")
     records, failures, searched = run.records(), run.failures(), search.records()
     by_id = {record.id: record for record in records}
-    board = board_of(records, failures, plan.trials, plan.refused, published=published.load())
+    board = board_of(records, failures, plan.trials, plan.without_form, published=published.load())
     found = [
         *(finding for grid in plan.grids for finding in rules.over_grid(grid.model_dump(mode="json"))),
         *rules.over_evaluator(evaluate, conformance),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas
 
-from harness.fairness.comparability import Entry, Place, comparable_tables, distinguishing
+from harness.fairness.comparability import Comparable, Entry, Place, comparable_tables, distinguishing
 from harness.leaderboard.columns import lines, plain
 from harness.leaderboard.scores import FAILED, REFUSED, factors
 
@@ -44,7 +44,8 @@ def arrange(seeds: pandas.DataFrame, absent: pandas.DataFrame) -> list[Block]:
     seeds, absent: the frames as `by_seed` returns them.
     """
     records = seeds.drop_duplicates("record").sort_values("record", kind="stable")
-    missing = absent[absent["state"] != REFUSED].assign(record=None)
+    absent = absent.assign(record=None)
+    missing = absent[absent["state"] != REFUSED]
     order: Any = (missing["state"] != FAILED).astype(int).astype(str) + missing["trial"]
     missing = missing.loc[order.sort_values(kind="stable").index]
     tables = comparable_tables([*_entries(records, RECORD_COLUMNS, True), *_entries(missing, ABSENT_COLUMNS, False)])
@@ -58,7 +59,7 @@ def arrange(seeds: pandas.DataFrame, absent: pandas.DataFrame) -> list[Block]:
 def _entries(table: pandas.DataFrame, names: Sequence[str], measured: bool) -> Iterator[Entry[Any]]:
     """Yield the lines of a frame as entries of comparable tables. Lines with equal factors share one dict."""
     for line, known in zip(lines(table, names), _shared_factors(table), strict=True):
-        yield Entry(_place(line), line.arm, line.level, line.seed, known, measured, line)
+        yield Entry((line.dataset, line.backbone), line.arm, line.level, line.seed, known, measured, line)
 
 
 def _shared_factors(table: pandas.DataFrame) -> list[dict[str, Any]]:
@@ -73,18 +74,19 @@ def _shared_factors(table: pandas.DataFrame) -> list[dict[str, Any]]:
     )
 
 
-def _place(line: Any) -> Place:
-    return line.dataset, line.backbone
-
-
 def _without_form(absent: pandas.DataFrame, blocks: Sequence[Block]) -> list[Block]:
-    """Add the arms without a form to the blocks of their place.
+    """Add the arms without a form to the blocks that accept their factors.
 
-    Return new blocks for the places that have no block yet.
+    Return new blocks for those that no block accepts.
     """
-    extra: dict[Place, Block] = {}
-    for line in lines(absent[absent["state"] == REFUSED], ("dataset", "backbone", "arm", "reason")):
-        same_place = [other for other in blocks if other.place == _place(line)]
-        for block in same_place or [extra.setdefault(_place(line), Block(_place(line), {}))]:
-            block.refused.append((line.arm, line.reason))
-    return [extra[place] for place in sorted(extra)]
+    extra: list[Block] = []
+    refused: Any = absent[absent["state"] == REFUSED]
+    for entry in _entries(refused, ABSENT_COLUMNS, False):
+        tables = [(block, Comparable(block.place, block.factors)) for block in (*blocks, *extra)]
+        accepting = [block for block, table in tables if table.accepts(entry.place, entry.factors)]
+        if not accepting:
+            accepting = [Block(entry.place, entry.factors)]
+            extra += accepting
+        for block in accepting:
+            block.refused.append((entry.arm, entry.of.reason))
+    return sorted(extra, key=lambda block: block.place)

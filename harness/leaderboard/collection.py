@@ -34,7 +34,7 @@ class Collection:
     records: tuple[Record, ...]
     failures: tuple[Failure, ...]
     planned: tuple[Trial, ...]
-    refused: tuple[tuple[str, str, str, str], ...]
+    refused: tuple[tuple[Trial, str], ...]
     run_by_id: dict[str, Run]
     notes: tuple[str, ...] = ()
 
@@ -137,7 +137,7 @@ def collect(
         records=tuple(records.values()),
         failures=tuple(failure for run in runs for failure in run.failures()),
         planned=tuple({trial.id: trial for request in requests for trial in request.trials}.values()),
-        refused=tuple(dict.fromkeys(row for request in requests for row in request.refused)),
+        refused=tuple(pair for request in requests for pair in request.without_form),
         run_by_id=run_by_id,
         notes=(*notes, *_protocols(records.values())),
     )
@@ -148,13 +148,13 @@ def _narrowed(whole: Collection, only: Mapping[str, Sequence[str]]) -> Collectio
     """Return the part of a collection that passes the filters on records."""
     trials = [*(r.trial for r in whole.records), *(f.trial for f in whole.failures), *whole.planned]
     passes = filters.of_trials(only, trials)
-    wanted = [(place, set(only[key])) for place, key in enumerate(("dataset", "backbone")) if key in only]
+    of_any_seed = filters.of_trials({key: values for key, values in only.items() if key != "seed"}, trials)
     return replace(
         whole,
         records=tuple(record for record in whole.records if passes(record.trial)),
         failures=tuple(failure for failure in whole.failures if passes(failure.trial)),
         planned=tuple(trial for trial in whole.planned if passes(trial)),
-        refused=tuple(row for row in whole.refused if all(row[place] in values for place, values in wanted)),
+        refused=tuple((trial, reason) for trial, reason in whole.refused if of_any_seed(trial)),
     )
 
 

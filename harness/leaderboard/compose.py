@@ -24,7 +24,7 @@ def board_of(
     records: Iterable[Record],
     failures: Iterable[Failure] = (),
     planned: Iterable[Trial] = (),
-    refused: Iterable[tuple[str, str, str, str]] = (),
+    refused: Iterable[tuple[Trial, str]] = (),
     title: str | None = None,
     *,
     outcomes: Outcomes | None = None,
@@ -37,7 +37,7 @@ def board_of(
 
     planned  the trials that should exist. The board is partial if any of them has no record. Without `planned`, every
              trained row is expected to have all seeds of its block
-    refused  (dataset, backbone, arm, reason) of levels without a form for their loss
+    refused  a trial of each level without a form for its loss, and the reason
     notes    notes on how the records were collected
 
     The other parameters are as in `leaderboard`. Raises ReportError for a metric that no record has.

@@ -17,7 +17,7 @@ from typing import Any
 import pandas
 
 from harness import registry
-from harness.config import FLOORS, LEVELS, SHARED_BY_A_LOSS, Arm, Trial
+from harness.config import FLOORS, LEVELS, SHARED_BY_A_LOSS, Trial
 from harness.fairness.comparability import factors_of
 from harness.fairness.protocols import FAIR
 from harness.fairness.rules import data as data_rules
@@ -211,7 +211,7 @@ def absent(
     table: pandas.DataFrame,
     failures: Iterable[Failure] = (),
     planned: Iterable[Trial] = (),
-    refused: Iterable[tuple[str, str, str, str]] = (),
+    refused: Iterable[tuple[Trial, str]] = (),
     done: Iterable[Trial] | None = None,
 ) -> pandas.DataFrame:
     """Return one line per trial without scores in `table`, and per level without a form for its loss.
@@ -240,10 +240,9 @@ def absent(
             if (key := (whole.id, trial.fold)) not in finished and key not in failed:
                 why = {"trial": whole.id, "state": MISSING, "reason": "not run yet"}
                 rows.append({**_of_trial(trial), **_named(trial.shared), **why})
-    for dataset, backbone, label, reason in refused:
-        arm = Arm.parse(label)
-        about = {"dataset": dataset, "backbone": backbone, "arm": label, "loss": arm.loss, "level": arm.at}
-        rows.append({**about, "baseline": arm.baseline, "state": REFUSED, "reason": reason})
+    for trial, reason in refused:
+        about = {**_of_trial(trial), **_named(trial.shared), "seed": None, "fold": None}
+        rows.append({**about, "state": REFUSED, "reason": reason})
     return of_absent(rows)
 
 

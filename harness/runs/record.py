@@ -204,6 +204,12 @@ class Requested(Stored):
         }
         return (*trials.values(), *(t for t in self.further if t.id not in trials))
 
+    @property
+    def without_form(self) -> tuple[tuple[Trial, str], ...]:
+        """A trial of each refused combination, with the reason."""
+        trials = {trial.cell: trial for grid in self.grids for trial in grid.trials()}
+        return tuple((trials[row[:3]], row[3]) for row in self.refused if row[:3] in trials)
+
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file atomically."""

@@ -138,7 +138,7 @@ def test_what_failed_or_is_not_run_yet_or_has_no_form_is_a_row(series, make_tria
         done,
         [fail(trial) for trial in lost],
         planned=[record.trial for record in done] + lost + waiting,
-        refused=[("glyphs", "test_resnet", "contrastive+embedding", "no form at this level")],
+        refused=[(make_trial("contrastive+embedding"), "no form at this level")],
     )
     found = rows(board)
     failed = "seed 0, 1, 2 failed 3x (out of memory: CUDA out of memory)"
@@ -176,8 +176,17 @@ def test_a_planned_trial_is_done_by_what_it_is_not_by_its_name(series):
     assert (board.partial, board.done, board.total) == (False, 3, 3)
 
 
-def test_a_refused_loss_without_any_run_is_still_shown():
-    board = board_of([], refused=[("glyphs", "test_resnet", "contrastive+input", "no form")])
+def test_a_level_is_not_applicable_only_where_its_settings_are_those_of_the_table(series, make_trial):
+    records = series("contrastive", BASE) + series("contrastive", {0: 0.9}, epochs=7)
+    board = board_of(records, refused=[(make_trial("contrastive+input", epochs=7), "no form")])
+    assert [[(row.arm, row.state) for row in block.trained] for block in board.blocks] == [
+        [("contrastive", "ok")],
+        [("contrastive", "ok"), ("contrastive+input", "n/a")],
+    ]
+
+
+def test_a_refused_loss_without_any_run_is_still_shown(make_trial):
+    board = board_of([], refused=[(make_trial("contrastive+input"), "no form")])
     assert [(row.arm, row.state) for row in board.blocks[0].rows] == [
         ("contrastive", "--"),
         ("contrastive+input", "n/a"),

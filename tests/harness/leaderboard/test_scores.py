@@ -96,14 +96,14 @@ def test_trials_without_a_test_score_have_no_line(make_trial, make_record):
 def test_what_has_no_record_has_a_line_with_its_state_and_reason(make_trial, make_record):
     done, lost, waiting = (make_trial(seed=seed) for seed in range(3))
     failure = Failure(id=lost.id, trial=lost, arm="contrastive", kind="diverged", reason="nan", finished="now")
-    refused = [("glyphs", "test_resnet", "contrastive+feature", "no form")]
+    refused = [(make_trial("contrastive+feature"), "no form")]
     table = absent(of_records([make_record(done)]), [failure], [done, lost, waiting], refused)
     assert table[["state", "seed", "reason", "kind"]].astype(object).where(table.notna(), None).values.tolist() == [
         ["failed", 1, "nan", "diverged"],
         ["missing", 2, "not run yet", None],
         ["refused", None, "no form", None],
     ]
-    assert table["training.epochs"].tolist()[:2] == [2, 2]
+    assert table["training.epochs"].tolist() == [2, 2, 2]
 
 
 def test_curves_have_one_line_per_record_and_epoch(make_trial, make_record):

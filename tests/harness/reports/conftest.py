@@ -33,7 +33,7 @@ def make_board(make_trial, make_record):
         failure = Failure(
             id=lost.id, trial=lost, arm=lost.arm.label, kind="diverged", reason="loss <nan> & gone", finished="now"
         )
-        refused = (("glyphs", "test_resnet", "contrastive+feature", "there is no such form"),)
+        refused = ((make_trial("contrastive+feature"), "there is no such form"),)
         return board_of(order([*base, *variant, strange, floor]), [failure], refused=refused)
 
     return make
