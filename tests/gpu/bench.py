@@ -72,14 +72,14 @@ def with_ready_batch(bench: Bench) -> Bench:
 
 
 def one_batch(bench: Bench) -> tuple[Tensor, Tensor]:
-    """Return a training batch on the device: images (n, 3, side, side) and labels (n,), five of each class."""
+    """Return images (n, 3, side, side) on the device and their labels (n,) in host memory, five of each class."""
     part, size = bench.split_images("train"), bench.trial.training.batch_size
     order = np.argsort(part.labels, kind="stable")
     starts = [np.flatnonzero(part.labels[order] == c)[:5] for c in np.unique(part.labels)]
     rows = order[np.concatenate(starts)[:size]]
     generator = torch.Generator(bench.device).manual_seed(0)
     images = bench.augmentation.train(bench.images.batch(part.indices[rows], bench.device), generator)
-    return images, torch.as_tensor(part.labels[rows]).to(bench.device)
+    return images, torch.as_tensor(part.labels[rows])
 
 
 def train(bench: Bench) -> list[Epoch]:

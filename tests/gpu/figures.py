@@ -111,17 +111,17 @@ def objective_of(bench: Bench, arm: str) -> nn.Module:
     return build_criterion(trial, int(bench.split_images("train").labels.max()) + 1).to(bench.device)
 
 
-def step(bench: Bench, criterion: nn.Module, model: nn.Module | None = None) -> Callable[[], None]:
-    """Return a training step on one ready batch."""
-    model = bench.model if model is None else model
+def step(bench: Bench, criterion: nn.Module, labels_at: torch.device | None = None) -> Callable[[], None]:
+    """Return a training step on one ready batch, whose labels are in host memory or where `labels_at` says."""
     images, labels = one_batch(bench)
+    labels = labels if labels_at is None else labels.to(labels_at)
     groups = [{"params": list(bench.model.parameters())}, *criterion.parameter_groups(1e-4)]
     optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
     criterion.train()
 
     def run() -> None:
         with torch.autocast(bench.device.type, torch.bfloat16):
-            loss = criterion.objective(model, images, labels)
+            loss = criterion.objective(bench.model, images, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -170,7 +170,7 @@ def criteria(place: Place) -> None:
 def criteria_of(place: Place, name: str, n: int) -> dict[str, Callable[[], None]]:
     """Forward and backward of a loss over n embeddings, five of each class, plain and at each level."""
     embeddings, labels = made.batch(n // 5)
-    leaf, labels = embeddings.detach().to(place.device).requires_grad_(), labels.to(place.device)
+    leaf = embeddings.detach().to(place.device).requires_grad_()
     nothing = Nothing()
     plain = made.create(name, n // 5).to(place.device)
     criteria: dict[str, nn.Module] = {"baseline": plain}
@@ -279,10 +279,28 @@ def pipeline(path: str, place: Place) -> Ways:
     return 20 * place.sizes.batch, {way: partial(train, replace(bench, pipeline=p)) for way, p in ways.items()}
 
 
+def labels(place: Place) -> Ways:
+    """A training step that asks the device for its labels, and one that knows them."""
+    bench = bench_over(place, place.large(place.sizes.networks[0]), 2 * place.sizes.batch)
+    ways = {"on the device": place.device, "in host memory": None}
+    arm = "multi_similarity+feature"
+    return place.sizes.batch, {way: step(bench, objective_of(bench, arm), at) for way, at in ways.items()}
+
+
+def searches(place: Place) -> Ways:
+    """An evaluation that compares each query with the whole gallery, and one that computes each similarity once."""
+    embeddings, classes = products_like(place.sizes.gallery, place.sizes.dim, 2.2)
+    score = partial(evaluate, torch.from_numpy(embeddings).to(place.device), classes, engine="torch")
+    ways = {"whole rows": partial(score, query_ids=range(len(classes))), "each similarity once": score}
+    return len(classes), ways
+
+
 COMPILED = ("none", "network", "cuda_graphs")
 OPTIONS: dict[str, Callable[[Place], Ways]] = {  # each row: images of a call, and calls that differ in one option
     "batches of decoded images": partial(pipeline, "cache"),
     "batches of files": partial(pipeline, "classical"),
+    "a step of the ResNet with Metrix, labels": labels,
+    "an evaluation": searches,
     "a step of the ResNet, training.compile": partial(compiled, 0),
     "a step of the vision transformer, training.compile": partial(compiled, 1),
 }

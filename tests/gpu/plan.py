@@ -48,6 +48,7 @@ PLAN = (
     Piece("criteria", "tests.gpu.figures:criteria", 15, 60),
     Piece("evaluation", "tests.gpu.figures:evaluation", 8, 40),
     Piece("epoch", "tests.gpu.figures:epoch", 15, 60),
+    Piece("frozen", "tests.gpu.frozen:frozen", 15, 60),
     Piece("vit", "tests.gpu.figures:vit", 15, 60),
     Piece("efficientnet", "tests.gpu.figures:efficientnet", 15, 60),
     Piece("options", "tests.gpu.figures:options", 90, 240),
