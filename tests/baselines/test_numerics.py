@@ -9,7 +9,8 @@ import baselines
 from baselines.numerics import full_precision
 
 BACKENDS: Any = torch.backends
-SWITCHES = (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.mkldnn.matmul)
+OF_DEVICES = {"cpu": (BACKENDS.mkldnn.matmul,), "cuda": (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv)}
+SWITCHES = (*OF_DEVICES["cpu"], *OF_DEVICES["cuda"])
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,9 @@ def _switches_as_they_were():
 
 
 def newer():
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    for switches, precision in zip(OF_DEVICES.values(), ("bf16", "tf32"), strict=True):
+        for switch in switches:
+            switch.fp32_precision = precision
 
 
 def older():
@@ -30,14 +33,15 @@ def older():
 
 
 @pytest.mark.parametrize("allow", [newer, older])
-def test_rounding_is_off_inside_and_as_it_was_after(allow):
+@pytest.mark.parametrize("device", OF_DEVICES)
+def test_rounding_is_off_inside_and_as_it_was_after(device, allow):
     allow()
     allowed = [switch.fp32_precision for switch in SWITCHES]
-    assert "tf32" in allowed
+    assert {"bf16", "tf32"} <= set(allowed)
     with torch.autocast("cpu", torch.bfloat16):
-        with full_precision(torch.device("cpu")):
-            assert [switch.fp32_precision for switch in SWITCHES] == ["ieee", "ieee", "ieee"]
-            assert not torch.is_autocast_enabled("cpu")
+        with full_precision(torch.device(device)):
+            assert {switch.fp32_precision for switch in OF_DEVICES[device]} == {"ieee"}
+            assert torch.is_autocast_enabled("cpu") == (device != "cpu")
         assert torch.is_autocast_enabled("cpu")
     assert [switch.fp32_precision for switch in SWITCHES] == allowed
 
@@ -66,7 +70,7 @@ def test_every_product_of_a_backward_pass_is_in_full_precision(monkeypatch):
     matmul = torch.Tensor.__matmul__
 
     def watched(a, b):
-        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        seen.append(BACKENDS.mkldnn.matmul.fp32_precision)
         return matmul(a, b)
 
     for name in baselines.names():
