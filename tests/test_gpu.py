@@ -104,7 +104,7 @@ def test_the_whole_command_succeeds_with_the_promised_packages_alone(pictures, t
     assert "· What one GPU says: stand-in: cpu\n" in text
     assert "| figure | measured on a stand-in: cpu |" in text
     assert "A processor stood in for the GPU, with small sizes: no number here says anything of a GPU." in text
-    assert "120 photographs that were given, 20 classes; weights: test_efficientnet.safetensors" in text
+    assert "140 photographs that were given, 20 classes; weights: test_efficientnet.safetensors" in text
     figures = {line["what"] for line in lines if "what" in line}
     for wanted in (
         *(f"{name}, 32 px, bf16, batch 10, {path}" for name in STAND_IN.networks for path in (
