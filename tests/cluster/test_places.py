@@ -6,9 +6,14 @@ import sys
 from itertools import chain
 
 import pytest
+import timm
+import yaml
 from pyarrow.fs import FileSelector, FileSystem
+from safetensors.torch import save_file
 
+from harness.grid import Grid
 from harness.runs.run import Run
+from harness.training.trial import run_trial
 from tests.cluster.conftest import TRIALS
 from tests.cluster.consistency import inconsistencies, processes, records, scores
 from tests.cluster.machines import ROOT, Machines
@@ -43,6 +48,30 @@ def test_a_trial_over_two_gpus_is_one_trial_on_one_node(small, machines, drive, 
     assert record["provenance"]["ranks"] == 2
     assert "GPU 0,1" in driver.text
     assert inconsistencies(tmp_path / "run") == []
+
+
+def test_every_node_computes_the_features_of_a_frozen_network_once(small, machines, drive, tmp_path):
+    """The nodes have their own caches, so two files are computed, by one process each, before the first trial."""
+    weights = tmp_path / "test_resnet.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), weights)
+    grid = yaml.safe_load(small.read_text())
+    grid |= {"name": "frozen", "floors": ["features"], "model": {"dim": 16, "backbone": "frozen"}}
+    grid["backbones"] = [{"name": "test_resnet", "pretrained": str(weights)}]
+    (file := tmp_path / "frozen.yaml").write_text(yaml.safe_dump(grid))
+    cluster, told = machines(), "computing the features of"
+    driver = drive(cluster, "run", file, "--out", tmp_path / "run")
+    assert driver.ends() == 0, driver.text
+    lines = driver.text.splitlines()
+    assert sum(told in line for line in lines) == 2, driver.text
+    first = next(place for place, line in enumerate(lines) if "started" in line)
+    assert not any(told in line for line in lines[first:])
+    again = drive(cluster, "run", file, "--out", tmp_path / "again")
+    assert again.ends() == 0, again.text
+    assert told not in again.text
+    for trial in Grid.load(file).trials():
+        run_trial(trial, tmp_path / "alone")
+    assert len(records(tmp_path / "run")) == TRIALS + 1
+    assert scores(tmp_path / "run") == scores(tmp_path / "again") == scores(tmp_path / "alone")
 
 
 SEND = """
