@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from harness.config import Trial
+from harness.config import Arm, Trial
 from harness.data.datasets import PassedOver
 from harness.grid import Grid
 from harness.runs import files
@@ -206,9 +206,17 @@ class Requested(Stored):
 
     @property
     def without_form(self) -> tuple[tuple[Trial, str], ...]:
-        """A trial of each refused combination, with the reason."""
+        """A trial of each refused combination, with the reason.
+
+        If no grid lists its arm, as an older version named it, the settings are those of another trial of the place.
+        """
         trials = {trial.cell: trial for grid in self.grids for trial in grid.trials()}
-        return tuple((trials[row[:3]], row[3]) for row in self.refused if row[:3] in trials)
+        places = {trial.cell[:2]: trial for trial in trials.values()}
+        found = []
+        for dataset, backbone, label, reason in self.refused:
+            trial = trials.get((dataset, backbone, label)) or places[dataset, backbone]
+            found.append((trial.model_copy(update={"arm": Arm.parse(label)}), reason))
+        return tuple(found)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
