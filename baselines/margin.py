@@ -74,7 +74,7 @@ class Margin(Loss):
         """Draw one negative for each positive pair of an anchor; return how often each pair was drawn, (n, n).
 
         The masks are in host memory, and so are the uniform numbers from which negatives are drawn, by inverting the
-        distribution: no step waits for the device, and every device draws alike.
+        distribution: no step waits for the device.
         """
         anchors = (positive.any(1) & negative.any(1)).nonzero().flatten()
         counts = torch.zeros_like(distances)
@@ -92,7 +92,8 @@ class Margin(Loss):
         until = log_chance[anchors].softmax(1).cumsum(1)
         drawn = torch.searchsorted(until, moved(uniform, distances.device) * until[:, -1:], right=True)
         drawn = drawn.clamp(max=len(distances) - 1)  # without this, distances that are not finite lead past the end
-        counts[anchors] = counts[anchors].scatter_add_(1, drawn, wanted.to(counts.dtype))
+        counted = wanted & near[anchors].gather(1, drawn)  # a GPU's sums may give a chance of 0 a rounding error
+        counts[anchors] = counts[anchors].scatter_add_(1, drawn, counted.to(counts.dtype))
         return counts
 
     def get_extra_state(self) -> Tensor:
