@@ -16,16 +16,20 @@ vector_norm: Callable[..., Tensor] = torch.linalg.vector_norm  # pyright: ignore
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Generator[None]:
+def full_precision(device: torch.device, convolutions: bool = False) -> Generator[None]:
     """Turn autocast and TF32 off: three digits of a similarity of 0.999 are too few when it is multiplied by 75.
 
-    Each kind of device has its own switches; that of convolutions on a GPU is on by default. The older
-    `torch.set_float32_matmul_precision` sets those of products too, but it cannot be read after a caller has set them
-    one by one.
+    This covers matrix products, and `convolutions`, which torch rounds on a GPU by default, if they are wanted. Each
+    kind of device has its own switches. The older `torch.set_float32_matmul_precision` sets those of products too,
+    but it cannot be read after a caller has set them one by one.
     """
     backends: Any = torch.backends  # its type lacks some of the switches
-    on_cpu = device.type == "cpu"
-    switches = (backends.mkldnn.matmul,) if on_cpu else (backends.cuda.matmul, backends.cudnn.conv)
+    products, convolving = (
+        (backends.cuda.matmul, backends.cudnn.conv)
+        if device.type == "cuda"
+        else (backends.mkldnn.matmul, backends.mkldnn.conv)
+    )
+    switches = (products, convolving) if convolutions else (products,)
     before = [switch.fp32_precision for switch in switches]
     for switch in switches:
         switch.fp32_precision = "ieee"

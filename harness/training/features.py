@@ -27,7 +27,7 @@ from harness.data.images import images_path
 from harness.runs.provenance import provenance
 from harness.training import weights
 
-LAYOUT = b"FEATURES2"
+LAYOUT = b"FEATURES3"
 FOOTER = struct.Struct("<16sQQQQ")  # layout, images, views, width, bytes of the description
 CHECKED = 64  # rows whose checksums are compared on opening
 COMPUTED_WITH = ("torch", "timm")

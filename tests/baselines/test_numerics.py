@@ -9,7 +9,10 @@ import baselines
 from baselines.numerics import full_precision
 
 BACKENDS: Any = torch.backends
-OF_DEVICES = {"cpu": (BACKENDS.mkldnn.matmul,), "cuda": (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv)}
+OF_DEVICES = {
+    "cpu": (BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv),
+    "cuda": (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv),
+}
 SWITCHES = (*OF_DEVICES["cpu"], *OF_DEVICES["cuda"])
 
 
@@ -36,12 +39,16 @@ def older():
 @pytest.mark.parametrize("device", OF_DEVICES)
 def test_rounding_is_off_inside_and_as_it_was_after(device, allow):
     allow()
-    allowed = [switch.fp32_precision for switch in SWITCHES]
+    allowed_of = {switch: switch.fp32_precision for switch in SWITCHES}
+    allowed = list(allowed_of.values())
     assert {"bf16", "tf32"} <= set(allowed)
     with torch.autocast("cpu", torch.bfloat16):
         with full_precision(torch.device(device)):
-            assert {switch.fp32_precision for switch in OF_DEVICES[device]} == {"ieee"}
+            products, convolutions = OF_DEVICES[device]
+            assert (products.fp32_precision, convolutions.fp32_precision) == ("ieee", allowed_of[convolutions])
             assert torch.is_autocast_enabled("cpu") == (device != "cpu")
+        with full_precision(torch.device(device), convolutions=True):
+            assert {switch.fp32_precision for switch in OF_DEVICES[device]} == {"ieee"}
         assert torch.is_autocast_enabled("cpu")
     assert [switch.fp32_precision for switch in SWITCHES] == allowed
 

@@ -1,5 +1,7 @@
 """Measure how fast the features of a frozen backbone are computed, and what a trial on them takes."""
 
+from unittest import SkipTest
+
 from harness.config import Model
 from harness.training.pictures import open_dataset
 from tests.gpu.place import Place
@@ -17,8 +19,10 @@ def frozen(place: Place) -> None:
     model = Model(dim=place.sizes.dim, backbone="frozen")
     trial = trial.model_copy(update={"backbone": backbone, "model": model})
 
-    sources = place.sources("frozen")
-    batches, bare = rates(trial, open_dataset(trial.dataset, place.few, place.cache), sources)
+    dataset, sources = open_dataset(trial.dataset, place.few, place.cache), place.sources("frozen")
+    if len(dataset) < 2 * FEATURE_BATCH:
+        raise SkipTest(f"needs {2 * FEATURE_BATCH} pictures, and there are {len(dataset)}")
+    batches, bare = rates(trial, dataset, sources)
     at = f"{name}, {place.sizes.side_px} px, float32"
     place.measured(f"{at}, bare: forward", "images/s", [FEATURE_BATCH / s for s in bare])
     place.measured(f"{at}, features written to a file", "images/s", [FEATURE_BATCH / s for s in batches])

@@ -1,5 +1,6 @@
 """Seconds to compute features, and a file of weights to compute them with."""
 
+import os
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -8,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from baselines.numerics import full_precision
 from harness.config import Trial
 from harness.data.datasets import Dataset
 from harness.training.devices import rank_devices
@@ -30,6 +32,7 @@ def rates(trial: Trial, dataset: Dataset, sources: Sources) -> tuple[list[float]
     features_of(trial, dataset, sources, progress=lambda *_: marks.append(time.perf_counter()))
     network, side = build_embedder(trial).to(device).eval(), trial.images.side_px
     batch = torch.randn(FEATURE_BATCH, 3, side, side, device=device)
-    with torch.inference_mode():
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as compute the features
+    with torch.inference_mode(), full_precision(device, convolutions=True):
         bare = take_turns({"": lambda: network.pooled(batch)}, rounds=5, device=device)[""]
     return [b - a for a, b in pairwise(marks[: len(dataset) // FEATURE_BATCH])], bare

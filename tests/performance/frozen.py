@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def photos(network: str, file: Path, *overrides: str) -> Grid:
-    """The grid `photos` with one seed, another network and its weights, and without the floor of pixels."""
+    """The grid `photos` with four seeds, another network and its weights, and without the floor of pixels."""
     grid = Grid.load("photos", ["floors=[features,untrained]", "seeds=[0,1,2,3]", *overrides])
     backbone = grid.backbones[0].model_copy(update={"name": network, "pretrained": str(file)})
     return grid.model_copy(update={"backbones": (backbone,)})
