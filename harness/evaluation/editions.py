@@ -39,6 +39,7 @@ EDITIONS = (  # newest last
             "95da0384efdb7e4d63895dc7e5e12d37c4178afa0828e46cac85939d7bebd564",
             "cdf31ed4d9ea488d47f6afa853035ac93d60873611f17a58cbd4f0d5d8f26db5",
             "b6fdedad956fcae5c7a593cecac316dd0b69af9b2cf20206f72397dba9b55116",
+            "e48f4267e936284c0a1216c346f47960f1a0fde6347e52795d37c9ad0b0a90a7",
         ),
     ),
 )

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from baselines.form import moved
 from harness.evaluation.metrics import BEYOND
 
 BLOCK = 768  # rows on a CPU: smaller products are slower, and larger ones leave the caches before they are read
@@ -64,15 +65,16 @@ def ranks(
         return _Block(arrays, arrays.product(padded[i], padded[i]), labels[rows[i]], depths[rows[i]], tie)
 
     @torch.inference_mode()
-    def compare(i: int, j: int) -> None:
+    def compare(block: _Block, i: int, j: int) -> None:
         similarities = arrays.product(padded[i], padded[j])
-        blocks[i].count(similarities)
+        block.count(similarities)
         blocks[j].count(similarities.T)
 
     with _threads(len(rows) if vectors.device.type == "cpu" else 1) as run:
-        blocks = list(run(begin, range(len(rows))))
-        for i, block in enumerate(blocks):
-            list(run(partial(compare, i), range(i + 1, len(blocks))))
+        blocks = dict(enumerate(run(begin, range(len(rows)))))
+        for i in range(len(rows)):
+            block = blocks.pop(i)
+            list(run(partial(compare, block, i), range(i + 1, len(rows))))
             found = np.flatnonzero(counts[labels[rows[i]]] > 1)
             if len(found):
                 yield rows[i][found], block.ranks()[found]
@@ -170,7 +172,7 @@ class _Torch:
         return GPU_BLOCK
 
     def put(self, array: np.ndarray) -> Array:
-        return torch.from_numpy(array).to(self.device)
+        return moved(torch.from_numpy(array), self.device)
 
     def fetch(self, array: Array) -> np.ndarray:
         return array.cpu().numpy()
@@ -252,9 +254,8 @@ class _Block:
 
     def _keys(self, queries: Array, similarities: Array) -> Array:
         """Return int64 that ascend with the query and, within a query, as the similarity descends; ties are equal."""
-        bits = (0 - similarities).view(
-            self.arrays.library.int32
-        )  # 0 − x is never −0, whose bits differ from those of 0
+        # 0 − x is never −0, whose bits differ from those of 0.
+        bits = (0 - similarities).view(self.arrays.library.int32)
         return (queries << 32) + (bits ^ ((bits >> 31) & (2**31 - 1)))
 
     def count(self, similarities: Array) -> None:
