@@ -48,7 +48,7 @@ class Entry(Generic[T]):
     place: Place
     arm: str
     level: str
-    seed: int
+    seed: int | None
     factors: dict[str, Any]
     measured: bool
     of: T

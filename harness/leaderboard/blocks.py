@@ -48,12 +48,22 @@ def arrange(seeds: pandas.DataFrame, absent: pandas.DataFrame) -> list[Block]:
     missing = absent[absent["state"] != REFUSED]
     order: Any = (missing["state"] != FAILED).astype(int).astype(str) + missing["trial"]
     missing = missing.loc[order.sort_values(kind="stable").index]
+    refused: Any = absent[absent["state"] == REFUSED]
+    refused = sorted(_entries(refused, ABSENT_COLUMNS, False), key=lambda entry: entry.place)
     tables = comparable_tables([*_entries(records, RECORD_COLUMNS, True), *_entries(missing, ABSENT_COLUMNS, False)])
-    blocks = [
-        Block(table.place, table.factors, [entry.of for entry in table.entries], dict(distinguishing(table, tables)))
+    for entry in refused:
+        if not any(table.accepts(entry.place, entry.factors) for table in tables):
+            tables.append(Comparable(entry.place, entry.factors))
+    return [
+        Block(
+            table.place,
+            table.factors,
+            [entry.of for entry in table.entries],
+            dict(distinguishing(table, tables)),
+            [(entry.arm, entry.of.reason) for entry in refused if table.accepts(entry.place, entry.factors)],
+        )
         for table in tables
     ]
-    return blocks + _without_form(absent, blocks)
 
 
 def _entries(table: pandas.DataFrame, names: Sequence[str], measured: bool) -> Iterator[Entry[Any]]:
@@ -72,21 +82,3 @@ def _shared_factors(table: pandas.DataFrame) -> list[dict[str, Any]]:
         if names
         else [{}] * len(table)
     )
-
-
-def _without_form(absent: pandas.DataFrame, blocks: Sequence[Block]) -> list[Block]:
-    """Add the arms without a form to the blocks that accept their factors.
-
-    Return new blocks for those that no block accepts.
-    """
-    extra: list[Block] = []
-    refused: Any = absent[absent["state"] == REFUSED]
-    for entry in _entries(refused, ABSENT_COLUMNS, False):
-        tables = [(block, Comparable(block.place, block.factors)) for block in (*blocks, *extra)]
-        accepting = [block for block, table in tables if table.accepts(entry.place, entry.factors)]
-        if not accepting:
-            accepting = [Block(entry.place, entry.factors)]
-            extra += accepting
-        for block in accepting:
-            block.refused.append((entry.arm, entry.of.reason))
-    return sorted(extra, key=lambda block: block.place)

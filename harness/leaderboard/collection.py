@@ -1,6 +1,7 @@
 """The contents of one or more run folders as one filtered set, with its conflicts named."""
 
 import gc
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -137,7 +138,7 @@ def collect(
         records=tuple(records.values()),
         failures=tuple(failure for run in runs for failure in run.failures()),
         planned=tuple({trial.id: trial for request in requests for trial in request.trials}.values()),
-        refused=tuple(pair for request in requests for pair in request.without_form),
+        refused=tuple(_once(pair for request in requests for pair in request.without_form)),
         run_by_id=run_by_id,
         notes=(*notes, *_protocols(records.values())),
     )
@@ -148,14 +149,24 @@ def _narrowed(whole: Collection, only: Mapping[str, Sequence[str]]) -> Collectio
     """Return the part of a collection that passes the filters on records."""
     trials = [*(r.trial for r in whole.records), *(f.trial for f in whole.failures), *whole.planned]
     passes = filters.of_trials(only, trials)
-    of_any_seed = filters.of_trials({key: values for key, values in only.items() if key != "seed"}, trials)
+    kept = {_settings(trial) for trial in trials if passes(trial)} if whole.refused else set()
     return replace(
         whole,
         records=tuple(record for record in whole.records if passes(record.trial)),
         failures=tuple(failure for failure in whole.failures if passes(failure.trial)),
         planned=tuple(trial for trial in whole.planned if passes(trial)),
-        refused=tuple((trial, reason) for trial, reason in whole.refused if of_any_seed(trial)),
+        refused=tuple((trial, reason) for trial, reason in whole.refused if _settings(trial) in kept),
     )
+
+
+def _settings(trial: Trial) -> str:
+    """Return what trials of one table share, as text."""
+    return json.dumps(trial.shared, sort_keys=True)
+
+
+def _once(pairs: Iterable[tuple[Trial, str]]) -> Iterable[tuple[Trial, str]]:
+    """Return each refused arm once for each table that it may be in."""
+    return {(trial.arm.label, _settings(trial)): (trial, reason) for trial, reason in pairs}.values()
 
 
 @contextmanager

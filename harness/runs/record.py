@@ -210,6 +210,8 @@ class Requested(Stored):
 
         If no grid lists its arm, as an older version named it, the settings are those of another trial of the place.
         """
+        if not self.refused:
+            return ()
         trials = {trial.cell: trial for grid in self.grids for trial in grid.trials()}
         places = {trial.cell[:2]: trial for trial in trials.values()}
         found = []
