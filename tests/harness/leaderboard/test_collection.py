@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.grid import Grid
 from harness.leaderboard import collection
 from harness.leaderboard.collection import collect
 from harness.leaderboard.filters import of_rows, parse
@@ -57,6 +58,26 @@ def test_filters_on_records(run, make_trial):
     assert [record.id for record in found.records] == [trials[3].id]
     with pytest.raises(ValueError, match="--only dataset: no dataset named 'omniglo'; did you mean 'omniglot'"):
         collect([folder], {"dataset": ["omniglo"]})
+
+
+def test_a_refused_arm_follows_the_settings_of_its_grid_and_their_filters(run):
+    def planned(name, *overrides):
+        grid = Grid.load("quick", ["losses=[arcface]", "floors=[]", *overrides])
+        trials = [trial for trial in grid.trials() if trial.arm.at == "baseline"]
+        refused = [(*t.cell, "no form") for t in grid.trials() if t.arm.at != "baseline" and t.seed == grid.seeds[0]]
+        folder = run(name, *((trial, 0.5) for trial in trials))
+        Run(folder).remember(grid, trials, refused)
+        return folder
+
+    short = planned("short", "levels=[baseline,embedding]", "epochs=2", "seeds=[0]")
+    long = planned("long", "levels=[baseline]", "epochs=7", "seeds=[1]")
+    blocks = collect([short, long, short]).board().blocks
+    assert [[(row.arm, row.state) for row in block.trained] for block in blocks] == [
+        [("arcface", "ok"), ("arcface+embedding", "n/a")],
+        [("arcface", "ok")],
+    ]
+    assert len(collect([short, short], {"seed": ["0"]}).refused) == 1
+    assert collect([short, long], {"seed": ["1"]}).refused == ()
 
 
 def test_filters_on_rows_keep_baselines_and_the_tests_of_the_whole_table(run, make_trial):

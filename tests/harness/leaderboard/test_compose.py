@@ -185,6 +185,12 @@ def test_a_level_is_not_applicable_only_where_its_settings_are_those_of_the_tabl
     ]
 
 
+def test_a_table_of_refused_arms_alone_says_how_it_differs(series, make_trial):
+    refused = [(make_trial("contrastive+input", epochs=7), "no form")]
+    board = board_of(series("contrastive", BASE), refused=refused)
+    assert [block.rows[0].factors for block in board.blocks] == ["training.epochs=2", "training.epochs=7"]
+
+
 def test_a_refused_loss_without_any_run_is_still_shown(make_trial):
     board = board_of([], refused=[(make_trial("contrastive+input"), "no form")])
     assert [(row.arm, row.state) for row in board.blocks[0].rows] == [
