@@ -41,8 +41,8 @@ class Entry(Generic[T]):
     """One seed of an arm, as it enters a table; `of` is what it stands for, such as its record.
 
     `factors` are those of `factors_of`, as far as they are known: without a record (`measured` is False) only those
-    that the trial's settings determine. `arm` and `level` are those of the record, which an older version may have
-    named differently than the trial does.
+    that the trial's settings determine. `arm` and `level` are those of the record, which an older version may
+    have named differently than the trial does. `seed` is None for an arm whose level has no form for the loss.
     """
 
     place: Place

@@ -127,7 +127,7 @@ def _source(trial: Trial, dataset: Dataset, sources: Sources, announce: Announce
     @torch.inference_mode()
     def pooled(loaded: list[Any]) -> np.ndarray:
         seen = (transform.train(*view) if view[1] else transform.evaluate(view[0]) for view in loaded)
-        with full_precision(device, convolutions=True):  # devices share a file: no number may tell which wrote it
+        with full_precision(device, convolutions=True):  # a CPU and a GPU may read each other's file
             return torch.stack([network.pooled(view).float() for view in seen], dim=1).cpu().numpy()
 
     def rows(parts: Iterable[range]) -> Iterator[np.ndarray]:

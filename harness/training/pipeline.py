@@ -103,8 +103,10 @@ class _Lane:
 
 
 def _tensors(rows: Any) -> Iterator[Tensor]:
-    if isinstance(rows, Tensor | Cropped):
-        yield rows if isinstance(rows, Tensor) else rows.pixels
+    if isinstance(rows, Tensor):
+        yield rows
+    elif isinstance(rows, Cropped):
+        yield rows.pixels
     elif isinstance(rows, list | tuple):
         for part in rows:
             yield from _tensors(part)
